@@ -1,0 +1,1 @@
+"""The feature cache: what stage one leaves and stage two reads."""

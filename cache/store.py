@@ -1,0 +1,177 @@
+"""The feature cache on disk: FeatureTable <-> one HDF5 file; docs/cache-format.md is its schema.
+
+What other packages use of the cache on disk is here or is imported here.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from cache.checksums import (
+    check_features,
+    content_sha256,
+    damaged_part,
+    file_sha256,
+    load_features,
+    read_region,
+    refuse_damage,
+    row_blocks,
+)
+from cache.contents import OK, TODO, UNREADABLE, decode_paths, read_contents
+from cache.disk import partial_of
+from cache.identity import compare_identity, fingerprint
+from cache.opening import open_writer
+from cache.table import BLOCK_ROWS, CacheError, FeatureTable
+from cache.userblock import SCHEMA, UserBlock, open_cache
+from cache.writer import Writer
+
+__all__ = [
+    "OK",
+    "SCHEMA",
+    "TODO",
+    "UNREADABLE",
+    "Writer",
+    "check_features",
+    "compare_identity",
+    "fingerprint",
+    "info",
+    "load_features",
+    "open_writer",
+    "partial_of",
+    "read_paths",
+    "read_table",
+    "verify",
+    "write_table",
+]
+
+
+def read_table(path: Path) -> FeatureTable:
+    """The readable rows of a complete cache, everything but the features checked.
+
+    The features are mapped and not looked at; load_features reads and checks them. Only where the
+    cache has unreadable rows, its features are loaded and checked here, to leave those out.
+    Raises CacheError when the cache is damaged, incomplete or not to be trusted.
+    """
+    with open_cache(path) as (file, block):
+        _refuse_partial(block, path)
+        table, status = read_contents(file, block, path)
+        keep = status == OK
+        if keep.all():
+            return table
+        if not keep.any():
+            raise CacheError(f"{path}: not one of its {len(keep)} images could be read")
+        check_features(table)
+        return replace(
+            table,
+            features=table.features[keep],
+            labels=table.labels[keep],
+            domains=table.domains[keep],
+            split=None if table.split is None else table.split[keep],
+            block_crc32=None,
+        )
+
+
+def read_paths(path: Path) -> list[str]:
+    """The image path of each row of read_table, relative and with /; "" where none is stored."""
+    with open_cache(path) as (file, block):
+        _refuse_partial(block, path)
+        refuse_damage(file, block, path, paths=True)
+        status = np.frombuffer(read_region(file, block.regions["row_status"]), np.uint8)
+        raw = read_region(file, block.regions["paths"])
+    names = decode_paths(raw, block.rows, str(path)) if raw else [""] * block.rows
+    return [name for name, one in zip(names, status, strict=True) if one == OK]
+
+
+def verify(path: Path) -> None:
+    """Read every byte of a complete cache; CacheError says where one is not as it was written.
+
+    Also that the numbers are finite and content_sha256 is theirs.
+    """
+    with open_cache(path) as (file, block):
+        _refuse_partial(block, path)
+        if file_sha256(file) != block.file_sha256:
+            part = damaged_part(file, block)
+            raise CacheError(f"{path} is damaged in its {part}; copy or make it again")
+    table = read_table(path)
+    check_features(table)
+    read_paths(path)
+    found = content_sha256(
+        row_blocks(table.features),
+        table.features.dtype,
+        table.labels,
+        table.domains,
+        table.text_features,
+    )
+    if found != table.content_sha256:
+        raise CacheError(
+            f"{path}: its content has SHA-256 {found}, and it says {table.content_sha256}; "
+            "it was not made by this code, make it again"
+        )
+
+
+def info(path: Path) -> dict:
+    """What a cache, complete or .partial, is and holds; JSON-able. The features are not read.
+
+    rows counts all of them; rows_done were tried, and unreadable of those gave no features.
+    """
+    with open_cache(path) as (file, block):
+        table, status = read_contents(file, block, path)
+    rows, width = table.features.shape
+    counts = np.bincount(table.domains[status != UNREADABLE], minlength=len(table.domain_names))
+    return {
+        "file": str(path),
+        "bytes": block.file_bytes,
+        "complete": block.complete,
+        "rows": rows,
+        "rows_done": int((status != TODO).sum()),
+        "unreadable": int((status == UNREADABLE).sum()),
+        "width": width,
+        "dtype": table.features.dtype.name,
+        "classes": len(table.class_names),
+        "domains": len(table.domain_names),
+        "class_names": list(table.class_names),
+        "domain_names": list(table.domain_names),
+        "rows_per_domain": dict(zip(table.domain_names, counts.tolist(), strict=True)),
+        "split": table.split is not None,
+        "paths": block.regions["paths"].nbytes > 0,
+        "logit_scale": table.logit_scale,
+        "dataset": table.identity.get("dataset"),
+        "model": table.identity.get("model"),
+        "schema": SCHEMA,
+        "fingerprint": table.fingerprint,
+        "content_sha256": table.content_sha256 if block.complete else None,
+        "identity": table.identity,
+    }
+
+
+def write_table(path: Path, table: FeatureTable, *, force: bool = False) -> None:
+    """Make a complete cache of a whole table, features as they are; CacheError if path exists."""
+    check_features(table)
+    with open_writer(
+        path,
+        identity=table.identity,
+        class_names=table.class_names,
+        domain_names=table.domain_names,
+        labels=table.labels,
+        domains=table.domains,
+        text_features=table.text_features,
+        logit_scale=table.logit_scale,
+        width=table.features.shape[1],
+        dtype=table.features.dtype.name,
+        split=table.split,
+        force=force,
+    ) as writer:
+        todo = writer.todo  # a killed import of the same table may have left some rows done
+        for start in range(0, len(todo), BLOCK_ROWS):
+            rows = todo[start : start + BLOCK_ROWS]
+            writer.put(rows, table.features[rows], np.full(len(rows), OK))
+        writer.publish()
+
+
+def _refuse_partial(block: UserBlock, path: Path) -> None:
+    if not block.complete:
+        raise CacheError(
+            f"{path} is not complete: the extraction has not finished; `./run.sh extract` with the "
+            "same words goes on with it"
+        )

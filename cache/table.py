@@ -1,0 +1,151 @@
+"""FeatureTable: what stage one leaves for stage two, its checks, and the errors of a cache."""
+
+import difflib
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK_ROWS = 4096  # rows checked, hashed and converted at a time: 4 MiB at 512 x float16
+SPLITS = ("train", "val", "test")  # what 0, 1 and 2 mean in FeatureTable.split
+
+
+class CacheError(Exception):
+    """A cache is damaged, incomplete, untrusted, or has no such name."""
+
+    exit_code = 4
+
+
+class StaleCache(CacheError):
+    """Two caches, or a cache and a command, that are unlike."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureTable:
+    """N rows of image features with labels and domains, and the C text features they meet.
+
+    source          the file's name, for messages
+    features        (N, D) float16 or float32, as the encoder gave them; may be memory-mapped
+    labels          (N,) int64, 0 <= label < C
+    domains         (N,) int64, positions in domain_names
+    text_features   (C, D) float32, one for each class, as the encoder gave them
+    logit_scale     the multiplier, about 100 (CLIP's parameter of this name is its logarithm)
+    class_names     C different names;    domain_names  likewise
+    split           (N,) int8, 0 train 1 val 2 test; None when the cache fixes none
+    identity        what the fingerprint is made from; JSON-able
+    fingerprint     32 hex digits, see cache.identity.fingerprint
+    content_sha256  64 hex digits, see cache.checksums.content_sha256
+    block_crc32     uint32, one for each BLOCK_ROWS rows of features that are memory-mapped and not
+                    looked at yet; None when features are in memory
+    """
+
+    source: str
+    features: np.ndarray
+    labels: np.ndarray
+    domains: np.ndarray
+    text_features: np.ndarray
+    logit_scale: float
+    class_names: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    split: np.ndarray | None
+    identity: dict
+    fingerprint: str
+    content_sha256: str
+    block_crc32: np.ndarray | None = None
+
+
+def check_table(table: FeatureTable) -> None:
+    """Everything that can be wrong with a table; reads all features once. Raises CacheError."""
+    check_small(table)
+    for start in range(0, len(table.features), BLOCK_ROWS):
+        refuse_not_finite(table.source, table.features[start : start + BLOCK_ROWS], start)
+
+
+def check_small(table: FeatureTable) -> None:
+    """check_table without looking at the features' numbers. Raises CacheError."""
+    source, features, text = table.source, table.features, table.text_features
+    if features.ndim != 2 or 0 in features.shape:
+        raise CacheError(
+            f"{source}: features must be (N, D), N and D above 0; got {features.shape}"
+        )
+    if features.dtype not in (np.float16, np.float32):
+        raise CacheError(f"{source}: features must be float16 or float32; got {features.dtype}")
+    _check_names(source, "class", table.class_names)
+    _check_names(source, "domain", table.domain_names)
+    rows, width = features.shape
+    if text.shape != (len(table.class_names), width) or text.dtype != np.float32:
+        raise CacheError(
+            f"{source}: text_features must be ({len(table.class_names)}, {width}) float32, a row a "
+            f"class, as wide as the features; got {text.shape} {text.dtype}"
+        )
+    if not np.isfinite(text).all():
+        name = table.class_names[int(np.argmin(np.isfinite(text).all(axis=1)))]
+        raise CacheError(f"{source}: the text feature of class {name!r} has NaN or Inf in it")
+    if not (np.isfinite(table.logit_scale) and table.logit_scale > 0):
+        raise CacheError(f"{source}: logit_scale must be above 0; got {table.logit_scale}")
+    _check_numbers(source, "labels", table.labels, np.int64, rows, len(table.class_names))
+    _check_numbers(source, "domains", table.domains, np.int64, rows, len(table.domain_names))
+    if table.split is not None:
+        _check_numbers(source, "split", table.split, np.int8, rows, len(SPLITS))
+
+
+def refuse_not_finite(source: str, features: np.ndarray, first_row: int) -> None:
+    """Raises CacheError when features (n, D) hold NaN or Inf, with the count and the first row.
+
+    first_row  the number that the first of the n rows has in its table
+    """
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        row, last = first_row + int(bad[0]), first_row + len(features) - 1
+        raise CacheError(
+            f"{source}: NaN or Inf in the features of {len(bad)} of rows {first_row} to {last}, "
+            f"first in row {row}; make the cache again from sound features"
+        )
+
+
+def domain_index(table: FeatureTable, name: str) -> int:
+    """The number of the domain of this name; CacheError with the nearest name when it has none."""
+    return _index(table.source, "domain", name, table.domain_names)
+
+
+def class_index(table: FeatureTable, name: str) -> int:
+    """The number of the class of this name; CacheError with the nearest name when it has none."""
+    return _index(table.source, "class", name, table.class_names)
+
+
+def _index(source: str, kind: str, name: str, names: tuple[str, ...]) -> int:
+    if name in names:
+        return names.index(name)
+    lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    hint = f" Did you mean {lower[near[0]]}?" if near else ""
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    raise CacheError(f"{source}: no {kind} {name!r}; it has {shown}.{hint}")
+
+
+def _check_names(source: str, kind: str, names: tuple[str, ...]) -> None:
+    if not names:
+        raise CacheError(f"{source}: it has no {kind} names; at least one is needed")
+    for name in names:
+        # Unprintable ones could steer the terminal that shows them.
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise CacheError(f"{source}: {name!r} is no {kind} name; a name is printable text")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CacheError(f"{source}: {kind} name {twice!r} stands there more than once")
+
+
+def _check_numbers(
+    source: str, name: str, numbers: np.ndarray, dtype: type, rows: int, count: int
+) -> None:
+    if numbers.shape != (rows,) or numbers.dtype != dtype:
+        wanted = f"({rows},) {np.dtype(dtype)}"
+        raise CacheError(f"{source}: {name} must be {wanted}; got {numbers.shape} {numbers.dtype}")
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or high >= count:
+        row = int(np.argmax((numbers < 0) | (numbers >= count)))
+        hint = "; they count from 1, take 1 away" if (low, high) == (1, count) else ""
+        raise CacheError(
+            f"{source}: {name} must be 0 to {count - 1}; row {row} has {int(numbers[row])}{hint}"
+        )

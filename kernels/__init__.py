@@ -1,0 +1,1 @@
+"""Kernels of stage two: one public function a file, one file a backend."""

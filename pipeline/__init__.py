@@ -1,0 +1,1 @@
+"""FedCLIP from a feature cache: extract once, federate many times."""

@@ -1,0 +1,221 @@
+"""Stage one: the images and prompts of a data set through frozen CLIP, once, into a cache."""
+
+import hashlib
+import json
+import platform
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cache.store import SCHEMA, compare_identity, info, open_writer, partial_of
+from kernels.backends import pick_device
+from pipeline.clip_model import ClipModel, encode_prompts, load_model
+from pipeline.clip_weights import find_weights
+from pipeline.config import ConfigError
+from pipeline.encode_rows import Encoded, Pace, encode_rows, start_decoder
+from pipeline.image_sets import dataset_name, find_images
+from pipeline.image_tree import ImageTree, manifest_sha256
+from pipeline.pixels import PREPROCESSING
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA, CACHES = ROOT / "data", ROOT / "cache" / "files"
+TEMPLATES = ("a picture of a {}",)  # the released code's prompt
+STORE = {"fp16": "float16", "fp32": "float32"}
+BATCH = {"cpu": 64, "cuda": 256}
+NOTHING = Encoded(0, 0, {})
+SHOWN = 20  # unreadable images and stray files named one by one; the rest is a count
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What one extraction did.
+
+    path        of the cache                 rows    in it, unreadable ones too
+    encoded     images in this run           resumed rows that an earlier run had done
+    unreadable  rows without features, of all runs
+    turned      images of this run with an EXIF orientation, which CLIP's preprocessing ignores
+    seconds     {part: seconds}; images_per_second  of the part that encodes, decoding included
+    """
+
+    path: Path
+    rows: int
+    encoded: int
+    resumed: int
+    unreadable: int
+    turned: int
+    seconds: dict[str, float]
+    images_per_second: float
+
+
+def cache_path(dataset: str, model: str, templates: tuple[str, ...] = TEMPLATES) -> Path:
+    """Where `extract` puts the cache of these words when it is not told where."""
+    model_name = find_weights(model)[0]
+    stem = model_name if model_name in ("demo", model) else Path(model_name).stem
+    words = [re.sub(r"[^\w.+-]+", "-", word) for word in (dataset_name(dataset), stem)]
+    if templates != TEMPLATES:
+        words.append(hashlib.sha256(json.dumps(templates).encode()).hexdigest()[:8])
+    return CACHES / f"{'-'.join(words)}.h5"
+
+
+def extract(
+    dataset: str,
+    *,
+    root: Path | None = None,
+    model: str = "demo",
+    out: Path | None = None,
+    templates: tuple[str, ...] = TEMPLATES,
+    device: str = "auto",
+    batch: int | None = None,
+    workers: int | None = None,
+    store: str = "fp16",
+    on_bad_image: str = "fail",
+    force: bool = False,
+    say: Callable[[str], None],
+) -> ExtractReport:
+    """Encode what the cache does not have yet; killed at any moment, the next call goes on.
+
+    dataset       "demo", a known name (KNOWN) looked for in `root`, or a folder
+    model         a name of MODEL_NAMES, or a file of weights
+    out           the cache; None: cache_path
+    batch         images encoded together; None: 64 on the CPU, 256 on a GPU
+    workers       processes that decode; 0: this one does; None: one a core
+    on_bad_image  "fail" stops at an unreadable image, "skip" leaves its row without features
+    force         make the cache anew, whatever is there
+    say           takes lines for the user
+
+    An undisturbed extraction and a resumed one of the same batch end with the same bytes.
+    Raises ConfigError, BackendUnavailable, DataError, WeightsError, CacheError, and StaleCache
+    for a cache of other images, weights, prompts or settings.
+    """
+    _check_settings(templates, batch, workers, store, on_bad_image)
+    where, pace = pick_device(device), Pace()
+    out = out or cache_path(dataset, model, templates)
+    with pace.part("scan"):
+        tree = find_images(dataset, root or DATA, say)
+    with pace.part("model"):
+        clip = load_model(model, where)
+    with pace.part("manifest"):
+        identity = _identity(dataset_name(dataset), tree, clip, templates, STORE[store])
+    if out.exists() and not force:
+        found = info(out)
+        compare_identity(identity, found["identity"], out)
+        say(f"{out} is up to date: {found['rows']:,} rows, {found['unreadable']} unreadable")
+        return _report(out, found, pace)
+    say(f"encoding {len(tree.paths):,} images with {clip.name} on {device_name(where)}")
+    decoder = start_decoder(tree, clip, batch or BATCH[where.type], workers)
+    with pace.part("prompts"):
+        text_features = encode_prompts(clip, tree.class_names, templates)
+    with open_writer(
+        out,
+        identity=identity,
+        class_names=tree.class_names,
+        domain_names=tree.domain_names,
+        labels=tree.labels,
+        domains=tree.domains,
+        paths=tree.paths,
+        text_features=text_features,
+        logit_scale=clip.logit_scale,
+        width=clip.width,
+        dtype=STORE[store],
+        force=force,
+    ) as writer:
+        if len(writer.todo) < len(tree.paths):
+            say(f"{partial_of(out)}: going on, {len(writer.todo):,} images are left")
+        try:
+            done = encode_rows(decoder, clip, tree, writer, pace, skip=on_bad_image == "skip")
+        except KeyboardInterrupt:
+            say(f"stopped; the same command goes on from what {partial_of(out)} has")
+            raise
+        with pace.part("publishing"):
+            writer.publish()
+    _say_what_was_odd(done, say)
+    return _report(out, info(out), pace, done)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person knows it: "cuda (NVIDIA H100)", "cpu (AMD EPYC 7B13, 2 threads)"."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({_processor()}, {torch.get_num_threads()} threads)"
+
+
+def _check_settings(
+    templates: tuple[str, ...], batch: int | None, workers: int | None, store: str, bad: str
+) -> None:
+    if not templates:
+        raise ConfigError(
+            "no prompt template is given; --prompt 'a picture of a {}' is the default"
+        )
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ConfigError(f"--prompt {template!r}: needs one {{}}, where the class name goes")
+    if batch is not None and batch < 1:
+        raise ConfigError(f"--batch {batch}: at least 1 image is encoded at a time")
+    if workers is not None and workers < 0:
+        raise ConfigError(f"--workers {workers}: give 0 to decode in this process, or 1 and more")
+    if store not in STORE:
+        raise ConfigError(f"--store {store}: there are {', '.join(STORE)}")
+    if bad not in ("fail", "skip"):
+        raise ConfigError(f"--on-bad-image {bad}: there are fail, skip")
+
+
+def _identity(
+    dataset: str, tree: ImageTree, clip: ClipModel, templates: tuple[str, ...], store: str
+) -> dict:
+    """All that decides the cache's content, as JSON; a field of it that differs is another cache.
+
+    Not in it: the batch, torch's version and the processor, which move a feature by float rounding.
+    """
+    identity = {
+        "schema": SCHEMA,
+        "dataset": dataset,
+        "model": clip.architecture["name"],
+        "templates": templates,
+        "weights_sha256": clip.weights_sha256,
+        "architecture": clip.architecture,
+        "preprocessing": PREPROCESSING,
+        "compute": {"device": clip.device.type, "dtype": str(clip.dtype).removeprefix("torch.")},
+        "store_dtype": store,
+        "layer": "projection",
+        "normalised": False,
+        "class_names": tree.class_names,
+        "domain_names": tree.domain_names,
+        "manifest_sha256": manifest_sha256(tree),
+    }
+    return json.loads(json.dumps(identity))  # tuples as lists, as they come back from the cache
+
+
+def _say_what_was_odd(done: Encoded, say: Callable[[str], None]) -> None:
+    for path, reason in list(done.unreadable.items())[:SHOWN]:
+        say(f"unreadable, left without features: {path}: {reason}")
+    if len(done.unreadable) > SHOWN:
+        say(f"... and {len(done.unreadable) - SHOWN:,} more unreadable images")
+    if done.turned:
+        say(f"{done.turned:,} images carry an EXIF turn; as in CLIP's preprocessing it is ignored")
+
+
+def _report(out: Path, found: dict, pace: Pace, done: Encoded = NOTHING) -> ExtractReport:
+    seconds = pace.seconds | {"total": time.perf_counter() - pace.began}
+    busy = seconds.get("rows", 0.0)
+    return ExtractReport(
+        path=out,
+        rows=found["rows"],
+        encoded=done.images,
+        resumed=found["rows"] - done.images - len(done.unreadable),
+        unreadable=found["unreadable"],
+        turned=done.turned,
+        seconds={part: round(spent, 3) for part, spent in seconds.items()},
+        images_per_second=round(done.images / busy, 1) if busy else 0.0,
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,57 @@
+"""The data set a user names: the built-in one, a known one, or a folder."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.demo.draw import draw_dataset
+from pipeline.domains import (
+    KNOWN,
+    DataError,
+    ImageTree,
+    compare_counts,
+    find_dataset,
+    known_dataset,
+    scan,
+)
+
+SHOWN = 10  # stray files named; the rest is a count
+
+
+def dataset_name(dataset: str) -> str:
+    """What a cache calls it: the key of a known data set, also of its folder; else the folder's name.
+
+    dataset  "demo", a known name in any usual spelling, or a folder
+    """
+    name = Path(dataset).expanduser().resolve().name if _is_path(dataset) else dataset
+    try:
+        return known_dataset(name)
+    except DataError:
+        return name
+
+
+def find_images(dataset: str, root: Path, say: Callable[[str], None]) -> ImageTree:
+    """The rows of that data set; the built-in one is drawn when it is missing.
+
+    dataset  "demo", a known name looked for in `root`, or a folder: whatever has a / in it, and
+             a word that is no known name but a folder here
+    say      is told where a known data set differs from the published one, and of stray files
+
+    Raises DataError when it is not there or has no images.
+    """
+    name, folder = dataset_name(dataset), Path(dataset).expanduser()
+    if dataset == "demo":
+        folder = draw_dataset(root / "demo")
+    elif not _is_path(dataset) and (name in KNOWN or not folder.is_dir()):
+        folder = find_dataset(dataset, root)  # it says what there is for a name that is unknown
+    tree = scan(folder)
+    for line in compare_counts(tree, name) if name in KNOWN else ():
+        say(f"{folder} differs from the published {KNOWN[name].title}: {line}")
+    if tree.ignored:
+        more = f" and {len(tree.ignored) - SHOWN:,} more" if len(tree.ignored) > SHOWN else ""
+        say(f"{folder}: left out, not images of a class: {', '.join(tree.ignored[:SHOWN])}{more}")
+    return tree
+
+
+def _is_path(dataset: str) -> bool:
+    return bool(re.search(r"[/\\]", dataset)) or dataset.startswith((".", "~"))

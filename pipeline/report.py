@@ -1,0 +1,101 @@
+"""What a run tells: one JSON line a round, one JSON object at its end, one table for people."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from pipeline.evaluate import mean
+
+RELEASED_PACS = {"art_painting": 0.9515, "cartoon": 0.9536, "photo": 0.9546, "sketch": 0.9499}
+"""Overall accuracy by held-out domain that the released code's README prints (ViT-B/32)."""
+
+
+@dataclass(frozen=True)
+class FoldRound:
+    """One fold after one round; accuracies are fractions, by domain."""
+
+    held_out: str | None
+    train_loss: dict[str, float]
+    val_accuracy: dict[str, float]
+    best: bool
+    test_accuracy: dict[str, float] | None
+    train_accuracy: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round of all folds."""
+
+    round: int
+    folds: tuple[FoldRound, ...]
+
+    def to_json(self) -> str:
+        """The line of rounds.jsonl."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+
+def held_out_name(held_out: Sequence[str]) -> str | None:
+    """How results call a fold: its held-out domains joined by commas, None for none."""
+    return ",".join(held_out) or None
+
+
+def mean_results(results: Sequence[dict]) -> dict:
+    """Plain mean of the accuracies over folds; None where no fold has one."""
+    names = ("unseen", "participants", "overall")
+
+    def means(rows: Sequence[dict]) -> dict:
+        return {n: mean([row[n] for row in rows if row[n] is not None]) for n in names}
+
+    return {**means(results), "zero_shot": means([row["zero_shot"] for row in results])}
+
+
+def table(document: dict) -> str:
+    """The results of `federate --json` as text for people, accuracies in percent."""
+    released = _released(document["cache"])
+    head = ["held out", "round", "unseen", "participants", "overall"]
+    head += ["gate moved", "changed"] + (["released"] if released else [])
+    rows = [head]
+    for result in document["results"]:
+        figures = [_both(result, name) for name in ("unseen", "participants", "overall")]
+        round_ = "-" if result["best_round"] is None else str(result["best_round"])
+        gate = result["gate"]
+        moved = "-" if gate is None else f"{gate['distance']:.3f}"
+        changed = "-" if gate is None else f"{gate['changed']}/{gate['tested']}"
+        last = [_percent(released.get(result["held_out"]))] if released else []
+        rows.append([result["held_out"] or "none", round_, *figures, moved, changed, *last])
+    if len(document["results"]) > 1:
+        figures = [_both(document["mean"], n) for n in ("unseen", "participants", "overall")]
+        last = [_percent(mean(list(released.values())))] if released else []
+        rows.append(["mean", "", *figures, "", "", *last])
+    note = (
+        "accuracy in %, zero-shot -> adapter; rounds count from 0; gate moved: 0 is zero-shot's "
+        "uniform gate, 1 a single channel; changed: test rows answered unlike zero-shot"
+    )
+    return f"{_aligned(rows)}\n{note}"
+
+
+def _released(cache: dict) -> dict[str, float]:
+    is_pacs = cache["dataset"] == "pacs" and cache["model"] == "ViT-B/32"
+    return RELEASED_PACS if is_pacs else {}
+
+
+def _both(result: dict, name: str) -> str:
+    if result[name] is None:
+        return "-"
+    return f"{_percent(result['zero_shot'][name])} -> {_percent(result[name])}"
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
