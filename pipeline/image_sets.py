@@ -19,7 +19,7 @@ SHOWN = 10  # stray files named; the rest is a count
 
 
 def dataset_name(dataset: str) -> str:
-    """What a cache calls it: the key of a known data set, also of its folder; else the folder's name.
+    """What a cache calls it: the key of a known data set, else the folder's own name.
 
     dataset  "demo", a known name in any usual spelling, or a folder
     """

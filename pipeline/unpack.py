@@ -99,7 +99,7 @@ def _trouble(member: zipfile.ZipInfo) -> str | None:
         return "has a backslash or a zero byte in its name"
     if name.startswith("/") or ":" in name:
         return "has an absolute path or a drive in its name"
-    if not all(parts) or any(part.strip(" .") == "" for part in parts):
+    if any(part.strip(" .") == "" for part in parts):
         return "has an empty or dotted part in its path"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a device, not a file"
@@ -122,7 +122,7 @@ def _write(
             with opened.open(member) as source, path.open("xb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
                 written = target.tell()
-        except (EOFError, NotImplementedError, RuntimeError, zlib.error, lzma.LZMAError) as error:
+        except (EOFError, RuntimeError, zlib.error, lzma.LZMAError) as error:
             raise zipfile.BadZipFile(f"{member.filename}: {error}") from error
         if written != member.file_size:
             raise zipfile.BadZipFile(

@@ -149,6 +149,13 @@ def test_class_image_is_one_domain_named_after_its_folder(tmp_path, image_folder
     assert scan(".").domain_names == ("my photos",)
 
 
+def test_classes_with_folders_inside_are_no_domains(tmp_path, image_folder):
+    make(tmp_path, "dog/1.jpg", "dog/2.jpg", "dog/more/3.jpg", "cat/1.jpg", "cat/more/2.jpg")
+    tree = scan(tmp_path)
+    assert tree.class_names == ("cat", "dog") and len(tree.domain_names) == 1
+    assert list(tree.paths) == as_image_folder_has_it(image_folder, tmp_path)[0]
+
+
 def test_a_class_may_be_missing_in_a_domain(tmp_path):
     make(tmp_path, "a/cat/1.jpg", "b/ant/1.jpg", "b/cat/1.jpg", "c/dog/1.jpg")
     (tmp_path / "a/ant").mkdir()
@@ -441,6 +448,7 @@ def test_a_fuller_copy_wins_over_a_poorer_one(tmp_path):
     [
         ("pacs", (), ("data", "PACS (not there)", "./run.sh download pacs", "art_painting")),
         ("pacs", ("pacs/x/y", "pacs/photo"), ("pacs", "x", "./run.sh download pacs")),
+        ("pacs", ("other/photo", "other/sketch"), ("(not there)",)),
         ("domain_net", ("PACS/photo",), ("put it at", "domain_net", "--root")),
     ],
 )

@@ -40,6 +40,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.ranges, self.heeds_if_range = True, True
         self.drops = []  # bytes of body after which the next connections end
         self.declared = None  # a Content-Length other than the true one; "none" for no such header
+        self.shifts = []  # how far off the next answers to a Range begin
         self.status, self.kind = 200, "application/zip"
         self.block, self.pause = 1 << 16, 0.0
         self.asked = []  # (Range, If-Range) of each request
@@ -63,6 +64,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start, body = 0, s.content
         if span and s.ranges and (not s.heeds_if_range or condition in (s.etag, s.modified)):
             start = int(re.fullmatch(r"bytes=(\d+)-", span)[1])
+            start += s.shifts.pop(0) if s.shifts else 0
             body = body[start:]
             self.send_response(206 if body else 416)
             self.send_header(
@@ -191,6 +193,12 @@ def test_a_changed_file_starts_afresh(server, tmp_path, change, heeds):
     assert (tmp_path / "f").read_bytes() == new
 
 
+def test_an_answer_to_another_range_is_not_used(server, tmp_path):
+    server.drops, server.shifts = [100_000], [-1]
+    download(server.url, tmp_path / "f", Said(), HASTY)
+    assert (tmp_path / "f").read_bytes() == DATA and server.asked[-1] == (None, None)
+
+
 def test_a_part_from_another_address_or_without_a_note_is_not_used(server, tmp_path):
     (tmp_path / "f.part").write_bytes(b"x" * 1000)
     download(server.url, tmp_path / "f", Said(), HASTY)
@@ -249,9 +257,15 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
     assert len(server.asked) == 5
 
 
-@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/zip"])
-def test_a_web_page_is_no_archive(server, tmp_path, kind):
-    server.kind, server.content = kind, b"\xef\xbb\xbf\n <!DOCTYPE html><html>Sign in</html>"
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("text/html; charset=utf-8", b"<p>Sign in"),
+        ("application/zip", b"\xef\xbb\xbf\n <!DOCTYPE html><html>Sign in</html>"),
+    ],
+)
+def test_a_web_page_is_no_archive(server, tmp_path, kind, content):
+    server.kind, server.content = kind, content
     refused(server.url, tmp_path / "f", "is a web page", "put it at")
     assert "f.part" not in left(tmp_path)
 
@@ -442,7 +456,9 @@ def test_sizes_that_lie_are_refused(tmp_path, declared):
     assert_refused(tmp_path / "a.zip", tmp_path / "out", "no sound zip")
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "html", "empty", "encrypted", "method"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "html", "empty", "encrypted", "method", "stream"]
+)
 def test_damaged_archives_are_refused(tmp_path, damage):
     archive = zipped(tmp_path / "a.zip", [("a/1.jpg", DATA), ("a/2.jpg", DATA)])
     data = bytearray(archive.read_bytes())
@@ -454,6 +470,10 @@ def test_damaged_archives_are_refused(tmp_path, damage):
         data = b"<html>not found</html>"
     elif damage == "empty":
         data = b""
+    elif damage == "stream":
+        zipped(archive, [("1.txt", bytes(1000))], zipfile.ZIP_DEFLATED)
+        data = bytearray(archive.read_bytes())
+        data[30 + len("1.txt")] = 0b111  # a kind of block that deflate does not have
     elif damage == "encrypted":
         data[data.index(b"PK\x01\x02") + 8] |= 1
     elif damage == "method":

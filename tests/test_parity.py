@@ -42,7 +42,7 @@ def adapter(oracle, when: str) -> AdapterState:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_replay_equals_the_recording(recording, backend, tmp_path):
-    oracle = np.load(recording)
+    oracle = dict(np.load(recording))
     facts = json.loads(str(oracle["config"]))
     write_table(tmp_path / "cache.h5", read_npz(recording))
     table = read_table(tmp_path / "cache.h5")
@@ -88,7 +88,7 @@ def test_replay_equals_the_recording(recording, backend, tmp_path):
     states, _ = read_adapters(tmp_path / "run" / "adapter.safetensors")
     assert_adapter(states["last"], adapter(oracle, "final"), 1e-4)
 
-    lines = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
     assert len(lines) == facts["iters"]
     rows = {"train": {}, "val": {}, "test": {}}
     for split in (*plan.folds[0].clients, *plan.folds[0].unseen):
@@ -99,7 +99,8 @@ def test_replay_equals_the_recording(recording, backend, tmp_path):
             found = line["folds"][0][f"{part}_accuracy"]
             recorded_row = oracle[f"{part}_accuracy"][round]
             assert len(found) == len(recorded_row)
-            for (name, value), wanted in zip(found_in_order(found, table), recorded_row, strict=True):
+            in_order = found_in_order(found, table)
+            for (name, value), wanted in zip(in_order, recorded_row, strict=True):
                 assert abs(value - wanted) <= max(1e-4, 1.01 / rows[part][name])
     result = document["results"][0]
     assert result["best_round"] == int(oracle["best_round"])

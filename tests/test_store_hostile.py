@@ -343,11 +343,9 @@ def test_verify_needs_more_than_right_crcs(forged, sound):
 def test_random_damage_to_hdf5_with_checksums_made_right(forged, sound):
     random = np.random.default_rng(0)
     raw = sound.read_bytes()
-    for _ in range(400):
-        spoiled = bytearray(raw)
-        for where in random.integers(512, 2700, 2):
-            spoiled[where] = random.integers(256)
-        forged.write_bytes(spoiled)
+    for _ in range(300):
+        spots = random.integers(512, 2700, 2).tolist()
+        patch(forged, {where: int(random.integers(256)) for where in spots})
         try:
             places = layout.read_places(forged, len(raw))
         except CacheError as error:
@@ -355,3 +353,13 @@ def test_random_damage_to_hdf5_with_checksums_made_right(forged, sound):
         else:
             regions = [place.region for place in places.values()]
             assert all(at >= 512 and at + size <= len(raw) for at, size in regions)
+        patch(forged, {where: raw[where] for where in spots})
+    assert forged.read_bytes() == raw
+
+
+def patch(path: Path, changes: dict[int, int]) -> None:
+    """Overwrite single bytes in place: making the file anew each time costs the disk 30 ms."""
+    with path.open("r+b") as file:
+        for where, value in changes.items():
+            file.seek(where)
+            file.write(bytes([value]))

@@ -105,7 +105,9 @@ def _clutter(rng: np.random.Generator) -> tuple[Layer, ...]:
         corners = rng.choice([3, 4, 5, 16])
         around = np.linspace(0, 2 * np.pi, corners, endpoint=False) + rng.uniform(0, 2 * np.pi)
         reach = rng.uniform(5, 22, 2)
-        points = rng.uniform(0, CANVAS, 2) + np.column_stack([np.cos(around), np.sin(around)]) * reach
+        points = (
+            rng.uniform(0, CANVAS, 2) + np.column_stack([np.cos(around), np.sin(around)]) * reach
+        )
         colour = _mix(COLOURS[str(rng.choice(names))], (200, 200, 200), 0.3)
         layers.append(Layer(points, _vary(colour, 15, rng), 0))
     return tuple(layers)

@@ -33,13 +33,25 @@ def boat(rng: Generator) -> list[Part]:
         funnels = [_box(x - 0.08, top - high - 0.45, x + 0.08, top - high) for x in stacks]
         holes = [_oval(x, top - high / 2, 0.07, 0.07) for x in np.linspace(-wide, wide, 4) * 0.7]
         cabin = [Part(_box(-wide, top - high, wide, top), "light")]
-        return [Part(f, "second") for f in funnels] + cabin + [Part(h, "dark") for h in holes] + body
+        return (
+            [Part(f, "second") for f in funnels] + cabin + [Part(h, "dark") for h in holes] + body
+        )
     mast, tall = rng.uniform(-0.2, 0.15), rng.uniform(0.75, 1.0)
     foot = top - rng.uniform(0.08, 0.2)
-    sails = [Part(_outline((mast + 0.06, -tall), (rng.uniform(0.55, 0.9), foot), (mast + 0.06, foot)), "second")]
+    sails = [
+        Part(
+            _outline((mast + 0.06, -tall), (rng.uniform(0.55, 0.9), foot), (mast + 0.06, foot)),
+            "second",
+        )
+    ]
     if rng.random() < 0.7:
         high = -tall * rng.uniform(0.5, 0.9)
-        sails.append(Part(_outline((mast - 0.06, high), (-rng.uniform(0.5, 0.8), foot), (mast - 0.06, foot)), "light"))
+        sails.append(
+            Part(
+                _outline((mast - 0.06, high), (-rng.uniform(0.5, 0.8), foot), (mast - 0.06, foot)),
+                "light",
+            )
+        )
     return [Part(_outline((mast, top), (mast, -tall - 0.05)), "dark", 0.07), *sails, *body]
 
 
@@ -50,33 +62,72 @@ def car(rng: Generator) -> list[Part]:
     slope, nose = rng.uniform(0.1, 0.35), rng.uniform(0.02, 0.2)
     if rng.random() < 0.25:
         back = rng.uniform(-0.2, 0.0)
-    body = _outline((-1, belt + 0.08), (-0.92, belt), (0.85, belt + nose), (1, belt + nose + 0.1), (1, 0.5), (-1, 0.5))
-    cabin = _outline((back, belt + 0.02), (back + slope * 0.6, roof), (front - slope, roof), (front + 0.1, belt + 0.06))
+    body = _outline(
+        (-1, belt + 0.08),
+        (-0.92, belt),
+        (0.85, belt + nose),
+        (1, belt + nose + 0.1),
+        (1, 0.5),
+        (-1, 0.5),
+    )
+    cabin = _outline(
+        (back, belt + 0.02),
+        (back + slope * 0.6, roof),
+        (front - slope, roof),
+        (front + 0.1, belt + 0.06),
+    )
     middle, inset = (back + front) / 2, slope * 0.5
     panes = [
-        _outline((back + inset * 0.5 + 0.1, belt - 0.03), (back + inset + 0.1, roof + 0.1), (middle - 0.05, roof + 0.1), (middle - 0.05, belt - 0.03)),
-        _outline((middle + 0.05, belt - 0.03), (middle + 0.05, roof + 0.1), (front - slope - 0.02, roof + 0.1), (front - 0.05, belt - 0.03)),
+        _outline(
+            (back + inset * 0.5 + 0.1, belt - 0.03),
+            (back + inset + 0.1, roof + 0.1),
+            (middle - 0.05, roof + 0.1),
+            (middle - 0.05, belt - 0.03),
+        ),
+        _outline(
+            (middle + 0.05, belt - 0.03),
+            (middle + 0.05, roof + 0.1),
+            (front - slope - 0.02, roof + 0.1),
+            (front - 0.05, belt - 0.03),
+        ),
     ]
     size, axle = rng.uniform(0.2, 0.3), rng.uniform(0.5, 0.65)
     wheels = [Part(_oval(x, 0.5, size, size), "dark") for x in (-axle, axle)]
     hubs = [Part(_oval(x, 0.5, size * 0.45, size * 0.45), "light") for x in (-axle, axle)]
     lamp = Part(_oval(0.93, belt + nose + 0.2, 0.07, 0.08), "second")
-    return [Part(cabin, "main"), Part(body, "main"), *(Part(p, "light") for p in panes), lamp, *wheels, *hubs]
+    return [
+        Part(cabin, "main"),
+        Part(body, "main"),
+        *(Part(p, "light") for p in panes),
+        lamp,
+        *wheels,
+        *hubs,
+    ]
 
 
 def cup(rng: Generator) -> list[Part]:
     """A tapered cup with a handle, sometimes on a saucer or with a band around it."""
     rim, foot = rng.uniform(0.5, 0.75), rng.uniform(0.3, 0.6)
     top, end, depth = rng.uniform(-0.75, -0.4), rng.uniform(0.5, 0.7), rng.uniform(0.08, 0.18)
-    wall = np.vstack([_oval(-0.1, end, foot, depth, 0, np.pi), [(-0.1 - rim, top), (-0.1 + rim, top)]])
+    wall = np.vstack(
+        [_oval(-0.1, end, foot, depth, 0, np.pi), [(-0.1 - rim, top), (-0.1 + rim, top)]]
+    )
     high = (top + end) / 2 + rng.uniform(-0.1, 0.05)
-    ring = _oval(-0.1 + (rim + foot) / 2, high, rng.uniform(0.25, 0.4), rng.uniform(0.25, 0.38), -1.5, 1.5)
+    ring = _oval(
+        -0.1 + (rim + foot) / 2, high, rng.uniform(0.25, 0.4), rng.uniform(0.25, 0.38), -1.5, 1.5
+    )
     parts = [Part(ring, "main", rng.uniform(0.09, 0.15)), Part(wall, "main")]
     if rng.random() < 0.5:
         y, half = high + 0.05, 0.1 + 0.1 * rng.random()
-        band = [(-0.1 + side * (rim + (foot - rim) * (h - top) / (end - top)), h) for side, h in ((-1, y - half), (1, y - half), (1, y + half), (-1, y + half))]
+        band = [
+            (-0.1 + side * (rim + (foot - rim) * (h - top) / (end - top)), h)
+            for side, h in ((-1, y - half), (1, y - half), (1, y + half), (-1, y + half))
+        ]
         parts.append(Part(np.array(band), "second"))
-    parts += [Part(_oval(-0.1, top, rim, depth), "light"), Part(_oval(-0.1, top + 0.03, rim * 0.82, depth * 0.7), "dark")]
+    parts += [
+        Part(_oval(-0.1, top, rim, depth), "light"),
+        Part(_oval(-0.1, top + 0.03, rim * 0.82, depth * 0.7), "dark"),
+    ]
     if rng.random() < 0.4:
         parts.insert(0, Part(_oval(-0.1, end + 0.08, rng.uniform(0.75, 0.95), 0.16), "light"))
     return parts
@@ -86,7 +137,9 @@ def fish(rng: Generator) -> list[Part]:
     """A pointed body with tail, fins and an eye, sometimes striped."""
     long, high = rng.uniform(0.6, 0.75), rng.uniform(0.28, 0.55)
     around = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    body = np.column_stack([0.25 + long * np.cos(around), high * np.sin(around) * (0.75 + 0.25 * np.cos(around))])
+    body = np.column_stack(
+        [0.25 + long * np.cos(around), high * np.sin(around) * (0.75 + 0.25 * np.cos(around))]
+    )
     tail, fork, spread = 0.3 - long, rng.uniform(0.05, 0.3), rng.uniform(0.3, 0.5)
     fan = _outline((tail, 0), (-0.95, -spread), (-0.95 + fork, 0), (-0.95, spread))
     fin = _outline((0.5, -high * 0.6), (0.1, -high - rng.uniform(0.15, 0.3)), (-0.15, -high * 0.55))
@@ -95,20 +148,35 @@ def fish(rng: Generator) -> list[Part]:
     for x in np.linspace(-0.1, 0.3, rng.integers(0, 4)):
         parts.append(Part(_oval(x - 0.15, 0, 0.2, high * 0.75, -0.9, 0.9), "light", 0.07))
     eye = 0.25 + long * 0.6
-    return [*parts, Part(_oval(eye, -high * 0.2, 0.09, 0.09), "light"), Part(_oval(eye + 0.02, -high * 0.2, 0.05, 0.05), "dark")]
+    return [
+        *parts,
+        Part(_oval(eye, -high * 0.2, 0.09, 0.09), "light"),
+        Part(_oval(eye + 0.02, -high * 0.2, 0.05, 0.05), "dark"),
+    ]
 
 
 def house(rng: Generator) -> list[Part]:
     """Walls under a roof, with a door and windows, sometimes a chimney."""
     half, eaves, ground = rng.uniform(0.55, 0.85), rng.uniform(-0.35, 0.05), rng.uniform(0.7, 0.9)
-    ridge, over, flat = rng.uniform(-1.0, -0.75), rng.uniform(0.05, 0.2), rng.choice([0.0, 0.0, 0.25, 0.45])
-    roof = _outline((-half - over, eaves), (-flat * half, ridge), (flat * half + 0.01, ridge), (half + over, eaves))
+    ridge, over, flat = (
+        rng.uniform(-1.0, -0.75),
+        rng.uniform(0.05, 0.2),
+        rng.choice([0.0, 0.0, 0.25, 0.45]),
+    )
+    roof = _outline(
+        (-half - over, eaves),
+        (-flat * half, ridge),
+        (flat * half + 0.01, ridge),
+        (half + over, eaves),
+    )
     parts = [Part(_box(-half, eaves, half, ground), "main"), Part(roof, "second")]
     if rng.random() < 0.6:
         x = rng.choice([-1, 1]) * half * rng.uniform(0.4, 0.6)
         parts.insert(0, Part(_box(x - 0.09, ridge - 0.02, x + 0.09, eaves), "dark"))
     door, wide = rng.uniform(-0.5, 0.5) * half, rng.uniform(0.1, 0.15)
-    parts.append(Part(_box(door - wide, ground - rng.uniform(0.4, 0.55), door + wide, ground), "dark"))
+    parts.append(
+        Part(_box(door - wide, ground - rng.uniform(0.4, 0.55), door + wide, ground), "dark")
+    )
     size = rng.uniform(0.09, 0.14)
     for x in (-0.65 * half, 0.0, 0.65 * half):
         if abs(x - door) > wide + size + 0.03:
@@ -120,15 +188,15 @@ def house(rng: Generator) -> list[Part]:
 def tree(rng: Generator) -> list[Part]:
     """A trunk under a round, cloudy or pointed crown, sometimes with fruit."""
     thick, low = rng.uniform(0.07, 0.16), rng.uniform(-0.05, 0.35)
-    trunk = _outline((-thick, low - 0.2), (thick, low - 0.2), (thick * 1.5, 0.95), (-thick * 1.5, 0.95))
+    trunk = _outline(
+        (-thick, low - 0.2), (thick, low - 0.2), (thick * 1.5, 0.95), (-thick * 1.5, 0.95)
+    )
     wide = rng.uniform(0.45, 0.8)
     if rng.random() < 0.35:
         tiers = int(rng.integers(2, 5))
         feet, wides = np.linspace(low + 0.2, -0.4, tiers), np.linspace(wide, wide * 0.5, tiers)
         high = max(0.5, 1.35 * (feet[0] - feet[1]))
-        crown = [
-            _outline((-w, y), (0, y - high), (w, y)) for y, w in zip(feet, wides, strict=True)
-        ]
+        crown = [_outline((-w, y), (0, y - high), (w, y)) for y, w in zip(feet, wides, strict=True)]
     elif rng.random() < 0.4:
         crown = [_oval(0, (low - 0.95) / 2, wide, (low + 0.95) / 2)]
     else:

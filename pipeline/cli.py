@@ -1,0 +1,292 @@
+"""The commands: parse, call one function, print. Heavy packages are imported inside commands."""
+
+import json
+from pathlib import Path
+
+import click
+
+from pipeline.config import EVALUATIONS, METHODS, WEIGHTINGS, ConfigError, RunConfig
+from pipeline.options import ReleasedSpellings, choose_held_out
+
+HOME = Path(__file__).resolve().parent.parent
+PROMPT = "a picture of a {}"
+DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
+
+
+class Commands(click.Group):
+    """Prints what a user can cause as one line; a bug keeps its traceback.
+
+    Exit codes: 0 done; 1 a setting or run that cannot be; 2 usage; 3 an unlike cache; 4 a damaged,
+    incomplete or unknown cache or name in it; 5 no such device or backend here; 6 images or data
+    set; 7 CLIP weights; 130 and 143 stopped by SIGINT and SIGTERM after writing what was done.
+    """
+
+    def invoke(self, ctx: click.Context):
+        """Runs the command; an error with an exit_code ends as one line and that code."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            code = getattr(type(error), "exit_code", None) or getattr(error, "exit_code", None)
+            if isinstance(error, click.ClickException) or not isinstance(code, int):
+                raise
+            shown = click.ClickException(" ".join(str(error).split()))
+            shown.exit_code = code
+            raise shown from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """FedCLIP from a feature cache: extract once, federate many times."""
+
+
+def say(message: str) -> None:
+    """Talk for people goes to stderr; stdout is for results."""
+    click.echo(message, err=True)
+
+
+@cli.command()
+@click.option(
+    "--dataset",
+    default="demo",
+    show_default=True,
+    metavar="NAME|FOLDER",
+    help=f"One of {', '.join(DATASETS)}, or a folder domain/class/image or class/image.",
+)
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Where data sets lie. [default: data]"
+)
+@click.option(
+    "--model", "--net", help="An OpenAI backbone such as ViT-B/32, a file of weights, or demo."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Cache file to write.")
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    default=(PROMPT,),
+    show_default=True,
+    help="{} stands for the class; several are averaged.",
+)
+@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
+@click.option("--batch", type=click.IntRange(1), help="Images encoded at a time.")
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes.")
+@click.option("--store", default="fp16", type=click.Choice(["fp16", "fp32"]), show_default=True)
+@click.option(
+    "--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]), show_default=True
+)
+@click.option("--force", is_flag=True, help="Encode again what is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: bool, **settings):
+    """Encode images and prompts once with frozen CLIP and cache the features (stage one).
+
+    \b
+        ./run.sh extract --dataset pacs --model ViT-B/32
+        ./run.sh extract --dataset my_images --prompt "a photo of a {}"
+    """
+    report = _extract(dataset, model, prompts, **settings)
+    click.echo(report.to_json() if as_json else report.sentence())
+
+
+def _extract(dataset: str, model: str | None, prompts: tuple[str, ...], **settings):
+    from pipeline.extract import extract as run
+
+    settings["root"] = settings.get("root") or HOME / "data"
+    return run(dataset, model=_model(dataset, model), templates=prompts, say=say, **settings)
+
+
+def _model(dataset: str, model: str | None) -> str:
+    return model or ("demo" if dataset == "demo" else "ViT-B/32")
+
+
+@cli.command(cls=ReleasedSpellings)
+@click.argument("cache", required=False, type=click.Path(path_type=Path))
+@click.option("--dataset", help="Find the cache by its data set (extract it when missing).")
+@click.option("--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]")
+@click.option("--root", "--root-dir", type=click.Path(path_type=Path), help="Where data sets lie.")
+@click.option(
+    "--held-out",
+    multiple=True,
+    metavar="DOMAIN|all|none",
+    help="Domain no client trains on; a,b holds both out of one training; all: each in its turn."
+    " [default: all]",
+)
+@click.option(
+    "--test-envs",
+    multiple=True,
+    type=int,
+    metavar="INT...",
+    help="The released spelling: numbers of domains, in sorted order, held out of one training.",
+)
+@click.option("--method", default=RunConfig.method, type=click.Choice(METHODS), show_default=True)
+@click.option(
+    "--mode", type=click.Choice(["FedAtImg"]), help="The released spelling of the method."
+)
+@click.option("--rounds", "--iters", default=RunConfig.rounds, show_default=True)
+@click.option("--local-epochs", "--wk-iters", default=RunConfig.local_epochs, show_default=True)
+@click.option("--lr", default=RunConfig.lr, show_default=True)
+@click.option("--batch", default=RunConfig.batch, show_default=True)
+@click.option("--weight-decay", default=RunConfig.weight_decay, show_default=True, help="Coupled.")
+@click.option("--beta1", default=RunConfig.beta1, show_default=True)
+@click.option("--beta2", default=RunConfig.beta2, show_default=True)
+@click.option("--eps", default=RunConfig.eps, show_default=True)
+@click.option("--seed", default=RunConfig.seed, show_default=True, help="Splits, start and order.")
+@click.option(
+    "--split",
+    "--datapercent",
+    default=RunConfig.split,
+    show_default=True,
+    help="Share of a client's rows that train; the rest is halved into validation and test.",
+)
+@click.option(
+    "--weighting", default=RunConfig.weighting, type=click.Choice(WEIGHTINGS), show_default=True
+)
+@click.option(
+    "--eval",
+    default=RunConfig.eval,
+    type=click.Choice(EVALUATIONS),
+    show_default=True,
+    help="Score test rows when validation improves, or every round (and train rows too).",
+)
+@click.option("--init-adapter", type=click.Path(path_type=Path), help="safetensors to start from.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<run_id>]")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
+@click.option("--backend", default="auto", show_default=True, help="Kernels: auto, torch.")
+@click.option("--force", is_flag=True, help="Train again in a folder that holds a run.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def federate(
+    cache: Path | None,
+    dataset: str | None,
+    model: str | None,
+    root: Path | None,
+    held_out: tuple[str, ...],
+    test_envs: tuple[int, ...],
+    mode: str | None,
+    init_adapter: Path | None,
+    out: Path | None,
+    device: str,
+    backend: str,
+    force: bool,
+    as_json: bool,
+    **settings,
+) -> None:
+    """Train adapters by federated rounds on cached features (stage two).
+
+    With nothing named: the built-in data, every domain held out in its turn.
+
+    \b
+        ./run.sh federate
+        ./run.sh federate features.h5 --held-out sketch
+        ./run.sh federate --dataset pacs --mode FedAtImg --test_envs 0 --iters 200 --wk_iters 1 --lr 5e-05
+    """
+    RunConfig(**settings)  # refuses settings that cannot be before anything slow happens
+    if cache is not None and (dataset or model):
+        raise ConfigError(
+            f"both the cache {cache} and --dataset/--model were named; name one of the two"
+        )
+    file = cache or _find_cache(dataset or "demo", model, root, device)
+    from cache.store import read_table
+    from pipeline.federate import federate as run
+    from pipeline.report import table as as_table
+    from pipeline.run_folder import read_first_adapter
+
+    table = read_table(file)
+    config = RunConfig(held_out=choose_held_out(table, held_out, test_envs), **settings)
+    start = init_adapter and read_first_adapter(init_adapter, table.features.shape[1])
+    document = run(
+        table,
+        config,
+        runs=HOME / "runs",
+        out=out,
+        device=device,
+        backend=backend,
+        first_adapter=start,
+        force=force,
+        say=say,
+    )
+    document["cache"]["file"] = str(file)
+    click.echo(json.dumps(document, allow_nan=False) if as_json else as_table(document))
+
+
+def _find_cache(dataset: str, model: str | None, root: Path | None, device: str) -> Path:
+    from pipeline.extract import default_cache
+
+    file = default_cache(dataset, _model(dataset, model), (PROMPT,))
+    if file.exists():
+        say(f"using the cache {file}")
+        return file
+    say(f"no cache {file} yet: extracting it first")
+    return _extract(dataset, model, (PROMPT,), root=root, device=device).path
+
+
+@cli.group()
+def cache() -> None:
+    """Look into, check, import and export cache files."""
+
+
+FILE = click.argument("file", type=click.Path(path_type=Path))
+
+
+@cache.command()
+@FILE
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(file: Path, as_json: bool) -> None:
+    """What a cache holds and how far it is."""
+    from cache.store import info as run
+
+    facts = run(file)
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        click.echo(f"{name:<16} {shown}")
+
+
+@cache.command()
+@FILE
+def verify(file: Path) -> None:
+    """Read every byte of a cache and compare it with its checksums."""
+    from cache.store import verify as run
+
+    run(file)
+    click.echo(f"{file}: every byte is as it was written")
+
+
+@cache.command("import")
+@click.argument("npz", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="[default: cache/files/<name>.h5]")
+@click.option("--force", is_flag=True, help="Replace a cache that is there.")
+def import_(npz: Path, out: Path | None, force: bool) -> None:
+    """Make a cache of an .npz: features, labels, text_features (and more, docs/cache-format.md)."""
+    from cache.npz import read_npz
+    from cache.store import write_table
+
+    out = out or HOME / "cache" / "files" / f"{npz.stem}.h5"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_table(out, read_npz(npz), force=force)
+    click.echo(out)
+
+
+@cache.command()
+@FILE
+@click.option("--out", type=click.Path(path_type=Path), help="[default: FILE with .npz]")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def export(file: Path, out: Path | None, force: bool) -> None:
+    """Write a cache as an .npz with the keys that import reads."""
+    from cache.npz import write_npz
+    from cache.store import read_table
+
+    out = out or file.with_suffix(".npz")
+    write_npz(read_table(file), out, force=force)
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("dataset", type=click.Choice(["pacs"]))
+@click.option("--root", type=click.Path(path_type=Path), default=HOME / "data", show_default=True)
+@click.option("--url", help="Another address of the archive.")
+def download(dataset: str, root: Path, url: str | None) -> None:
+    """Fetch a public data set, unpack it and check its counts."""
+    from pipeline.download import download_dataset
+
+    click.echo(download_dataset(dataset, root, url=url, say=say))

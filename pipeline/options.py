@@ -1,0 +1,73 @@
+"""How federate's words are read: the released spellings, and what is held out."""
+
+from collections.abc import Sequence
+
+import click
+
+from pipeline.config import ConfigError
+
+
+class ReleasedSpellings(click.Command):
+    """A command whose options may be spelled with underscores and whose --test-envs takes many.
+
+    The released code's argparse reads `--test_envs 0 1 --wk_iters 2`; click would not.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts the released spellings into click's before it parses."""
+        return super().parse_args(ctx, spelled_for_click(args))
+
+
+def spelled_for_click(args: Sequence[str]) -> list[str]:
+    """--test_envs 0 1 -> --test-envs 0 --test-envs 1; --wk_iters -> --wk-iters; values stay."""
+    spelled: list[str] = []
+    many = False
+    for word in args:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            word = name.replace("_", "-") + equals + value
+            many = word == "--test-envs"
+            if many:
+                continue
+        elif many and word.lstrip("-").isdigit():
+            spelled.append("--test-envs")
+        else:
+            many = False
+        spelled.append(word)
+    return spelled
+
+
+def choose_held_out(
+    table, held_out: Sequence[str], test_envs: Sequence[int]
+) -> tuple[tuple[str, ...], ...]:
+    """The folds to train: one tuple of held-out domain names for each.
+
+    Nothing named: every domain in its turn, or none where there is one domain only. `all` and
+    `none` say so; "a,b" holds two out of one training, naming the option twice trains twice.
+    Raises ConfigError or CacheError for what the table does not have.
+    """
+    from cache.table import domain_index
+
+    names = table.domain_names
+    if held_out and test_envs:
+        raise ConfigError("--held-out and --test-envs say the same thing; give one of the two")
+    if test_envs:
+        wrong = [number for number in test_envs if not 0 <= number < len(names)]
+        if wrong:
+            listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+            raise ConfigError(f"--test-envs {wrong[0]}: {table.source} has the domains {listed}")
+        return (tuple(dict.fromkeys(names[number] for number in test_envs)),)
+    if not held_out:
+        held_out = ("all",) if len(names) > 1 else ("none",)
+    folds: list[tuple[str, ...]] = []
+    for choice in held_out:
+        if choice in names:
+            folds.append((choice,))
+        elif choice == "all":
+            folds += [(name,) for name in names]
+        elif choice == "none":
+            folds.append(())
+        else:
+            parts = [part.strip() for part in choice.split(",")]
+            folds.append(tuple(names[domain_index(table, part)] for part in dict.fromkeys(parts)))
+    return tuple(dict.fromkeys(folds))

@@ -1,0 +1,46 @@
+"""Who may import whom: layers of our own, and one door for each outside package."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+OURS = {"cache": set(), "kernels": set(), "pipeline": {"cache", "kernels"}}
+DOORS = {  # outside package -> the files that may import it
+    "clip": {"pipeline/clip_model.py"},
+    "click": {"pipeline/cli.py", "pipeline/options.py"},
+    "h5py": {"cache/layout.py"},
+}
+FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py"))
+
+
+def imported(file: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_keep_to_their_layer_and_door(file):
+    here = file.relative_to(ROOT).as_posix()
+    layer = here.split("/")[0]
+    packages = {name.split(".")[0] for name in imported(file)}
+    assert packages & {"benchmarks", "tests", *OURS} <= OURS[layer] | {layer}
+    for package, files in DOORS.items():
+        assert package not in packages or here in files, f"{here} imports {package}"
+    if layer == "cache":
+        assert "torch" not in packages
+
+
+def test_every_door_is_used():
+    for package, files in DOORS.items():
+        for file in files:
+            assert package in {name.split(".")[0] for name in imported(ROOT / file)}, file
