@@ -95,8 +95,9 @@ def refuse_not_finite(source: str, features: np.ndarray, first_row: int) -> None
 
     first_row  the number that the first of the n rows has in its table
     """
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
+    finite = np.isfinite(features)
+    if not finite.all():
+        bad = np.flatnonzero(~finite.all(axis=1))
         row, last = first_row + int(bad[0]), first_row + len(features) - 1
         raise CacheError(
             f"{source}: NaN or Inf in the features of {len(bad)} of rows {first_row} to {last}, "

@@ -40,10 +40,7 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class UserBlock:
-    """The user block's fields; the last five are 0 or zeros while the cache is not complete.
-
-    static_crc32 is the exception: it covers what is never written again, and is set from the start.
-    """
+    """The user block's fields; the last three are 0 or zeros until the cache is complete."""
 
     complete: bool
     file_bytes: int

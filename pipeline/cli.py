@@ -1,5 +1,6 @@
 """The commands: parse, call one function, print. Heavy packages are imported inside commands."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -84,13 +85,19 @@ def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: 
         ./run.sh extract --dataset my_images --prompt "a photo of a {}"
     """
     report = _extract(dataset, model, prompts, **settings)
-    click.echo(report.to_json() if as_json else report.sentence())
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report), default=str))
+        return
+    click.echo(
+        f"{report.path}: {report.rows:,} rows, {report.encoded:,} encoded now at "
+        f"{report.images_per_second:,.0f} images/s, {report.unreadable} unreadable, "
+        f"{report.seconds['total']:.1f} s in all"
+    )
 
 
 def _extract(dataset: str, model: str | None, prompts: tuple[str, ...], **settings):
     from pipeline.extract import extract as run
 
-    settings["root"] = settings.get("root") or HOME / "data"
     return run(dataset, model=_model(dataset, model), templates=prompts, say=say, **settings)
 
 
@@ -176,7 +183,7 @@ def federate(
     \b
         ./run.sh federate
         ./run.sh federate features.h5 --held-out sketch
-        ./run.sh federate --dataset pacs --mode FedAtImg --test_envs 0 --iters 200 --wk_iters 1 --lr 5e-05
+        ./run.sh federate --dataset pacs --test_envs 0 --iters 200 --wk_iters 1 --lr 5e-05
     """
     RunConfig(**settings)  # refuses settings that cannot be before anything slow happens
     if cache is not None and (dataset or model):
@@ -208,9 +215,9 @@ def federate(
 
 
 def _find_cache(dataset: str, model: str | None, root: Path | None, device: str) -> Path:
-    from pipeline.extract import default_cache
+    from pipeline.extract import cache_path
 
-    file = default_cache(dataset, _model(dataset, model), (PROMPT,))
+    file = cache_path(dataset, _model(dataset, model))
     if file.exists():
         say(f"using the cache {file}")
         return file

@@ -61,7 +61,7 @@ def load_model(name_or_file: str, device: torch.device) -> ClipModel:
     clip = import_clip()
     path = path or _download(name)
     state = read_state_dict(path)
-    logit_scale = float(state["logit_scale"].float().exp())
+    logit_scale = float(state["logit_scale"].detach().float().exp())
     try:
         module = clip.model.build_model(state)  # takes its sizes from the tensors; rounds to fp16
     except Exception as error:  # unlike shapes and missing tensors surface as nearly anything

@@ -14,7 +14,7 @@ import torch
 from cache.store import SCHEMA, compare_identity, info, open_writer, partial_of
 from kernels.backends import pick_device
 from pipeline.clip_model import ClipModel, encode_prompts, load_model
-from pipeline.clip_weights import find_weights
+from pipeline.clip_weights import MODEL_NAMES, find_weights
 from pipeline.config import ConfigError
 from pipeline.encode_rows import Encoded, Pace, encode_rows, start_decoder
 from pipeline.image_sets import dataset_name, find_images
@@ -53,8 +53,8 @@ class ExtractReport:
 
 def cache_path(dataset: str, model: str, templates: tuple[str, ...] = TEMPLATES) -> Path:
     """Where `extract` puts the cache of these words when it is not told where."""
-    model_name = find_weights(model)[0]
-    stem = model_name if model_name in ("demo", model) else Path(model_name).stem
+    name = find_weights(model)[0]
+    stem = name if name in MODEL_NAMES else Path(name).stem
     words = [re.sub(r"[^\w.+-]+", "-", word) for word in (dataset_name(dataset), stem)]
     if templates != TEMPLATES:
         words.append(hashlib.sha256(json.dumps(templates).encode()).hexdigest()[:8])
@@ -93,7 +93,8 @@ def extract(
     """
     _check_settings(templates, batch, workers, store, on_bad_image)
     where, pace = pick_device(device), Pace()
-    out = out or cache_path(dataset, model, templates)
+    usual = cache_path(dataset, model, templates)  # refuses an unknown model before images are read
+    out = out or usual
     with pace.part("scan"):
         tree = find_images(dataset, root or DATA, say)
     with pace.part("model"):

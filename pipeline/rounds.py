@@ -1,6 +1,5 @@
 """A round of all lanes: local epochs, then aggregation. Pure: state in, state out."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -37,11 +36,18 @@ def first_adapter(width: int, seed: int) -> AdapterState:
     )
 
 
-def first_state(plan: Plan, width: int, given: AdapterState | None, device: torch.device):
+def first_state(
+    plan: Plan, width: int, given: AdapterState | None, device: torch.device
+) -> AdapterState:
     """The server adapters before round 0: the given one for all, or each config's seeded one."""
-    make: Callable[[int], AdapterState] = lambda seed: given or first_adapter(width, seed)  # noqa: E731
-    each = [make(plan.folds[server.fold].config.seed) for server in plan.servers]
-    return AdapterState(*(torch.stack(weights).to(device) for weights in zip(*each, strict=True)))
+    seeds = [plan.folds[server.fold].config.seed for server in plan.servers]
+    made = {seed: given or first_adapter(width, seed) for seed in {0, *seeds}}
+    return AdapterState(
+        *(
+            torch.stack([made[seed][w] for seed in seeds] or [made[0][w]])[: len(seeds)].to(device)
+            for w in range(len(AdapterState._fields))
+        )
+    )
 
 
 def run_round(

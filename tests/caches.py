@@ -10,7 +10,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cache import store  # noqa: E402
-from cache.table import FeatureTable  # noqa: E402
 
 
 def draw(rows: int = 50, width: int = 6, classes: int = 3, seed: int = 0, dtype="float16") -> dict:
@@ -52,14 +51,6 @@ def make(path: Path, drawn: dict, unreadable: tuple[int, ...] = (), **changes) -
 def fill(writer: store.Writer, drawn: dict, unreadable: tuple[int, ...] = ()) -> None:
     todo = writer.todo
     writer.put(todo, drawn["features"][todo], np.where(np.isin(todo, unreadable), 2, 1))
-
-
-def table_of(drawn: dict, split: np.ndarray | None = None) -> FeatureTable:
-    """The table that reading a cache of what was drawn gives; its hashes are left empty."""
-    names = {name: tuple(drawn[name]) for name in ("class_names", "domain_names")}
-    taken = ("features", "labels", "domains", "text_features", "logit_scale", "identity")
-    values = {name: drawn[name] for name in taken}
-    return FeatureTable("drawn", split=split, fingerprint="", content_sha256="", **values, **names)
 
 
 def write_slowly(path: Path, rows: int, pause: float) -> None:

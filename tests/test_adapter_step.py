@@ -1,6 +1,5 @@
 """Training steps against float64 twins: an error at most twice plain float32 torch's own."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -53,8 +52,13 @@ def settings(lanes):
     def values(start, step):
         return torch.tensor([start + step * lane for lane in range(lanes)], dtype=torch.float64)
 
-    return AdamSettings(values(1e-3, 5e-4), values(0.2, -0.05), values(0.9, -0.1), values(0.98, 0.005),
-                        values(1e-6, 1e-6))  # fmt: skip
+    return AdamSettings(
+        lr=values(1e-3, 5e-4),
+        weight_decay=values(0.2, -0.05),
+        beta1=values(0.9, -0.1),
+        beta2=values(0.98, 0.005),
+        eps=values(1e-6, 1e-6),
+    )
 
 
 def batches_of(rows, lane):

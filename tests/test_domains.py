@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -220,6 +219,16 @@ def test_trees_that_cannot_be_read_so(tmp_path, files, words):
     assert "FOLDER/domain/class/image" in message
 
 
+def test_a_file_costs_no_stat(tmp_path, monkeypatch):
+    """What keeps 600,000 files at about a second."""
+    fill(tmp_path, {d: {c: 40 for c in "xyz"} for d in "ab"})
+    calls = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda *a, **k: calls.append(a) or stat(*a, **k))
+    assert len(scan(tmp_path).paths) == 240
+    assert len(calls) <= 20
+
+
 def test_a_file_is_no_tree(tmp_path):
     make(tmp_path, "data.zip")
     with pytest.raises(DataError, match="this is a file"):
@@ -279,6 +288,30 @@ def test_the_manifest_reports_every_file_once(tmp_path):
     assert sum(done) == 201 and len(done) > 1
 
 
+def spread(total, class_names):
+    """`total` images over the classes, one each and the rest in the last."""
+    counts = dict.fromkeys(class_names, 1)
+    counts[class_names[-1]] = total - len(class_names) + 1
+    return counts
+
+
+class Counts:
+    """Stands for a scanned tree where only its counts matter."""
+
+    def __init__(self, counts):
+        self.domain_names = tuple(sorted(counts))
+        self.class_names = tuple(sorted({c for classes in counts.values() for c in classes}))
+        rows = [
+            (d, self.class_names.index(c), n)
+            for d, name in enumerate(self.domain_names)
+            for c, n in sorted(counts[name].items())
+        ]
+        repeats = [n for *_, n in rows]
+        self.domains = np.repeat([d for d, *_ in rows], repeats)
+        self.labels = np.repeat([c for _, c, _ in rows], repeats)
+        self.paths = range(sum(repeats))
+
+
 def test_the_published_counts_add_up():
     totals = {k: sum(v[0] for v in known.rows.values()) for k, known in KNOWN.items()}
     assert totals == {
@@ -305,16 +338,18 @@ def test_the_published_counts_are_the_shared_ones(shared):
     assert KNOWN["terra_incognita"].totals == (terra["current_release"]["total"],)
 
 
-def test_a_whole_pacs_agrees_and_each_difference_is_a_line(tmp_path):
-    root = fill(tmp_path / "PACS", published("pacs"))
-    assert compare_counts(scan(root), "PACS") == []
-    for i in range(3):
-        (root / f"photo/dog/{i}.jpg").unlink()
-    make(root, "cartoon/house/extra.jpg", "cartoon/cat/1.jpg")
-    shutil.rmtree(root / "sketch/guitar")
-    shutil.rmtree(root / "art_painting")
-    make(root, "clipart/dog/1.jpg")
-    assert compare_counts(scan(root), "pacs") == [
+@pytest.mark.parametrize("key", ["pacs", "vlcs", "office_home"])
+def test_a_whole_data_set_agrees(key):
+    assert compare_counts(Counts(published(key)), key) == []
+
+
+def test_each_difference_is_a_line():
+    counts = published("pacs")
+    counts["photo"]["dog"] -= 3
+    counts["cartoon"] |= {"house": 289, "cat": 1}
+    del counts["sketch"]["guitar"], counts["art_painting"]
+    counts["clipart"] = {"dog": 1}
+    assert compare_counts(Counts(counts), "PACS") == [
         "clipart: this is no domain of PACS (1 images)",
         "cat: this is no class of PACS (1 images)",
         "art_painting: this domain is missing (2,048 images published)",
@@ -324,50 +359,32 @@ def test_a_whole_pacs_agrees_and_each_difference_is_a_line(tmp_path):
     ]
 
 
-def test_spellings_of_domains_and_classes(tmp_path):
-    for spelling in ("Real World", "RealWorld", "real_world"):
-        counts = published("office_home")
-        counts[spelling] = {
-            name.replace("_", " "): n for name, n in counts.pop("Real_World").items()
-        }
-        root = tmp_path / spelling
-        fill(root, {spelling: counts[spelling]})
-        lines = compare_counts(scan(root), "Office-Home")
-        assert len(lines) == 3 and all("this domain is missing" in line for line in lines)
+@pytest.mark.parametrize("spelling", ["Real World", "RealWorld", "real_world"])
+def test_spellings_of_domains_and_classes(spelling):
+    spaced = {
+        domain: {name.replace("_", " "): n for name, n in classes.items()}
+        for domain, classes in published("office_home").items()
+    }
+    spaced[spelling] = spaced.pop("Real_World")
+    assert compare_counts(Counts(spaced), "Office-Home") == []
 
 
-def test_two_spellings_of_one_domain_are_told(tmp_path):
+def test_two_spellings_of_one_class_are_told():
+    """They would be two classes to whoever trains on the folder."""
+    counts = published("office_home")
+    counts["Art"]["Trash Can"] = counts["Art"].pop("Trash_Can")
+    lines = compare_counts(Counts(counts), "office_home")
+    assert lines == ["Trash_Can: there are 2 folders of it, Trash Can, Trash_Can"]
+
+
+def test_two_spellings_of_one_domain_are_told():
     counts = published("vlcs")
     counts["PASCAL"] = {"bird": 2}
-    lines = compare_counts(scan(fill(tmp_path, counts)), "vlcs")
+    lines = compare_counts(Counts(counts), "vlcs")
     assert lines == [
         "VOC2007: there are 2 folders of it, PASCAL, VOC2007",
         "VOC2007/bird: 332 images, 2 more than the 330 published",
     ]
-
-
-def spread(total, class_names):
-    """`total` images over the classes, one each and the rest in the last."""
-    counts = dict.fromkeys(class_names, 1)
-    counts[class_names[-1]] = total - len(class_names) + 1
-    return counts
-
-
-class Counts:
-    """Stands for a scanned tree where only its counts matter."""
-
-    def __init__(self, counts):
-        self.domain_names = tuple(sorted(counts))
-        self.class_names = tuple(sorted({c for classes in counts.values() for c in classes}))
-        rows = [
-            (d, self.class_names.index(c), n)
-            for d, name in enumerate(self.domain_names)
-            for c, n in sorted(counts[name].items())
-        ]
-        repeats = [n for *_, n in rows]
-        self.domains = np.repeat([d for d, *_ in rows], repeats)
-        self.labels = np.repeat([c for _, c, _ in rows], repeats)
-        self.paths = range(sum(repeats))
 
 
 @pytest.mark.parametrize("clipart", [48129, 48133])
@@ -469,11 +486,3 @@ def test_the_real_subset(shared, image_folder):
     assert len(lines) == 28 and lines[0] == (
         "art_painting/dog: 30 images, 349 short of the 379 published"
     )
-
-
-def test_ten_thousand_files_take_well_under_a_second(tmp_path):
-    fill(tmp_path, published("pacs"))
-    scan(tmp_path)
-    start = time.perf_counter()
-    tree = scan(tmp_path)
-    assert time.perf_counter() - start < 1.0 and len(tree.paths) == 9991

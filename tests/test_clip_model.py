@@ -1,0 +1,305 @@
+"""The CLIP package and its weights: one result for every form, one line for every failure."""
+
+import socket
+import struct
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.clip_architecture import describe
+from pipeline.clip_model import (
+    encode_images,
+    encode_prompts,
+    import_clip,
+    load_model,
+)
+from pipeline.clip_weights import MODEL_NAMES, OPENAI_NAMES, WeightsError, find_weights
+from tests import clips
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent
+FORMS = ["state dict", "wrapped", "safetensors", "TorchScript"]
+
+
+@pytest.fixture(scope="module", params=["ViT", "RN"])
+def module(request):
+    return clips.build(request.param)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    file = tmp_path_factory.mktemp("vit") / "vit.safetensors"
+    return load_model(str(clips.save(clips.build(), file, "safetensors")), CPU)
+
+
+def test_every_form_of_the_same_weights_is_the_same_model(module, tmp_path):
+    # The suffix says nothing: the content decides.
+    models = [load_model(str(clips.save(module, tmp_path / f"{n}.pt", f)), CPU)
+              for n, f in enumerate(FORMS)]  # fmt: skip
+    assert len({model.weights_sha256 for model in models}) == 1
+    assert all(model.architecture == models[0].architecture for model in models)
+    pixels = torch.randint(0, 256, (3, clips.RESOLUTION, clips.RESOLUTION, 3), dtype=torch.uint8)
+    features = [encode_images(model, pixels) for model in models]
+    assert all(torch.equal(feature, features[0]) for feature in features)
+
+
+def test_a_legacy_state_dict_and_float32_weights_load_to_the_same_hash(vit, tmp_path):
+    state = clips.build().state_dict()
+    old = {"_use_new_zipfile_serialization": False}
+    torch.save(state, tmp_path / "old.pt", **old)
+    torch.save({name: tensor.float() for name, tensor in state.items()}, tmp_path / "wide.pt")
+    for name in ("old.pt", "wide.pt"):
+        assert load_model(str(tmp_path / name), CPU).weights_sha256 == vit.weights_sha256
+
+
+def test_one_changed_weight_is_another_hash(vit, tmp_path):
+    module = clips.build()
+    module.visual.proj.data[0, 0] += 0.25
+    file = clips.save(module, tmp_path / "other.pt", "state dict")
+    assert load_model(str(file), CPU).weights_sha256 != vit.weights_sha256
+
+
+def test_the_model_is_frozen_float32_and_in_eval_mode(module, tmp_path):
+    model = load_model(str(clips.save(module, tmp_path / "clip.pt", "state dict")), CPU)
+    assert not any(part.training for part in model.module.modules())
+    assert not any(parameter.requires_grad for parameter in model.module.parameters())
+    assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}
+    assert (model.resolution, model.width, model.dtype) == (32, clips.WIDTH, torch.float32)
+    assert model.logit_scale == pytest.approx(module.logit_scale.exp().item(), rel=1e-6)
+
+
+def test_pixels_are_scaled_as_totensor_and_normalize_do_bit_for_bit(vit):
+    import_clip()
+    from torchvision.transforms import Compose, Normalize, ToTensor
+
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    transform = Compose([ToTensor(), Normalize(mean, std)])
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    images = torch.stack([transform(Image.fromarray(image)) for image in pixels])
+    seen = []
+    hook = vit.module.visual.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    comp = encode_images(vit, torch.from_numpy(pixels))
+    hook.remove()
+    assert torch.equal(seen[0], images)
+    with torch.no_grad():
+        assert torch.equal(comp, vit.module.encode_image(images))
+    assert comp.dtype == torch.float32 and comp.shape == (5, clips.WIDTH)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 31, 32, 3), (32, 32, 3)])
+def test_pixels_of_another_shape_are_refused(vit, shape):
+    with pytest.raises(ValueError, match="uint8"):
+        encode_images(vit, torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_one_template_gives_the_raw_feature_and_several_the_mean_of_unit_ones(vit):
+    clip, names = import_clip(), ["dog", "alarm_clock", "{odd}"]
+    templates = ("a picture of a {}", "a sketch of a {}.")
+    with torch.no_grad():
+        ref = [
+            torch.stack(
+                [vit.module.encode_text(clip.tokenize(t.replace("{}", n)))[0] for n in names]
+            )
+            for t in templates
+        ]
+    one = encode_prompts(vit, names, templates[:1])
+    assert one.dtype == np.float32 and one.shape == (3, clips.WIDTH)
+    np.testing.assert_allclose(one, ref[0], rtol=0, atol=2e-5 * abs(ref[0]).max())
+    units = [feature / feature.norm(dim=1, keepdim=True) for feature in ref]
+    both = encode_prompts(vit, names, templates)
+    np.testing.assert_allclose(both, (units[0] + units[1]) / 2, rtol=0, atol=2e-5)
+
+
+def test_more_prompts_than_fit_one_piece(vit):
+    names = [f"thing {number}" for number in range(300)]
+    many = encode_prompts(vit, names, ["a {}"])
+    few = encode_prompts(vit, names[250:260], ["a {}"])
+    np.testing.assert_allclose(many[250:260], few, rtol=0, atol=2e-5 * abs(few).max())
+
+
+def test_a_prompt_that_is_too_long_is_named(vit):
+    with pytest.raises(WeightsError, match="too long for context length 77"):
+        encode_prompts(vit, ["word " * 80], ["a {}"])
+
+
+@pytest.mark.parametrize("template", ["a picture", "{} and {}"])
+def test_a_template_without_its_one_place_is_refused(vit, template):
+    with pytest.raises(ValueError, match="template"):
+        encode_prompts(vit, ["dog"], [template])
+
+
+# --- what is no weights -------------------------------------------------------------------------
+
+
+def saved(module: torch.nn.Module, form: str, folder: Path) -> bytes:
+    return clips.save(module, folder / "sound", form).read_bytes()
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
+    module = clips.build()
+    state = module.state_dict()
+
+    def torch_saved(value: object) -> bytes:
+        torch.save(value, folder / "value")
+        return (folder / "value").read_bytes()
+
+    lacking = {name: tensor for name, tensor in state.items() if name != "ln_final.bias"}
+    narrow = state | {"visual.proj": torch.zeros(3, 3)}
+    nan = state | {"logit_scale": torch.tensor(float("nan"))}
+    head = b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'
+    return {
+        "empty": (b"", "0 bytes"),
+        "page": (b"<!DOCTYPE html><html>404</html>", "web page"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        "noise": (np.random.default_rng(1).bytes(5000), "begins with"),
+        "text": (b"these are not the weights", "begins with"),
+        "half zip": (saved(module, "state dict", folder)[:-5000], "incomplete"),
+        "half archive": (saved(module, "TorchScript", folder)[:60_000], "incomplete"),
+        "half safetensors": (saved(module, "safetensors", folder)[:-5000], "safetensors"),
+        "lying safetensors": (struct.pack("<Q", len(head)) + head, "safetensors"),
+        "endless safetensors": (struct.pack("<Q", 1 << 60) + head, "safetensors"),
+        "half pickle": (b"\x80\x02\x8a\nl\xfc\x9cF", "torch"),
+        "whole model": (torch_saved(module.visual), "model.state_dict()"),
+        "trap": (torch_saved({"state_dict": Trap()}), "model.state_dict()"),
+        "a list": (torch_saved([1, 2]), "list"),
+        "other model": (torch_saved({"fc.weight": torch.zeros(3)}), "fc.weight"),
+        "no tensor": (torch_saved(state | {"odd": 3}), "'odd'"),
+        "lacking": (torch_saved(lacking), "ln_final.bias"),
+        "narrow": (torch_saved(narrow), "visual.proj"),
+        "nan": (torch_saved(nan), "logit_scale"),
+    }
+
+
+def test_what_is_no_weights_is_refused_in_one_line(tmp_path, capfd):
+    for name, (content, reason) in bad_files(tmp_path).items():
+        file = tmp_path / "weights.pt"
+        file.write_bytes(content)
+        with pytest.raises(WeightsError) as caught:
+            load_model(str(file), CPU)
+        assert reason in str(caught.value) and "weights.pt" in str(caught.value), name
+        assert "\n" not in str(caught.value), name
+    assert "unpickled" not in "".join(capfd.readouterr())
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_names_are_found_in_any_case():
+    assert [find_weights(name.lower())[0] for name in MODEL_NAMES] == list(MODEL_NAMES)
+    assert find_weights("DEMO")[1].name == "clip_demo.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("ViT-B-32", "Did you mean ViT-B/32?"),
+        ("rn5", "Did you mean RN50?"),
+        ("zzz", "there are RN50"),
+        ("weights.pt", "no such file"),
+        (".", "folder"),
+    ],
+)
+def test_an_unknown_name_says_what_there_is(asked, said):
+    with pytest.raises(WeightsError) as caught:
+        load_model(asked, CPU)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_names_are_those_of_clip():
+    assert list(OPENAI_NAMES) == import_clip().available_models()
+
+
+@pytest.mark.parametrize("name", OPENAI_NAMES)
+def test_every_backbone_of_openai_is_known_by_its_sizes(name):
+    sizes = {  # embed_dim, image_resolution, vision_layers, vision_width, patch, text width, heads
+        "RN50": (1024, 224, (3, 4, 6, 3), 64, None, 512, 8),
+        "RN101": (512, 224, (3, 4, 23, 3), 64, None, 512, 8),
+        "RN50x4": (640, 288, (4, 6, 10, 6), 80, None, 640, 10),
+        "RN50x16": (768, 384, (6, 8, 18, 8), 96, None, 768, 12),
+        "RN50x64": (1024, 448, (3, 15, 36, 10), 128, None, 1024, 16),
+        "ViT-B/32": (512, 224, 12, 768, 32, 512, 8),
+        "ViT-B/16": (512, 224, 12, 768, 16, 512, 8),
+        "ViT-L/14": (768, 224, 24, 1024, 14, 768, 12),
+        "ViT-L/14@336px": (768, 336, 24, 1024, 14, 768, 12),
+    }
+    width, resolution, layers, image_width, patch, text_width, heads = sizes[name]
+    with torch.device("meta"):
+        module = import_clip().model.CLIP(
+            *(width, resolution, layers, image_width, patch), 77, 49408, text_width, heads, 12
+        )
+    described = describe(module)
+    assert (described["name"], described["width"], described["resolution"]) == (
+        *(name, width, resolution),
+    )
+
+
+def test_without_network_the_address_and_the_place_are_said(tmp_path, monkeypatch):
+    clip = import_clip().clip
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/clip/{'0' * 64}/ViT-B-32.pt"
+    monkeypatch.setitem(clip._MODELS, "ViT-B/32", url)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    with pytest.raises(WeightsError) as caught:
+        load_model("vit-b/32", CPU)
+    place = tmp_path / ".cache" / "clip" / "ViT-B-32.pt"
+    assert url in str(caught.value) and str(place) in str(caught.value)
+    assert "\n" not in str(caught.value) and not place.exists()
+
+
+def test_weights_put_by_hand_are_used_without_network(tmp_path, monkeypatch):
+    import hashlib
+
+    clip = import_clip().clip
+    folder = tmp_path / ".cache" / "clip"
+    folder.mkdir(parents=True)
+    file = clips.save(clips.build(), folder / "ViT-B-32.pt", "TorchScript")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(clip._MODELS, "ViT-B/32", f"http://127.0.0.1:1/{digest}/ViT-B-32.pt")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    model = load_model("ViT-B/32", CPU)
+    assert (model.name, model.width) == ("ViT-B/32", clips.WIDTH)
+
+
+# --- the package --------------------------------------------------------------------------------
+
+
+def test_the_clipboard_tool_is_told_from_clip(monkeypatch):
+    wrong = types.ModuleType("clip")
+    wrong.__file__ = "site-packages/clip/__init__.py"
+    monkeypatch.setitem(sys.modules, "clip", wrong)
+    with pytest.raises(WeightsError, match="clipboard"):
+        import_clip.__wrapped__()
+
+
+def test_a_missing_clip_is_said_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "clip", None)
+    with pytest.raises(WeightsError, match="requirements.txt"):
+        import_clip.__wrapped__()
+
+
+def test_loading_leaves_no_trace_and_no_warning(tmp_path):
+    file = clips.save(clips.build(), tmp_path / "clip.pt", "TorchScript")
+    code = (
+        "import sys, torch; from pipeline.clip_model import load_model; "
+        f"load_model({str(file)!r}, torch.device('cpu')); "
+        "print(getattr(sys.modules.get('pkg_resources'), '__file__', 'absent') is not None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "always::DeprecationWarning", "-c", code],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "True")

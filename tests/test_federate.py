@@ -1,0 +1,335 @@
+"""Whole runs on small tables: what they compute, write, refuse and survive."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from cache.checksums import content_sha256, row_blocks
+from cache.identity import fingerprint
+from cache.store import read_table, write_table
+from cache.table import FeatureTable
+from kernels.adapter import AdapterState
+from pipeline.config import ConfigError, RunConfig
+from pipeline.federate import federate
+from pipeline.lanes import build_plan, round_rows, seeded_order, steps_a_round
+from pipeline.rounds import first_adapter
+from pipeline.run_folder import read_adapters, read_first_adapter, write_adapters
+from pipeline.splits import split_domain
+from tests import naive
+from tests.conftest import ROOT
+
+ALL = (("a",), ("b",), ("c",))
+FILES = ("config.json", "rounds.jsonl", "adapter.safetensors")
+
+
+def small(rows=(60, 45, 80), width=12, classes=4, seed=0, split=None):
+    """Three domains whose features lie near their class's text feature, with noise."""
+    rng = np.random.default_rng(seed)
+    text = rng.normal(size=(classes, width)).astype(np.float32)
+    labels = np.concatenate([np.arange(n) % classes for n in rows]).astype(np.int64)
+    features = text[labels] + rng.normal(size=(len(labels), width)) * 1.2
+    features = features.astype(np.float32)
+    domains = np.repeat(np.arange(len(rows)), rows).astype(np.int64)
+    sha = content_sha256(row_blocks(features), features.dtype, labels, domains, text)
+    identity = {"dataset": "small", "model": "drawn", "imported": sha}
+    return FeatureTable(
+        source="small",
+        features=features,
+        labels=labels,
+        domains=domains,
+        text_features=text,
+        logit_scale=20.0,
+        class_names=tuple(f"class {c}" for c in range(classes)),
+        domain_names=tuple("abcdefg"[: len(rows)]),
+        split=split,
+        identity=identity,
+        fingerprint=fingerprint(identity),
+        content_sha256=sha,
+    )
+
+
+@pytest.fixture
+def table(tmp_path):
+    write_table(tmp_path / "small.h5", small())
+    return read_table(tmp_path / "small.h5")
+
+
+def config(**changed) -> RunConfig:
+    return RunConfig(**({"held_out": ALL, "rounds": 4, "batch": 8, "lr": 1e-3} | changed))
+
+
+def run(table, out, settings=None, **options) -> dict:
+    return federate(table, settings or config(), runs=out, out=out, device="cpu", **options)
+
+
+def figures(document: dict) -> dict:
+    return {k: v for k, v in document.items() if k not in ("seconds", "run")}
+
+
+def test_same_seed_same_bytes_and_another_seed_others(table, tmp_path):
+    first, second = run(table, tmp_path / "1"), run(table, tmp_path / "2")
+    assert figures(first) == figures(second)
+    for name in FILES:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    run(table, tmp_path / "3", config(seed=1))
+    adapters = [(tmp_path / n / "adapter.safetensors").read_bytes() for n in "13"]
+    assert adapters[0] != adapters[1]
+
+
+def test_a_fold_in_a_batch_equals_the_fold_alone(table, tmp_path):
+    together = run(table, tmp_path / "all")["results"]
+    for held_out, result in zip(ALL, together, strict=True):
+        alone = run(table, tmp_path / held_out[0], config(held_out=(held_out,)))["results"]
+        assert alone == [result]
+
+
+def test_one_round_of_one_client_equals_the_twin(tmp_path):
+    one = small(rows=(50,))
+    settings = config(held_out=((),), rounds=1, local_epochs=2, lr=1e-2)
+    document = run(one, tmp_path, settings)
+    plan = build_plan(one, [settings])
+    rows = round_rows(plan.lanes, 0, seeded_order)[:, 0].numpy()
+    batches = [batch[batch >= 0] for batch in rows]
+    assert len(batches) == steps_a_round(plan.lanes[0]) == 8
+    unit = one.text_features / np.linalg.norm(one.text_features, axis=1, keepdims=True)
+    weights, losses = naive.train(
+        [w.numpy() for w in first_adapter(12, 0)], batches, one.features, one.labels,
+        unit.astype(float), one.logit_scale, 1e-2, 0.2, 0.9, 0.98, 1e-6,
+    )  # fmt: skip
+    states, facts = read_adapters(tmp_path / "adapter.safetensors")
+    for found, wanted in zip(states["last"], weights, strict=True):
+        np.testing.assert_allclose(found[0], wanted, atol=2e-4)
+    line = json.loads((tmp_path / "rounds.jsonl").read_text())
+    assert line["folds"][0]["train_loss"]["a"] == pytest.approx(np.mean(losses), rel=1e-3)
+    client = plan.folds[0].clients[0]
+    answers = naive.top1(weights, one.features[client.test].astype(float), unit.astype(float))
+    assert document["results"][0]["participants"] == np.mean(answers == one.labels[client.test])
+    assert document["results"][0]["unseen"] is None and facts["rounds_done"] == 1
+
+
+def test_aggregation_is_the_mean_over_clients_by_uniform_or_rows(table, tmp_path):
+    for weighting in ("uniform", "rows"):
+        settings = config(held_out=((),), rounds=1, weighting=weighting)
+        run(table, tmp_path / weighting, settings)
+        run(
+            table, tmp_path / f"{weighting} local", config(held_out=((),), rounds=1, method="local")
+        )
+        average, _ = read_adapters(tmp_path / weighting / "adapter.safetensors")
+        own, _ = read_adapters(tmp_path / f"{weighting} local" / "adapter.safetensors")
+        sizes = np.array([36, 27, 48]) if weighting == "rows" else np.ones(3)
+        for mean, each in zip(average["last"], own["last"], strict=True):
+            wanted = np.tensordot(sizes / sizes.sum(), each.numpy().astype(float), 1)
+            np.testing.assert_allclose(mean[0], wanted, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "local", "central", "zero-shot"])
+def test_methods_report_the_same_shape_and_hold_the_domain_out(table, tmp_path, method):
+    document = run(table, tmp_path, config(method=method, eval="every"))
+    for held_out, result in zip("abc", document["results"], strict=True):
+        assert result["held_out"] == held_out
+        assert set(result["per_domain"]) == set("abc") == set(result["zero_shot"]["per_domain"])
+        assert result["unseen"] == result["per_domain"][held_out]
+        seen = [v for k, v in result["per_domain"].items() if k != held_out]
+        assert result["participants"] == pytest.approx(np.mean(seen))
+        assert result["overall"] == pytest.approx(np.mean(list(result["per_domain"].values())))
+        if method == "zero-shot":
+            assert result["best_round"] is None
+            assert result["per_domain"] == result["zero_shot"]["per_domain"]
+    if method != "zero-shot":
+        for line in (tmp_path / "rounds.jsonl").read_text().splitlines():
+            for held_out, fold in zip("abc", json.loads(line)["folds"], strict=True):
+                assert held_out not in fold["val_accuracy"] | fold["train_accuracy"]
+                assert held_out in fold["test_accuracy"]
+
+
+def test_best_and_every_report_the_same_and_best_is_the_earliest_maximum(table, tmp_path):
+    best = run(table, tmp_path / "best", config(rounds=8))
+    every = run(table, tmp_path / "every", config(rounds=8, eval="every"))
+    assert best["results"] == every["results"]
+    lines = [json.loads(x) for x in (tmp_path / "every/rounds.jsonl").read_text().splitlines()]
+    for f, result in enumerate(every["results"]):
+        means = [np.mean(list(line["folds"][f]["val_accuracy"].values())) for line in lines]
+        assert result["best_round"] == int(np.argmax(means))
+        assert result["per_domain"] == lines[result["best_round"]]["folds"][f]["test_accuracy"]
+    tested = [
+        json.loads(x)["folds"] for x in (tmp_path / "best/rounds.jsonl").read_text().splitlines()
+    ]
+    assert all(
+        (fold["test_accuracy"] is not None) == fold["best"] for line in tested for fold in line
+    )
+
+
+def test_two_domains_held_out_of_one_training(table, tmp_path):
+    (result,) = run(table, tmp_path, config(held_out=(("a", "c"),)))["results"]
+    assert result["held_out"] == "a,c"
+    assert result["unseen"] == pytest.approx(
+        (result["per_domain"]["a"] + result["per_domain"]["c"]) / 2
+    )
+
+
+@pytest.mark.parametrize("count", [10, 11, 59, 60, 1670, 2048])
+@pytest.mark.parametrize(("fraction", "seed"), [(0.6, 0), (0.8, 3), (0.3, 1)])
+def test_split_equals_the_twin(count, fraction, seed):
+    table = small(rows=(7, count))
+    client = split_domain(table, 1, fraction, seed)
+    for found, wanted in zip((client.train, client.val, client.test),
+                             naive.split(count, fraction, seed), strict=True):  # fmt: skip
+        np.testing.assert_array_equal(found, wanted + 7)
+
+
+def test_a_split_that_the_cache_fixes_is_kept():
+    split = np.array([0, 0, 0, 1, 2, 2, 0, 1], np.int8)
+    client = split_domain(small(rows=(8,), split=split), 0, 0.6, 0)
+    assert [x.tolist() for x in (client.train, client.val, client.test)] == [
+        [0, 1, 2, 6], [3, 7], [4, 5],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [2, 7, 8, 36, 100])
+def test_every_row_once_an_epoch_but_a_lone_last_one(table, batch):
+    plan = build_plan(table, [config(batch=batch, local_epochs=3)])
+    rows = round_rows(plan.lanes, 5, seeded_order).numpy()
+    for at, lane in enumerate(plan.lanes):
+        own = rows[:, at]
+        left = len(lane.train) % batch == 1
+        counts = np.bincount(own[own >= 0], minlength=len(table.labels))[lane.train]
+        assert counts.sum() == 3 * (len(lane.train) - left) and counts.max() <= 3
+        assert (own[:, 0] >= 0).sum() == steps_a_round(lane)
+        assert not ((own >= 0).sum(axis=1) == 1).any()
+    steps = [steps_a_round(lane) for lane in plan.lanes]
+    assert steps == sorted(steps, reverse=True)
+
+
+@pytest.mark.parametrize("rows", [(0, 60, 60), (1, 60, 60), (4, 60, 60)])
+def test_a_client_with_too_few_rows_is_named(tmp_path, rows):
+    with pytest.raises(ConfigError, match=r"client 'a' has \d rows"):
+        run(small(rows=rows), tmp_path, config(held_out=((),)))
+    run(small(rows=rows), tmp_path / "held out", config(held_out=(("a",),)))
+
+
+def test_nobody_left_to_train_is_refused(table, tmp_path):
+    with pytest.raises(ConfigError, match="all of its domains"):
+        run(table, tmp_path, config(held_out=(("a", "b", "c"),)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", float("nan")), ("batch", 1), ("rounds", 0), ("method", "x"), ("split", 1.0)]
+    + [("seed", -1), ("beta2", 1.0), ("held_out", ())],
+)
+def test_settings_that_cannot_be_are_named(name, value):
+    with pytest.raises(ConfigError, match=name):
+        config(**{name: value})
+
+
+def test_an_adapter_that_is_not_finite_stops_the_run(tmp_path):
+    table = small()
+    table = dataclasses.replace(table, features=table.features * np.float32(1e37))
+    with pytest.raises(ConfigError, match=r"round \d: the adapter .* diverged at lr"):
+        run(table, tmp_path)
+    assert not (tmp_path / "done").exists()
+
+
+def test_a_done_run_is_shown_another_one_refused_and_force_trains(table, tmp_path):
+    heard = []
+    first = run(table, tmp_path / "run")
+    assert run(table, tmp_path / "run", say=heard.append) == first
+    assert "--force" in heard[0]
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in FILES}
+    with pytest.raises(ConfigError, match=r"settings.lr = 0.001, but 0.002"):
+        run(table, tmp_path / "run", config(lr=2e-3))
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in FILES}
+    run(table, tmp_path / "run", config(lr=2e-3), force=True)
+    assert before["rounds.jsonl"] != (tmp_path / "run/rounds.jsonl").read_bytes()
+
+
+def test_first_adapter_from_a_file(table, tmp_path):
+    run(table, tmp_path / "one", config(held_out=(("a",),)))
+    file = tmp_path / "one" / "adapter.safetensors"
+    start = read_first_adapter(file, 12)
+    best, _ = read_adapters(file)
+    assert torch.equal(start.w1, best["best"].w1[0]) and start.b2.shape == (12,)
+    with pytest.raises(ConfigError, match="12, 12.*13 wide"):
+        read_first_adapter(file, 13)
+    write_adapters(tmp_path / "x", {"odd": AdapterState(*(w[None] for w in start))}, {})
+    with pytest.raises(ConfigError, match="needs tensors w1, b1, w2, b2"):
+        read_first_adapter(tmp_path / "x", 12)
+    (tmp_path / "y").write_text("<html>")
+    with pytest.raises(ConfigError, match="needs tensors"):
+        read_first_adapter(tmp_path / "y", 12)
+    with pytest.raises(ConfigError, match="no such file"):
+        read_first_adapter(tmp_path / "z", 12)
+
+
+CHILD = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from cache.store import read_table
+from pipeline.config import RunConfig
+from pipeline.federate import federate
+torch.set_num_threads(1)  # forked below: no thread pool may exist in the parent
+table = read_table(Path(sys.argv[1]))
+config = RunConfig(held_out=(("a",), ("b",), ("c",)), rounds=int(sys.argv[3]), batch=8, lr=1e-3)
+def start():
+    child = os.fork()
+    if child == 0:
+        federate(table, config, runs=Path(sys.argv[2]), out=Path(sys.argv[2]), device="cpu")
+        os._exit(0)
+    return child
+draw = random.Random(0)
+for _ in range(int(sys.argv[4])):
+    child = start()
+    time.sleep(draw.uniform(0.01, 0.12))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+print("unfinished" if not Path(sys.argv[2], "done").exists() else "finished", flush=True)
+sys.exit(os.waitpid(start(), 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
+def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path, table):
+    rounds, kills = 1000, 24
+
+    def go(out, kills):
+        command = [sys.executable, "-c", CHILD, table.source, str(out), str(rounds), str(kills)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.strip()
+
+    go(tmp_path / "calm", 0)
+    assert go(tmp_path / "killed", kills) == "unfinished"  # else the last kills hit nothing
+    for name in FILES:
+        assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    summaries = [
+        json.loads((tmp_path / n / "summary.json").read_text()) for n in ("calm", "killed")
+    ]
+    assert figures(summaries[0]) == figures(summaries[1])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_a_signal_finishes_the_round_and_says_how_to_go_on(tmp_path, table):
+    command = [sys.executable, "-m", "pipeline", "federate", table.source, "--rounds", "100000",
+               "--batch", "8", "--out", str(tmp_path / "run"), "--device", "cpu"]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
+        log = tmp_path / "run" / "rounds.jsonl"
+        waited = time.monotonic() + 120
+        while not (log.exists() and log.read_bytes().count(b"\n") > random.randint(2, 9)):
+            assert time.monotonic() < waited and child.poll() is None
+            time.sleep(0.02)
+        child.send_signal(signal.SIGTERM)
+        message = child.communicate(timeout=60)[1]
+    assert child.returncode == 128 + signal.SIGTERM
+    assert "Error" in message.splitlines()[-1] and "goes on from there" in message.splitlines()[-1]
+    _, facts = read_adapters(tmp_path / "run" / "adapter.safetensors")
+    assert facts["rounds_done"] == log.read_bytes().count(b"\n")
