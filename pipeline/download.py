@@ -13,7 +13,7 @@ from pipeline.domains import KNOWN, DataError, compare_counts, find_dataset, kno
 from pipeline.transfer import PATIENCE, Dropped, Patience, beside, by_hand, fetch_once, web_page
 from pipeline.unpack import check_free, unpack
 
-DEFAULT_ROOT = Path("data")
+DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "data"  # where extract looks unasked
 _PROGRESS = 1 << 20  # bytes after which a dropped connection counts as a new one
 
 
@@ -89,7 +89,7 @@ def download_dataset(
         f"{known.title}: {len(tree.paths):,} images, {len(tree.domain_names)} domains, "
         f"{len(tree.class_names)} classes, as published"
     )
-    place = "" if root == DEFAULT_ROOT else f" --root {shlex.quote(str(root))}"
+    place = "" if root.resolve() == DEFAULT_ROOT else f" --root {shlex.quote(str(root))}"
     say(f"next: ./run.sh extract --dataset {key}{place}")
     return found
 

@@ -81,11 +81,13 @@ def nursery(tmp_path_factory) -> Iterator[Nursery]:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(file)
     (folder / "images" / "domain1" / "class1" / "bad.jpg").write_bytes(b"no image")
-    with subprocess.Popen(
-        [sys.executable, "-c", NURSERY.format(batch=BATCH)],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=(folder / "errors").open("w"), text=True,
-    ) as process:  # fmt: skip
+    with (
+        (folder / "errors").open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", NURSERY.format(batch=BATCH)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+        ) as process,
+    ):  # fmt: skip
         assert process.stdout.readline() == "ready\n", (folder / "errors").read_text()
         yield Nursery(process, folder / "images", weights)
         process.stdin.close()
