@@ -41,7 +41,10 @@ def find_images(dataset: str, root: Path, say: Callable[[str], None]) -> ImageTr
     """
     name, folder = dataset_name(dataset), Path(dataset).expanduser()
     if dataset == "demo":
-        folder = draw_dataset(root / "demo")
+        try:
+            folder = draw_dataset(root / "demo")
+        except ValueError as error:  # there are pictures that it has not drawn
+            raise DataError(str(error)) from error
     elif not _is_path(dataset) and (name in KNOWN or not folder.is_dir()):
         folder = find_dataset(dataset, root)  # it says what there is for a name that is unknown
     tree = scan(folder)

@@ -18,8 +18,8 @@ from cache.store import info
 from tests import clips
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = 20
-IMAGES, BATCH = 60, 2
+KILLS = 24  # half of them of the parent only
+IMAGES, BATCH = 200, 2
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills by process group, forks")
 
@@ -121,7 +121,7 @@ def test_random_kills_lose_nothing_and_end_with_the_same_bytes(
     out, hit, midway, finished, done = tmp_path / "x.h5", 0, 0, 0, 0
     while hit < KILLS // 2 or not finished:
         pid = nursery.begin(out)
-        time.sleep(draw.uniform(0.02, 0.9) * seconds)
+        time.sleep(draw.uniform(0.1, 1.0) * seconds)
         try:
             kill(pid, signal.SIGKILL)
         except ProcessLookupError:  # it was done before
@@ -140,7 +140,7 @@ def test_random_kills_lose_nothing_and_end_with_the_same_bytes(
             done = rows_done(out)
             midway += 0 < done
         assert hit < 40 * KILLS, "kills, and no end"
-    assert midway, "no kill met an extraction that had written rows"
+    assert midway > 2, "too few kills met an extraction that had written rows"
     if partial_of(out).exists():
         nursery.begin(out)
         assert nursery.end() == 0 and out.read_bytes() == whole
