@@ -46,15 +46,6 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """Worker processes that wait for numbers of blocks to appear in `todo`."""
-
-    loader: DataLoader
-    todo: list[int]
-    batch: int
-
-
-@dataclass(frozen=True)
 class Encoded:
     """What encode_rows did: images encoded, images with an EXIF turn, {path: why unreadable}."""
 
@@ -63,41 +54,21 @@ class Encoded:
     unreadable: dict[str, str]
 
 
-@contextlib.contextmanager
-def start_decoder(
-    tree: ImageTree, clip: ClipModel, batch: int, workers: int | None
-) -> Iterator[Decoder]:
-    """Worker processes, idle until encode_rows, ended when the context is left.
-
-    A forked worker holds every file its parent had open, and would keep a cache locked for the
-    seconds it takes to notice that the parent was killed. So they start before any is opened.
-    """
-    blocks, todo = PixelBlocks(tree.root, tree.paths, clip.resolution, batch), []
-    workers = min(_cores() if workers is None else workers, len(blocks))
-    loader = DataLoader(
-        blocks,
-        batch_size=None,  # an item is a block already
-        sampler=todo,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=start_worker,
-        pin_memory=clip.device.type == "cuda",
-    )
-    iter(loader)  # starts them, on an empty list
-    try:
-        yield Decoder(loader, todo, batch)
-    finally:
-        # Left to the garbage collector after an error, each worker takes 5 seconds to end.
-        if loader._iterator is not None:
-            loader._iterator._shutdown_workers()
-
-
 def encode_rows(
-    decoder: Decoder, clip: ClipModel, tree: ImageTree, writer: Writer, pace: Pace, *, skip: bool
+    clip: ClipModel,
+    tree: ImageTree,
+    writer: Writer,
+    pace: Pace,
+    *,
+    batch: int,
+    workers: int | None,
+    skip: bool,
 ) -> Encoded:
     """Encode the rows that `writer` has to do and put their features into it.
 
-    skip  an unreadable image becomes a row without features; otherwise it ends the extraction
+    batch    images encoded together
+    workers  processes that decode; 0: this one does; None: one a core
+    skip     an unreadable image becomes a row without features; otherwise it ends the extraction
 
     Raises DataError naming the first unreadable images, or when a worker is killed from outside;
     ConfigError when a batch is too large for the GPU; KeyboardInterrupt after Ctrl-C and the block
@@ -105,16 +76,16 @@ def encode_rows(
     """
     todo = np.zeros(len(tree.paths), bool)
     todo[writer.todo] = True
-    decoder.todo[:] = np.unique(np.flatnonzero(todo) // decoder.batch).tolist()
     images, turned, unreadable = 0, 0, {}
     written: deque[Future] = deque()
     flushed = time.perf_counter()
     with (
         pace.part("rows"),
-        _errors_in_words(decoder.batch),
+        _errors_in_words(batch),
         _progress(int(todo.sum())) as bar,
         ThreadPoolExecutor(1, "write") as disk,
-        contextlib.closing(_encode(iter(decoder.loader), clip, pace)) as encoded,
+        _decode(tree, clip, np.unique(writer.todo // batch).tolist(), batch, workers) as blocks,
+        contextlib.closing(_encode(blocks, clip, pace)) as encoded,
         _interrupts() as stop,
     ):
         for block, features in encoded:
@@ -140,6 +111,30 @@ def encode_rows(
         for one in written:
             one.result()
     return Encoded(images, turned, unreadable)
+
+
+@contextlib.contextmanager
+def _decode(
+    tree: ImageTree, clip: ClipModel, numbers: list[int], batch: int, workers: int | None
+) -> Iterator[Iterator[Block]]:
+    """The blocks of these numbers, in order, from processes that end with the context."""
+    workers = min(_cores() if workers is None else workers, len(numbers))
+    blocks = iter(
+        DataLoader(
+            PixelBlocks(tree.root, tree.paths, clip.resolution, batch),
+            batch_size=None,  # an item is a block already
+            sampler=numbers,
+            num_workers=workers,
+            worker_init_fn=start_worker,
+            pin_memory=clip.device.type == "cuda",
+        )
+    )
+    try:
+        yield blocks
+    finally:
+        if workers:
+            # Left to the garbage collector after an error, each worker takes 5 seconds to end.
+            blocks._shutdown_workers()
 
 
 def _encode(

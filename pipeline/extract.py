@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cache.store import SCHEMA, compare_identity, info, open_writer, partial_of
@@ -17,7 +16,7 @@ from kernels.backends import pick_device
 from pipeline.clip_model import ClipModel, encode_prompts, load_model
 from pipeline.clip_weights import MODEL_NAMES, find_weights
 from pipeline.config import ConfigError
-from pipeline.encode_rows import Encoded, Pace, encode_rows, start_decoder
+from pipeline.encode_rows import Encoded, Pace, encode_rows
 from pipeline.image_sets import dataset_name, find_images
 from pipeline.image_tree import ImageTree, manifest_sha256
 from pipeline.pixels import PREPROCESSING
@@ -108,27 +107,34 @@ def extract(
         say(f"{out} is up to date: {found['rows']:,} rows, {found['unreadable']} unreadable")
         return _report(out, found, pace)
     say(f"encoding {len(tree.paths):,} images with {clip.name} on {device_name(where)}")
-    with (
-        start_decoder(tree, clip, batch or BATCH[where.type], workers) as decoder,
-        open_writer(
-            out,
-            identity=identity,
-            class_names=tree.class_names,
-            domain_names=tree.domain_names,
-            labels=tree.labels,
-            domains=tree.domains,
-            paths=tree.paths,
-            text_features=_prompts(clip, tree, templates, pace),
-            logit_scale=clip.logit_scale,
-            width=clip.width,
-            dtype=STORE[store],
-            force=force,
-        ) as writer,
-    ):
+    with pace.part("prompts"):
+        text_features = encode_prompts(clip, tree.class_names, templates)
+    with open_writer(
+        out,
+        identity=identity,
+        class_names=tree.class_names,
+        domain_names=tree.domain_names,
+        labels=tree.labels,
+        domains=tree.domains,
+        paths=tree.paths,
+        text_features=text_features,
+        logit_scale=clip.logit_scale,
+        width=clip.width,
+        dtype=STORE[store],
+        force=force,
+    ) as writer:
         if len(writer.todo) < len(tree.paths):
             say(f"{partial_of(out)}: going on, {len(writer.todo):,} images are left")
         try:
-            done = encode_rows(decoder, clip, tree, writer, pace, skip=on_bad_image == "skip")
+            done = encode_rows(
+                clip,
+                tree,
+                writer,
+                pace,
+                batch=batch or BATCH[where.type],
+                workers=workers,
+                skip=on_bad_image == "skip",
+            )
         except KeyboardInterrupt:
             say(f"stopped; the same command goes on from what {partial_of(out)} has")
             raise
@@ -189,13 +195,6 @@ def _identity(
         "manifest_sha256": manifest_sha256(tree),
     }
     return json.loads(json.dumps(identity))  # tuples as lists, as they come back from the cache
-
-
-def _prompts(
-    clip: ClipModel, tree: ImageTree, templates: tuple[str, ...], pace: Pace
-) -> np.ndarray:
-    with pace.part("prompts"):
-        return encode_prompts(clip, tree.class_names, templates)
 
 
 def _say_what_was_odd(done: Encoded, say: Callable[[str], None]) -> None:

@@ -27,7 +27,7 @@ def dataset_name(dataset: str) -> str:
     try:
         return known_dataset(name)
     except DataError:
-        return name
+        return name.lower() if name.lower() == "demo" else name
 
 
 def find_images(dataset: str, root: Path, say: Callable[[str], None]) -> ImageTree:
@@ -40,7 +40,7 @@ def find_images(dataset: str, root: Path, say: Callable[[str], None]) -> ImageTr
     Raises DataError when it is not there or has no images.
     """
     name, folder = dataset_name(dataset), Path(dataset).expanduser()
-    if dataset == "demo":
+    if dataset.lower() == "demo":
         try:
             folder = draw_dataset(root / "demo")
         except ValueError as error:  # there are pictures that it has not drawn
