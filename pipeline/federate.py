@@ -33,7 +33,6 @@ from pipeline.report import FoldRound, RoundReport, held_out_name, mean_results
 from pipeline.rounds import Engine, first_state, run_round
 from pipeline.run_folder import RunFolder, open_run
 
-
 WIDE = 512
 """Below this width a step on the CPU is too short to share between threads: at 128 two threads took
 11 s for the built-in job and one 12 s, but with another busy program beside them 320 s."""
