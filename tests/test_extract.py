@@ -1,13 +1,7 @@
-"""Extraction against plain clip, image by image; what it does once; and images that are bad."""
+"""Extraction against plain clip image by image; forms, workers and precision change nothing."""
 
-import dataclasses
-import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,60 +11,31 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cache.store import info, read_paths, read_table, verify
-from cache.table import CacheError, FeatureTable, StaleCache
-from kernels.backends import BackendUnavailable
+from cache.store import read_paths, read_table, verify
+from cache.table import FeatureTable
 from pipeline import encode_rows, extract
 from pipeline.clip_model import import_clip
-from pipeline.clip_weights import WeightsError
-from pipeline.config import ConfigError
 from pipeline.demo import WEIGHTS
-from pipeline.domains import DataError
-from pipeline.extract import ExtractReport, cache_path
 from tests import clips
+from tests.extraction import draw_tree, run
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    return clips.save(
-        clips.build(), tmp_path_factory.mktemp("clip") / "small.safetensors", "safetensors"
-    )
-
-
-@pytest.fixture(scope="session")
-def resnet(tmp_path_factory) -> Path:
-    return clips.save(clips.build("RN"), tmp_path_factory.mktemp("clip") / "rn.pt", "state dict")
+    folder = tmp_path_factory.mktemp("clip")
+    return clips.save(clips.build(), folder / "small.safetensors", "safetensors")
 
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """Two domains of two classes, 23 images, in several formats and sizes."""
-    rng = np.random.default_rng(0)
-    for number in range(23):
-        domain, name = ("art", "photo")[number % 2], ("cat", "dog")[number // 2 % 2]
-        folder = tmp_path / "images" / domain / name
-        folder.mkdir(parents=True, exist_ok=True)
-        size = rng.integers(20, 60, 2)
-        image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-        image.save(folder / f"{number:02}.{('png', 'jpg', 'bmp')[number % 3]}")
-    return tmp_path / "images"
+    return draw_tree(tmp_path)
 
 
-class Said(list):
-    """Takes what is said to the user."""
-
-    def __call__(self, line: str) -> None:
-        assert "\n" not in line
-        self.append(line)
-
-
-def run(dataset: Path, model: Path, out: Path, **settings) -> tuple[ExtractReport, Said]:
-    said = Said()
-    settings = {"workers": 0, "device": "cpu"} | settings
-    report = extract.extract(str(dataset), model=str(model), out=out, say=said, **settings)
-    return report, said
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory) -> Path:
+    return clips.save(clips.build("RN"), tmp_path_factory.mktemp("clip") / "rn.pt", "state dict")
 
 
 def one_by_one(root: Path, paths: list[str], model: Path) -> np.ndarray:
@@ -89,9 +54,6 @@ def one_by_one(root: Path, paths: list[str], model: Path) -> np.ndarray:
 
 def same(left: FeatureTable, right: FeatureTable) -> bool:
     return left.content_sha256 == right.content_sha256 and left.fingerprint == right.fingerprint
-
-
-# --- what is computed ---------------------------------------------------------------------------
 
 
 def test_pacs_features_equal_plain_clip_one_by_one_and_each_is_encoded_once(
@@ -192,252 +154,3 @@ def test_half_and_full_precision_are_stored_as_asked(tree, weights, tmp_path):
     half, full = (read_table(tmp_path / f"{store}.h5").features for store in ("fp16", "fp32"))
     assert (half.dtype, full.dtype) == (np.float16, np.float32)
     assert np.array_equal(half, full.astype(np.float16))
-
-
-# --- what is there already ----------------------------------------------------------------------
-
-
-def test_a_cache_that_is_there_is_not_made_again(tree, weights, tmp_path, monkeypatch):
-    run(tree, weights, tmp_path / "x.h5")
-    before = (tmp_path / "x.h5").stat()
-    monkeypatch.setattr(encode_rows, "encode_images", None)
-    report, said = run(tree, weights, tmp_path / "x.h5")
-    assert (report.encoded, report.resumed) == (0, 23)
-    assert any("up to date" in line for line in said)
-    assert (tmp_path / "x.h5").stat().st_mtime_ns == before.st_mtime_ns
-
-
-def change_an_image(tree: Path) -> dict:
-    Image.new("RGB", (30, 30)).save(tree / "art" / "cat" / "00.png")
-    return {}
-
-
-UNLIKE = {
-    "templates": lambda tree: {"templates": ("a sketch of a {}",)},
-    "store_dtype": lambda tree: {"store": "fp32"},
-    "weights_sha256": lambda tree: {
-        "model": clips.save(clips.build(seed=1), tree.parent / "w.pt", "state dict")
-    },
-    "manifest_sha256": change_an_image,
-    "class_names.0": lambda tree: (
-        (tree / "art" / "ant").mkdir()
-        or shutil.copy(tree / "art" / "cat" / "00.png", tree / "art" / "ant")
-        and {}
-    ),
-}
-
-
-@pytest.mark.parametrize("field", UNLIKE)
-def test_an_unlike_cache_is_refused_by_field_and_kept(tree, weights, tmp_path, field):
-    out = tmp_path / "x.h5"
-    run(tree, weights, out)
-    before, settings = out.read_bytes(), UNLIKE[field](tree) or {}
-    model = settings.pop("model", weights)
-    with pytest.raises(StaleCache) as caught:
-        run(tree, model, out, **settings)
-    assert field in str(caught.value) and "--force" in str(caught.value)
-    assert out.read_bytes() == before
-    report, _ = run(tree, model, out, force=True, **settings)
-    assert report.encoded == report.rows and out.read_bytes() != before
-
-
-def test_two_extractors_on_one_file_are_refused(tree, weights, tmp_path, monkeypatch):
-    plain, seen = encode_rows.encode_images, []
-
-    def second(clip, pixels):
-        monkeypatch.setattr(encode_rows, "encode_images", plain)
-        with pytest.raises(CacheError, match="another extraction") as caught:
-            run(tree, weights, tmp_path / "x.h5")
-        seen.append(caught)
-        return plain(clip, pixels)
-
-    monkeypatch.setattr(encode_rows, "encode_images", second)
-    report, _ = run(tree, weights, tmp_path / "x.h5")
-    assert seen and report.encoded == 23
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tree, weights, tmp_path):
-    out = tmp_path / "x.h5"
-    code = f"""
-import os, signal, sys
-from pathlib import Path
-from pipeline import encode_rows, extract
-plain, calls = encode_rows.encode_images, []
-def encode(clip, pixels):
-    calls.append(1)
-    if len(calls) == 8:
-        os.killpg(0, signal.SIGINT)
-    return plain(clip, pixels)
-encode_rows.encode_images = encode
-try:
-    extract.extract({str(tree)!r}, model={str(weights)!r}, out=Path({str(out)!r}), batch=2,
-        workers=2, device="cpu", say=lambda line: print("SAID", line, file=sys.stderr))
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-        timeout=120, start_new_session=True,
-    )  # fmt: skip
-    assert done.returncode == 130, done.stderr
-    assert "SAID stopped; the same command goes on" in done.stderr
-    assert "Traceback" not in done.stderr
-    found = info(out.with_name("x.h5.partial"))
-    assert 2 <= found["rows_done"] < 23
-    report, said = run(tree, weights, out, batch=2)
-    assert report.resumed == found["rows_done"]
-    assert report.encoded + report.resumed == 23
-    run(tree, weights, tmp_path / "whole.h5", batch=2)
-    assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
-
-
-# --- bad images ---------------------------------------------------------------------------------
-
-
-def spoil(tree: Path) -> dict[str, str]:
-    """Puts four bad images into the tree; {path: what its reason says}."""
-    jpeg = (tree / "photo" / "cat" / "01.jpg").read_bytes()
-    bad = {
-        "art/cat/empty.jpg": (b"", "0 bytes"),
-        "art/dog/text.png": (b"no image at all", "not an image"),
-        "photo/cat/half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "photo/dog/dead.png": (None, "No such file"),
-    }
-    for path, (content, _) in bad.items():
-        if content is None:
-            (tree / path).symlink_to(tree / "nowhere")
-        else:
-            (tree / path).write_bytes(content)
-    return {path: reason for path, (_, reason) in bad.items()}
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_ends_it_and_skip_goes_on_from_there(tree, weights, tmp_path, workers):
-    bad, out = spoil(tree), tmp_path / "x.h5"
-    with pytest.raises(DataError) as caught:
-        run(tree, weights, out, batch=4, workers=workers)
-    # art/cat has six images, 00 to 20, and empty.jpg after them: the second block of four.
-    assert "art/cat/empty.jpg: empty file, 0 bytes" in str(caught.value)
-    assert "--on-bad-image skip" in str(caught.value) and "\n" not in str(caught.value)
-    assert info(tmp_path / "x.h5.partial")["rows_done"] == 4
-    report, said = run(tree, weights, out, batch=4, workers=workers, on_bad_image="skip")
-    assert (report.rows, report.encoded, report.resumed, report.unreadable) == (27, 19, 4, 4)
-    for path, reason in bad.items():
-        assert [path in line and reason in line for line in said].count(True) == 1
-    assert not set(bad) & set(read_paths(out))
-    table = read_table(out)
-    assert len(table.features) == 23 and abs(table.features).max(axis=1).min() > 0
-    undisturbed, _ = run(tree, weights, tmp_path / "y.h5", batch=4, on_bad_image="skip")
-    assert undisturbed.encoded == 23 and out.read_bytes() == (tmp_path / "y.h5").read_bytes()
-
-
-def test_a_data_set_of_bad_images_only_is_an_error(tmp_path, weights):
-    for name in ("a", "b"):
-        (tmp_path / "images" / "photo" / name).mkdir(parents=True)
-        (tmp_path / "images" / "photo" / name / "x.jpg").write_bytes(b"nothing")
-    with pytest.raises(CacheError, match="not one image"):
-        run(tmp_path / "images", weights, tmp_path / "x.h5", on_bad_image="skip")
-    assert not (tmp_path / "x.h5").exists()
-
-
-def test_turned_images_are_counted_and_said(tree, weights, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    for name in ("x.jpg", "y.jpg"):
-        Image.new("RGB", (40, 30)).save(tree / "art" / "cat" / name, exif=exif)
-    report, said = run(tree, weights, tmp_path / "x.h5")
-    assert report.turned == 2 and any(line.startswith("2 images carry an EXIF") for line in said)
-
-
-def test_stray_files_are_said_and_a_class_may_lack_in_a_domain(tree, weights, tmp_path):
-    (tree / "notes.txt").write_text("mine")
-    shutil.rmtree(tree / "art" / "dog")
-    report, said = run(tree, weights, tmp_path / "x.h5")
-    assert any("notes.txt" in line for line in said)
-    assert read_table(tmp_path / "x.h5").class_names == ("cat", "dog")
-
-
-def test_a_killed_decoder_is_one_line_and_loses_nothing(tree, weights, tmp_path, monkeypatch):
-    plain, parent, calls = encode_rows.encode_images, os.getpid(), []
-
-    def encode(clip, pixels):
-        calls.append(1)
-        if len(calls) == 6:
-            children = Path(f"/proc/{parent}/task/{parent}/children")
-            if not children.exists():
-                pytest.skip("needs /proc to find the worker")
-            os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
-            time.sleep(0.2)
-        return plain(clip, pixels)
-
-    monkeypatch.setattr(encode_rows, "encode_images", encode)
-    with pytest.raises(DataError, match="--workers 0") as caught:
-        run(tree, weights, tmp_path / "x.h5", batch=1, workers=1)
-    assert "\n" not in str(caught.value)
-    report, _ = run(tree, weights, tmp_path / "x.h5", batch=1)
-    assert report.resumed >= 1 and report.resumed + report.encoded == 23
-
-
-# --- words --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "said"),
-    [
-        ({"templates": ("a picture",)}, ConfigError, "--prompt"),
-        ({"templates": ()}, ConfigError, "--prompt"),
-        ({"batch": 0}, ConfigError, "--batch 0"),
-        ({"workers": -1}, ConfigError, "--workers -1"),
-        ({"store": "bf16"}, ConfigError, "fp16, fp32"),
-        ({"on_bad_image": "ignore"}, ConfigError, "fail, skip"),
-        ({"device": "tpu"}, BackendUnavailable, "tpu"),
-    ],
-)
-def test_a_setting_that_cannot_be_is_refused(tree, weights, tmp_path, settings, error, said):
-    with pytest.raises(error, match=said):
-        run(tree, weights, tmp_path / "x.h5", **settings)
-    assert not list(tmp_path.glob("x.h5*"))
-
-
-def test_unknown_words_are_refused_before_anything_is_made(tmp_path, weights):
-    with pytest.raises(DataError, match="pacs"):
-        extract.extract("pcas", model=str(weights), root=tmp_path, out=tmp_path / "x.h5", say=print)
-    with pytest.raises(WeightsError, match="ViT-B/32"):
-        extract.extract("demo", model="ViT-B-32", root=tmp_path, out=tmp_path / "x.h5", say=print)
-    assert not list(tmp_path.glob("*.h5*"))
-
-
-def test_pictures_in_the_place_of_the_built_in_ones_are_left_alone(tmp_path, weights):
-    file = tmp_path / "demo" / "mine" / "cat" / "1.png"
-    file.parent.mkdir(parents=True)
-    Image.new("RGB", (9, 9)).save(file)
-    with pytest.raises(DataError, match="pictures"):
-        extract.extract("demo", model=str(weights), root=tmp_path, out=tmp_path / "x.h5", say=print)
-    assert file.exists()
-
-
-def test_the_default_file_is_named_by_data_model_and_prompts():
-    folder = ROOT / "cache" / "files"
-    assert cache_path("demo", "demo") == folder / "demo-demo.h5"
-    assert cache_path("Office-Home", "vit-l/14@336PX") == folder / "office_home-ViT-L-14-336px.h5"
-    other = cache_path("pacs", "RN50", ("a {}", "the {}"))
-    assert other.name.startswith("pacs-RN50-") and other != cache_path("pacs", "RN50", ("a {}",))
-
-
-def test_known_data_is_checked_against_its_published_counts(shared, weights, tmp_path):
-    (tmp_path / "PACS").symlink_to(shared / "data" / "pacs-subset")
-    said = Said()
-    extract.extract(
-        "pacs", root=tmp_path, model=str(weights), out=tmp_path / "x.h5", device="cpu", say=said
-    )
-    assert any("art_painting/dog: 30 images, 349 short of the 379" in line for line in said)
-    assert info(tmp_path / "x.h5")["dataset"] == "pacs"
-
-
-def test_the_report_is_json(tree, weights, tmp_path):
-    report, said = run(tree, weights, tmp_path / "x.h5")
-    fields = dataclasses.asdict(report)
-    assert json.loads(json.dumps(fields, default=str))["encoded"] == 23
-    assert report.images_per_second > 0 and report.seconds["total"] >= report.seconds["rows"]
-    assert any("cpu (" in line for line in said)

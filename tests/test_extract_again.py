@@ -1,0 +1,123 @@
+"""Extraction where a cache is already: up to date, unlike, locked, or begun and broken off."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cache.store import info
+from cache.table import CacheError, StaleCache
+from pipeline import encode_rows
+from tests import clips
+from tests.extraction import draw_tree, run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    return clips.save(clips.build(), folder / "small.safetensors", "safetensors")
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    return draw_tree(tmp_path)
+
+
+def test_a_cache_that_is_there_is_not_made_again(tree, weights, tmp_path, monkeypatch):
+    run(tree, weights, tmp_path / "x.h5")
+    before = (tmp_path / "x.h5").stat()
+    monkeypatch.setattr(encode_rows, "encode_images", None)
+    report, said = run(tree, weights, tmp_path / "x.h5")
+    assert (report.encoded, report.resumed) == (0, 23)
+    assert any("up to date" in line for line in said)
+    assert (tmp_path / "x.h5").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def change_an_image(tree: Path) -> dict:
+    Image.new("RGB", (30, 30)).save(tree / "art" / "cat" / "00.png")
+    return {}
+
+
+UNLIKE = {
+    "templates": lambda tree: {"templates": ("a sketch of a {}",)},
+    "store_dtype": lambda tree: {"store": "fp32"},
+    "weights_sha256": lambda tree: {
+        "model": clips.save(clips.build(seed=1), tree.parent / "w.pt", "state dict")
+    },
+    "manifest_sha256": change_an_image,
+    "class_names.0": lambda tree: (
+        (tree / "art" / "ant").mkdir()
+        or shutil.copy(tree / "art" / "cat" / "00.png", tree / "art" / "ant")
+        and {}
+    ),
+}
+
+
+@pytest.mark.parametrize("field", UNLIKE)
+def test_an_unlike_cache_is_refused_by_field_and_kept(tree, weights, tmp_path, field):
+    out = tmp_path / "x.h5"
+    run(tree, weights, out)
+    before, settings = out.read_bytes(), UNLIKE[field](tree) or {}
+    model = settings.pop("model", weights)
+    with pytest.raises(StaleCache) as caught:
+        run(tree, model, out, **settings)
+    assert field in str(caught.value) and "--force" in str(caught.value)
+    assert out.read_bytes() == before
+    report, _ = run(tree, model, out, force=True, **settings)
+    assert report.encoded == report.rows and out.read_bytes() != before
+
+
+def test_two_extractors_on_one_file_are_refused(tree, weights, tmp_path, monkeypatch):
+    plain, seen = encode_rows.encode_images, []
+
+    def second(clip, pixels):
+        monkeypatch.setattr(encode_rows, "encode_images", plain)
+        with pytest.raises(CacheError, match="another extraction") as caught:
+            run(tree, weights, tmp_path / "x.h5")
+        seen.append(caught)
+        return plain(clip, pixels)
+
+    monkeypatch.setattr(encode_rows, "encode_images", second)
+    report, _ = run(tree, weights, tmp_path / "x.h5")
+    assert seen and report.encoded == 23
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tree, weights, tmp_path):
+    out = tmp_path / "x.h5"
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from pipeline import encode_rows, extract
+plain, calls = encode_rows.encode_images, []
+def encode(clip, pixels):
+    calls.append(1)
+    if len(calls) == 8:
+        os.killpg(0, signal.SIGINT)
+    return plain(clip, pixels)
+encode_rows.encode_images = encode
+try:
+    extract.extract({str(tree)!r}, model={str(weights)!r}, out=Path({str(out)!r}), batch=2,
+        workers=2, device="cpu", say=lambda line: print("SAID", line, file=sys.stderr))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        timeout=120, start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert "SAID stopped; the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    found = info(out.with_name("x.h5.partial"))
+    assert 2 <= found["rows_done"] < 23
+    report, said = run(tree, weights, out, batch=2)
+    assert report.resumed == found["rows_done"]
+    assert report.encoded + report.resumed == 23
+    run(tree, weights, tmp_path / "whole.h5", batch=2)
+    assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
