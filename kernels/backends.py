@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-BACKENDS = {"cuda": ("torch",), "cpu": ("torch",)}
+BACKENDS = {"cuda": ("torch",), "cpu": ("numba", "torch")}
 """For each kind of device the backends there are, the one that "auto" takes first."""
 
 

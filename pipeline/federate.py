@@ -183,9 +183,10 @@ def _train(
     for round in bar:
         progress, report = advance(engine, config, progress, round)
         folder.add_round(report.to_json())
-        _save(folder, engine, progress, now=bool(stop))
+        stopping = bool(stop)  # read once: a signal during the saving waits for the next round
+        _save(folder, engine, progress, now=stopping)
         bar.set_postfix(val=f"{mean([c.val_accuracy for c in progress.chosen]):.4f}", refresh=False)
-        if stop and progress.rounds_done < config.rounds:
+        if stopping and progress.rounds_done < config.rounds:
             bar.close()
             raise Interrupted(
                 f"stopped after round {round} of {config.rounds}; {folder.folder} holds it "

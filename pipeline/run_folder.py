@@ -55,17 +55,17 @@ class RunFolder:
     def resume(self) -> tuple[dict[str, AdapterState], dict] | None:
         """The adapters and facts of the last checkpoint, with rounds.jsonl cut back to it.
 
-        None when there is nothing to go on from.
+        None when there is nothing to go on from; rounds.jsonl is empty then.
         """
-        if not self.adapter_file.exists():
-            return None
-        states, facts = read_adapters(self.adapter_file)
         log = self.folder / "rounds.jsonl"
         lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
-        if len(lines) < facts["rounds_done"]:
-            return None
-        _replace(log, b"".join(lines[: facts["rounds_done"]]))
-        return states, facts
+        found = read_adapters(self.adapter_file) if self.adapter_file.exists() else None
+        if found is not None and len(lines) < found[1]["rounds_done"]:
+            found = None  # rounds are missing from the log: only training again brings them back
+        # Without a checkpoint this empties the log: a kill between the first round's line and the
+        # first checkpoint leaves a line that the run would write once more.
+        _replace(log, b"".join(lines[: found[1]["rounds_done"]] if found else []))
+        return found
 
     def add_round(self, line: str) -> None:
         """Appends one object to rounds.jsonl, handed to the system before this returns."""

@@ -11,7 +11,7 @@ from kernels.adapter_top1 import adapter_top1
 from kernels.backends import BackendUnavailable, pick_backend, pick_device
 from tests import naive
 
-BACKENDS = ("torch",)
+BACKENDS = ("numba", "torch")
 SHAPES = [  # lanes, steps, batch, width, classes
     (1, 1, 2, 8, 1),
     (2, 2, 21, 64, 7),

@@ -22,7 +22,7 @@ from pipeline.rounds import Engine, first_state
 from pipeline.run_folder import read_adapters
 from tests.conftest import ROOT
 
-BACKENDS = ("torch",)
+BACKENDS = ("numba", "torch")
 
 
 def recordings() -> list[Path]:

@@ -1,0 +1,105 @@
+"""The symmetric softmax-contrastive loss of N image-text pairs, as a function for autograd.
+
+from kernels.contrastive import contrastive
+loss = contrastive(normalize(image, dim=1), normalize(text, dim=1), logit_scale.exp())
+loss.backward()
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.backends import load
+
+PRECISIONS = ("exact", "fast")
+
+
+def contrastive(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    precision: str = "exact",
+    backend: str = "auto",
+) -> Tensor:
+    """CLIP's loss of N pairs, differentiable by image, text and logit_scale.
+
+        Z = logit_scale * image @ text.T                                     (N, N)
+        loss = (cross_entropy(Z, arange(N)) + cross_entropy(Z.T, arange(N))) / 2
+
+    image, text  (N, D) float32, bfloat16, float16 or float64, one device and dtype. Rows are taken
+                 as they are: CLIP makes them of length 1 first
+    logit_scale  the multiplier (not its logarithm): a number or a tensor of one
+    precision    "exact": products as exact as float32's. "fast": operands rounded to bfloat16,
+                 products summed and logits kept in float32; on a CPU it is the same as "exact",
+                 as nothing there is faster
+    backend      "auto" or a name of kernels/backends.py; a named one is never swapped
+    returns      () float32; float64 for float64 inputs, which backend "torch" alone takes
+
+    Gradients have the dtype of their inputs and are the same bytes each time; there are no second
+    derivatives. Backends "numba" and "triton" never hold an N x N matrix.
+    Raises ValueError for arguments that do not fit each other, BackendUnavailable for a named
+    backend that cannot run here.
+    Source: arXiv:2103.00020, figure 3.
+    """
+    if image.ndim != 2 or image.shape != text.shape or not image.numel():
+        raise ValueError(
+            "contrastive: image and text must be (N, D) and of one shape, N and D at least 1; got "
+            f"{tuple(image.shape)} and {tuple(text.shape)}"
+        )
+    if image.dtype != text.dtype or image.device != text.device:
+        raise ValueError(
+            f"contrastive: image is {image.dtype} on {image.device}, text is {text.dtype} on "
+            f"{text.device}; give both one dtype and one device"
+        )
+    if not image.is_floating_point() or precision not in PRECISIONS:
+        raise ValueError(
+            f"contrastive: got dtype {image.dtype} and precision {precision!r}; needs floating "
+            f"numbers and one of {', '.join(PRECISIONS)}"
+        )
+    scale = torch.as_tensor(logit_scale)
+    if scale.numel() != 1:
+        raise ValueError(f"contrastive: logit_scale has {scale.numel()} values; give one")
+    return _Contrastive.apply(image, text, scale, precision, backend)
+
+
+class _Contrastive(torch.autograd.Function):
+    """The backend's forward and backward; between them only the 2 N log-sum-exps are kept."""
+
+    @staticmethod
+    def forward(
+        context: Any, image: Tensor, text: Tensor, scale: Tensor, precision: str, backend: str
+    ) -> Tensor:
+        """The loss; saves the log-sum-exps of rows and of columns."""
+        context.module = load("contrastive", backend, image.device)
+        context.precision = precision
+        factor = float(scale)
+        if not math.isfinite(factor):
+            raise ValueError(f"contrastive: logit_scale is {factor}; needs a finite number")
+        loss, by_row, by_column = context.module.forward(image, text, factor, precision)
+        context.save_for_backward(image, text, scale, by_row, by_column)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients by image, text and scale."""
+        image, text, scale, by_row, by_column = context.saved_tensors
+        d_image, d_text = context.module.backward(
+            image, text, float(scale), by_row, by_column, context.precision
+        )
+        # sum_ij G_ij Z_ij / scale = sum_i <image_i, d_image_i> / scale: nothing more to compute.
+        inner = (image.to(d_image.dtype) * d_image).sum()
+        by_scale = inner / scale.to(inner) if float(scale) else None
+        if by_scale is None and context.needs_input_grad[2]:
+            raise ValueError("contrastive: no gradient by a logit_scale of 0; start it above 0")
+        return (
+            (d_image * upstream).to(image.dtype),
+            (d_text * upstream).to(text.dtype),
+            None if by_scale is None else (by_scale * upstream).to(scale).view_as(scale),
+            None,
+            None,
+        )

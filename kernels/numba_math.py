@@ -1,0 +1,58 @@
+"""exp and tanh for float32 that vectorise; libm's are scalar calls, and 40 times slower.
+
+None of the fast-math flags here allows the compiler to assume that there is no NaN: a diverged
+adapter must stay visible.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+F = np.float32
+LEAST = F(-1e30)  # below every score; -inf would make NaN of a difference
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+OPTIONS = {"error_model": "numpy", "fastmath": FAST, "nogil": True, "cache": True}
+"""Of every kernel here. numpy's error model: a test for division by zero stops vectorisation, and
+Adam on 512 x 512 then takes 805 us instead of 123."""
+
+
+@njit(error_model="numpy", fastmath=FAST)
+def exp(x):
+    """e^x, relative error 2e-7; x is held to -60..88 first.
+
+    Below -60 nothing is lost beside the 1 that every sum here contains, and products with it stay
+    clear of denormals, which are 20 times slower. Source: Cephes expf.
+    """
+    x = min(max(x, F(-60.0)), F(88.0))
+    k = math.floor(x * F(1.44269504) + F(0.5))
+    r = x - k * F(0.693359375)
+    r = r - k * F(-2.12194440e-4)
+    p = F(1.9875691500e-4)
+    p = p * r + F(1.3981999507e-3)
+    p = p * r + F(8.3334519073e-3)
+    p = p * r + F(4.1665795894e-2)
+    p = p * r + F(1.6666665459e-1)
+    p = p * r + F(5.0000001201e-1)
+    p = p * r * r + r + F(1.0)
+    bits = (np.int32(k) + np.int32(127)) << np.int32(23)
+    return p * np.int32(bits).view(np.float32)
+
+
+@njit(error_model="numpy", fastmath=FAST)
+def tanh(x):
+    """tanh x, absolute error 3e-7: the rational function of Eigen's ptanh."""
+    x = min(max(x, F(-7.90531110763549805)), F(7.90531110763549805))
+    x2 = x * x
+    p = F(-2.76076847742355e-16)
+    p = p * x2 + F(2.00018790482477e-13)
+    p = p * x2 + F(-8.60467152213735e-11)
+    p = p * x2 + F(5.12229709037114e-08)
+    p = p * x2 + F(1.48572235717979e-05)
+    p = p * x2 + F(6.37261928875436e-04)
+    p = p * x2 + F(4.89352455891786e-03)
+    q = F(1.19825839466702e-06)
+    q = q * x2 + F(1.18534705686654e-04)
+    q = q * x2 + F(2.26843463243900e-03)
+    q = q * x2 + F(4.89352518554385e-03)
+    return x * p / q
