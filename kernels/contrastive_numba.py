@@ -29,7 +29,7 @@ def forward(
 
     def work(stripe: int, logits: np.ndarray) -> None:
         for start in range(stripe * BLOCK, count, stripes * BLOCK):
-            _forward_rows(x, y, F(scale), start, logits, by_row, at_pair, tops[stripe],
+            _forward_rows(x, y, F(scale), start, BLOCK, logits, by_row, at_pair, tops[stripe],
                           sums[stripe])  # fmt: skip
 
     run_all(work, range(stripes), lambda: np.empty(BLOCK * BLOCK, np.float32))
@@ -60,7 +60,7 @@ def backward(
     for start in range(0, count, BLOCK):
 
         def work(k: int, own: tuple, start: int = start) -> None:
-            _backward_block(x, y, F(scale), factor, start, k * BLOCK, rows, columns, *own,
+            _backward_block(x, y, F(scale), factor, start, k * BLOCK, BLOCK, rows, columns, *own,
                             shares[k], d_text)  # fmt: skip
 
         run_all(work, range(len(shares)), scratch)
@@ -78,15 +78,15 @@ def _array(values: Tensor) -> np.ndarray:
 
 
 @njit(**OPTIONS)
-def _forward_rows(x, y, scale, start, logits, by_row, at_pair, tops, sums):
-    """Rows start..start+BLOCK against all columns: row sums finished, column sums continued."""
+def _forward_rows(x, y, scale, start, block, logits, by_row, at_pair, tops, sums):
+    """Rows start..start+block against all columns: row sums finished, column sums continued."""
     count = len(x)
-    part = x[start : min(count, start + BLOCK)]
+    part = x[start : min(count, start + block)]
     rows = len(part)
     top = np.full(rows, LEAST)
     total = np.zeros(rows, np.float32)
-    for left in range(0, count, BLOCK):
-        columns = min(BLOCK, count - left)
+    for left in range(0, count, block):
+        columns = min(block, count - left)
         z = logits[: rows * columns].reshape(rows, columns)
         np.dot(part, y[left : left + columns].T, z)
         old = tops[left : left + columns].copy()
@@ -117,12 +117,12 @@ def _forward_rows(x, y, scale, start, logits, by_row, at_pair, tops, sums):
 
 
 @njit(**OPTIONS)
-def _backward_block(x, y, scale, factor, start, left, by_row, by_column, logits, product, share,
-                    d_text):  # fmt: skip
+def _backward_block(x, y, scale, factor, start, left, block, by_row, by_column, logits, product,
+                    share, d_text):  # fmt: skip
     """G of one block, its share of d_image, and its part of d_text."""
     count, width = x.shape
-    part = x[start : min(count, start + BLOCK)]
-    other = y[left : min(count, left + BLOCK)]
+    part = x[start : min(count, start + block)]
+    other = y[left : min(count, left + block)]
     rows, columns = len(part), len(other)
     g = logits[: rows * columns].reshape(rows, columns)
     np.dot(part, other.T, g)
