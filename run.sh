@@ -11,6 +11,7 @@ Usage: ./run.sh COMMAND [OPTIONS]
   federate   feature cache -> federated adapters and their accuracies (stage two)
   cache      look into, check, import and export caches
   download   fetch a public data set
+  bench      time the kernels, whole runs and extraction
   test       run the project's tests; further words go to pytest
   check      formatting, lint and tests
 
@@ -54,7 +55,10 @@ if [ -n "${FEDCLIP_PYTHON:-}" ]; then
     python="$FEDCLIP_PYTHON"
 else
     install requirements.txt
-    case "$1" in test | check) install requirements-dev.txt ;; esac
+    case "$1" in
+        bench) install requirements-bench.txt ;;
+        test | check) install requirements-dev.txt ;;
+    esac
     python=".venv/bin/python"
 fi
 
@@ -62,6 +66,10 @@ case "$1" in
     test)
         shift
         exec "$python" -m pytest "$@"
+        ;;
+    bench)
+        shift
+        exec "$python" -m benchmarks "$@"
         ;;
     check)
         "$python" -m ruff format --check .

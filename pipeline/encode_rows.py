@@ -1,7 +1,6 @@
 """Rows of images to rows of features: decoding, encoding and writing go on at the same time."""
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from cache.store import OK, UNREADABLE, Writer
 from pipeline.blocks import Block, PixelBlocks, start_worker
 from pipeline.clip_model import ClipModel, encode_images
 from pipeline.config import ConfigError
+from pipeline.cores import cores
 from pipeline.image_tree import DataError, ImageTree
 
 FLUSH_SECONDS = 1.0  # what a kill can cost; a flush is two fsyncs, about 10 ms on an ordinary disk
@@ -118,7 +118,7 @@ def _decode(
     tree: ImageTree, clip: ClipModel, numbers: list[int], batch: int, workers: int | None
 ) -> Iterator[Iterator[Block]]:
     """The blocks of these numbers, in order, from processes that end with the context."""
-    workers = min(_cores() if workers is None else workers, len(numbers))
+    workers = min(cores() if workers is None else workers, len(numbers))
     blocks = iter(
         DataLoader(
             PixelBlocks(tree.root, tree.paths, clip.resolution, batch),
@@ -220,9 +220,3 @@ def _bad_images(bad: dict[str, str], tree: ImageTree) -> DataError:
         f"{named}{more}; mend or remove it, or pass --on-bad-image skip to leave such rows without "
         "features (what is encoded so far is kept for that)"
     )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux; a container's share can be less than all cores
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

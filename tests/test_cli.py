@@ -62,7 +62,7 @@ def test_help_answers_without_the_heavy_packages(command):
 def test_bare_run_sh_lists_the_commands_there_are():
     shown = subprocess.run([ROOT / "run.sh"], capture_output=True, text=True, check=True).stdout
     listed = set(re.findall(r"^  (\w+) ", shown, re.MULTILINE))
-    assert listed == set(cli.commands) | {"test", "check"}
+    assert listed == set(cli.commands) | {"bench", "test", "check"}
 
 
 def test_released_spellings():
@@ -78,7 +78,7 @@ def test_federate_prints_one_json_object_or_a_table(file, tmp_path):
     document = json.loads(call(*words, "--out", tmp_path / "1", "--json").stdout)
     assert {"cache", "config", "results", "mean", "seconds"} <= set(document)
     assert [result["held_out"] for result in document["results"]] == ["a", "b", "c"]
-    assert document["config"]["rounds"] == 2 and document["config"]["backend"] == "torch"
+    assert document["config"]["rounds"] == 2 and document["config"]["backend"] == "numba"
     text = call(*words, "--out", tmp_path / "2").stdout
     for word in ("held out", "unseen", "participants", "overall", "mean", "zero-shot"):
         assert word in text

@@ -11,6 +11,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from pipeline.cores import cores
 from pipeline.demo.scenes import OTHER_HABITS, Habit, compose
 from pipeline.demo.shapes import SHAPES
 from pipeline.demo.styles import STYLES
@@ -94,11 +95,6 @@ def picture_counts(pictures: int) -> dict[tuple[str, str], int]:
     ends = np.cumsum(shares) / sum(shares) * (pictures - len(pairs))
     counts = np.diff(np.rint(ends).astype(int), prepend=0) + 1
     return dict(zip(pairs, counts.tolist(), strict=True))
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _draw_all(

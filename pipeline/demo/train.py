@@ -23,9 +23,10 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from pipeline.clip_model import import_clip
+from pipeline.cores import cores
 from pipeline.demo import WEIGHTS
 from pipeline.demo.captions import caption
-from pipeline.demo.draw import cores, draw_picture
+from pipeline.demo.draw import draw_picture
 from pipeline.demo.scenes import HABITS
 from pipeline.demo.shapes import SHAPES
 from pipeline.demo.styles import STYLES

@@ -1,0 +1,58 @@
+"""Extraction beside its two halves alone: decoding the images, and encoding decoded ones."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.measure import quantiles
+from benchmarks.rows import Row
+from pipeline.blocks import PixelBlocks, start_worker
+from pipeline.clip_model import encode_images, load_model
+from pipeline.cores import cores
+from pipeline.demo.draw import draw_dataset
+from pipeline.domains import ImageTree, scan
+from pipeline.extract import BATCH, extract
+
+
+def run(device: torch.device, quick: bool) -> list[Row]:
+    """All rows of `bench extract`, with the built-in drawings and the CLIP that belongs to them."""
+    repeats = 2 if quick else 5
+    model = load_model("demo", device)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = scan(draw_dataset(Path(folder) / "demo", pictures=800 if quick else 3000))
+        seconds: dict[str, list[float]] = {"decode": [], "encode": [], "extract": []}
+        for turn in range(repeats + 1):
+            found = _once(tree, model, Path(folder) / f"{turn}.h5", device)
+            for name, value in found.items():
+                if turn:
+                    seconds[name].append(value / len(tree.paths))
+    slower = max(quantiles(seconds[name])["p50"] for name in ("decode", "encode"))
+    shape = f"{len(tree.paths)} drawings, demo CLIP"
+    return [
+        Row("extract", name, shape, "image", **quantiles(values), samples=len(values),
+            of_ceiling=slower / quantiles(values)["p50"])
+        for name, values in seconds.items()
+    ]  # fmt: skip
+
+
+def _once(tree: ImageTree, model, out: Path, device: torch.device) -> dict[str, float]:
+    """Seconds of decoding alone, encoding alone, and the rows of a whole extraction."""
+    pixels = PixelBlocks(tree.root, tree.paths, model.resolution, BATCH[device.type])
+    started = time.perf_counter()
+    blocks = list(
+        DataLoader(pixels, batch_size=None, num_workers=cores(),
+                   worker_init_fn=start_worker)
+    )  # fmt: skip
+    decoded = time.perf_counter()
+    for block in blocks:
+        encode_images(model, torch.as_tensor(block.pixels)).cpu()
+    encoded = time.perf_counter()
+    report = extract(str(tree.root), out=out, device=device.type, say=lambda line: None)
+    return {
+        "decode": decoded - started,
+        "encode": encoded - decoded,
+        "extract": report.seconds["rows"],
+    }

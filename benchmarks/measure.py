@@ -1,0 +1,70 @@
+"""Timing: cases take turns in one process, and what is kept are quantiles."""
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PAUSE = 0.1
+"""Seconds between cases: OpenBLAS's and OpenMP's idle threads spin that long."""
+
+
+def take_turns(
+    cases: dict[str, Callable[[], object]], *, repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each call of each case, in rotation after one unmeasured call of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(repeats + 1):
+        for name, call in cases.items():
+            gc.collect()
+            time.sleep(PAUSE)
+            _wait(device)
+            started = time.perf_counter()
+            call()
+            _wait(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """p20, p50 and p80."""
+    return {f"p{q}": float(np.quantile(seconds, q / 100)) for q in (20, 50, 80)}
+
+
+def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
+    """Most memory in use during one call beyond what was in use before; None where unknown.
+
+    On CUDA torch's own count; on Linux the process's resident pages, whose high-water mark is
+    reset first (man 5 proc, clear_refs).
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    reset = Path("/proc/self/clear_refs")
+    try:
+        reset.write_text("5")
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    call()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
