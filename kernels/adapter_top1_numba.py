@@ -8,7 +8,7 @@ from numba import njit
 from torch import Tensor
 
 from kernels.adapter import AdapterState
-from kernels.adapter_step_numba import gather, scores
+from kernels.adapter_step_numba import gather, scores, transpose
 from kernels.cpu_threads import run_all
 from kernels.numba_math import LEAST, OPTIONS, exp
 
@@ -52,9 +52,7 @@ def _answer_block(w1, b1, w2, b2, features, text, rows, activations, logits, ans
     for d in range(width):
         for i in range(size):
             top[i] = max(top[i], z[d, i])
-    for i in range(size):
-        for d in range(width):
-            h[d, i] = x[i, d]
+    transpose(x, h)
     for d in range(width):
         for i in range(size):
             h[d, i] *= exp(z[d, i] - top[i])
