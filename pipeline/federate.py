@@ -111,6 +111,7 @@ def federate(
             progress = _train(folder, engine, config, progress, stop)
         trained = time.perf_counter()
         results = _results(engine, progress)
+        _say_what_got_worse(results, config, say)
         document = {
             "cache": _cache_facts(table),
             "config": {**as_json(config), "backend": backend, "device": on.type},
@@ -254,13 +255,30 @@ def _results(engine: Engine, progress: Progress) -> list[dict]:
                 "held_out": held_out_name(fold.held_out),
                 "best_round": chosen.round if chosen else None,
                 "val_accuracy": chosen.val_accuracy if chosen else None,
-                "zero_shot": {**summarise(zero_shot, fold.held_out), "per_domain": zero_shot},
+                "zero_shot": {
+                    **summarise(zero_shot, fold.held_out),
+                    "per_domain": zero_shot,
+                    "val_accuracy": mean(
+                        [float(right[c.val].mean()) for c in fold.clients if len(c.val)]
+                    ),
+                },
                 **summarise(per_domain, fold.held_out),
                 "per_domain": per_domain,
                 "gate": gate._asdict() if gate else None,
             }
         )
     return results
+
+
+def _say_what_got_worse(results: list[dict], config: RunConfig, say: Callable[[str], None]) -> None:
+    for result in results:
+        reached, start = result["val_accuracy"], result["zero_shot"]["val_accuracy"]
+        if reached is not None and reached < start:
+            say(
+                f"held out {result['held_out'] or 'nothing'}: the best round reaches {reached:.2%} "
+                f"on validation, zero-shot CLIP {start:.2%}: training made it worse at lr "
+                f"{config.lr:g}. Try a smaller --lr"
+            )
 
 
 def _save(folder: RunFolder, engine: Engine, progress: Progress, *, now: bool) -> None:

@@ -238,6 +238,17 @@ def test_an_adapter_that_is_not_finite_stops_the_run(table, tmp_path):
     assert not (tmp_path / "done").exists()
 
 
+def test_a_run_that_ends_below_zero_shot_says_so(table, tmp_path):
+    heard = []
+    document = run(table, tmp_path, config(lr=10.0), say=heard.append)
+    worse = [line for line in heard if "made it worse at lr 10" in line]
+    assert worse and all("--lr" in line for line in worse)
+    for result in document["results"]:
+        assert all(np.isfinite(value) for value in result["per_domain"].values())
+        named = any(line.startswith(f"held out {result['held_out']}:") for line in worse)
+        assert named == (result["val_accuracy"] < result["zero_shot"]["val_accuracy"])
+
+
 def test_a_done_run_is_shown_another_one_refused_and_force_trains(table, tmp_path):
     heard = []
     first = run(table, tmp_path / "run")
