@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.adapter import AdamSettings, AdapterState
 from kernels.cpu_threads import run_all
 from kernels.numba_math import LEAST, OPTIONS, F, exp, tanh
-from kernels.numba_matmul import LANES, ROWS, matmul, matmul_t, padded
+from kernels.numba_matmul import LANES, ROWS, gather, matmul, matmul_t, padded, transpose
 
 
 def adapter_steps(
@@ -130,26 +130,6 @@ def _update(weight, d_out, inputs, m, v, gradient, adam):
         matmul(d_out[start:end], inputs, gradient[: end - start])
         for d in range(start, end):
             _adam(weight[d], gradient[d - start, :width], m[d], v[d], adam)
-
-
-@njit(**OPTIONS)
-def gather(table, rows, out):
-    """out[i] = table[rows[i]]; assigning whole rows costs 3 s of compiling."""
-    for i in range(len(rows)):
-        row = rows[i]
-        for d in range(table.shape[1]):
-            out[i, d] = table[row, d]
-
-
-@njit(**OPTIONS)
-def transpose(x, out):
-    """out = x.T where both have a place; eight rows at a time, as 32 of 2 KiB share two L1 sets."""
-    size, width = min(len(x), out.shape[1]), min(len(out), x.shape[1])
-    for start in range(0, size, 8):
-        end = min(size, start + 8)
-        for d in range(width):
-            for i in range(start, end):
-                out[d, i] = x[i, d]
 
 
 @njit(**OPTIONS)

@@ -8,10 +8,10 @@ from numba import njit
 from torch import Tensor
 
 from kernels.adapter import AdapterState
-from kernels.adapter_step_numba import gather, scores, transpose
+from kernels.adapter_step_numba import scores
 from kernels.cpu_threads import run_all
 from kernels.numba_math import LEAST, OPTIONS, exp
-from kernels.numba_matmul import LANES, matmul, padded
+from kernels.numba_matmul import LANES, gather, matmul, padded, transpose
 
 BLOCK = 256  # rows at a time: at D = 512 the two activations are 1 MiB, one core's L2
 
@@ -62,8 +62,9 @@ def _answer_block(w1, b1, w2, b2, features, text, rows, activations, logits, ans
             x[d, i] *= exp(z[d, i] - top[i])
     by_class = logits[: classes * p].reshape(classes, p)
     matmul(text, x, by_class)
-    top[:] = by_class[0]
-    answers[:] = 0
+    for i in range(size):  # by hand: assigning a row costs 4 s of compiling, for its error message
+        top[i] = by_class[0, i]
+        answers[i] = 0
     for c in range(1, classes):
         for i in range(size):
             if by_class[c, i] > top[i]:
