@@ -100,14 +100,16 @@ def unsound(clients: Tensor, server: Tensor, max_update: float | None = None) ->
     returns     {position in clients: reason}, empty when all are sound
     """
     found = {}
-    wrong = (~clients.isfinite()).sum(dim=1).tolist()
-    lengths = torch.linalg.vector_norm(clients - server, dim=1, dtype=torch.float64).tolist()
-    for k, (count, length) in enumerate(zip(wrong, lengths, strict=True)):
-        if count:
-            found[k] = f"{count:,} of its {clients.shape[1]:,} numbers are not finite"
-        elif max_update is not None and length > max_update:
-            found[k] = f"its update is {length:.4g} long, over the {max_update:g} allowed"
-    return found
+    # One sum a client costs 1 ms of 3 x 525,312 numbers; looking at each number costs 19.
+    for k in (~clients.sum(dim=1).isfinite()).nonzero()[:, 0].tolist():
+        if wrong := int((~clients[k].isfinite()).sum()):
+            found[k] = f"{wrong:,} of its {clients.shape[1]:,} numbers are not finite"
+    if max_update is not None:
+        lengths = torch.linalg.vector_norm(clients - server, dim=1, dtype=torch.float64)
+        for k in (lengths > max_update).nonzero()[:, 0].tolist():
+            said = f"its update is {lengths[k]:.4g} long, over the {max_update:g} allowed"
+            found.setdefault(k, said)
+    return dict(sorted(found.items()))
 
 
 def _some(clients: Tensor) -> int:

@@ -139,6 +139,7 @@ def test_unsound_clients_are_named_and_the_sound_are_not():
 def test_an_update_too_long_for_float32_is_still_measured():
     clients = torch.full((1, 4), 1e30)  # its square is not a float32
     assert unsound(clients, torch.zeros(4)) == {}
+    assert unsound(clients * 1e8, torch.zeros(4)) == {}  # nor is their sum
     assert "2e+30" in unsound(clients, torch.zeros(4), max_update=1.0)[0]
 
 
