@@ -34,7 +34,7 @@ def run(device: torch.device, quick: bool) -> list[Row]:
     """All rows of `bench round`: the blog's four commands, every backend, and the plain loop."""
     rounds = 3 if quick else 200
     table = pacs_shaped()
-    plan = build_plan(table, [config(rounds)])
+    plan = build_plan(table, config(rounds))
     plain = [_plain_round(table, plan, device) for _ in range(1 if quick else 3)]
     plain_seconds = [seconds * rounds for seconds in plain]
     shape = f"{len(table.labels)} x {WIDTH}, 4 held-out domains, {rounds} rounds"

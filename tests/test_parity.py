@@ -65,7 +65,7 @@ def test_replay_equals_the_recording(recording, backend, tmp_path):
         assert sorted(order) == list(range(count))
         return order
 
-    plan = build_plan(table, [config])
+    plan = build_plan(table, config)
     for client in plan.folds[0].clients:
         for part in ("train", "val", "test"):
             np.testing.assert_array_equal(getattr(client, part), oracle[f"{part}_c{client.domain}"])
