@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline.config import ConfigError
 from pipeline.halving import Halving, kept, rungs, survivors, trial_rounds
 from pipeline.trials import make_trial
+from tests import naive_sweep
 
 ACCURACY = st.one_of(st.floats(0, 1), st.sampled_from([0.5, None, math.nan, math.inf]))
 
@@ -22,30 +23,12 @@ def trials_of(configurations, seeds=1):
     ]
 
 
-def naive_survivors(trials, scores, eta):
-    """From the sentence: rank configurations by mean, drop the diverged, keep floor(n / eta)."""
-    rates = {t.settings["lr"] for t in trials}
-    by_rate = {}
-    for rate in rates:
-        own = [scores[t.id] for t in trials if t.settings["lr"] == rate]
-        if all(a is not None and math.isfinite(a) for a in own):
-            by_rate[rate] = math.fsum(own) / len(own)
-    first = {r: min(t.number for t in trials if t.settings["lr"] == r) for r in rates}
-    stay = set()
-    while by_rate and len(stay) < max(1, len(rates) // eta):
-        best = max(by_rate.values())
-        rate = min((r for r, mean in by_rate.items() if mean == best), key=first.get)
-        stay.add(rate)
-        del by_rate[rate]
-    return {t.id for t in trials if t.settings["lr"] in stay}
-
-
 @given(st.data(), st.integers(1, 30), st.integers(1, 3), st.integers(2, 5))
 def test_survivors_are_those_of_the_slow_twin_in_any_order(data, configurations, seeds, eta):
     trials = trials_of(configurations, seeds)
     scores = {t.id: data.draw(ACCURACY) for t in trials}
     going = survivors(trials, scores, eta)
-    assert {t.id for t in going} == naive_survivors(trials, scores, eta)
+    assert {t.id for t in going} == naive_sweep.survivors(trials, scores, eta)
     assert [t.number for t in going] == sorted(t.number for t in going)
     shuffled = random.Random(0).sample(trials, len(trials))
     assert set(t.id for t in survivors(shuffled, scores, eta)) == {t.id for t in going}
