@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.config import EVALUATIONS, METHODS, WEIGHTINGS, ConfigError, RunConfig
-from pipeline.options import ReleasedSpellings, choose_held_out
+from pipeline.config import ConfigError, RunConfig
+from pipeline.options import ReleasedSpellings, choose_held_out, config_options, given_settings
 
 HOME = Path(__file__).resolve().parent.parent
 PROMPT = "a picture of a {}"
@@ -124,36 +124,7 @@ def _model(dataset: str, model: str | None) -> str:
     metavar="INT...",
     help="The released spelling: numbers of domains, in sorted order, held out of one training.",
 )
-@click.option("--method", default=RunConfig.method, type=click.Choice(METHODS), show_default=True)
-@click.option(
-    "--mode", type=click.Choice(["FedAtImg"]), help="The released spelling of the method."
-)
-@click.option("--rounds", "--iters", default=RunConfig.rounds, show_default=True)
-@click.option("--local-epochs", "--wk-iters", default=RunConfig.local_epochs, show_default=True)
-@click.option("--lr", default=RunConfig.lr, show_default=True)
-@click.option("--batch", default=RunConfig.batch, show_default=True)
-@click.option("--weight-decay", default=RunConfig.weight_decay, show_default=True, help="Coupled.")
-@click.option("--beta1", default=RunConfig.beta1, show_default=True)
-@click.option("--beta2", default=RunConfig.beta2, show_default=True)
-@click.option("--eps", default=RunConfig.eps, show_default=True)
-@click.option("--seed", default=RunConfig.seed, show_default=True, help="Splits, start and order.")
-@click.option(
-    "--split",
-    "--datapercent",
-    default=RunConfig.split,
-    show_default=True,
-    help="Share of a client's rows that train; the rest is halved into validation and test.",
-)
-@click.option(
-    "--weighting", default=RunConfig.weighting, type=click.Choice(WEIGHTINGS), show_default=True
-)
-@click.option(
-    "--eval",
-    default=RunConfig.eval,
-    type=click.Choice(EVALUATIONS),
-    show_default=True,
-    help="Score test rows when validation improves, or every round (and train rows too).",
-)
+@config_options
 @click.option("--init-adapter", type=click.Path(path_type=Path), help="safetensors to start from.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<run_id>]")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
@@ -167,7 +138,7 @@ def federate(
     root: Path | None,
     held_out: tuple[str, ...],
     test_envs: tuple[int, ...],
-    mode: str | None,
+    preset: str,
     init_adapter: Path | None,
     out: Path | None,
     device: str,
@@ -185,6 +156,7 @@ def federate(
         ./run.sh federate features.h5 --held-out sketch
         ./run.sh federate --dataset pacs --test_envs 0 --iters 200 --wk_iters 1 --lr 5e-05
     """
+    settings = given_settings(preset, settings)
     RunConfig(**settings)  # refuses settings that cannot be before anything slow happens
     if cache is not None and (dataset or model):
         raise ConfigError(
@@ -193,12 +165,13 @@ def federate(
     file = cache or _find_cache(dataset or "demo", model, root, device)
     from cache.store import read_table
     from pipeline.federate import federate as run
+    from pipeline.lanes import kind_of
     from pipeline.report import table as as_table
     from pipeline.run_folder import read_first_adapter
 
     table = read_table(file)
     config = RunConfig(held_out=choose_held_out(table, held_out, test_envs), **settings)
-    start = init_adapter and read_first_adapter(init_adapter, table.features.shape[1])
+    start = init_adapter and read_first_adapter(init_adapter, kind_of(table, config))
     document = run(
         table,
         config,

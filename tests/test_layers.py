@@ -16,6 +16,7 @@ OURS = {
 DOORS = {  # outside package -> the files that may import it
     "clip": {"pipeline/clip_model.py"},
     "click": {"benchmarks/__main__.py", "pipeline/cli.py", "pipeline/options.py"},
+    "dp_accounting": {"pipeline/privacy.py"},
     "h5py": {"cache/layout.py"},
     "numba": {
         "kernels/adapter_step_numba.py",
@@ -24,6 +25,8 @@ DOORS = {  # outside package -> the files that may import it
         "kernels/numba_math.py",
         "kernels/numba_matmul.py",
     },
+    "optuna": {"pipeline/search_bayes.py"},
+    "yaml": {"pipeline/sweep_yaml.py"},
 }
 FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py"))
 
