@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say
+from pipeline.cli_sweep import sweep
+from pipeline.config import RunConfig
 from pipeline.options import ReleasedSpellings, choose_held_out, config_options, given_settings
 
-HOME = Path(__file__).resolve().parent.parent
-PROMPT = "a picture of a {}"
 DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
 
 
@@ -38,11 +38,6 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """FedCLIP from a feature cache: extract once, federate many times."""
-
-
-def say(message: str) -> None:
-    """Talk for people goes to stderr; stdout is for results."""
-    click.echo(message, err=True)
 
 
 @cli.command()
@@ -84,7 +79,7 @@ def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: 
         ./run.sh extract --dataset pacs --model ViT-B/32
         ./run.sh extract --dataset my_images --prompt "a photo of a {}"
     """
-    report = _extract(dataset, model, prompts, **settings)
+    report = run_extract(dataset, model, prompts, **settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), default=str))
         return
@@ -93,16 +88,6 @@ def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: 
         f"{report.images_per_second:,.0f} images/s, {report.unreadable} unreadable, "
         f"{report.seconds['total']:.1f} s in all"
     )
-
-
-def _extract(dataset: str, model: str | None, prompts: tuple[str, ...], **settings):
-    from pipeline.extract import extract as run
-
-    return run(dataset, model=_model(dataset, model), templates=prompts, say=say, **settings)
-
-
-def _model(dataset: str, model: str | None) -> str:
-    return model or ("demo" if dataset == "demo" else "ViT-B/32")
 
 
 @cli.command(cls=ReleasedSpellings)
@@ -158,11 +143,7 @@ def federate(
     """
     settings = given_settings(preset, settings)
     RunConfig(**settings)  # refuses settings that cannot be before anything slow happens
-    if cache is not None and (dataset or model):
-        raise ConfigError(
-            f"both the cache {cache} and --dataset/--model were named; name one of the two"
-        )
-    file = cache or _find_cache(dataset or "demo", model, root, device)
+    _, file = find_cache(cache, dataset, model, root, device)
     from cache.store import read_table
     from pipeline.federate import federate as run
     from pipeline.lanes import kind_of
@@ -187,15 +168,7 @@ def federate(
     click.echo(json.dumps(document, allow_nan=False) if as_json else as_table(document))
 
 
-def _find_cache(dataset: str, model: str | None, root: Path | None, device: str) -> Path:
-    from pipeline.extract import cache_path
-
-    file = cache_path(dataset, _model(dataset, model))
-    if file.exists():
-        say(f"using the cache {file}")
-        return file
-    say(f"no cache {file} yet: extracting it first")
-    return _extract(dataset, model, (PROMPT,), root=root, device=device).path
+cli.add_command(sweep)
 
 
 @cli.group()
