@@ -63,7 +63,7 @@ def federate(
         loaded = time.perf_counter()
         progress = _start(folder, plan, begin(plan, cached, first_adapter), say)
         say(_opening(table, plan, on, backend, folder.folder))
-        with signals() as stop, threads(on, table.features.shape[1]):
+        with signals() as stop, threads(on, table.features.shape[1], backend):
             progress = _train(folder, engine, config, progress, stop)
         trained = time.perf_counter()
         results = outcomes(engine, progress)

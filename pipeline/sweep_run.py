@@ -74,7 +74,7 @@ def sweep(
         left_over = None
         with (
             signals() as stop,
-            threads(on, table.features.shape[1]),
+            threads(on, table.features.shape[1], backend),
             tqdm(total=0, unit="lane-step", unit_scale=True, smoothing=0.1, leave=False) as bar,
         ):
             floor = Floor(
