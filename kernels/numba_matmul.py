@@ -27,6 +27,9 @@ def _lanes() -> int:
 LANES = _lanes()
 """Columns of b and out come in multiples of this."""
 ROWS = 8 if LANES == 16 else 6  # of a tile: 16 sums in AVX-512's 32 registers, 12 in 16
+DEPTH = 128
+"""Terms summed one after another before they join the sum so far. 512 in one sequence err 1.7 times
+as much as MKL's products (root mean square)."""
 
 
 def padded(count: int) -> int:
@@ -35,13 +38,16 @@ def padded(count: int) -> int:
 
 
 def _tile(rows: int, vectors: int):
-    """out[r, :] = sum_k a[r, k] * b[k, :] for `rows` rows and `vectors` * LANES columns."""
+    """out[r, :] (+)= sum_k a[r, k] * b[k, :] for `rows` rows and `vectors` * LANES columns.
+
+    `more` is 0 where out holds nothing yet.
+    """
     number, index, lane = ir.FloatType(), ir.IntType(64), ir.IntType(32)
     vector = ir.VectorType(number, LANES)
     undefined = ir.Constant(vector, ir.Undefined)
 
     def emit(context, code, signature, arguments):
-        a, a_row, a_step, b, out, width, depth = arguments
+        a, a_row, a_step, b, out, width, depth, more = arguments
         a, b, out = (code.inttoptr(p, number.as_pointer()) for p in (a, b, out))
         # Fused where the processor can: llvm.fma would call libm where it cannot.
         multiply_add = cgutils.get_or_insert_function(
@@ -80,14 +86,23 @@ def _tile(rows: int, vectors: int):
                 old.add_incoming(new[-1][-1], loop)
         code.cbranch(code.icmp_signed("<", k_next, depth), loop, after)
         code.position_at_end(after)
-        for r, row in enumerate(new):
-            for place, value in zip(columns(at(out, code.mul(width, index(r)))), row, strict=True):
-                code.store(value, place, align=4)
+        places = [columns(at(out, code.mul(width, index(r)))) for r in range(rows)]
+        adding, fresh, end = (code.append_basic_block(n) for n in ("adding", "fresh", "end"))
+        code.cbranch(code.icmp_signed("!=", more, index(0)), adding, fresh)
+        for block in (adding, fresh):
+            code.position_at_end(block)
+            for row, values in zip(places, new, strict=True):
+                for place, value in zip(row, values, strict=True):
+                    if block is adding:
+                        value = code.fadd(code.load(place, align=4), value)
+                    code.store(value, place, align=4)
+            code.branch(end)
+        code.position_at_end(end)
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, a, a_row, a_step, b, out, width, depth):
-        return types.void(*[types.intp] * 7), emit
+    def tile(typing, a, a_row, a_step, b, out, width, depth, more):
+        return types.void(*[types.intp] * 8), emit
 
     return tile
 
@@ -102,22 +117,24 @@ def _product(a, a_row, a_step, b, out, width, depth, rows):
     size = 4
     for j in range(0, width, 2 * LANES):
         wide = j + LANES < width
-        r = 0
-        while r < rows:
-            left = a + r * a_row * size
-            right, place = b + j * size, out + (r * width + j) * size
-            if r + ROWS <= rows:
-                if wide:
-                    _wide(left, a_row, a_step, right, place, width, depth)
+        for k in range(0, depth, DEPTH):
+            here = min(DEPTH, depth - k)
+            right = b + (k * width + j) * size
+            r = 0
+            while r < rows:
+                left, place = a + (r * a_row + k * a_step) * size, out + (r * width + j) * size
+                if r + ROWS <= rows:
+                    if wide:
+                        _wide(left, a_row, a_step, right, place, width, here, k)
+                    else:
+                        _narrow(left, a_row, a_step, right, place, width, here, k)
+                    r += ROWS
                 else:
-                    _narrow(left, a_row, a_step, right, place, width, depth)
-                r += ROWS
-            else:
-                if wide:
-                    _wide_row(left, a_row, a_step, right, place, width, depth)
-                else:
-                    _narrow_row(left, a_row, a_step, right, place, width, depth)
-                r += 1
+                    if wide:
+                        _wide_row(left, a_row, a_step, right, place, width, here, k)
+                    else:
+                        _narrow_row(left, a_row, a_step, right, place, width, here, k)
+                    r += 1
 
 
 @njit(**OPTIONS)
