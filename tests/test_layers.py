@@ -19,6 +19,7 @@ DOORS = {  # outside package -> the files that may import it
     "dp_accounting": {"pipeline/privacy.py"},
     "h5py": {"cache/layout.py"},
     "numba": {
+        "kernels/adapter_loss_numba.py",
         "kernels/adapter_step_numba.py",
         "kernels/adapter_top1_numba.py",
         "kernels/contrastive_numba.py",
