@@ -51,7 +51,7 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
 
 
 def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, list]:
-    from benchmarks import compiling, extraction, kernels, machine, rounds
+    from benchmarks import compiling, extraction, kernels, machine, products, rounds
     from kernels.backends import BACKENDS, pick_device
 
     where = pick_device(device)
@@ -62,9 +62,10 @@ def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, li
     for name in names:
         click.echo(f"{name} ...", err=True)
         if name == "kernels":
+            numba = "numba" in BACKENDS[where.type]
+            found += products.run(described["ceilings"], quick) if numba else []
             found += kernels.run(where, described["ceilings"], quick)
-            if "numba" in BACKENDS[where.type]:
-                found += compiling.run(quick)
+            found += compiling.run(quick) if numba else []
         elif name == "round":
             found += rounds.run(where, quick)
         else:

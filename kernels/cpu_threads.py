@@ -30,11 +30,14 @@ def kernels_alone() -> Iterator[None]:
         _kept.reset(token)
 
 
-def run_all(work: Callable, items: Iterable, scratch: Callable[[], object]) -> None:
+def run_all(
+    work: Callable, items: Iterable, scratch: Callable[[], object], spare: list | None = None
+) -> None:
     """work(item, scratch) for every item, on torch's number of threads; first come, first run.
 
     work must release the interpreter's lock, and what it computes for an item must not depend on
-    what its scratch held before. Each thread owns one scratch. BLAS, for kernels with np.dot, gets
+    what its scratch held before. Each thread owns one scratch: of `spare`, to which it goes back,
+    or a new one. BLAS, for kernels with np.dot, gets
     one thread, so that what is computed for an item does not depend on how many others there are.
     """
     items = list(items)
@@ -44,15 +47,24 @@ def run_all(work: Callable, items: Iterable, scratch: Callable[[], object]) -> N
         # Of this thread alone; also where there is but one, so that results do not depend on how
         # many there are. A diverged lane's denormals would slow it 20-fold.
         torch.set_flush_denormal(True)
-        own = scratch()
+        own = _take(spare) or scratch()
         for item in queue:
             work(item, own)
+        if spare is not None:
+            spare.append(own)
 
     count = min(_kept.get() or torch.get_num_threads(), len(items))
     limit = _controller().limit(limits=1, user_api="blas")
     with limit, ThreadPoolExecutor(max(1, count)) as pool:
         for future in [pool.submit(drain) for _ in range(count)]:
             future.result()
+
+
+def _take(spare: list | None) -> object | None:
+    try:
+        return spare.pop() if spare else None
+    except IndexError:  # another thread took the last
+        return None
 
 
 @functools.cache
