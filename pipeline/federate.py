@@ -16,11 +16,14 @@ from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.evaluate import mean
 from pipeline.lanes import Orders, Plan, build_plan, seeded_order
 from pipeline.outcomes import outcomes
+from pipeline.privacy import epsilon
 from pipeline.process import Interrupted, signals, threads
 from pipeline.report import mean_results
 from pipeline.rounds import Engine
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.training import Progress, advance, begin, pick_plan_backend, to_device
+
+DELTA = 1e-5  # at which epsilon is told
 
 
 def federate(
@@ -63,6 +66,7 @@ def federate(
         loaded = time.perf_counter()
         progress = _start(folder, plan, begin(plan, cached, first_adapter), say)
         say(_opening(table, plan, on, backend, folder.folder))
+        _say_what_is_doubtful(plan, say)
         with signals() as stop, threads(on, table.features.shape[1]):
             progress = _train(folder, engine, config, progress, stop)
         trained = time.perf_counter()
@@ -73,6 +77,7 @@ def federate(
             "config": {**as_json(config), "backend": backend, "device": on.type},
             "results": results,
             "mean": mean_results(results),
+            "privacy": _privacy(config, say),
             "run": str(folder.folder),
             "seconds": {
                 "load": loaded - started,
@@ -83,6 +88,19 @@ def federate(
         _save(folder, engine, progress, now=True)
         folder.finish(document)
     return document
+
+
+def _privacy(config: RunConfig, say: Callable[[str], None]) -> dict | None:
+    """What central DP guarantees; None without noise. epsilon None: no accountant is installed."""
+    if not config.noise:
+        return None
+    found = None
+    try:
+        found = epsilon(config.noise, config.client_fraction, config.rounds, DELTA)
+        say(f"central DP: epsilon {found:.2f} at delta {DELTA:g} after {config.rounds} rounds")
+    except ConfigError as error:
+        say(str(error))
+    return {"epsilon": found, "delta": DELTA}
 
 
 def describe(
@@ -139,6 +157,16 @@ def _train(
                 stop[0],
             )
     return progress
+
+
+def _say_what_is_doubtful(plan: Plan, say: Callable[[str], None]) -> None:
+    least = min((len(fold.clients) for fold in plan.folds), default=0)
+    byzantine = plan.folds[0].config.byzantine
+    if plan.method == "krum" and least < 2 * byzantine + 3:
+        say(
+            f"krum is proven for {2 * byzantine + 3} clients or more when {byzantine} may lie; "
+            f"here are {least}. It picks the client with the nearest neighbour"
+        )
 
 
 def _say_what_got_worse(results: list[dict], config: RunConfig, say: Callable[[str], None]) -> None:
