@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from cache.table import FeatureTable
 from kernels.backends import pick_device
@@ -17,7 +16,7 @@ from pipeline.evaluate import mean
 from pipeline.lanes import Orders, Plan, build_plan, seeded_order
 from pipeline.outcomes import outcomes
 from pipeline.privacy import epsilon
-from pipeline.process import Interrupted, signals, threads
+from pipeline.process import Interrupted, progress_bar, signals, threads
 from pipeline.report import mean_results
 from pipeline.rounds import Engine
 from pipeline.run_folder import RunFolder, open_run
@@ -139,7 +138,9 @@ def _train(
     if not engine.plan.lanes:
         return progress
     rounds = range(progress.rounds_done, config.rounds)
-    bar = tqdm(rounds, initial=progress.rounds_done, total=config.rounds, unit="round", leave=False)
+    bar = progress_bar(
+        iterable=rounds, initial=progress.rounds_done, total=config.rounds, unit="round"
+    )
     for round in bar:
         progress, report = advance(engine, progress)
         for why in progress.diverged.values():

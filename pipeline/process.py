@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from tqdm import tqdm
 
 WIDE = 512
 """Below this width a step on the CPU is too short to share between threads: at 128 two threads took
@@ -52,6 +54,12 @@ def threads(device: torch.device, width: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def progress_bar(**settings) -> tqdm:
+    """A bar on stderr: a living one in a terminal, a line every half minute elsewhere."""
+    living = sys.stderr.isatty()
+    return tqdm(mininterval=0.1 if living else 30, leave=False, **settings)
 
 
 def free_memory(device: torch.device) -> int:

@@ -20,7 +20,7 @@ from pipeline.outcomes import outcomes
 from pipeline.rounds import Engine
 from pipeline.run_folder import read_adapters, write_adapters
 from pipeline.search import Search
-from pipeline.sweep_spec import SweepSpec, config_of
+from pipeline.sweep_spec import SweepSpec, batch_size, config_of
 from pipeline.training import Progress, advance, begin, pick_plan_backend
 from pipeline.trials import Record, SweepFolder, Trial, record
 
@@ -214,10 +214,18 @@ def _cut(
 
     A sweep that was killed has some ends on record already: those of this segment are compared
     again, and where a later one is on record this cut was made, so all who live survived it.
+    Only trials that were asked for together are compared: bayes asks many times.
     """
-    ended = {each.id: each for each in floor.folder.records.values()}
-    alive = {each.trial.id: each for each in live}
-    others = [each for each in ended.values() if each.id not in alive]
+    if not live:
+        return live
+    together = batch_size(spec) * len(spec.seeds)
+    batch = live[0].trial.number // together
+    alive = {each.trial.id for each in live}
+    others = [
+        each
+        for each in floor.folder.records.values()
+        if each.id not in alive and each.number // together == batch
+    ]
     if any(each.status == "done" or each.rounds > mark for each in others):
         return live
     here = [each for each in others if each.rounds > reached or (not reached and not each.rounds)]

@@ -14,8 +14,10 @@ from cache.store import read_table, write_table
 from pipeline import sweep as runner
 from pipeline.config import ConfigError, RunConfig
 from pipeline.federate import federate
+from pipeline.halving import Halving
 from pipeline.sweep_run import sweep
-from pipeline.sweep_spec import from_options
+from pipeline.sweep_space import Range
+from pipeline.sweep_spec import SweepSpec, from_options
 from tests.conftest import ROOT
 from tests.test_federate import small
 
@@ -82,6 +84,20 @@ def test_the_best_goes_on_at_each_rung(table, tmp_path):
         assert gone and there
     best = document["best"]
     assert best["seeds"] == [0, 1] and "--lr" in best["command"]
+
+
+def test_bayes_cuts_every_batch_that_it_asks_for(table, tmp_path):
+    pytest.importorskip("optuna", reason="bayes needs requirements-sweep.txt")
+    rate = (("lr", Range(1e-4, 1e-1, log=True)),)
+    spec = SweepSpec("bayes", rate, (0,), 16, Halving(2, 2, 1))
+    sweep(table, spec, BASE, runs=tmp_path, out=tmp_path / "s", device="cpu")
+    statuses = [
+        each["status"]
+        for each in sorted(records(tmp_path / "s").values(), key=lambda each: each["number"])
+    ]
+    for batch in range(4):
+        own = statuses[4 * batch : 4 * batch + 4]
+        assert own.count("pruned") == own.count("done") == 2
 
 
 def test_one_diverging_trial_harms_no_other(table, tmp_path):
