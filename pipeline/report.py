@@ -20,6 +20,8 @@ class FoldRound:
     best: bool
     test_accuracy: dict[str, float] | None
     train_accuracy: dict[str, float] | None
+    rejected: dict[str, str]
+    """Clients whose updates were left out of the round, and why."""
 
 
 @dataclass(frozen=True)

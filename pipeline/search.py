@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import ConfigError, ConflictError, RunConfig
 from pipeline.sweep_space import Choices, Steps, at, at_step
 from pipeline.sweep_spec import SweepSpec, check_ends, seeded
 from pipeline.trials import Record, Trial, configuration_id
@@ -87,8 +87,8 @@ def listed_trials(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
     The same spec and base give the same trials; a random search of more draws begins with those
     of fewer. It ends before its count when MISSES draws in a row bring nothing new.
 
-    Raises ConfigError for settings that cannot be; a random search leaves out combinations that
-    cannot be, as long as it finds others.
+    Combinations that cannot be (head cosine with mode FedAtImg) are left out. Raises ConfigError
+    when no other is left, and for settings that cannot be in any combination.
     """
     check_ends(spec, base)
     settings = _grid(spec, base) if spec.method == "grid" else _draws(spec, base)
@@ -98,10 +98,18 @@ def listed_trials(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
 
 def _grid(spec: SweepSpec, base: RunConfig) -> Iterable[dict]:
     names = [name for name, _ in spec.parameters]
+    found, refused = 0, None
     for values in itertools.product(*(_every(*pair) for pair in spec.parameters)):
         settings = dict(zip(names, values, strict=True))
-        dataclasses.replace(base, **settings)
+        try:
+            dataclasses.replace(base, **settings)
+        except ConflictError as error:
+            refused = error
+            continue
+        found += 1
         yield settings
+    if not found and refused:
+        raise ConfigError(f"no combination can be trained; the last: {refused}")
 
 
 def _draws(spec: SweepSpec, base: RunConfig) -> Iterable[dict]:

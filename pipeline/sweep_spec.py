@@ -1,11 +1,12 @@
 """What a sweep tries: parameters and seeds, and the trials that grid and random make of them."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import ConfigError, ConflictError, RunConfig
 from pipeline.halving import Halving
 from pipeline.setting_values import setting_name, shown
 from pipeline.sweep_space import (
@@ -156,7 +157,9 @@ def check_ends(spec: SweepSpec, base: RunConfig) -> None:
     first = {name: values[0] for name, values in ends.items()}
     for name, values in ends.items():
         for value in values:
-            dataclasses.replace(base, **{**first, name: value})
+            # A value may need another than the others' first: head cosine needs mode FedAtTxt.
+            with contextlib.suppress(ConflictError):
+                dataclasses.replace(base, **{**first, name: value})
     for seed in spec.seeds:
         dataclasses.replace(base, seed=seed)
 
