@@ -20,6 +20,7 @@ from pipeline.encode_rows import Encoded, Pace, encode_rows
 from pipeline.image_sets import dataset_name, find_images
 from pipeline.image_tree import ImageTree, manifest_sha256
 from pipeline.pixels import PREPROCESSING
+from pipeline.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA, CACHES = ROOT / "data", ROOT / "cache" / "files"
@@ -88,8 +89,8 @@ def extract(
     say           takes lines for the user
 
     An undisturbed extraction and a resumed one of the same batch end with the same bytes.
-    Raises ConfigError, BackendUnavailable, DataError, WeightsError, CacheError, and StaleCache
-    for a cache of other images, weights, prompts or settings.
+    Raises ConfigError, BackendUnavailable, DataError, WeightsError, CacheError, StaleCache for a
+    cache of other images, weights, prompts or settings, and Interrupted after SIGINT or SIGTERM.
     """
     _check_settings(templates, batch, workers, store, on_bad_image)
     where, pace = pick_device(device), Pace()
@@ -135,9 +136,11 @@ def extract(
                 workers=workers,
                 skip=on_bad_image == "skip",
             )
-        except KeyboardInterrupt:
-            say(f"stopped; the same command goes on from what {partial_of(out)} has")
-            raise
+        except Interrupted as stopped:
+            raise Interrupted(
+                f"stopped; the same command goes on from what {partial_of(out)} has",
+                stopped.number,
+            ) from None
         with pace.part("publishing"):
             writer.publish()
     _say_what_was_odd(done, say)
