@@ -219,13 +219,13 @@ def federate(
 
 
 def _find_cache(dataset: str, model: str | None, root: Path | None, device: str) -> Path:
-    from pipeline.extract import cache_path
+    from pipeline.extract import cache_path, find_cache
 
-    file = cache_path(dataset, _model(dataset, model))
-    if file.exists():
+    file = find_cache(dataset, _model(dataset, model))
+    if file:
         say(f"using the cache {file}")
         return file
-    say(f"no cache {file} yet: extracting it first")
+    say(f"no cache {cache_path(dataset, _model(dataset, model))} yet: extracting it first")
     return _extract(dataset, model, (PROMPT,), root=root, device=device).path
 
 

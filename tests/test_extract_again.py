@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from cache.store import info
+from cache.npz import read_npz
+from cache.store import info, write_table
 from cache.table import CacheError, StaleCache
-from pipeline import encode_rows
+from pipeline import encode_rows, extract
 from tests import clips
 from tests.extraction import draw_tree, run
 
@@ -122,3 +124,25 @@ cli(["extract", "--dataset", {str(tree)!r}, "--model", {str(weights)!r}, "--out"
     assert report.encoded + report.resumed == 23
     run(tree, weights, tmp_path / "whole.h5", batch=2)
     assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_federate_by_name_refuses_a_cache_of_other_weights(tree, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "CACHES", tmp_path / "files")
+    mine = shutil.copy(weights, tmp_path / "mine.safetensors")
+    assert extract.find_cache(str(tree), str(mine)) is None
+    run(tree, mine, extract.cache_path(str(tree), str(mine)))
+    assert extract.find_cache(str(tree), str(mine)) == tmp_path / "files" / "images-mine.h5"
+    clips.save(clips.build(seed=1), mine, "safetensors")  # trained on, under the same name
+    with pytest.raises(StaleCache, match="weights_sha256.*extract --force"):
+        extract.find_cache(str(tree), str(mine))
+    shutil.copy(extract.cache_path(str(tree), str(mine)), extract.cache_path("pacs", "ViT-B/32"))
+    with pytest.raises(StaleCache, match='dataset = "images", asked for "pacs"'):
+        extract.find_cache("pacs", "vit-b/32")
+
+
+def test_federate_by_name_takes_an_imported_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "CACHES", tmp_path)
+    rows = {"features": np.eye(3, dtype=np.float32), "labels": np.arange(3)}
+    np.savez(tmp_path / "x.npz", text_features=np.eye(3, dtype=np.float32), **rows)
+    write_table(tmp_path / "pacs-ViT-B-32.h5", read_npz(tmp_path / "x.npz"))
+    assert extract.find_cache("PACS", "ViT-B/32") == tmp_path / "pacs-ViT-B-32.h5"
