@@ -42,6 +42,7 @@ def find_cache(
             )
         return (str(file),), file
     from pipeline.extract import cache_path
+    from pipeline.extract import find_cache as find
 
     words = tuple(
         word
@@ -50,9 +51,10 @@ def find_cache(
         for word in (option, value)
     )
     dataset = dataset or "demo"
-    found = cache_path(dataset, default_model(dataset, model))
-    if found.exists():
+    found = find(dataset, default_model(dataset, model))
+    if found:
         say(f"using the cache {found}")
         return words, found
-    say(f"no cache {found} yet: extracting it first")
+    missing = cache_path(dataset, default_model(dataset, model))
+    say(f"no cache {missing} yet: extracting it first")
     return words, run_extract(dataset, model, (PROMPT,), root=root, device=device).path
