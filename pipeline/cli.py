@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli_report import report
 from pipeline.config import EVALUATIONS, METHODS, WEIGHTINGS, ConfigError, RunConfig
 from pipeline.options import ReleasedSpellings, choose_held_out
 
@@ -297,3 +298,6 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     from pipeline.download import download_dataset
 
     click.echo(download_dataset(dataset, root, url=url, say=say))
+
+
+cli.add_command(report)

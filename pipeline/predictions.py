@@ -1,0 +1,142 @@
+"""What a run's chosen adapters answer: the one place where a report computes with a model."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cache.checksums import load_features
+from cache.table import FeatureTable
+from kernels.adapter import AdapterState
+from kernels.adapter_top1 import adapter_top1
+from pipeline.config import ConfigError, RunConfig
+from pipeline.evaluate import Cached, zero_shot_top1
+from pipeline.lanes import build_plan
+from pipeline.report import held_out_name
+from pipeline.run_folder import KEY
+
+MAPPED = 600  # rows of a fold that a picture shows: more hide each other
+
+
+class Predictions(NamedTuple):
+    """Answers for the test rows of a fold; a row stands there once for each adapter asked."""
+
+    rows: np.ndarray  # (n,) int64 row numbers of the table
+    labels: np.ndarray  # (n,) int64
+    predicted: np.ndarray  # (n,) int64, by the adapter
+    zero_shot: np.ndarray  # (n,) int64, by CLIP alone
+    mapped: np.ndarray  # (m,) int64 positions in rows, ascending, m at most MAPPED
+    before: np.ndarray  # (m, D) float32, unit features
+    after: np.ndarray  # (m, D) float32, what the adapter makes of them, length 1
+
+
+def open_features(table: FeatureTable) -> Cached:
+    """The table on the CPU, its checksums looked at. Raises CacheError when it is damaged."""
+    return Cached(
+        features=torch.from_numpy(load_features(table)),
+        labels=torch.from_numpy(table.labels),
+        unit_text=normalize(torch.from_numpy(table.text_features), dim=1),
+        logit_scale=table.logit_scale,
+    )
+
+
+def predictions(table: FeatureTable, cached: Cached, adapter_file: Path, fold: int) -> Predictions:
+    """The chosen adapter's and zero-shot's answers on the test rows of one fold of a run.
+
+    cached        open_features(table)
+    adapter_file  a run's adapter.safetensors; it names the run's settings
+    fold          position in the settings' held_out
+
+    Raises ConfigError for a file that does not fit, CacheError for a table that does not.
+    """
+    config = _config(adapter_file)
+    plan = build_plan(table, [dataclasses.replace(config, held_out=(config.held_out[fold],))])
+    adapters = _best(adapter_file, held_out_name(config.held_out[fold]), len(plan.servers))
+    asked = [_test_rows(plan.folds[0], server.clients) for server in plan.servers]
+    answers = adapter_top1(adapters, cached.features, cached.unit_text, asked)
+    rows = torch.cat(asked)
+    mapped = np.unique(np.linspace(0, len(rows) - 1, min(MAPPED, len(rows))).astype(np.int64))
+    of_server = np.repeat(np.arange(len(asked)), [len(part) for part in asked])
+    x = cached.features[rows[mapped]]
+    return Predictions(
+        rows.numpy(),
+        table.labels[rows.numpy()],
+        torch.cat(answers).numpy(),
+        zero_shot_top1(cached._replace(features=cached.features[rows])).numpy(),
+        mapped,
+        normalize(x, dim=1).numpy(),
+        _adapted(adapters, of_server[mapped], x).numpy(),
+    )
+
+
+def encodes_a_round(table: FeatureTable, adapter_file: Path) -> int:
+    """Images that the released code encodes in one round of this run, nothing being cached.
+
+    Every train row once a local epoch; after it, every train, validation, test and held-out row
+    once more, for the accuracies. Source: fedclip/methods/fed_at_clip.py, main.py.
+    """
+    config = _config(adapter_file)
+    return sum(
+        sum((config.local_epochs + 1) * len(c.train) + len(c.val) + len(c.test) for c in f.clients)
+        + sum(len(unseen.test) for unseen in f.unseen)
+        for f in build_plan(table, [config]).folds
+    )
+
+
+def adapter_numbers(adapter_file: Path) -> int:
+    """How many numbers one adapter has. Raises ConfigError for no adapter file."""
+    with _opened(adapter_file) as file:
+        return sum(
+            int(np.prod(file.get_slice(name).get_shape()[1:]))
+            for name in file.keys()  # noqa: SIM118
+            if name.startswith("best.")
+        )
+
+
+def _config(file: Path) -> RunConfig:
+    with _opened(file) as opened:
+        try:
+            settings = json.loads(opened.metadata()[KEY])["belongs_to"]["settings"]
+            settings["held_out"] = tuple(tuple(names) for names in settings["held_out"])
+            return RunConfig(**settings)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{file}: does not say which run it belongs to ({error})") from error
+
+
+def _best(file: Path, held_out: str | None, servers: int) -> AdapterState:
+    with _opened(file) as opened:
+        facts = json.loads(opened.metadata()[KEY])
+        at = [n for n, one in enumerate(facts["adapters"]) if one["held_out"] == held_out]
+        if len(at) != servers:
+            raise ConfigError(f"{file}: has {len(at)} adapters, {servers} were trained")
+        slices = [opened.get_slice(f"best.{name}") for name in AdapterState._fields]
+        return AdapterState(*(part[at[0] : at[-1] + 1] for part in slices))
+
+
+def _opened(file: Path):
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{file}: cannot be read as an adapter file ({error})") from error
+
+
+def _test_rows(fold, clients: tuple[int, ...]) -> Tensor:
+    parts = [fold.clients[k].test for k in clients] + [split.test for split in fold.unseen]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _adapted(adapters: AdapterState, of_server: np.ndarray, x: Tensor) -> Tensor:
+    """normalize(softmax(W2 tanh(W1 x + b1) + b2) * x), each row by its own adapter."""
+    made = torch.empty_like(x)
+    for s in np.unique(of_server):
+        w1, b1, w2, b2 = (weights[s] for weights in adapters)
+        mine = torch.from_numpy(np.flatnonzero(of_server == s))
+        scores = torch.tanh(x[mine] @ w1.mT + b1) @ w2.mT + b2
+        made[mine] = normalize(scores.softmax(dim=1) * x[mine], dim=1)
+    return made
