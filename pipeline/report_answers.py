@@ -33,7 +33,8 @@ def confusion_part(run: RunData, answers: Answers | str) -> Markup:
     return section(
         title,
         "Over all test rows of a training, held-out ones included. A row is a true class, a column "
-        f"an answer; the darker, the larger its share of the row.{_rest(run, answers)}",
+        f"an answer; the stronger its colour, the larger its share of "
+        f"the row.{_rest(run, answers)}",
         matrices,
     )
 
@@ -80,7 +81,8 @@ def _mistakes(run: RunData, answers: Answers, fold: FoldAnswers) -> Markup:
         for one in mistakes(fold.confusions, MISTAKES)
     ]
     heads = ["true class", "answered", "rows", "of", "%", "zero-shot's rows"]
-    return table(heads, rows, caption=f"{run.folds[fold.fold].name} held out")
+    name = f"{run.folds[fold.fold].name} held out"
+    return table(name, heads, rows, caption=name)
 
 
 def _pair(run: RunData, answers: Answers, fold: FoldAnswers) -> list[Markup]:

@@ -27,7 +27,7 @@ def bench_part(bench: BenchData, anchor: str) -> Markup:
         warnings(bench.notes),
         section(
             "Time against the floor",
-            "Medians; thin lines reach from the 20th to the 80th percentile. The tick is the floor: "
+            "Medians; thin lines go from the 20th to the 80th percentile. The tick is the floor: "
             "the time the work takes at the ceiling that the same run measured on this machine.",
             cards(*(_card(title, cases) for title, cases in groups.items())),
         ),
@@ -73,7 +73,7 @@ def _table(bench: BenchData) -> Markup:
         for case in bench.cases
     ]
     heads = ["benchmark", "case", "shape", "median", "20-80 %", "of baseline", "floor", "of floor"]
-    return table(heads, rows)
+    return table("All cases", heads, rows)
 
 
 def time_text(seconds: float) -> str:

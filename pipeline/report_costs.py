@@ -1,11 +1,15 @@
 """What a run cost, beside the protocol that encodes every image at every step."""
 
+from typing import NamedTuple
+
 from markupsafe import Markup
 
 from pipeline.predictions import adapter_numbers
 from pipeline.report_data import RunData
+from pipeline.report_files import fraction
 from pipeline.report_maps import Answers
-from pipeline.report_parts import Cell, figure, key, section, table
+from pipeline.report_parts import Cell, cards, figure, section, table
+from pipeline.svg import printable
 from pipeline.svg_bars import Bar, bar_chart
 
 CLIP_NUMBERS = {
@@ -23,6 +27,15 @@ CLIP_NUMBERS = {
 PAYLOAD = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes a number
 
 
+class Cost(NamedTuple):
+    """One thing that was spent here, and that the other way would spend."""
+
+    name: str
+    unit: str
+    here: float | None
+    there: float | None
+
+
 def costs_part(
     run: RunData, answers: Answers | str, images_per_second: float | None = None
 ) -> Markup:
@@ -31,73 +44,69 @@ def costs_part(
     images_per_second  at which this machine encodes, as extract prints it: gives the uncached
                        protocol's seconds, which nobody measured; without it they are left out
     """
-    rows = _encodes(run, answers, images_per_second) + _bytes(run)
-    lead = (
-        "Uncached: the released code's loop, which encodes each train row once a local epoch and "
-        "every row once more a round for the accuracies."
-    )
-    if isinstance(answers, str):
-        lead += f" Its images cannot be counted here: {answers}"
-    elif images_per_second is None:
-        lead += (
-            " Its seconds were not measured; report --images-per-second with the rate that "
-            "extract printed adds what the encoding alone would take."
-        )
-    shown = [
-        [Cell(name, None, "word"), Cell(_text(ours, unit), ours), Cell(_text(theirs, unit), theirs),
-         Cell(_ratio(theirs, ours), theirs / ours if ours and theirs else "")]
-        for name, unit, ours, theirs in rows
+    images = _images(run, answers)
+    costs = [images, *_seconds(run, images, images_per_second), *_bytes(run)]
+    lead = Markup(
+        "Uncached is the released code's loop: it encodes a train row once a local epoch, and "
+        "every row once more a round for the accuracies. {}"
+    ).format(_missing(answers, images_per_second))
+    rows = [
+        [Cell(cost.name, None, "word"), Cell(_text(cost.here, cost.unit)),
+         Cell(_text(cost.there, cost.unit)), Cell(_ratio(cost))]
+        for cost in costs
     ]  # fmt: skip
-    picture = _picture(rows)
     return section(
         "Cost against the uncached protocol",
         lead,
-        table(["", "this run", "compared with", "ratio"], shown),
-        picture,
+        table("Costs", ["", "this run", "otherwise", "ratio"], rows, sortable=False),
+        _picture(images),
     )
 
 
-Row = tuple[str, str, float | None, float | None]
-
-
-def _encodes(run: RunData, answers: Answers | str, images_per_second: float | None) -> list[Row]:
-    rows_read = float(run.cache["rows"]) if isinstance(run.cache.get("rows"), int) else None
-    train = run.seconds.get("train")
+def _missing(answers: Answers | str, images_per_second: float | None) -> Markup:
     if isinstance(answers, str):
-        return [("images encoded", "", rows_read, None), ("seconds of training", "s", train, None)]
-    encodes = float(answers.encodes_a_round * run.rounds_done)
-    rate = images_per_second
-    rows: list[Row] = [("images encoded; uncached", "", rows_read, encodes)]
-    if rate:
-        rows.append(
-            (f"seconds to encode them at {rate:,.0f} images/s; uncached", "s",
-             rows_read and rows_read / rate, encodes / rate)
-        )  # fmt: skip
-    return [*rows, ("seconds of training, all of this run", "s", train, None)]
+        return Markup("Its images cannot be counted here: {}").format(printable(answers))
+    if images_per_second is None:
+        return Markup(
+            "Its seconds were not measured: <code>--images-per-second</code> with the rate that "
+            "extract printed adds what the encoding alone would take."
+        )
+    return Markup("")
 
 
-def _bytes(run: RunData) -> list[Row]:
+def _images(run: RunData, answers: Answers | str) -> Cost:
+    here = fraction(run.cache.get("rows"))
+    there = None if isinstance(answers, str) else float(answers.encodes_a_round * run.rounds_done)
+    return Cost("Images encoded: once, or uncached", "", here, there)
+
+
+def _seconds(run: RunData, images: Cost, rate: float | None) -> list[Cost]:
+    costs = [Cost("Seconds of training, measured", "s", run.seconds.get("train"), None)]
+    if rate and images.here and images.there:
+        name = f"Seconds of encoding at {rate:,.0f} images/s: once, or uncached"
+        costs.insert(0, Cost(name, "s", images.here / rate, images.there / rate))
+    return costs
+
+
+def _bytes(run: RunData) -> list[Cost]:
     file = run.folder / "adapter.safetensors"
     if not file.exists() or run.settings.get("method") in ("local", "central", "zero-shot"):
         return []
     each = PAYLOAD.get(str(run.settings.get("payload", "fp32")), 4)
-    adapter = float(each * adapter_numbers(file))
     clip = CLIP_NUMBERS.get(str(run.cache.get("model")))
-    whole = float(4 * clip) if clip else None
-    return [("bytes a client sends a round, and receives; all of CLIP", "B", adapter, whole)]
+    name = "Bytes each way, a client and round: an adapter, or all of CLIP"
+    return [Cost(name, "B", float(each * adapter_numbers(file)), float(4 * clip) if clip else None)]
 
 
-def _picture(rows: list[Row]) -> Markup:
-    first = rows[0]
-    if not (first[2] and first[3]):
+def _picture(images: Cost) -> Markup:
+    if not (images.here and images.there):
         return Markup("")
     bars = [
-        Bar("this run: every image once", "c0", first[2], _text(first[2], "")),
-        Bar("uncached protocol", "c1", first[3], _text(first[3], "")),
+        Bar("this run: every image once", "c0", images.here, _text(images.here, "")),
+        Bar("uncached", "c1", images.there, _text(images.there, "")),
     ]
-    text = f"{_text(first[2], '')} against {_text(first[3], '')}"
-    return figure("Images through CLIP", bar_chart("Images through CLIP", text, bars),
-                  keys=[key("from the cache", "c0", "bar"), key("uncached", "c1", "bar")])  # fmt: skip
+    text = "; ".join(f"{bar.name} {bar.text}" for bar in bars)
+    return cards(figure("Images through CLIP", bar_chart("Images through CLIP", text, bars)))
 
 
 def _text(value: float | None, unit: str) -> str:
@@ -120,5 +129,10 @@ def duration(seconds: float) -> str:
     )
 
 
-def _ratio(theirs: float | None, ours: float | None) -> str:
-    return f"{theirs / ours:,.3g}x" if ours and theirs else ""
+def seconds_cell(seconds: float | None) -> Cell:
+    """Seconds with two decimals; a dash for None."""
+    return Cell("\u2013", "") if seconds is None else Cell(f"{seconds:.2f}", seconds)
+
+
+def _ratio(cost: Cost) -> str:
+    return f"{cost.there / cost.here:,.3g}x" if cost.here and cost.there else ""

@@ -7,8 +7,8 @@ from dataclasses import astuple, fields
 from pathlib import Path
 
 from pipeline.report_data import ACCURACIES, Result, RunData, Scores
-from pipeline.report_files import replace_file
-from pipeline.report_trials import BenchData, Case, SweepData, word
+from pipeline.report_files import replace_file, word
+from pipeline.report_trials import BenchData, Case, SweepData
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet would run: a name of a class or domain may be one."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.report_files import content_of, fraction, read_lines, read_object
+from pipeline.report_files import content_of, fraction, read_lines, read_object, whole
 
 ACCURACIES = ("unseen", "participants", "overall")
 
@@ -120,10 +120,10 @@ def read_result(found: dict[str, Any]) -> Result:
     """One entry of `results` as federate --json prints them."""
     best, gate, zero_shot = found["best_round"], found.get("gate"), found.get("zero_shot")
     return Result(
-        None if best is None else int(best),
+        whole(best),
         _scores(found),
         _scores(zero_shot) if zero_shot else None,
-        Gate(fraction(gate["distance"]), int(gate["changed"]), int(gate["tested"]))
+        Gate(fraction(gate["distance"]), whole(gate["changed"]), whole(gate["tested"]))
         if gate
         else None,
     )
@@ -134,7 +134,7 @@ def _where(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fold(rounds: Sequence[dict], at: int, held_out: tuple[str, ...]) -> FoldData:
-    numbers = [int(line["round"]) for line in rounds]
+    numbers = [whole(line["round"]) for line in rounds]
     found = [line["folds"][at] for line in rounds]
     kept = next(
         ((n, f) for n, f in zip(reversed(numbers), reversed(found), strict=True) if f["best"]), None

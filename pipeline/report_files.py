@@ -1,7 +1,6 @@
 """The files a report is made from, read so that strange content ends as one line."""
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from pipeline.config import ConfigError
 
+LARGEST = 1e30
 STRANGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 
 
@@ -59,12 +59,35 @@ def content_of(file: Path) -> Iterator[None]:
 
 
 def fraction(value: object) -> float | None:
-    """A finite float; None for null, NaN and Inf. Raises TypeError for what is no number."""
+    """A float; None for null, NaN, Inf and what is too large to draw.
+
+    Raises TypeError for what is no number.
+    """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"a number was expected, {str(value)[:60]!r} found")
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) <= LARGEST else None
+
+
+def whole(value: object) -> int | None:
+    """A number that counts; None for null. Raises TypeError or ValueError for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a whole number was expected, {str(value)[:60]!r} found")
+    if not 0 <= value <= 10**12:
+        raise ValueError(f"a count was expected, {str(value)[:60]} found")
+    return value
+
+
+def word(value: object) -> str:
+    """A setting as a person types it: 5e-05, FedAtImg, [a, b]; a dash for none."""
+    if value is None:
+        return "\u2013"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def replace_file(file: Path, content: bytes) -> Path:

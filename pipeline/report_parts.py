@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from pipeline.report_files import word
 from pipeline.svg import element, percent, printable
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -21,10 +22,10 @@ class Cell(NamedTuple):
     style: str | None = None
 
 
-def section(title: str, lead: str, *inside: Markup, level: str = "h3") -> Markup:
-    """A heading, a sentence, and what belongs to them; nothing when nothing is inside."""
+def section(title: str, lead: str | Markup, *inside: Markup, level: str = "h3") -> Markup:
+    """A heading, a sentence, and what belongs to them; nothing when all that is inside is empty."""
     body = [part for part in inside if part]
-    if not body:
+    if inside and not body:
         return Markup("")
     intro = element("p", lead, class_="lead") if lead else ""
     return element("section", element(level, title), intro, *body)
@@ -69,11 +70,13 @@ def key(name: str, style: str, kind: str) -> Markup:
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "", last: str = "",
-    chosen: int | None = None,
+    name: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "",
+    last: str = "", chosen: int | None = None, sortable: bool = True,
 ) -> Markup:  # fmt: skip
-    """A table whose columns a script makes sortable.
+    """A table whose columns a script makes sortable, unless told not to.
 
+    name    for screen readers
+    caption a sentence above it
     last    class of the last row, which then stays last: it is a foot
     chosen  the row that is set off
     """
@@ -86,11 +89,10 @@ def table(
     lines = [_row(row, "chosen" if at == chosen else None) for at, row in enumerate(rows)]
     foot = element("tfoot", _row(rows[-1], last)) if last else ""
     body = element("tbody", *(lines[:-1] if last else lines))
-    return scroll(
-        element("table", element("caption", caption) if caption else "", element("thead", head),
-                body, foot, class_="sortable"),
-        caption or heads[0],
-    )  # fmt: skip
+    whole = element("table", element("thead", head), body, foot,
+                    class_="sortable" if sortable else None)  # fmt: skip
+    said = element("p", caption, class_="note") if caption else ""
+    return Markup(said) + scroll(whole, name)
 
 
 def scroll(inside: Markup, name: str) -> Markup:
@@ -123,6 +125,13 @@ def facts(pairs: Sequence[tuple[str, object]]) -> Markup:
 def accuracy(value: float | None, style: str | None = None) -> Cell:
     """A fraction in percent, sorted as the number."""
     return Cell(percent(value), "" if value is None else value, style)
+
+
+def setting(value: object) -> Cell:
+    """A setting's value: words to the left, numbers to the right."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Cell(word(value), value)
+    return Cell(word(value), "" if value is None else None, "word")
 
 
 def gain(value: float | None, start: float | None) -> Cell:

@@ -12,6 +12,8 @@ from pipeline.svg_lines import Level, Line, Mark, line_chart
 FOLDS = 12  # trainings drawn, three charts each
 QUIET = 60  # further domains drawn in grey
 
+Limits = tuple[float, float]
+
 
 def rounds_part(run: RunData) -> Markup:
     """Two charts a training and one of its loss; charts of a kind share their axis."""
@@ -20,16 +22,18 @@ def rounds_part(run: RunData) -> Markup:
     folds = folds[:FOLDS]
     styles = styles_of([str(name) for name in run.cache.get("domains", [])], folds)
     val, test, loss = (_limits(folds, which) for which in ("validation", "test", "loss"))
+    last = max(max(run.rounds_done, 1) - 1, *(c.rounds[-1] for f in folds for c in _curves(f)), 0)
     accuracies = [
         chart
         for fold in folds
-        for chart in (_validation(fold, styles, val), _test(fold, styles, test))
+        for chart in (_validation(fold, styles, val, last), _test(fold, styles, test, last))
         if chart
     ]
-    losses = [chart for fold in folds if (chart := _loss(fold, styles, loss))]
+    losses = [chart for fold in folds if (chart := _loss(fold, styles, loss, last))]
     lead = (
         "In %, by client and domain. A ring is the round that is kept: the earliest best on "
-        "validation. Dashed: zero-shot CLIP on the same rows."
+        "validation; test rows are scored when a round is the best so far. Dashed: zero-shot CLIP "
+        "on the same rows."
     )
     if left > 0:
         lead += f" The first {FOLDS} trainings are drawn; {left} more are in the table above."
@@ -46,7 +50,7 @@ def styles_of(domains: Sequence[str], folds: Sequence[FoldData]) -> dict[str, st
     return {name: colour(at) for at, name in enumerate(names)}
 
 
-def _validation(fold: FoldData, styles: dict[str, str], limits: tuple[float, float]) -> Markup:
+def _validation(fold: FoldData, styles: dict[str, str], limits: Limits, last: int) -> Markup:
     result = fold.result
     mean = _mean(list(fold.validation.values()))
     lines = _lines(fold.validation, styles, ())
@@ -58,10 +62,10 @@ def _validation(fold: FoldData, styles: dict[str, str], limits: tuple[float, flo
     if result and result.best_round is not None and result.scores.val_accuracy is not None:
         name = f"kept: round {result.best_round}"
         marks = [Mark(name, "strong", result.best_round, result.scores.val_accuracy)]
-    return _card("validation", fold, lines, levels, marks, limits)
+    return _card("validation", fold, lines, levels, marks, limits, last)
 
 
-def _test(fold: FoldData, styles: dict[str, str], limits: tuple[float, float]) -> Markup:
+def _test(fold: FoldData, styles: dict[str, str], limits: Limits, last: int) -> Markup:
     if not fold.test:
         return Markup("")
     lines = _lines(fold.test, styles, fold.held_out)
@@ -81,13 +85,13 @@ def _test(fold: FoldData, styles: dict[str, str], limits: tuple[float, float]) -
             for name, value in result.scores.per_domain.items()
             if value is not None
         ][:COLOURS]  # fmt: skip
-    return _card("test", fold, lines, levels, marks, limits)
+    return _card("test", fold, lines, levels, marks, limits, last)
 
 
-def _loss(fold: FoldData, styles: dict[str, str], limits: tuple[float, float]) -> Markup:
+def _loss(fold: FoldData, styles: dict[str, str], limits: Limits, last: int) -> Markup:
     if not fold.loss:
         return Markup("")
-    return _card("training loss", fold, _lines(fold.loss, styles, ()), [], [], limits)
+    return _card("training loss", fold, _lines(fold.loss, styles, ()), [], [], limits, last)
 
 
 def _card(
@@ -96,13 +100,15 @@ def _card(
     lines: list[Line],
     levels: list[Level],
     marks: list[Mark],
-    limits: tuple[float, float],
+    limits: Limits,
+    last: int,
 ) -> Markup:
     title = f"{fold.name} held out: {what}"
     text = f"{len(lines)} lines by round: {', '.join(line.name for line in lines[-8:])}"
     loss = what == "training loss"
     picture = line_chart(
         title, text, lines, levels, marks, limits=limits,
+        last_round=last,
         **({} if loss else {"value_text": _percent_tick}),
     )  # fmt: skip
     keys = [key(line.name, line.style, "line") for line in reversed(lines) if line.style != "rest"]
@@ -110,7 +116,8 @@ def _card(
     if grey:
         keys.append(key(f"{grey} more", "rest", "line"))
     if levels:
-        keys.append(key("zero-shot", "strong", "level"))
+        same = "zero-shot" if what == "validation" else "zero-shot, in the domain's colour"
+        keys.append(key(same, "strong", "level"))
     return figure(title, picture, keys=keys)
 
 
@@ -131,7 +138,11 @@ def _both(curve: Curve) -> tuple[Sequence[int], Sequence[float | None]]:
     return curve.rounds, curve.values
 
 
-def _limits(folds: Sequence[FoldData], which: str) -> tuple[float, float]:
+def _curves(fold: FoldData) -> list[Curve]:
+    return [*fold.validation.values(), *fold.test.values(), *fold.loss.values()]
+
+
+def _limits(folds: Sequence[FoldData], which: str) -> Limits:
     values = [
         v for f in folds for c in getattr(f, which).values() for v in c.values if v is not None
     ]

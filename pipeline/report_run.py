@@ -7,6 +7,7 @@ from markupsafe import Markup
 from pipeline.report_answers import confusion_part, map_part
 from pipeline.report_costs import costs_part, duration
 from pipeline.report_data import ACCURACIES, FoldData, Result, RunData
+from pipeline.report_files import word
 from pipeline.report_maps import Answers
 from pipeline.report_parts import (
     Cell,
@@ -22,7 +23,6 @@ from pipeline.report_parts import (
     warnings,
 )
 from pipeline.report_rounds import rounds_part
-from pipeline.report_trials import word
 from pipeline.svg import element, percent
 from pipeline.svg_bars import Bar, bar_chart
 
@@ -35,7 +35,7 @@ def run_part(
     run: RunData, anchor: str, answers: Answers | str, images_per_second: float | None = None
 ) -> Markup:
     """Everything about one run, under a heading with its name."""
-    heading = f"{word(run.settings.get('method', 'run'))} on {_data(run)}"
+    heading = f"Run {run.name}: {word(run.settings.get('method', '?'))} on {_data(run)}"
     return element(
         "article",
         element("h2", heading),
@@ -54,7 +54,7 @@ def run_part(
 
 
 def mean_of(run: RunData, which: str, start: bool = False) -> float | None:
-    """The plain mean of unseen, participants or overall over trainings; of zero-shot's if `start`."""
+    """Mean over trainings of unseen, participants or overall; of zero-shot's if `start`."""
     results = [fold.result for fold in run.folds if fold.result]
     sides = [result.zero_shot if start else result.scores for result in results]
     values = [getattr(side, which) for side in sides if side is not None]
@@ -70,7 +70,7 @@ def _lead(run: RunData) -> str:
     rows, classes = run.cache.get("rows", "?"), run.cache.get("classes", "?")
     domains = run.cache.get("domains") or []
     return (
-        f"Run {run.name}: {rows} rows of {run.cache.get('model') or 'unnamed'} features, "
+        f"{rows} rows of {run.cache.get('model') or 'unnamed'} features, "
         f"{classes} classes, {len(domains)} domains; {len(run.folds)} training(s), "
         f"{run.rounds_done} rounds each."
     )
@@ -91,8 +91,8 @@ def _doubts(run: RunData) -> list[str]:
         gate = result.gate
         if gate and gate.distance is not None and gate.distance < STILL:
             said.append(
-                f"Held out {fold.name}: the gate stays uniform (distance {gate.distance:.4f}), so "
-                f"this adapter is zero-shot CLIP in all but {gate.changed} of {gate.tested} answers."
+                f"Held out {fold.name}: the gate stays uniform (distance {gate.distance:.4f}): "
+                f"this is zero-shot CLIP in all but {gate.changed} of {gate.tested} answers."
             )
     return said if len(said) <= 6 else [*said[:5], f"The same of {len(said) - 5} more trainings."]
 
@@ -131,7 +131,9 @@ def _table(run: RunData) -> Markup:
         "moved: 0 is zero-shot's uniform gate, 1 a single channel."
     )
     last = "mean" if len(rows) > 1 else ""
-    return section("Held-out results", "", table(heads, rows, caption=caption, last=last))
+    return section(
+        "Held-out results", "", table("Held-out results", heads, rows, caption=caption, last=last)
+    )
 
 
 def _line(fold: FoldData, result: Result) -> list[Cell]:

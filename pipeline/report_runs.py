@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from pipeline.report_costs import seconds_cell
 from pipeline.report_data import ACCURACIES, RunData
-from pipeline.report_parts import Cell, accuracy, gain, section, table
+from pipeline.report_parts import Cell, accuracy, gain, section, setting, table
 from pipeline.report_run import mean_of
-from pipeline.report_trials import varied, word
+from pipeline.report_trials import varied
 
 
 def runs_part(runs: Sequence[RunData]) -> Markup:
@@ -20,16 +21,14 @@ def runs_part(runs: Sequence[RunData]) -> Markup:
     rows = []
     for run in runs:
         cells = [Cell(run.name, None, "word name")]
-        cells += [Cell(word(run.settings.get(name))) for name in names]
+        cells += [setting(run.settings.get(name)) for name in names]
         cells.append(Cell("yes" if run.finished else "no"))
         for which in ACCURACIES:
             value, start = mean_of(run, which), mean_of(run, which, start=True)
             cells += [accuracy(value), gain(value, start)]
-        seconds = run.seconds.get("train")
-        cells.append(Cell("\u2013" if seconds is None else f"{seconds:.1f}", seconds or ""))
-        rows.append(cells)
+        rows.append([*cells, seconds_cell(run.seconds.get("train"))])
     different = {str(run.cache.get("content_sha256")) for run in runs}
     lead = "Mean accuracies over held-out domains, in %; gain: points above zero-shot CLIP."
     if len(different) > 1:
         lead += " These runs read different features: their numbers do not compare."
-    return section("Runs compared", lead, table(heads, rows), level="h2")
+    return section("Runs compared", lead, table("Runs", heads, rows), level="h2")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from pipeline.report_costs import duration
+from pipeline.report_costs import duration, seconds_cell
+from pipeline.report_files import word
 from pipeline.report_parts import (
     Cell,
     accuracy,
@@ -12,12 +13,13 @@ from pipeline.report_parts import (
     facts,
     gain,
     section,
+    setting,
     table,
     tiles,
     warnings,
 )
 from pipeline.report_threads import parallel_card
-from pipeline.report_trials import STATUSES, SweepData, Trial, best_trial, word
+from pipeline.report_trials import STATUSES, SweepData, Trial, best_trial
 from pipeline.svg import element, percent
 
 LISTED = 2000  # trials in the table; the rest are in trials.csv
@@ -100,9 +102,9 @@ def _chosen(sweep: SweepData, best: Trial | None) -> Markup:
     caption = "Accuracy in % on test rows; gain: points above zero-shot CLIP"
     return section(
         "The chosen trial",
-        f"Trial {best.number}, seed {word(best.seed)}: {settings}. Test rows are looked at for this "
-        "one only.",
-        table(heads, rows, caption=caption),
+        f"Trial {best.number}, seed {word(best.seed)}: {settings}. Test rows are looked at "
+        "for this one only.",
+        table("The chosen trial", heads, rows, caption=caption),
     )
 
 
@@ -115,16 +117,16 @@ def _seeds(sweep: SweepData) -> Markup:
     if all(len(members) == 1 for members in groups.values()):
         return Markup("")
     rows = []
-    for settings, members in groups.items():
+    for members in groups.values():
         values = [trial.val_accuracy for trial in members]
         mean, spread = _mean_and_deviation(values)
         deviation = Cell("\u2013", "") if spread is None else accuracy(spread)
-        rows.append([*(Cell(value) for value in settings), Cell(len(values)), accuracy(mean),
+        rows.append([*(setting(members[0].settings.get(name)) for name in sweep.varied), Cell(len(values)), accuracy(mean),
                      deviation, accuracy(min(values)), accuracy(max(values))])  # fmt: skip
     rows.sort(key=lambda row: -row[len(sweep.varied) + 1].sort)
     heads = [*sweep.varied, "seeds", "mean", "std", "lowest", "highest"]
     lead = "Validation accuracy in % of the finished trials; std with n - 1."
-    return section("Over seeds", lead, table(heads, rows[:LISTED]))
+    return section("Over seeds", lead, table("Over seeds", heads, rows[:LISTED]))
 
 
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -147,23 +149,18 @@ def _table(sweep: SweepData, best: Trial | None) -> Markup:
         [
             Cell(trial.number),
             Cell(trial.status, None, "word"),
-            *(Cell(word(trial.settings.get(name)), _sort(trial.settings.get(name)))
-              for name in sweep.varied),
+            *(setting(trial.settings.get(name)) for name in sweep.varied),
             Cell(word(trial.seed)),
             Cell(word(trial.rounds)),
             accuracy(trial.val_accuracy),
-            Cell("\u2013" if trial.seconds is None else f"{trial.seconds:.2f}", trial.seconds or ""),
+            seconds_cell(trial.seconds),
         ]
         for trial in ranked
     ]  # fmt: skip
     heads = ["trial", "status", *sweep.varied, "seed", "rounds", "validation", "seconds"]
-    return table(heads, rows, chosen=ranked.index(best) if best in ranked else None)
+    return table("Trials", heads, rows, chosen=ranked.index(best) if best in ranked else None)
 
 
 def _rank(trial: Trial) -> float:
     known = trial.status == "done" and trial.val_accuracy is not None
     return -trial.val_accuracy if known else 1.0 - (trial.val_accuracy or 0.0)
-
-
-def _sort(value: object) -> object:
-    return value if isinstance(value, int | float) else word(value)

@@ -7,7 +7,7 @@ from pipeline.report_data import RunData
 
 
 def write_events(run: RunData, folder: Path) -> Path:
-    """Writes <folder>/<run>/<held out>/: scalars validation/, test/ and loss/<client>, a step a round.
+    """Writes <folder>/<run>/<held out>/: scalars validation/<client>, test/ and loss/ by round.
 
     Numbers that were not finite are left out. Raises ConfigError where tensorboard is missing or
     the folder cannot be written.

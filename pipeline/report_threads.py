@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from pipeline.report_files import word
 from pipeline.report_parts import figure, key
-from pipeline.report_trials import SweepData, Trial, word
+from pipeline.report_trials import SweepData, Trial
 from pipeline.svg import percent
 from pipeline.svg_parallel import Axis, Thread, parallel_chart
 
@@ -43,7 +44,7 @@ def parallel_card(sweep: SweepData, best: Trial | None) -> Markup:
             key("worst fifth", "q0", "thread")]  # fmt: skip
     note = "Hovering a line shows its trial."
     if len(shown) < len(trials):
-        note += f" {len(shown)} of {len(trials):,} trials are drawn, the best {THREADS // 2} among them."
+        note += f" {len(shown)} of {len(trials):,} trials are drawn, the best ones among them."
     if len(names) < len(sweep.varied):
         note += f" The first {AXES} of {len(sweep.varied)} settings."
     picture = parallel_chart(title, text, axes, threads)

@@ -1,6 +1,5 @@
 """A sweep folder and a benchmark's result file -> frozen data for their reports."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from pipeline.config import ConfigError
 from pipeline.report_data import Result, read_result
-from pipeline.report_files import content_of, fraction, read_lines, read_object
+from pipeline.report_files import content_of, fraction, read_lines, read_object, whole, word
 
 STATUSES = ("done", "pruned", "diverged", "failed")
 
@@ -115,25 +114,15 @@ def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(name for name in names if len({word(one.get(name)) for one in settings}) > 1)
 
 
-def word(value: object) -> str:
-    """A setting as a person types it: 5e-05, FedAtImg, [a, b]; a dash for none."""
-    if value is None:
-        return "\u2013"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def _trial(line: dict[str, Any]) -> Trial:
     results = line.get("results") or []
-    rounds, seed = line.get("rounds"), line.get("seed")
     return Trial(
-        number=int(line["number"]),
+        number=whole(line["number"]),
         id=str(line["id"]),
         status=str(line["status"]),
-        seed=None if seed is None else int(seed),
+        seed=whole(line.get("seed")),
         settings=dict(line["settings"]),
-        rounds=None if rounds is None else int(rounds),
+        rounds=whole(line.get("rounds")),
         val_accuracy=fraction(line.get("val_accuracy")),
         seconds=fraction(line.get("seconds")),
         results=tuple(read_result(found) for found in results),

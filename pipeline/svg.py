@@ -14,13 +14,12 @@ COLOURS = 7  # classes c0 to c6 of the style sheet; what comes after is drawn qu
 
 @dataclass(frozen=True)
 class Scale:
-    """Values low to high onto units start to end; logarithmic when `log`."""
+    """Values low to high onto units start to end."""
 
     low: float
     high: float
     start: float
     end: float
-    log: bool = False
 
 
 def element(name: str, *inside: object, **attributes: object) -> Markup:
@@ -40,13 +39,17 @@ def element(name: str, *inside: object, **attributes: object) -> Markup:
 
 
 def chart(title: str, text: str, height: float, *inside: Markup, width: float = WIDTH) -> Markup:
-    """An <svg> of `width` x `height` units with a name and a description for screen readers."""
+    """An <svg> of `width` x `height` units with a name and a description for screen readers.
+
+    One wider than WIDTH never shrinks: what holds it scrolls.
+    """
     return element(
         "svg",
         element("title", title),
         element("desc", text),
         *inside,
         viewBox=f"0 0 {number(width)} {number(height)}",
+        width=width if width > WIDTH else None,
         role="img",
         class_="chart wide" if width > WIDTH else "chart",
     )
@@ -54,10 +57,8 @@ def chart(title: str, text: str, height: float, *inside: Markup, width: float = 
 
 def place(scale: Scale, value: float) -> float:
     """start + (end - start) * share of the way from low to high; the middle when low is high."""
-    low, high = scale.low, scale.high
-    if scale.log:
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    share = (value - low) / (high - low) if high > low else 0.5
+    length = scale.high - scale.low
+    share = (value - scale.low) / length if length > 0 else 0.5
     return scale.start + (scale.end - scale.start) * share
 
 

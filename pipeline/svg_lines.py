@@ -1,14 +1,16 @@
 """A chart of values by round: lines, level lines, marks."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from pipeline.svg import BOTTOM, LEFT, RIGHT, TOP, Scale, chart, element, frame, number, place, span
+from pipeline.svg import BOTTOM, LEFT, RIGHT, TOP, Scale, chart, element, frame, number, place
 
 HEIGHT = 230
 POINTS = 1000  # of a line at most: more than the pixels it gets
+ALL_POINTS = 8000  # of a chart, as long as a line keeps 100
 
 
 class Line(NamedTuple):
@@ -45,20 +47,18 @@ def line_chart(
     marks: Sequence[Mark] = (),
     *,
     value_text: Callable[[float], str] = number,
-    limits: tuple[float, float] | None = None,
-    least: float = 0.0,
+    limits: tuple[float, float],
+    last_round: int,
 ) -> Markup:
     """Lines over rounds as an <svg>; hovering a line shows its name and last value.
 
     value_text  writes a value on the axis and in hover texts
-    limits      of the value axis; None for those of what is drawn, at least `least` apart
+    limits      lowest and highest value, and last_round the last round, that the axes reach:
+                charts to be compared share them
     """
-    drawn = [v for line in lines for v in line.values if v is not None]
-    drawn += [level.value for level in levels] + [mark.value for mark in marks]
-    rounds = [r for line in lines for r in (line.rounds[:1], line.rounds[-1:]) for r in r]
-    low, high = limits or span(drawn, least=least)
-    x = Scale(min(rounds, default=0), max(rounds, default=0), LEFT + 4, RIGHT - 4)
-    y = Scale(low, high, HEIGHT - BOTTOM, TOP)
+    x = Scale(0, last_round, LEFT + 4, RIGHT - 4)
+    y = Scale(*limits, HEIGHT - BOTTOM, TOP)
+    most = max(100, min(POINTS, ALL_POINTS // max(len(lines), 1)))
     hints = [
         f"{line.name}, {value_text(last)} at the end"
         for line in lines
@@ -71,7 +71,9 @@ def line_chart(
         for level in levels
     ]  # fmt: skip
     parts += [
-        element("path", element("title", hint), d=_path(line, x, y), class_=f"line {line.style}")
+        element(
+            "path", element("title", hint), d=_path(line, x, y, most), class_=f"line {line.style}"
+        )
         for line, hint in zip(lines, hints, strict=True)
     ]
     parts += [
@@ -85,33 +87,27 @@ def line_chart(
 def thin(values: Sequence[float | None], most: int = POINTS) -> list[int]:
     """Positions to draw: all of up to `most`, else the first, last, lowest and highest of blocks.
 
-    Peaks and gaps of the whole series stay; ascending, at most `most`.
+    Peaks and the ends of gaps stay; ascending, at most `most`.
     """
     if len(values) <= most:
         return list(range(len(values)))
     blocks = most // 4
     edges = [len(values) * k // blocks for k in range(blocks + 1)]
     kept: list[int] = []
-    for start, end in zip(edges, edges[1:], strict=False):
-        there = [at for at in range(start, end) if values[at] is not None]
-        low_high = (
-            {min(there, key=values.__getitem__), max(there, key=values.__getitem__)}
-            if there
-            else set()
-        )
-        kept += sorted({start, end - 1} | low_high)
+    for start, end in itertools.pairwise(edges):
+        known = [at for at in range(start, end) if values[at] is not None] or [start]
+        peaks = {choose(known, key=lambda at: values[at] or 0.0) for choose in (min, max)}
+        kept += sorted({start, end - 1} | peaks)
     return kept
 
 
-def _path(line: Line, x: Scale, y: Scale) -> str:
-    steps, pen = [], "M"
-    for at in thin(line.values):
+def _path(line: Line, x: Scale, y: Scale, most: int) -> str:
+    steps, drawing = [], False
+    for at in thin(line.values, most):
         value = line.values[at]
-        if value is None:
-            pen = "M"
-            continue
-        steps.append(f"{pen}{number(place(x, line.rounds[at]))} {number(place(y, value))}")
-        pen = "L"
-    if len(steps) == 1:
-        steps.append("h0.01")  # a lone point: a round cap shows it
+        if value is not None:
+            point = f"{number(place(x, line.rounds[at]))} {number(place(y, value))}"
+            # The hair's breadth shows a lone point between two gaps: its caps are round.
+            steps.append(f"L{point}" if drawing else f"M{point}h0.01")
+        drawing = value is not None
     return "".join(steps)

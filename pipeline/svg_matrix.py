@@ -19,7 +19,7 @@ def matrix_chart(title: str, text: str, names: Sequence[str], counts: Sequence[S
     """
     margin = 8 + 6.4 * min(max((len(name) for name in names), default=0), LETTERS)
     side = (WIDTH - margin) / max(len(names), 1)
-    below = margin * 0.75
+    below = 10 + 0.65 * (margin - 8)  # the slope of the longest name at 40 degrees
     parts: list[Markup] = []
     for true, row in enumerate(counts):
         total = sum(row)
@@ -50,8 +50,18 @@ def _square(
                 fill_opacity=0.08 + 0.92 * share, class_="right" if right else "wrong")
     ]  # fmt: skip
     if many <= NUMBERS:
-        style = "middle count strong" if share > 0.55 else "middle count"
-        parts.append(element("text", str(count), x=x + side / 2, y=y + side / 2 + 4, class_=style))
+        # Blended over a light card only the darkest squares need light words, over a dark one all
+        # that are more than half filled need dark ones.
+        style = "full" if share > 0.85 else "half" if share > 0.55 else ""
+        parts.append(
+            element(
+                "text",
+                str(count),
+                x=x + side / 2,
+                y=y + side / 2 + 4,
+                class_=f"middle count {style}",
+            )
+        )
     return parts
 
 

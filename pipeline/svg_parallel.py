@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from pipeline.svg import chart, element, number, short
 
-STEP, TOP, DEEP, SIDE = 130, 30, 250, 60  # units between axes, above, along and beside them
+WIDE, STEP = 1200, 130  # units across, and the least between two axes
+TOP, DEEP, SIDE = 30, 260, 70  # units above, along and beside the axes
 LETTERS = 13
 
 
@@ -19,25 +20,28 @@ class Axis(NamedTuple):
 
 
 class Thread(NamedTuple):
-    """One trial: its height on every axis (None: not set), and what hovering shows."""
+    """One trial: its height on every axis, and what hovering shows."""
 
     name: str
     style: str
-    heights: Sequence[float | None]
+    heights: Sequence[float]
 
 
 def parallel_chart(title: str, text: str, axes: Sequence[Axis], threads: Sequence[Thread]):
     """Axes from left to right as an <svg>; threads are drawn in order, the last on top."""
-    width = 2 * SIDE + STEP * max(len(axes) - 1, 1)
+    step = max(STEP, (WIDE - 2 * SIDE) / max(len(axes) - 1, 1))
     parts: list[Markup] = [
         element(
-            "path", element("title", thread.name), d=_path(thread), class_=f"thread {thread.style}"
+            "path",
+            element("title", thread.name),
+            d=_path(thread, step),
+            class_=f"thread {thread.style}",
         )
         for thread in threads
     ]
     for at, axis in enumerate(axes):
-        x = SIDE + STEP * at
-        parts.append(element("path", d=f"M{x} {TOP}V{TOP + DEEP}", class_="axis"))
+        x = SIDE + step * at
+        parts.append(element("path", d=f"M{number(x)} {TOP}V{TOP + DEEP}", class_="axis"))
         head = element("title", axis.name)
         parts.append(element("text", head, short(axis.name, 17), x=x, y=14, class_="middle name"))
         parts += [
@@ -45,19 +49,16 @@ def parallel_chart(title: str, text: str, axes: Sequence[Axis], threads: Sequenc
                     y=_height(up) + 4, class_="halo")
             for up, word in axis.words
         ]  # fmt: skip
-    return chart(title, text, TOP + DEEP + 12, *parts, width=max(width, 401))
+    width = 2 * SIDE + step * (len(axes) - 1)
+    return chart(title, text, TOP + DEEP + 12, *parts, width=width)
 
 
 def _height(up: float) -> float:
     return float(TOP + DEEP * (1 - up))
 
 
-def _path(thread: Thread) -> str:
-    steps, pen = [], "M"
-    for at, up in enumerate(thread.heights):
-        if up is None:
-            pen = "M"
-            continue
-        steps.append(f"{pen}{SIDE + STEP * at} {number(_height(up))}")
-        pen = "L"
-    return "".join(steps)
+def _path(thread: Thread, step: float) -> str:
+    points = (
+        f"{number(SIDE + step * n)} {number(_height(up))}" for n, up in enumerate(thread.heights)
+    )
+    return "M" + "L".join(points)

@@ -21,6 +21,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
 WATCHED = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
@@ -109,7 +110,7 @@ class Browser:
         return answer["result"].get("value")
 
     def complaints(self) -> list[dict]:
-        """Console messages, uncaught errors and refusals of the policy since the page was opened."""
+        """Console messages, uncaught errors and the policy's refusals since the page was opened."""
         return [event for event in self.events if event.get("method") in WATCHED]
 
     def requests(self) -> list[str]:

@@ -21,8 +21,6 @@ DOORS = {  # outside package -> the files that may import it
         "pipeline/cli_report.py",
         "pipeline/options.py",
     },
-    "markupsafe": {PLACEHOLDER},
-    "tensorboard": set(),
     "h5py": {"cache/layout.py"},
     "numba": {
         "kernels/adapter_step_numba.py",
