@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from markupsafe import Markup
 
 from pipeline.report_data import RunData
 from pipeline.report_maps import Answers, FoldAnswers, mistakes
 from pipeline.report_parts import Cell, cards, figure, key, section, table
-from pipeline.svg import COLOURS, colour, percent
+from pipeline.svg import COLOURS, Markup, colour, percent
 from pipeline.svg_matrix import matrix_chart
 from pipeline.svg_scatter import Cloud, scatter_chart
 

@@ -1,10 +1,8 @@
 """The part of a report that tells of a benchmark's results."""
 
-from markupsafe import Markup
-
 from pipeline.report_parts import Cell, cards, figure, key, section, table, warnings
 from pipeline.report_trials import BenchData, Case
-from pipeline.svg import element
+from pipeline.svg import Markup, element
 from pipeline.svg_bars import Bar, bar_chart
 
 

@@ -2,14 +2,12 @@
 
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from pipeline.predictions import adapter_numbers
 from pipeline.report_data import RunData
 from pipeline.report_files import fraction
 from pipeline.report_maps import Answers
 from pipeline.report_parts import Cell, cards, figure, section, table
-from pipeline.svg import printable
+from pipeline.svg import Markup, printable
 from pipeline.svg_bars import Bar, bar_chart
 
 CLIP_NUMBERS = {

@@ -4,8 +4,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from pipeline.config import ConfigError
 from pipeline.report_bench import bench_part
 from pipeline.report_data import RunData, read_run
@@ -16,6 +14,7 @@ from pipeline.report_run import run_part
 from pipeline.report_runs import runs_part
 from pipeline.report_sweep import sweep_part
 from pipeline.report_trials import BenchData, SweepData, read_bench, read_sweep
+from pipeline.svg import Markup
 
 NAME = "report.html"
 Data = RunData | SweepData | BenchData

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from pipeline.report_files import word
-from pipeline.svg import element, percent, printable
+from pipeline.svg import Markup, element, percent, printable
 
 PAGE = Path(__file__).resolve().parent / "page"
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from pipeline.report_data import Curve, FoldData, RunData
 from pipeline.report_parts import cards, figure, key, section
-from pipeline.svg import COLOURS, colour, percent, span
+from pipeline.svg import COLOURS, Markup, colour, percent, span
 from pipeline.svg_lines import Level, Line, Mark, line_chart
 
 FOLDS = 12  # trainings drawn, three charts each

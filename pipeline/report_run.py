@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from pipeline.report_answers import confusion_part, map_part
 from pipeline.report_costs import costs_part, duration
 from pipeline.report_data import ACCURACIES, FoldData, Result, RunData
@@ -23,7 +21,7 @@ from pipeline.report_parts import (
     warnings,
 )
 from pipeline.report_rounds import rounds_part
-from pipeline.svg import element, percent
+from pipeline.svg import Markup, element, percent
 from pipeline.svg_bars import Bar, bar_chart
 
 FOLDS = 12  # trainings whose clients get bars

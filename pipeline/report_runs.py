@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from pipeline.report_costs import seconds_cell
 from pipeline.report_data import ACCURACIES, RunData
 from pipeline.report_parts import Cell, accuracy, gain, section, setting, table
 from pipeline.report_run import mean_of
 from pipeline.report_trials import varied
+from pipeline.svg import Markup
 
 
 def runs_part(runs: Sequence[RunData]) -> Markup:

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from pipeline.report_costs import duration, seconds_cell
 from pipeline.report_files import word
 from pipeline.report_parts import (
@@ -20,7 +18,7 @@ from pipeline.report_parts import (
 )
 from pipeline.report_threads import parallel_card
 from pipeline.report_trials import STATUSES, SweepData, Trial, best_trial
-from pipeline.svg import element, percent
+from pipeline.svg import Markup, element, percent
 
 LISTED = 2000  # trials in the table; the rest are in trials.csv
 
@@ -121,8 +119,9 @@ def _seeds(sweep: SweepData) -> Markup:
         values = [trial.val_accuracy for trial in members]
         mean, spread = _mean_and_deviation(values)
         deviation = Cell("\u2013", "") if spread is None else accuracy(spread)
-        rows.append([*(setting(members[0].settings.get(name)) for name in sweep.varied), Cell(len(values)), accuracy(mean),
-                     deviation, accuracy(min(values)), accuracy(max(values))])  # fmt: skip
+        settings = [setting(members[0].settings.get(name)) for name in sweep.varied]
+        ends = [accuracy(min(values)), accuracy(max(values))]
+        rows.append([*settings, Cell(len(values)), accuracy(mean), deviation, *ends])
     rows.sort(key=lambda row: -row[len(sweep.varied) + 1].sort)
     heads = [*sweep.varied, "seeds", "mean", "std", "lowest", "highest"]
     lead = "Validation accuracy in % of the finished trials; std with n - 1."

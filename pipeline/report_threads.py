@@ -3,12 +3,10 @@
 import bisect
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from pipeline.report_files import word
 from pipeline.report_parts import figure, key
 from pipeline.report_trials import SweepData, Trial
-from pipeline.svg import percent
+from pipeline.svg import Markup, percent
 from pipeline.svg_parallel import Axis, Thread, parallel_chart
 
 AXES = 10  # settings drawn beside validation

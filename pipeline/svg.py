@@ -1,6 +1,8 @@
 """Markup as escaped strings, and what charts share: scales, ticks, a frame, short labels."""
 
+import itertools
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -106,8 +108,16 @@ def colour(at: int) -> str:
 
 
 def short(name: str, most: int) -> str:
-    """The name, cut to `most` characters with an ellipsis."""
-    return name if len(name) <= most else name[: most - 1] + "\u2026"
+    """The name, cut to `most` columns with an ellipsis."""
+    if columns(name) <= most:
+        return name
+    ends = itertools.accumulate(columns(letter) for letter in name)
+    return name[: sum(end < most for end in ends)] + "\u2026"
+
+
+def columns(name: str) -> int:
+    """How wide a name is, in Latin letters: Chinese, Japanese and Korean ones take two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in name)
 
 
 def number(value: float) -> str:

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup
-
-from pipeline.svg import WIDTH, Scale, chart, element, number, place, short
+from pipeline.svg import WIDTH, Markup, Scale, chart, element, number, place, short
 
 ROW, BAR = 31, 9  # units a bar takes with its name, and alone
 LETTERS = 58  # about what fits beside each other at the chart's width

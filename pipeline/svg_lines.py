@@ -4,9 +4,19 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup
-
-from pipeline.svg import BOTTOM, LEFT, RIGHT, TOP, Scale, chart, element, frame, number, place
+from pipeline.svg import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Markup,
+    Scale,
+    chart,
+    element,
+    frame,
+    number,
+    place,
+)
 
 HEIGHT = 230
 POINTS = 1000  # of a line at most: more than the pixels it gets

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
+from pipeline.svg import WIDTH, Markup, chart, columns, element, short
 
-from pipeline.svg import WIDTH, chart, element, short
-
-LETTERS = 14  # of a class name beside a row
+LETTERS, LETTER = 14, 7.4  # of a class name beside a row, and units that a wide one takes
 NUMBERS = 12  # classes up to which counts are written into the squares
 
 
@@ -17,7 +15,7 @@ def matrix_chart(title: str, text: str, names: Sequence[str], counts: Sequence[S
     counts  (C, C) rows of class c answered with class k
     returns an <svg>; a square's hover text says what it counts
     """
-    margin = 8 + 6.4 * min(max((len(name) for name in names), default=0), LETTERS)
+    margin = 8 + LETTER * min(max((columns(name) for name in names), default=0), LETTERS)
     side = (WIDTH - margin) / max(len(names), 1)
     below = 10 + 0.65 * (margin - 8)  # the slope of the longest name at 40 degrees
     parts: list[Markup] = []

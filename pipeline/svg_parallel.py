@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from pipeline.svg import chart, element, number, short
 
 WIDE, STEP = 1200, 130  # units across, and the least between two axes
@@ -30,15 +28,11 @@ class Thread(NamedTuple):
 def parallel_chart(title: str, text: str, axes: Sequence[Axis], threads: Sequence[Thread]):
     """Axes from left to right as an <svg>; threads are drawn in order, the last on top."""
     step = max(STEP, (WIDE - 2 * SIDE) / max(len(axes) - 1, 1))
-    parts: list[Markup] = [
-        element(
-            "path",
-            element("title", thread.name),
-            d=_path(thread, step),
-            class_=f"thread {thread.style}",
-        )
+    parts = [
+        element("path", element("title", thread.name), d=_path(thread, step),
+                class_=f"thread {thread.style}")
         for thread in threads
-    ]
+    ]  # fmt: skip
     for at, axis in enumerate(axes):
         x = SIDE + step * at
         parts.append(element("path", d=f"M{number(x)} {TOP}V{TOP + DEEP}", class_="axis"))

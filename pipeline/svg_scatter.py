@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup
-
-from pipeline.svg import WIDTH, Scale, chart, element, number, place
+from pipeline.svg import WIDTH, Markup, Scale, chart, element, number, place
 
 HEIGHT = 300
 EDGE = 8  # units kept free around the points

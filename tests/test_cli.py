@@ -23,6 +23,7 @@ COMMANDS = (
     ["cache", "info"],
     ["cache", "import"],
     ["download"],
+    ["report"],
 )
 
 

@@ -21,6 +21,7 @@ DOORS = {  # outside package -> the files that may import it
         "pipeline/cli_report.py",
         "pipeline/options.py",
     },
+    "markupsafe": {"pipeline/svg.py"},
     "h5py": {"cache/layout.py"},
     "numba": {
         "kernels/adapter_step_numba.py",
