@@ -31,13 +31,13 @@ def element(name: str, *inside: object, **attributes: object) -> Markup:
     attributes  class_ is class, stroke_width is stroke-width; None is left out; floats are written
                 with two decimals at most. Raises ValueError for NaN and Inf: they are not drawn
     """
-    written = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _text(value))
+    # Plain joins of escaped parts: Markup.format took half of the time of a whole report.
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{_text(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
-    body = Markup("").join(_text(part) for part in inside)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, body)
+    return Markup(f"<{name}{written}>{''.join(map(_text, inside))}</{name}>")
 
 
 def chart(title: str, text: str, height: float, *inside: Markup, width: float = WIDTH) -> Markup:
@@ -139,9 +139,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _text(value: object) -> Markup:
+def _text(value: object) -> str:
+    if isinstance(value, Markup):
+        return value
     if isinstance(value, float):
-        return Markup(number(value))
-    if isinstance(value, str) and not isinstance(value, Markup):
-        value = printable(value)
-    return escape(value)
+        return number(value)
+    return escape(printable(str(value)))
