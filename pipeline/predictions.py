@@ -15,6 +15,7 @@ from cache.checksums import load_features
 from cache.table import FeatureTable
 from kernels.adapter import AdapterState
 from kernels.adapter_top1 import adapter_top1
+from kernels.cpu_threads import one_thread
 from pipeline.config import ConfigError, RunConfig
 from pipeline.evaluate import Cached, zero_shot_top1
 from pipeline.lanes import build_plan
@@ -64,14 +65,17 @@ def predictions(table: FeatureTable, cached: Cached, adapter_file: Path, fold: i
     mapped = np.unique(np.linspace(0, len(rows) - 1, min(MAPPED, len(rows))).astype(np.int64))
     of_server = np.repeat(np.arange(len(asked)), [len(part) for part in asked])
     x = cached.features[rows[mapped]]
+    with one_thread():
+        zero_shot = zero_shot_top1(cached._replace(features=cached.features[rows]))
+        after = _adapted(adapters, of_server[mapped], x)
     return Predictions(
         rows.numpy(),
         table.labels[rows.numpy()],
         torch.cat(answers).numpy(),
-        zero_shot_top1(cached._replace(features=cached.features[rows])).numpy(),
+        zero_shot.numpy(),
         mapped,
         normalize(x, dim=1).numpy(),
-        _adapted(adapters, of_server[mapped], x).numpy(),
+        after.numpy(),
     )
 
 

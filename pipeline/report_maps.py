@@ -9,6 +9,7 @@ from scipy.linalg import eigh
 
 from cache.store import read_table
 from cache.table import CacheError, FeatureTable
+from kernels.cpu_threads import one_thread
 from pipeline.config import ConfigError
 from pipeline.evaluate import Cached
 from pipeline.predictions import Predictions, encodes_a_round, open_features, predictions
@@ -139,10 +140,12 @@ def _fold(
     found = predictions(table, cached, adapter_file, fold)
     domains = table.domains[found.rows[found.mapped]]
     held_out = [table.domain_names.index(name) for name in run.folds[fold].held_out]
+    with one_thread():
+        plane = feature_map(found.before, found.after)
     return FoldAnswers(
         fold,
         confusions(found, len(table.class_names)),
-        feature_map(found.before, found.after),
+        plane,
         found.labels[found.mapped],
         np.isin(domains, held_out),
     )

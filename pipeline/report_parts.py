@@ -129,7 +129,7 @@ def setting(value: object) -> Cell:
     """A setting's value: words to the left, numbers to the right."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Cell(word(value), value)
-    return Cell(word(value), "" if value is None else None, "word")
+    return Cell(word(value), "" if value is None else None, "word name")
 
 
 def gain(value: float | None, start: float | None) -> Cell:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.report_data import Curve, FoldData, RunData
 from pipeline.report_parts import cards, figure, key, section
-from pipeline.svg import COLOURS, Markup, colour, percent, span
+from pipeline.svg import Markup, colour, percent, span
 from pipeline.svg_lines import Level, Line, Mark, line_chart
 
 FOLDS = 12  # trainings drawn, three charts each
@@ -67,22 +67,14 @@ def _test(fold: FoldData, styles: dict[str, str], limits: Limits, last: int) -> 
     if not fold.test:
         return Markup("")
     lines = _lines(fold.test, styles, fold.held_out)
-    levels, marks = [], []
     result = fold.result
-    if result and result.zero_shot:
-        known = result.zero_shot.per_domain.items()
-        levels = [
-            Level(f"zero-shot, {name}", styles.get(name, "rest"), value)
-            for name, value in known
-            if value is not None
-        ][:COLOURS]
+    start = result.zero_shot.per_domain if result and result.zero_shot else {}
+    levels = [Level(f"zero-shot, {n}", style, v) for n, style, v in _told(fold, styles, start)]
+    marks = []
     if result and result.best_round is not None:
-        marks = [
-            Mark(f"{name}, kept: round {result.best_round}", styles.get(name, "rest"),
-                 result.best_round, value)
-            for name, value in result.scores.per_domain.items()
-            if value is not None
-        ][:COLOURS]  # fmt: skip
+        said, at = f"kept: round {result.best_round}", result.best_round
+        found = _told(fold, styles, result.scores.per_domain)
+        marks = [Mark(f"{name}, {said}", style, at, value) for name, style, value in found]
     return _card("test", fold, lines, levels, marks, limits, last)
 
 
@@ -109,7 +101,9 @@ def _card(
         last_round=last,
         **({} if loss else {"value_text": _percent_tick}),
     )  # fmt: skip
-    keys = [key(line.name, line.style, "line") for line in reversed(lines) if line.style != "rest"]
+    named = [line for line in lines if line.style != "rest"]
+    named.sort(key=lambda line: (not _leads(line), line.style))
+    keys = [key(line.name, line.style, "line") for line in named]
     grey = sum(line.style == "rest" for line in lines)
     if grey:
         keys.append(key(f"{grey} more", "rest", "line"))
@@ -124,20 +118,35 @@ def _lines(
 ) -> list[Line]:
     """Grey lines lowest, then the coloured, then the held-out domains' in bold."""
     lines = [
-        Line(name, styles.get(name, "rest") + (" bold" if name in held_out else ""), *_both(curve))
+        Line(name, _style(name, styles, held_out), curve.rounds, curve.values)
         for name, curve in curves.items()
     ]
     grey = [line for line in lines if line.style == "rest"][:QUIET]
     coloured = [line for line in lines if line.style != "rest"]
-    return grey + sorted(coloured, key=lambda line: (line.style.endswith("bold"), line.style))
+    return grey + sorted(coloured, key=lambda line: (_leads(line), line.style))
 
 
-def _both(curve: Curve) -> tuple[Sequence[int], Sequence[float | None]]:
-    return curve.rounds, curve.values
+def _told(
+    fold: FoldData, styles: dict[str, str], values: dict[str, float | None]
+) -> list[tuple[str, str, float]]:
+    """Name, style and value of the domains that have a colour of their own."""
+    styled = ((name, _style(name, styles, fold.held_out), v) for name, v in values.items())
+    return [(name, style, v) for name, style, v in styled if v is not None and style != "rest"]
+
+
+def _style(name: str, styles: dict[str, str], held_out: tuple[str, ...]) -> str:
+    style = styles.get(name, "rest")
+    if name not in held_out:
+        return style
+    return "strong" if style == "rest" else f"{style} bold"
 
 
 def _curves(fold: FoldData) -> list[Curve]:
     return [*fold.validation.values(), *fold.test.values(), *fold.loss.values()]
+
+
+def _leads(line: Line) -> bool:
+    return line.style.endswith(("bold", "strong"))
 
 
 def _limits(folds: Sequence[FoldData], which: str) -> Limits:

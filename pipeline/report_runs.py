@@ -13,19 +13,19 @@ from pipeline.svg import Markup
 def runs_part(runs: Sequence[RunData]) -> Markup:
     """A sortable table, a run a row; accuracies are means over its trainings."""
     names = varied([run.settings for run in runs])
-    heads = ["run", *names, "finished"]
+    heads = ["run", "finished"]
     for which in ACCURACIES:
         heads += [which, "gain"]
-    heads.append("seconds")
+    heads += ["seconds", *names]
     rows = []
     for run in runs:
         cells = [Cell(run.name, None, "word name")]
-        cells += [setting(run.settings.get(name)) for name in names]
         cells.append(Cell("yes" if run.finished else "no"))
         for which in ACCURACIES:
             value, start = mean_of(run, which), mean_of(run, which, start=True)
             cells += [accuracy(value), gain(value, start)]
-        rows.append([*cells, seconds_cell(run.seconds.get("train"))])
+        cells.append(seconds_cell(run.seconds.get("train")))
+        rows.append([*cells, *(setting(run.settings.get(name)) for name in names)])
     different = {str(run.cache.get("content_sha256")) for run in runs}
     lead = "Mean accuracies over held-out domains, in %; gain: points above zero-shot CLIP."
     if len(different) > 1:

@@ -69,23 +69,13 @@ def line_chart(
     x = Scale(0, last_round, LEFT + 4, RIGHT - 4)
     y = Scale(*limits, HEIGHT - BOTTOM, TOP)
     most = max(100, min(POINTS, ALL_POINTS // max(len(lines), 1)))
-    hints = [
-        f"{line.name}, {value_text(last)} at the end"
-        for line in lines
-        for last in [next((v for v in reversed(line.values) if v is not None), 0.0)]
-    ]
     parts = [frame(x, y, "round", value_text, height=HEIGHT)]
     parts += [
         element("path", element("title", f"{level.name}: {value_text(level.value)}"),
                 d=f"M{LEFT} {number(place(y, level.value))}H{RIGHT}", class_=f"level {level.style}")
         for level in levels
     ]  # fmt: skip
-    parts += [
-        element(
-            "path", element("title", hint), d=_path(line, x, y, most), class_=f"line {line.style}"
-        )
-        for line, hint in zip(lines, hints, strict=True)
-    ]
+    parts += [_line(line, x, y, most, value_text) for line in lines]
     parts += [
         element("circle", element("title", f"{mark.name}: {value_text(mark.value)}"),
                 cx=place(x, mark.round), cy=place(y, mark.value), r=4, class_=f"ring {mark.style}")
@@ -97,7 +87,7 @@ def line_chart(
 def thin(values: Sequence[float | None], most: int = POINTS) -> list[int]:
     """Positions to draw: all of up to `most`, else the first, last, lowest and highest of blocks.
 
-    Peaks and the ends of gaps stay; ascending, at most `most`.
+    Peaks stay, a gap shorter than a block may close; ascending, at most `most`.
     """
     if len(values) <= most:
         return list(range(len(values)))
@@ -111,13 +101,17 @@ def thin(values: Sequence[float | None], most: int = POINTS) -> list[int]:
     return kept
 
 
-def _path(line: Line, x: Scale, y: Scale, most: int) -> str:
-    steps, drawing = [], False
+def _line(line: Line, x: Scale, y: Scale, most: int, value_text: Callable[[float], str]) -> Markup:
+    steps, last = [], None
+    drawing = False
     for at in thin(line.values, most):
         value = line.values[at]
         if value is not None:
             point = f"{number(place(x, line.rounds[at]))} {number(place(y, value))}"
             # The hair's breadth shows a lone point between two gaps: its caps are round.
             steps.append(f"L{point}" if drawing else f"M{point}h0.01")
+            last = value
         drawing = value is not None
-    return "".join(steps)
+    hint = line.name if last is None else f"{line.name}, {value_text(last)} at the end"
+    style = f"line {line.style}" + (" lone" if len(steps) == 1 else "")
+    return element("path", element("title", hint), d="".join(steps), class_=style)
