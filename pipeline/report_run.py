@@ -175,13 +175,16 @@ def _bars(fold: FoldData, result: Result) -> Markup:
     known.sort(key=lambda one: one[0] not in fold.held_out)
     left = len(known) - CLIENTS
     if left > 0:
-        by_gain = sorted(known, key=lambda one: one[1] - (one[2] or 0.0))
-        known = [*by_gain[: CLIENTS // 2], *by_gain[-CLIENTS // 2 :]]
+        unseen = [one for one in known if one[0] in fold.held_out][: CLIENTS // 2]
+        others = [one for one in known if one not in unseen]
+        by_gain = sorted(others, key=lambda one: one[1] - (one[2] or 0.0))
+        half = (CLIENTS - len(unseen)) // 2
+        known = [*unseen, *by_gain[:half], *by_gain[-half:]]
     bars = [
         Bar(name, "c1" if name in fold.held_out else "c0", value, _reached(value, zero), zero)
         for name, value, zero in known
     ]
-    note = f"The {CLIENTS // 2} smallest and largest gains of {left + CLIENTS}." if left > 0 else ""
+    note = f"The smallest and largest gains of {left + CLIENTS} are drawn." if left > 0 else ""
     text = "; ".join(f"{bar.name} {bar.text}" for bar in bars[:10])
     keys = [key("held out", "c1", "bar")] if any(b.style == "c1" for b in bars) else []
     keys += [key("participant", "c0", "bar")] if any(b.style == "c0" for b in bars) else []
