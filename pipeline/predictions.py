@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from pipeline.config import ConfigError, RunConfig
 from pipeline.evaluate import Cached, zero_shot_top1
 from pipeline.lanes import build_plan
 from pipeline.report import held_out_name
+from pipeline.report_files import content_of
 from pipeline.run_folder import KEY
 
 MAPPED = 600  # rows of a fold that a picture shows: more hide each other
@@ -57,8 +59,9 @@ def predictions(table: FeatureTable, cached: Cached, adapter_file: Path, fold: i
     Raises ConfigError for a file that does not fit, CacheError for a table that does not.
     """
     config = _config(adapter_file)
+    width = table.features.shape[1]
     plan = build_plan(table, [dataclasses.replace(config, held_out=(config.held_out[fold],))])
-    adapters = _best(adapter_file, held_out_name(config.held_out[fold]), len(plan.servers))
+    adapters = _best(adapter_file, held_out_name(config.held_out[fold]), len(plan.servers), width)
     asked = [_test_rows(plan.folds[0], server.clients) for server in plan.servers]
     answers = adapter_top1(adapters, cached.features, cached.unit_text, asked)
     rows = torch.cat(asked)
@@ -103,29 +106,38 @@ def adapter_numbers(adapter_file: Path) -> int:
         )
 
 
+def settings_of(adapter_file: Path) -> dict[str, Any]:
+    """The settings of the run that an adapter file belongs to, as its config.json has them."""
+    with _opened(adapter_file) as opened:
+        return dict(json.loads(opened.metadata()[KEY])["belongs_to"]["settings"])
+
+
 def _config(file: Path) -> RunConfig:
-    with _opened(file) as opened:
-        try:
-            settings = json.loads(opened.metadata()[KEY])["belongs_to"]["settings"]
-            settings["held_out"] = tuple(tuple(names) for names in settings["held_out"])
-            return RunConfig(**settings)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{file}: does not say which run it belongs to ({error})") from error
+    settings = settings_of(file)
+    with content_of(file):
+        settings["held_out"] = tuple(tuple(names) for names in settings["held_out"])
+        return RunConfig(**settings)
 
 
-def _best(file: Path, held_out: str | None, servers: int) -> AdapterState:
+def _best(file: Path, held_out: str | None, servers: int, width: int) -> AdapterState:
     with _opened(file) as opened:
-        facts = json.loads(opened.metadata()[KEY])
-        at = [n for n, one in enumerate(facts["adapters"]) if one["held_out"] == held_out]
-        if len(at) != servers:
-            raise ConfigError(f"{file}: has {len(at)} adapters, {servers} were trained")
+        adapters = json.loads(opened.metadata()[KEY])["adapters"]
+        at = [n for n, one in enumerate(adapters) if one["held_out"] == held_out]
         slices = [opened.get_slice(f"best.{name}") for name in AdapterState._fields]
-        return AdapterState(*(part[at[0] : at[-1] + 1] for part in slices))
+        found = AdapterState(*(part[at[0] : at[-1] + 1] for part in slices))
+    if len(at) != servers or found.w1.shape != (servers, width, width):
+        raise ConfigError(
+            f"{file}: w1 is {tuple(found.w1.shape)}; {servers} adapters of width {width} were "
+            "trained"
+        )
+    return found
 
 
+@contextmanager
 def _opened(file: Path):
     try:
-        return safe_open(file, framework="pt")
+        with content_of(file), safe_open(file, framework="pt") as opened:
+            yield opened
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{file}: cannot be read as an adapter file ({error})") from error
 

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from pipeline.predictions import adapter_numbers
 from pipeline.report_data import RunData
-from pipeline.report_files import fraction
 from pipeline.report_maps import Answers
 from pipeline.report_parts import Cell, cards, figure, section, table
 from pipeline.svg import Markup, printable
@@ -73,7 +72,7 @@ def _missing(answers: Answers | str, images_per_second: float | None) -> Markup:
 
 
 def _images(run: RunData, answers: Answers | str) -> Cost:
-    here = fraction(run.cache.get("rows"))
+    here = float(run.cache["rows"])
     there = None if isinstance(answers, str) else float(answers.encodes_a_round * run.rounds_done)
     return Cost("Images encoded: once, or uncached", "", here, there)
 

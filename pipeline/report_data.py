@@ -85,7 +85,8 @@ def read_run(folder: Path) -> RunData:
     with content_of(folder / "config.json"):
         settings = {**described["settings"], **_where(described)}
         held_out = [tuple(str(name) for name in names) for names in settings["held_out"]]
-        cache = dict(described["cache"])
+        cache = {**described["cache"], "rows": whole(described["cache"]["rows"])}
+        cache["domains"] = [str(name) for name in cache["domains"]]
     log = folder / "rounds.jsonl"
     rounds, notes = read_lines(log) if log.exists() else ([], ["rounds.jsonl is missing."])
     with content_of(log):
@@ -120,7 +121,7 @@ def read_result(found: dict[str, Any]) -> Result:
     """One entry of `results` as federate --json prints them."""
     best, gate, zero_shot = found["best_round"], found.get("gate"), found.get("zero_shot")
     return Result(
-        whole(best),
+        None if best is None else whole(best),
         _scores(found),
         _scores(zero_shot) if zero_shot else None,
         Gate(fraction(gate["distance"]), whole(gate["changed"]), whole(gate["tested"]))

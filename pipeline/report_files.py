@@ -70,10 +70,8 @@ def fraction(value: object) -> float | None:
     return float(value) if abs(value) <= LARGEST else None
 
 
-def whole(value: object) -> int | None:
-    """A number that counts; None for null. Raises TypeError or ValueError for anything else."""
-    if value is None:
-        return None
+def whole(value: object) -> int:
+    """A number that counts something. Raises TypeError or ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"a whole number was expected, {str(value)[:60]!r} found")
     if not 0 <= value <= 10**12:

@@ -8,11 +8,17 @@ import numpy as np
 from scipy.linalg import eigh
 
 from cache.store import read_table
-from cache.table import CacheError, FeatureTable
+from cache.table import CacheError, FeatureTable, domain_index
 from kernels.cpu_threads import one_thread
 from pipeline.config import ConfigError
 from pipeline.evaluate import Cached
-from pipeline.predictions import Predictions, encodes_a_round, open_features, predictions
+from pipeline.predictions import (
+    Predictions,
+    encodes_a_round,
+    open_features,
+    predictions,
+    settings_of,
+)
 from pipeline.report_data import RunData
 
 FOLDS = 8  # trainings of a run whose answers are drawn: more is no longer looked at
@@ -123,6 +129,8 @@ def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
         table = read_table(file)
         if table.content_sha256 != run.cache.get("content_sha256"):
             return f"{file} holds other features now than those this run read."
+        if any(run.settings.get(k) != v for k, v in settings_of(adapter_file).items()):
+            return f"{adapter_file} belongs to a run with other settings."
         cached = open_features(table)
         folds = range(min(len(run.folds), FOLDS))
         return Answers(
@@ -139,7 +147,7 @@ def _fold(
 ) -> FoldAnswers:
     found = predictions(table, cached, adapter_file, fold)
     domains = table.domains[found.rows[found.mapped]]
-    held_out = [table.domain_names.index(name) for name in run.folds[fold].held_out]
+    held_out = [domain_index(table, name) for name in run.folds[fold].held_out]
     with one_thread():
         plane = feature_map(found.before, found.after)
     return FoldAnswers(

@@ -18,7 +18,7 @@ def rounds_part(run: RunData) -> Markup:
     folds = [fold for fold in run.folds if fold.validation]
     left = len(folds) - FOLDS
     folds = folds[:FOLDS]
-    styles = styles_of([str(name) for name in run.cache.get("domains", [])], folds)
+    styles = styles_of(run.cache["domains"], folds)
     val, test, loss = (_limits(folds, which) for which in ("validation", "test", "loss"))
     last = max(max(run.rounds_done, 1) - 1, *(c.rounds[-1] for f in folds for c in _curves(f)), 0)
     accuracies = [

@@ -65,11 +65,10 @@ def _data(run: RunData) -> str:
 
 
 def _lead(run: RunData) -> str:
-    rows, classes = run.cache.get("rows", "?"), run.cache.get("classes", "?")
-    domains = run.cache.get("domains") or []
     return (
-        f"{rows} rows of {run.cache.get('model') or 'unnamed'} features, "
-        f"{classes} classes, {len(domains)} domains; {len(run.folds)} training(s), "
+        f"{run.cache['rows']:,} rows of {run.cache.get('model') or 'unnamed'} features, "
+        f"{run.cache.get('classes', '?')} classes, {len(run.cache['domains'])} domains; "
+        f"{len(run.folds)} training(s), "
         f"{run.rounds_done} rounds each."
     )
 

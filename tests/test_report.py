@@ -203,6 +203,11 @@ def test_left_out_with_a_reason(run, tmp_path):
     assert "is not there" in answers_of(data, tmp_path / "none.h5")
     (tmp_path / "bad.h5").write_bytes(b"<html>")
     assert "HTML" in answers_of(data, tmp_path / "bad.h5")
+    strange = copy(run, tmp_path / "strange", "config.json", "rounds.jsonl")
+    (strange / "adapter.safetensors").write_bytes((other / "adapter.safetensors").read_bytes())
+    text = (strange / "config.json").read_text().replace('"rounds": 4', '"rounds": 5')
+    (strange / "config.json").write_text(text)
+    assert "other settings" in answers_of(read_run(strange), run.parent / "cache.h5")
     bare = copy(run, tmp_path / "bare", "config.json", "rounds.jsonl", "summary.json", "done")
     page = harmless(report_html([read(bare)]))
     assert page.text.count("no adapter.safetensors") == 3
