@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli_report import report
 from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say
 from pipeline.cli_sweep import sweep
 from pipeline.config import RunConfig
@@ -253,3 +254,6 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     from pipeline.download import download_dataset
 
     click.echo(download_dataset(dataset, root, url=url, say=say))
+
+
+cli.add_command(report)
