@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli_report import report
-from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say
+from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say, tell_report
 from pipeline.cli_sweep import sweep
 from pipeline.config import RunConfig
 from pipeline.missing import refuse_missing_package
@@ -177,6 +177,7 @@ def federate(
     )
     document["cache"]["file"] = str(file)
     click.echo(json.dumps(document, allow_nan=False) if as_json else as_table(document))
+    tell_report(Path(document["run"]), file, as_json)
 
 
 cli.add_command(sweep)
