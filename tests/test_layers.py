@@ -31,6 +31,7 @@ DOORS = {  # outside package -> the files that may import it
         "kernels/adapter_top1_numba.py",
         "kernels/contrastive_numba.py",
         "kernels/numba_math.py",
+        "kernels/numba_matmul.py",
     },
     "optuna": {"pipeline/search_bayes.py"},
     "yaml": {"pipeline/sweep_yaml.py"},
