@@ -12,17 +12,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cache.checksums import load_features
 from cache.table import FeatureTable
-from kernels.adapter import AdapterState
-from kernels.adapter_top1 import adapter_top1
+from kernels.answers import unit_features
 from kernels.cpu_threads import one_thread
+from kernels.heads import Kind, as_rows, shapes
 from pipeline.config import ConfigError, RunConfig
-from pipeline.evaluate import Cached, zero_shot_top1
+from pipeline.evaluate import Cached, answers_of, parts_of, rows_of, zero_shot_top1
 from pipeline.lanes import build_plan
 from pipeline.report import held_out_name
 from pipeline.report_files import content_of
 from pipeline.run_folder import KEY
+from pipeline.training import to_device
 
 MAPPED = 600  # rows of a fold that a picture shows: more hide each other
 
@@ -41,16 +41,11 @@ class Predictions(NamedTuple):
 
 def open_features(table: FeatureTable) -> Cached:
     """The table on the CPU, its checksums looked at. Raises CacheError when it is damaged."""
-    return Cached(
-        features=torch.from_numpy(load_features(table)),
-        labels=torch.from_numpy(table.labels),
-        unit_text=normalize(torch.from_numpy(table.text_features), dim=1),
-        logit_scale=table.logit_scale,
-    )
+    return to_device(table, torch.device("cpu"))
 
 
 def predictions(table: FeatureTable, cached: Cached, adapter_file: Path, fold: int) -> Predictions:
-    """The chosen adapter's and zero-shot's answers on the test rows of one fold of a run.
+    """The kept adapters' and zero-shot's answers on the test rows of one fold of a run.
 
     cached        open_features(table)
     adapter_file  a run's adapter.safetensors; it names the run's settings
@@ -59,25 +54,28 @@ def predictions(table: FeatureTable, cached: Cached, adapter_file: Path, fold: i
     Raises ConfigError for a file that does not fit, CacheError for a table that does not.
     """
     config = _config(adapter_file)
-    width = table.features.shape[1]
-    plan = build_plan(table, [dataclasses.replace(config, held_out=(config.held_out[fold],))])
-    adapters = _best(adapter_file, held_out_name(config.held_out[fold]), len(plan.servers), width)
-    asked = [_test_rows(plan.folds[0], server.clients) for server in plan.servers]
-    answers = adapter_top1(adapters, cached.features, cached.unit_text, asked)
+    plan = build_plan(table, dataclasses.replace(config, held_out=(config.held_out[fold],)))
+    kind, count = plan.work.kind, len(plan.models)
+    adapters = _best(adapter_file, held_out_name(config.held_out[fold]), kind, count)
+    asked = [rows_of(parts_of(plan, m, "test"), "test", torch.device("cpu")) for m in plan.models]
+    answers = answers_of(plan, adapters, cached, range(count), asked, "auto")
     rows = torch.cat(asked)
     mapped = np.unique(np.linspace(0, len(rows) - 1, min(MAPPED, len(rows))).astype(np.int64))
-    of_server = np.repeat(np.arange(len(asked)), [len(part) for part in asked])
-    x = cached.features[rows[mapped]]
+    of_model = np.repeat(np.arange(count), [len(part) for part in asked])[mapped]
+    shown = rows[mapped]
     with one_thread():
         zero_shot = zero_shot_top1(cached._replace(features=cached.features[rows]))
-        after = _adapted(adapters, of_server[mapped], x)
+        after = torch.empty(len(shown), kind.width)
+        for m in np.unique(of_model):
+            mine = torch.from_numpy(np.flatnonzero(of_model == m))
+            after[mine] = unit_features(kind, adapters[m], cached.features, shown[mine])
     return Predictions(
         rows.numpy(),
         table.labels[rows.numpy()],
         torch.cat(answers).numpy(),
         zero_shot.numpy(),
         mapped,
-        normalize(x, dim=1).numpy(),
+        normalize(cached.features[shown], dim=1).numpy(),
         after.numpy(),
     )
 
@@ -92,18 +90,8 @@ def encodes_a_round(table: FeatureTable, adapter_file: Path) -> int:
     return sum(
         sum((config.local_epochs + 1) * len(c.train) + len(c.val) + len(c.test) for c in f.clients)
         + sum(len(unseen.test) for unseen in f.unseen)
-        for f in build_plan(table, [config]).folds
+        for f in build_plan(table, config).folds
     )
-
-
-def adapter_numbers(adapter_file: Path) -> int:
-    """How many numbers one adapter has. Raises ConfigError for no adapter file."""
-    with _opened(adapter_file) as file:
-        return sum(
-            int(np.prod(file.get_slice(name).get_shape()[1:]))
-            for name in file.keys()  # noqa: SIM118
-            if name.startswith("best.")
-        )
 
 
 def settings_of(adapter_file: Path) -> dict[str, Any]:
@@ -119,18 +107,15 @@ def _config(file: Path) -> RunConfig:
         return RunConfig(**settings)
 
 
-def _best(file: Path, held_out: str | None, servers: int, width: int) -> AdapterState:
+def _best(file: Path, held_out: str | None, kind: Kind, count: int) -> Tensor:
     with _opened(file) as opened:
         adapters = json.loads(opened.metadata()[KEY])["adapters"]
         at = [n for n, one in enumerate(adapters) if one["held_out"] == held_out]
-        slices = [opened.get_slice(f"best.{name}") for name in AdapterState._fields]
-        found = AdapterState(*(part[at[0] : at[-1] + 1] for part in slices))
-    if len(at) != servers or found.w1.shape != (servers, width, width):
-        raise ConfigError(
-            f"{file}: w1 is {tuple(found.w1.shape)}; {servers} adapters of width {width} were "
-            "trained"
-        )
-    return found
+        if len(at) != count:
+            raise ConfigError(f"{file}: has {len(at)} adapters of {held_out}, {count} were trained")
+        first, end = at[0], at[-1] + 1
+        parts = {n: opened.get_slice(f"best.{n}")[first:end] for n in shapes(kind)}
+        return as_rows(kind, parts)
 
 
 @contextmanager
@@ -140,19 +125,3 @@ def _opened(file: Path):
             yield opened
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{file}: cannot be read as an adapter file ({error})") from error
-
-
-def _test_rows(fold, clients: tuple[int, ...]) -> Tensor:
-    parts = [fold.clients[k].test for k in clients] + [split.test for split in fold.unseen]
-    return torch.from_numpy(np.concatenate(parts))
-
-
-def _adapted(adapters: AdapterState, of_server: np.ndarray, x: Tensor) -> Tensor:
-    """normalize(softmax(W2 tanh(W1 x + b1) + b2) * x), each row by its own adapter."""
-    made = torch.empty_like(x)
-    for s in np.unique(of_server):
-        w1, b1, w2, b2 = (weights[s] for weights in adapters)
-        mine = torch.from_numpy(np.flatnonzero(of_server == s))
-        scores = torch.tanh(x[mine] @ w1.mT + b1) @ w2.mT + b2
-        made[mine] = normalize(scores.softmax(dim=1) * x[mine], dim=1)
-    return made

@@ -2,26 +2,11 @@
 
 from typing import NamedTuple
 
-from pipeline.predictions import adapter_numbers
 from pipeline.report_data import RunData
 from pipeline.report_maps import Answers
 from pipeline.report_parts import Cell, cards, figure, section, table
 from pipeline.svg import Markup, printable
 from pipeline.svg_bars import Bar, bar_chart
-
-CLIP_NUMBERS = {
-    "RN50": 102_007_137,
-    "RN101": 119_688_033,
-    "RN50x4": 178_300_601,
-    "RN50x16": 290_979_217,
-    "RN50x64": 623_258_305,
-    "ViT-B/32": 151_277_313,
-    "ViT-B/16": 149_620_737,
-    "ViT-L/14": 427_616_513,
-    "ViT-L/14@336px": 427_944_193,
-}
-"""sum(p.numel() for p in model.parameters()) of clip.model.CLIP at the sizes of each name."""
-PAYLOAD = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes a number
 
 
 class Cost(NamedTuple):
@@ -86,13 +71,13 @@ def _seconds(run: RunData, images: Cost, rate: float | None) -> list[Cost]:
 
 
 def _bytes(run: RunData) -> list[Cost]:
-    file = run.folder / "adapter.safetensors"
-    if not file.exists() or run.settings.get("method") in ("local", "central", "zero-shot"):
+    sent = [fold.result.traffic for fold in run.folds if fold.result and fold.result.traffic]
+    here = sum(one.up + one.down for one in sent)
+    if not here:
         return []
-    each = PAYLOAD.get(str(run.settings.get("payload", "fp32")), 4)
-    clip = CLIP_NUMBERS.get(str(run.cache.get("model")))
-    name = "Bytes each way, a client and round: an adapter, or all of CLIP"
-    return [Cost(name, "B", float(each * adapter_numbers(file)), float(4 * clip) if clip else None)]
+    whole = [one.clip for one in sent]
+    there = None if None in whole else float(sum(whole))
+    return [Cost("Bytes up and down a round: adapters, or all of CLIP", "B", float(here), there)]
 
 
 def _picture(images: Cost) -> Markup:
