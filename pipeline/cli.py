@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli_report import report
-from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say
+from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say, tell_report
 from pipeline.cli_sweep import sweep
 from pipeline.config import RunConfig
 from pipeline.missing import refuse_missing_package
@@ -177,10 +177,10 @@ def federate(
     )
     document["cache"]["file"] = str(file)
     click.echo(json.dumps(document, allow_nan=False) if as_json else as_table(document))
+    tell_report(Path(document["run"]), file, as_json)
 
 
 cli.add_command(sweep)
-cli.add_command(report)
 
 
 @cli.group()
@@ -255,3 +255,6 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     from pipeline.download import download_dataset
 
     click.echo(download_dataset(dataset, root, url=url, say=say))
+
+
+cli.add_command(report)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_shared import HOME, find_cache, say
+from pipeline.cli_shared import HOME, find_cache, say, tell_report
 from pipeline.config import ConfigError, RunConfig
 from pipeline.options import (
     PATH,
@@ -128,6 +128,7 @@ def sweep(
         say=say,
     )
     click.echo(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
+    tell_report(Path(document["sweep"]), file, as_json)
 
 
 def _spec(

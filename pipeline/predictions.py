@@ -13,16 +13,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cache.table import FeatureTable
-from kernels.answers import unit_features
+from kernels.answers import top1, unit_features
 from kernels.cpu_threads import one_thread
 from kernels.heads import Kind, as_rows, shapes
 from pipeline.config import ConfigError, RunConfig
-from pipeline.evaluate import Cached, answers_of, parts_of, rows_of, zero_shot_top1
+from pipeline.evaluate import Cached, parts_of, rows_of, zero_shot_top1
 from pipeline.lanes import build_plan
 from pipeline.report import held_out_name
 from pipeline.report_files import content_of
 from pipeline.run_folder import KEY
-from pipeline.training import to_device
 
 MAPPED = 600  # rows of a fold that a picture shows: more hide each other
 
@@ -39,15 +38,10 @@ class Predictions(NamedTuple):
     after: np.ndarray  # (m, D) float32, what the adapter makes of them, length 1
 
 
-def open_features(table: FeatureTable) -> Cached:
-    """The table on the CPU, its checksums looked at. Raises CacheError when it is damaged."""
-    return to_device(table, torch.device("cpu"))
-
-
 def predictions(table: FeatureTable, cached: Cached, adapter_file: Path, fold: int) -> Predictions:
-    """The kept adapters' and zero-shot's answers on the test rows of one fold of a run.
+    """The chosen adapter's and zero-shot's answers on the test rows of one fold of a run.
 
-    cached        open_features(table)
+    cached        the table on the CPU
     adapter_file  a run's adapter.safetensors; it names the run's settings
     fold          position in the settings' held_out
 
@@ -55,27 +49,27 @@ def predictions(table: FeatureTable, cached: Cached, adapter_file: Path, fold: i
     """
     config = _config(adapter_file)
     plan = build_plan(table, dataclasses.replace(config, held_out=(config.held_out[fold],)))
-    kind, count = plan.work.kind, len(plan.models)
-    adapters = _best(adapter_file, held_out_name(config.held_out[fold]), kind, count)
-    asked = [rows_of(parts_of(plan, m, "test"), "test", torch.device("cpu")) for m in plan.models]
-    answers = answers_of(plan, adapters, cached, range(count), asked, "auto")
+    kind, device = plan.work.kind, cached.features.device
+    adapters = _best(adapter_file, held_out_name(config.held_out[fold]), len(plan.models), kind)
+    asked = [rows_of(parts_of(plan, model, "test"), "test", device) for model in plan.models]
+    answers = top1(kind, adapters, cached.features, cached.text, cached.unit_text, asked)
     rows = torch.cat(asked)
     mapped = np.unique(np.linspace(0, len(rows) - 1, min(MAPPED, len(rows))).astype(np.int64))
-    of_model = np.repeat(np.arange(count), [len(part) for part in asked])[mapped]
-    shown = rows[mapped]
+    of_model = np.repeat(np.arange(len(asked)), [len(part) for part in asked])[mapped]
+    x = cached.features[rows[mapped]]
     with one_thread():
         zero_shot = zero_shot_top1(cached._replace(features=cached.features[rows]))
-        after = torch.empty(len(shown), kind.width)
+        after = torch.empty_like(x)
         for m in np.unique(of_model):
             mine = torch.from_numpy(np.flatnonzero(of_model == m))
-            after[mine] = unit_features(kind, adapters[m], cached.features, shown[mine])
+            after[mine] = unit_features(kind, adapters[m], x, mine)
     return Predictions(
         rows.numpy(),
         table.labels[rows.numpy()],
         torch.cat(answers).numpy(),
         zero_shot.numpy(),
         mapped,
-        normalize(cached.features[shown], dim=1).numpy(),
+        normalize(x, dim=1).numpy(),
         after.numpy(),
     )
 
@@ -107,15 +101,18 @@ def _config(file: Path) -> RunConfig:
         return RunConfig(**settings)
 
 
-def _best(file: Path, held_out: str | None, kind: Kind, count: int) -> Tensor:
+def _best(file: Path, held_out: str | None, models: int, kind: Kind) -> Tensor:
     with _opened(file) as opened:
         adapters = json.loads(opened.metadata()[KEY])["adapters"]
         at = [n for n, one in enumerate(adapters) if one["held_out"] == held_out]
-        if len(at) != count:
-            raise ConfigError(f"{file}: has {len(at)} adapters of {held_out}, {count} were trained")
-        first, end = at[0], at[-1] + 1
-        parts = {n: opened.get_slice(f"best.{n}")[first:end] for n in shapes(kind)}
-        return as_rows(kind, parts)
+        parts = {n: opened.get_slice(f"best.{n}")[at[0] : at[-1] + 1] for n in shapes(kind)}
+    try:
+        rows = as_rows(kind, parts)
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    if len(rows) != models:
+        raise ConfigError(f"{file}: holds {len(rows)} adapters; {models} were trained")
+    return rows
 
 
 @contextmanager

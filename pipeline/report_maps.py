@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.linalg import eigh
 
 from cache.store import read_table
@@ -15,11 +16,11 @@ from pipeline.evaluate import Cached
 from pipeline.predictions import (
     Predictions,
     encodes_a_round,
-    open_features,
     predictions,
     settings_of,
 )
 from pipeline.report_data import RunData
+from pipeline.training import to_device
 
 FOLDS = 8  # trainings of a run whose answers are drawn: more is no longer looked at
 
@@ -131,7 +132,7 @@ def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
             return f"{file} holds other features now than those this run read."
         if any(run.settings.get(k) != v for k, v in settings_of(adapter_file).items()):
             return f"{adapter_file} belongs to a run with other settings."
-        cached = open_features(table)
+        cached = to_device(table, torch.device("cpu"))
         folds = range(min(len(run.folds), FOLDS))
         return Answers(
             table.class_names,

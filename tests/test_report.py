@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cache.store import read_table
-from pipeline.predictions import encodes_a_round, open_features, predictions
+from pipeline.predictions import encodes_a_round, predictions
 from pipeline.report_data import read_run
 from pipeline.report_maps import answers_of, confusions, feature_map, mistakes
 from pipeline.report_page import read, report_html, write_report
+from pipeline.training import to_device
 from tests import naive
 from tests.report_folders import HOSTILE, copy, made_run, real_run, weights_of
 from tests.report_pages import Page, harmless
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,7 @@ def test_zero_shot_runs_have_neither_rounds_nor_adapters(tmp_path):
         {"method": "local"},
         {"method": "central"},
         {"method": "ditto"},
+        {"method": "fedper"},
         {"head": "linear", "partition": "iid", "clients": 2},
         {"mode": "FedAtTxt", "head": "cosine"},
         {"mode": "FedAtBoth", "head": "low-rank"},
@@ -84,12 +89,11 @@ def test_answers_are_those_that_the_summary_counts(tmp_path, chosen):
     table = read_table(tmp_path / "cache.h5")
     summary = json.loads((run / "summary.json").read_text())
     for at, result in enumerate(summary["results"]):
-        found = predictions(table, open_features(table), run / "adapter.safetensors", at)
+        found = predictions(table, to_device(table, CPU), run / "adapter.safetensors", at)
         right = found.predicted == found.labels
         domains = np.array(table.domain_names)[table.domains[found.rows]]
-        if chosen.get("method") not in ("local", "ditto"):  # those average over models
-            for name, accuracy in result["per_domain"].items():
-                assert right[domains == name].mean() == pytest.approx(accuracy, abs=1e-12)
+        for name, accuracy in result["per_domain"].items():
+            assert right[domains == name].mean() == pytest.approx(accuracy, abs=1e-12)
         assert (found.predicted != found.zero_shot).sum() == result["gate"]["changed"]
         assert len(found.rows) == result["gate"]["tested"]
     harmless(write_report(run).read_bytes())
@@ -99,7 +103,7 @@ def test_predictions_equal_the_slow_twin(run):
     table = read_table(run.parent / "cache.h5")
     x = np.asarray(table.features, float)
     text = table.text_features / np.linalg.norm(table.text_features, axis=1, keepdims=True)
-    found = predictions(table, open_features(table), run / "adapter.safetensors", 1)
+    found = predictions(table, to_device(table, CPU), run / "adapter.safetensors", 1)
     weights, mine = weights_of(run, 1), x[found.rows[found.mapped]]
     unit = naive.gate(mine, naive.adapter_scores(weights, mine))
     assert np.abs(found.after - unit).max() < 1e-5
@@ -111,7 +115,7 @@ def test_predictions_equal_the_slow_twin(run):
 
 def test_confusions_and_mistakes_are_counts(run):
     table = read_table(run.parent / "cache.h5")
-    found = predictions(table, open_features(table), run / "adapter.safetensors", 0)
+    found = predictions(table, to_device(table, CPU), run / "adapter.safetensors", 0)
     counted = confusions(found, 4)
     for true in range(4):
         for answer in range(4):
