@@ -127,9 +127,8 @@ def _table(run: RunData) -> Markup:
         "moved: 0 is zero-shot's uniform gate, 1 a single channel."
     )
     last = "mean" if len(rows) > 1 else ""
-    return section(
-        "Held-out results", "", table("Held-out results", heads, rows, caption=caption, last=last)
-    )
+    whole = table("Held-out results", heads, rows, caption=caption, last=last)
+    return section("Held-out results", "", whole, _quality(done))
 
 
 def _line(fold: FoldData, result: Result) -> list[Cell]:

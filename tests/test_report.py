@@ -39,6 +39,18 @@ def test_a_run_is_read_as_its_files_say(run):
             assert list(curve.values) == [line["folds"][at]["val_accuracy"][name] for line in lines]
 
 
+def test_clients_and_the_quality_of_answers_are_shown(tmp_path):
+    run = real_run(tmp_path, partition="iid", clients=2)
+    page = harmless(write_report(run).read_bytes())
+    for result in json.loads((run / "summary.json").read_text())["results"]:
+        assert len(result["clients"]["accuracy"]) == 4
+        shown = [*result["clients"]["accuracy"].values(), result["clients"]["worst"]]
+        for value in (*shown, result["macro_f1"], result["calibration_error"]):
+            assert f"{100 * value:.2f}" in page.text
+        for name in result["clients"]["accuracy"]:
+            assert name in page.text
+
+
 def test_an_unfinished_run_tells_the_same_of_its_kept_rounds(run, tmp_path):
     part = copy(run, tmp_path / "part", "config.json", "rounds.jsonl", "adapter.safetensors")
     whole, found = read_run(run), read_run(part)
