@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -123,16 +124,19 @@ def _decode(
     """The blocks of these numbers, in order, from processes that end with the context."""
     workers = min(cores() if workers is None else workers, len(numbers))
     most = min(IMAGES_AT_ONCE, len(numbers) * batch // (SHARES * max(workers, 1)))
-    parcels = iter(
-        DataLoader(
-            Images(tree.root, tree.paths, clip.resolution),
-            batch_size=None,  # an item is a block or several already
-            sampler=row_ranges(numbers, batch, len(tree.paths), most),
-            num_workers=workers,
-            worker_init_fn=start_worker,
-            pin_memory=clip.device.type == "cuda",
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forking beside threads; here a child uses Pillow and numpy only.
+        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        parcels = iter(
+            DataLoader(
+                Images(tree.root, tree.paths, clip.resolution),
+                batch_size=None,  # an item is a block or several already
+                sampler=row_ranges(numbers, batch, len(tree.paths), most),
+                num_workers=workers,
+                worker_init_fn=start_worker,
+                pin_memory=clip.device.type == "cuda",
+            )
         )
-    )
     try:
         yield (block for parcel in parcels for block in _split(parcel, batch))
     finally:

@@ -1,7 +1,9 @@
 """Extraction against plain clip image by image; forms, workers and precision change nothing."""
 
+import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -98,6 +100,25 @@ def test_workers_do_not_change_a_byte(tree, weights, tmp_path):
     for workers, file in enumerate(files):
         run(tree, weights, file, workers=workers, batch=5)
     assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_forking_beside_threads_is_no_warning(tree, weights, tmp_path, monkeypatch):
+    plain = os.fork
+
+    def fork() -> int:  # as Python 3.12 has it
+        child = plain()
+        if child:
+            warnings.warn(
+                "This process (pid=1) is multi-threaded, use of fork() may lead to deadlocks",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        return child
+
+    monkeypatch.setattr(os, "fork", fork)
+    report, _ = run(tree, weights, tmp_path / "x.h5", workers=2, batch=5)
+    assert report.encoded == 23
 
 
 def test_workers_survive_spawn_and_change_no_byte(tree, weights, tmp_path):
