@@ -9,8 +9,10 @@ Usage: ./run.sh COMMAND [OPTIONS]
 
   extract    images and prompts -> feature cache (stage one)
   federate   feature cache -> federated adapters and their accuracies (stage two)
+  sweep      many configurations on one cache, side by side; the best by validation
   cache      look into, check, import and export caches
   download   fetch a public data set
+  report     show runs, sweeps and benchmarks as one HTML page
   bench      time the kernels, whole runs and extraction
   test       run the project's tests; further words go to pytest
   check      formatting, lint and tests

@@ -6,18 +6,17 @@ and the round they belong to, is replaced whole, and rounds.jsonl is cut back to
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.numpy import save  # torch's refuses best and last in one memory
+from torch import Tensor
 
-from kernels.adapter import AdapterState
+from kernels.heads import Kind, as_rows
 from pipeline.config import ConfigError
+from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole
 
 KEY = "fedclip"  # the one metadata key: safetensors writes several keys in random order
 SHARE = 0.05  # of the time spent may go into checkpoints
@@ -50,10 +49,10 @@ class RunFolder:
             return
         for name in ("done", "summary.json", "rounds.jsonl", "adapter.safetensors"):
             (self.folder / name).unlink(missing_ok=True)
-        _replace(file, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+        replace_whole(file, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
 
-    def resume(self) -> tuple[dict[str, AdapterState], dict] | None:
-        """The adapters and facts of the last checkpoint, with rounds.jsonl cut back to it.
+    def resume(self) -> tuple[dict[str, Tensor], dict] | None:
+        """The tensors and facts of the last checkpoint, with rounds.jsonl cut back to it.
 
         None when there is nothing to go on from; rounds.jsonl is empty then.
         """
@@ -64,7 +63,7 @@ class RunFolder:
             found = None  # rounds are missing from the log: only training again brings them back
         # Without a checkpoint this empties the log: a kill between the first round's line and the
         # first checkpoint leaves a line that the run would write once more.
-        _replace(log, b"".join(lines[: found[1]["rounds_done"]] if found else []))
+        replace_whole(log, b"".join(lines[: found[1]["rounds_done"]] if found else []))
         return found
 
     def add_round(self, line: str) -> None:
@@ -75,25 +74,27 @@ class RunFolder:
         self._rounds.write(line.encode() + b"\n")
         self._rounds.flush()
 
-    def checkpoint(self, states: dict[str, AdapterState], facts: dict, *, now: bool) -> None:
-        """Saves adapters and facts; unless `now`, only when it costs under 5 % of the time."""
+    def checkpoint(self, tensors: dict[str, Tensor], facts: dict, *, now: bool) -> None:
+        """Saves tensors and facts; unless `now`, only when it costs under 5 % of the time."""
         started = time.perf_counter()
         if not now and self._cost > SHARE * (started - self._saved):
             return
-        write_adapters(self.adapter_file, states, facts)
+        write_adapters(self.adapter_file, tensors, facts)
         self._saved = time.perf_counter()
         self._cost = self._saved - started
 
     def finish(self, summary: dict) -> None:
         """Writes summary.json, then done."""
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        _replace(self.folder / "summary.json", text.encode())
-        _replace(self.folder / "done", b"")
+        replace_whole(self.folder / "summary.json", text.encode())
+        replace_whole(self.folder / "done", b"")
 
     def close(self) -> None:
         """Closes rounds.jsonl."""
         if self._rounds is not None:
-            self._rounds.close()
+            # After a full disk the unwritten bytes cannot be flushed either; add_round told it.
+            with contextlib.suppress(OSError):
+                self._rounds.close()
 
 
 @contextlib.contextmanager
@@ -102,63 +103,40 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
 
     Raises ConfigError when another process trains in it or it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        with lock:
-            run = RunFolder(folder)
-            try:
-                yield run
-            finally:
-                run.close()
-    except filelock.Timeout:
-        raise ConfigError(
-            f"{folder}: another process is training in this folder; wait for it, or pass another "
-            "--out"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: cannot write the run here ({error.strerror or error}); free space or "
-            "permissions, or pass another --out"
-        ) from error
+    with locked(folder, "training"):
+        run = RunFolder(folder)
+        try:
+            yield run
+        except OSError as error:
+            raise ConfigError(cannot_write(folder, error)) from error
+        finally:
+            run.close()
 
 
-def write_adapters(file: Path, states: dict[str, AdapterState], facts: dict) -> None:
-    """safetensors with <state>.<weight> for each state, one adapter a row, and JSON facts."""
-    tensors = {
-        f"{name}.{field}": weight.cpu().contiguous()
-        for name, state in states.items()
-        for field, weight in state._asdict().items()
-    }
-    _replace(file, save(tensors, {KEY: json.dumps(facts, sort_keys=True)}))
+def write_adapters(file: Path, tensors: dict[str, Tensor], facts: dict) -> None:
+    """safetensors with best.<part> and last.<part>, one adapter a row, and JSON facts."""
+    whole = {name: tensor.cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    replace_whole(file, save(whole, {KEY: json.dumps(facts, sort_keys=True)}))
 
 
-def read_adapters(file: Path) -> tuple[dict[str, AdapterState], dict]:
+def read_adapters(file: Path) -> tuple[dict[str, Tensor], dict]:
     """What write_adapters wrote.
 
     Raises ConfigError for a file that is not such a one.
     """
     try:
         with safe_open(file, framework="pt") as opened:
-            facts = json.loads((opened.metadata() or {}).get(KEY, "{}"))
+            facts = json.loads((opened.metadata() or {}).get(KEY, "null"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read as an adapter file ({error})") from error
-    names = sorted({name.split(".")[0] for name in tensors if "." in name})
-    try:
-        states = {
-            name: AdapterState(*(tensors[f"{name}.{field}"] for field in AdapterState._fields))
-            for name in names
-        }
-    except KeyError as error:
-        raise ConfigError(
-            f"{file}: holds no tensor {error.args[0]!r}; it is no adapter file of a run"
-        ) from None
-    return states, facts
+    if not isinstance(facts, dict) or not {"rounds_done", "chosen"} <= facts.keys():
+        raise ConfigError(f"{file}: holds no facts of a run; it is no adapter file of a run")
+    return tensors, facts
 
 
-def read_first_adapter(file: Path, width: int) -> AdapterState:
-    """One adapter to start from: a safetensors file with w1, b1, w2, b2, or a run's own.
+def read_first_adapter(file: Path, kind: Kind) -> Tensor:
+    """One adapter to start from, (P,): a safetensors file of its parts, or a run's own.
 
     A run's file must hold one adapter; its best one is taken. Raises ConfigError otherwise.
     """
@@ -166,48 +144,34 @@ def read_first_adapter(file: Path, width: int) -> AdapterState:
         raise ConfigError(f"--init-adapter {file}: there is no such file")
     try:
         with safe_open(file, framework="pt") as opened:
-            names = set(opened.keys())
-            prefix = "best." if "best.w1" in names else ""
-            state = AdapterState(*(opened.get_tensor(prefix + f) for f in AdapterState._fields))
-    except (SafetensorError, OSError) as error:
+            names = list(opened.keys())
+            prefix = "best." if any(name.startswith("best.") for name in names) else ""
+            parts = {
+                name.removeprefix(prefix): opened.get_tensor(name)
+                for name in names
+                if name.startswith(prefix)
+            }
+            row = as_rows(kind, parts)
+    except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(
-            f"--init-adapter {file}: needs tensors w1, b1, w2, b2 in a safetensors file ({error})"
+            f"--init-adapter {file}: needs a safetensors file with the parts of this adapter "
+            f"({error})"
         ) from error
-    if state.w1.ndim == 3 and len(state.w1) != 1:
+    if row.ndim == 2 and len(row) != 1:
         raise ConfigError(
-            f"--init-adapter {file}: holds {len(state.w1)} adapters, one a held-out domain; name a "
+            f"--init-adapter {file}: holds {len(row)} adapters, one a held-out domain; name a "
             "file of a run that trained one"
         )
-    state = AdapterState(
-        *(
-            w.reshape(w.shape[-(2 if f[0] == "w" else 1) :]).to(torch.float32)
-            for f, w in state._asdict().items()
-        )
-    )
-    if state.w1.shape != (width, width) or not all(w.isfinite().all() for w in state):
-        raise ConfigError(
-            f"--init-adapter {file}: w1 is {tuple(state.w1.shape)}; the cache's features are "
-            f"{width} wide, and all numbers must be finite"
-        )
-    return state
+    if not row.isfinite().all():
+        raise ConfigError(f"--init-adapter {file}: holds numbers that are not finite")
+    return row.reshape(-1)
 
 
 def _refuse_other(found: dict, asked: dict, folder: Path) -> None:
-    for part in sorted(asked.keys() | found.keys()):
-        old, new = found.get(part), asked.get(part)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            name = next(k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k))
-            part, old, new = f"{part}.{name}", old.get(name), new.get(name)
+    differs = first_difference(found, asked)
+    if differs:
+        name, old, new = differs
         raise ConfigError(
-            f"{folder}: holds a run with {part} = {old!r}, but {new!r} is asked for; pass another "
+            f"{folder}: holds a run with {name} = {old}, but {new} is asked for; pass another "
             "--out, or --force to train this one in its place"
         )
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Writes the whole file or leaves the old one: a kill never leaves half of it."""
-    fresh = file.with_name(file.name + ".tmp")
-    fresh.write_bytes(content)
-    os.replace(fresh, file)

@@ -19,10 +19,12 @@ from tests.test_federate import small
 COMMANDS = (
     ["extract"],
     ["federate"],
+    ["sweep"],
     ["cache"],
     ["cache", "info"],
     ["cache", "import"],
     ["download"],
+    ["report"],
 )
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from cache.store import read_table, write_table
-from kernels.adapter import AdapterState
-from pipeline import run_folder
+from pipeline import locked_folder, run_folder
 from pipeline.config import ConfigError
 from pipeline.run_folder import open_run
 from tests.conftest import ROOT
@@ -56,7 +55,7 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(table, tmp_path)
         command = [sys.executable, "-c", SMALL_DISK, table.source, str(out), str(limit)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"{out}: cannot write the run here (File too large)")
+        assert done.stdout.startswith(f"{out}: cannot write here (File too large)")
         assert done.stdout.count("\n") == 1 and not (out / "done").exists()
         run(table, out, config(rounds=60))
         for name in FILES:
@@ -68,7 +67,7 @@ def test_a_read_only_disk_is_told(table, tmp_path, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)  # a root user's tests cannot take write rights away
-    with pytest.raises(ConfigError, match="run: cannot write the run here.*Read-only.*--out"):
+    with pytest.raises(ConfigError, match="run: cannot write here.*Read-only.*--out"):
         run(table, tmp_path / "run")
 
 
@@ -79,9 +78,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(table, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder.os, "replace", full)
+    monkeypatch.setattr(locked_folder.os, "replace", full)
     states, facts = run_folder.read_adapters(tmp_path / "run" / "adapter.safetensors")
-    other = {name: AdapterState(*(2 * w for w in state)) for name, state in states.items()}
+    other = {name: 2 * tensor for name, tensor in states.items()}
     with pytest.raises(OSError, match="No space"):
         run_folder.write_adapters(tmp_path / "run" / "adapter.safetensors", other, facts)
     for name in FILES:
