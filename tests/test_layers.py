@@ -23,6 +23,12 @@ DOORS = {  # outside package -> the files that may import it
         "kernels/contrastive_numba.py",
         "kernels/numba_math.py",
     },
+    "triton": {
+        "kernels/adapter_step_kernels_triton.py",
+        "kernels/adapter_step_triton.py",
+        "kernels/adapter_top1_triton.py",
+        "kernels/adapter_triton.py",
+    },
 }
 FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py"))
 
