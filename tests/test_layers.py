@@ -28,6 +28,7 @@ DOORS = {  # outside package -> the files that may import it
         "kernels/adapter_step_triton.py",
         "kernels/adapter_top1_triton.py",
         "kernels/adapter_triton.py",
+        "kernels/contrastive_triton.py",
     },
 }
 FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py"))

@@ -5,17 +5,19 @@ a user's; so does one that lost its tensor-core instructions. `python -m tests.t
 prints the table of docs/kernels-gpu.md.
 """
 
+from unittest import mock
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed (it has no wheel for this system)")
 
-from kernels import adapter_step_triton, adapter_top1_triton  # noqa: E402
+from kernels import adapter_step_triton, adapter_top1_triton, contrastive_triton  # noqa: E402
 from kernels.adapter import AdamSettings, AdapterState  # noqa: E402
 from tests.aot import Compiled, Launch, compile_for, launched  # noqa: E402
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may have
-WITHOUT_PRODUCTS: set[str] = set()
+WITHOUT_PRODUCTS = {"combine"}
 """Kernels in which no tensor-core instruction is meant."""
 
 
@@ -47,11 +49,34 @@ def top1(width: int) -> list[Launch]:
     )
 
 
+def contrastive(precision: str, width: int) -> list[Launch]:
+    """All kernels of a loss and its gradients."""
+    x = torch.zeros(9, width)
+
+    def both() -> None:
+        contrastive_triton.forward(x, x, 100.0, precision)
+        contrastive_triton.backward(x, x, 100.0, x[:, 0].clone(), x[:, 0].clone(), precision)
+
+    return launched(both)
+
+
 # The released shape on every architecture; others where a fault would show on any.
 SHIPPED = [(architecture, "step", (32, 512)) for architecture in SHARED_MEMORY]
 SHIPPED += [(90, "step", shape) for shape in ((2, 64), (21, 500), (128, 1024))]
 SHIPPED += [(architecture, "top1", (512,)) for architecture in SHARED_MEMORY]
 SHIPPED += [(90, "top1", (500,))]
+SHIPPED += [
+    (architecture, "contrastive", (precision, 512))
+    for architecture in SHARED_MEMORY
+    for precision in ("fast", "exact")
+]
+SHIPPED += [(90, "contrastive", ("fast", 500))]
+
+
+def launches_of(architecture: int, op: str, shape: tuple) -> list[Launch]:
+    """What `op` launches on that architecture."""
+    with mock.patch.object(contrastive_triton, "generation", lambda _: architecture // 10):
+        return globals()[op](*shape)
 
 
 def faults(launch: Launch, found: Compiled, architecture: int) -> list[str]:
@@ -68,7 +93,7 @@ def faults(launch: Launch, found: Compiled, architecture: int) -> list[str]:
 
 @pytest.mark.parametrize(("architecture", "op", "shape"), SHIPPED, ids=str)
 def test_shipped_kernels_fit_the_hardware(architecture, op, shape):
-    launches = globals()[op](*shape)
+    launches = launches_of(architecture, op, shape)
     assert launches
     wrong = []
     for launch in launches:
@@ -98,7 +123,7 @@ def main() -> None:
     print(f"| triton {triton.__version__} | sm | registers | shared KiB | tensor-core |")
     print("|---|---|---|---|---|")
     for architecture, op, shape in SHIPPED:
-        for launch in globals()[op](*shape):
+        for launch in launches_of(architecture, op, shape):
             found = compile_for(launch, architecture)
             assert not faults(launch, found, architecture)
             print(

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 # The interpreter's tl.max is numpy's nanmax; a test trains a lane of NaN beside others.
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-k", "triton",
            "-W", "ignore:All-NaN slice encountered:RuntimeWarning")  # fmt: skip
-FILES = ("test_adapter_step.py", "triton_interpreted.py")
+FILES = ("test_adapter_step.py", "test_contrastive.py", "triton_interpreted.py")
 
 
 def test_triton_kernels_pass_the_tests_of_all_backends():

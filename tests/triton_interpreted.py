@@ -11,6 +11,7 @@ from kernels.adapter_step import adapter_steps
 from kernels.adapter_top1 import adapter_top1
 from kernels.backends import pick_backend
 from tests.test_adapter_step import assert_as_exact_as_plain_torch, draw, settings
+from tests.test_contrastive import assert_fast_as_exact_as_bfloat16, pairs, plain
 
 STEPS = [  # lanes, steps, batch, width, classes
     (1, 2, 1, 64, 3),
@@ -35,6 +36,14 @@ def poisoned_memory():
 @pytest.mark.parametrize("shape", STEPS)
 def test_triton_steps_are_as_exact_as_plain_torch(shape):
     assert_as_exact_as_plain_torch(shape, 100.0, "triton")
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize(("count", "width"), [(2, 64), (129, 500), (300, 40)])
+def test_triton_fast_mode_errs_no_more_than_plain_bfloat16(count, width, scale):
+    image, text = (v.float() for v in pairs(count, width))
+    truth = plain(image.double(), text.double(), scale, torch.float64)
+    assert_fast_as_exact_as_bfloat16(image, text, scale, "triton", truth)
 
 
 def test_triton_lanes_may_lie_apart():
