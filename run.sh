@@ -9,6 +9,7 @@ Usage: ./run.sh COMMAND [OPTIONS]
 
   extract    images and prompts -> feature cache (stage one)
   federate   feature cache -> federated adapters and their accuracies (stage two)
+  sweep      many configurations on one cache, side by side; the best by validation
   cache      look into, check, import and export caches
   download   fetch a public data set
   bench      time the kernels, whole runs and extraction

@@ -18,12 +18,13 @@ from cache.checksums import content_sha256, row_blocks
 from cache.identity import fingerprint
 from cache.store import write_table
 from cache.table import FeatureTable
+from kernels.adapter import AdapterState
 from kernels.backends import BACKENDS
+from kernels.heads import attention_state, first_row
 from pipeline.config import RunConfig
-from pipeline.federate import to_device
 from pipeline.lanes import build_plan, round_rows, seeded_order
 from pipeline.published_counts import KNOWN
-from pipeline.rounds import first_adapter
+from pipeline.training import to_device
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 512
@@ -33,7 +34,7 @@ def run(device: torch.device, quick: bool) -> list[Row]:
     """All rows of `bench round`: the blog's four commands, every backend, and the plain loop."""
     rounds = 3 if quick else 200
     table = pacs_shaped()
-    plan = build_plan(table, [config(rounds)])
+    plan = build_plan(table, config(rounds))
     plain = [_plain_round(table, plan, device) for _ in range(1 if quick else 3)]
     plain_seconds = [seconds * rounds for seconds in plain]
     shape = f"{len(table.labels)} x {WIDTH}, 4 held-out domains, {rounds} rounds"
@@ -99,7 +100,8 @@ def pacs_shaped(seed: int = 0) -> FeatureTable:
 def _plain_round(table: FeatureTable, plan, device: torch.device) -> float:
     """Seconds of one round of all four: every client trained, averages scored on validation."""
     cached = to_device(table, device)
-    start = type(first_adapter(1, 0))(*(w.to(device) for w in first_adapter(WIDTH, 0)))
+    kind = plan.work.kind
+    start = attention_state(kind, first_row(kind, "default", 0, cached.text).to(device))
     rows = round_rows(plan.lanes, 0, seeded_order)
     started = time.perf_counter()
     trained = []
@@ -113,7 +115,7 @@ def _plain_round(table: FeatureTable, plan, device: torch.device) -> float:
         mean = [torch.stack([trained[k][w] for k in server.lanes]).mean(dim=0) for w in range(4)]
         for client in plan.folds[server.fold].clients:
             x = cached.features[torch.from_numpy(client.val).to(device)]
-            eager.top1(type(start)(*mean), x, normalize(cached.unit_text, dim=1)).sum().item()
+            eager.top1(AdapterState(*mean), x, normalize(cached.unit_text, dim=1)).sum().item()
     return time.perf_counter() - started
 
 

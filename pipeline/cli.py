@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from pipeline.config import EVALUATIONS, METHODS, WEIGHTINGS, ConfigError, RunConfig
-from pipeline.options import ReleasedSpellings, choose_held_out
+from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say
+from pipeline.cli_sweep import sweep
+from pipeline.config import RunConfig
+from pipeline.options import ReleasedSpellings, choose_held_out, config_options, given_settings
 
-HOME = Path(__file__).resolve().parent.parent
-PROMPT = "a picture of a {}"
 DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
 
 
@@ -38,11 +38,6 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """FedCLIP from a feature cache: extract once, federate many times."""
-
-
-def say(message: str) -> None:
-    """Talk for people goes to stderr; stdout is for results."""
-    click.echo(message, err=True)
 
 
 @cli.command()
@@ -84,7 +79,7 @@ def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: 
         ./run.sh extract --dataset pacs --model ViT-B/32
         ./run.sh extract --dataset my_images --prompt "a photo of a {}"
     """
-    report = _extract(dataset, model, prompts, **settings)
+    report = run_extract(dataset, model, prompts, **settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), default=str))
         return
@@ -93,16 +88,6 @@ def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: 
         f"{report.images_per_second:,.0f} images/s, {report.unreadable} unreadable, "
         f"{report.seconds['total']:.1f} s in all"
     )
-
-
-def _extract(dataset: str, model: str | None, prompts: tuple[str, ...], **settings):
-    from pipeline.extract import extract as run
-
-    return run(dataset, model=_model(dataset, model), templates=prompts, say=say, **settings)
-
-
-def _model(dataset: str, model: str | None) -> str:
-    return model or ("demo" if dataset == "demo" else "ViT-B/32")
 
 
 @cli.command(cls=ReleasedSpellings)
@@ -124,36 +109,7 @@ def _model(dataset: str, model: str | None) -> str:
     metavar="INT...",
     help="The released spelling: numbers of domains, in sorted order, held out of one training.",
 )
-@click.option("--method", default=RunConfig.method, type=click.Choice(METHODS), show_default=True)
-@click.option(
-    "--mode", type=click.Choice(["FedAtImg"]), help="The released spelling of the method."
-)
-@click.option("--rounds", "--iters", default=RunConfig.rounds, show_default=True)
-@click.option("--local-epochs", "--wk-iters", default=RunConfig.local_epochs, show_default=True)
-@click.option("--lr", default=RunConfig.lr, show_default=True)
-@click.option("--batch", default=RunConfig.batch, show_default=True)
-@click.option("--weight-decay", default=RunConfig.weight_decay, show_default=True, help="Coupled.")
-@click.option("--beta1", default=RunConfig.beta1, show_default=True)
-@click.option("--beta2", default=RunConfig.beta2, show_default=True)
-@click.option("--eps", default=RunConfig.eps, show_default=True)
-@click.option("--seed", default=RunConfig.seed, show_default=True, help="Splits, start and order.")
-@click.option(
-    "--split",
-    "--datapercent",
-    default=RunConfig.split,
-    show_default=True,
-    help="Share of a client's rows that train; the rest is halved into validation and test.",
-)
-@click.option(
-    "--weighting", default=RunConfig.weighting, type=click.Choice(WEIGHTINGS), show_default=True
-)
-@click.option(
-    "--eval",
-    default=RunConfig.eval,
-    type=click.Choice(EVALUATIONS),
-    show_default=True,
-    help="Score test rows when validation improves, or every round (and train rows too).",
-)
+@config_options
 @click.option("--init-adapter", type=click.Path(path_type=Path), help="safetensors to start from.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<run_id>]")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
@@ -167,7 +123,7 @@ def federate(
     root: Path | None,
     held_out: tuple[str, ...],
     test_envs: tuple[int, ...],
-    mode: str | None,
+    preset: str,
     init_adapter: Path | None,
     out: Path | None,
     device: str,
@@ -185,20 +141,18 @@ def federate(
         ./run.sh federate features.h5 --held-out sketch
         ./run.sh federate --dataset pacs --test_envs 0 --iters 200 --wk_iters 1 --lr 5e-05
     """
+    settings = given_settings(preset, settings)
     RunConfig(**settings)  # refuses settings that cannot be before anything slow happens
-    if cache is not None and (dataset or model):
-        raise ConfigError(
-            f"both the cache {cache} and --dataset/--model were named; name one of the two"
-        )
-    file = cache or _find_cache(dataset or "demo", model, root, device)
+    _, file = find_cache(cache, dataset, model, root, device)
     from cache.store import read_table
     from pipeline.federate import federate as run
+    from pipeline.lanes import kind_of
     from pipeline.report import table as as_table
     from pipeline.run_folder import read_first_adapter
 
     table = read_table(file)
     config = RunConfig(held_out=choose_held_out(table, held_out, test_envs), **settings)
-    start = init_adapter and read_first_adapter(init_adapter, table.features.shape[1])
+    start = init_adapter and read_first_adapter(init_adapter, kind_of(table, config))
     document = run(
         table,
         config,
@@ -214,15 +168,7 @@ def federate(
     click.echo(json.dumps(document, allow_nan=False) if as_json else as_table(document))
 
 
-def _find_cache(dataset: str, model: str | None, root: Path | None, device: str) -> Path:
-    from pipeline.extract import cache_path
-
-    file = cache_path(dataset, _model(dataset, model))
-    if file.exists():
-        say(f"using the cache {file}")
-        return file
-    say(f"no cache {file} yet: extracting it first")
-    return _extract(dataset, model, (PROMPT,), root=root, device=device).path
+cli.add_command(sweep)
 
 
 @cli.group()

@@ -4,11 +4,16 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-METHODS = ("fedavg", "local", "central", "zero-shot")
-WEIGHTINGS = ("uniform", "rows")
-EVALUATIONS = ("best", "every")
+from kernels.names import HEADS, LOSSES, MODES, OPTIMIZERS, STARTS
+
+AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold",
+             "ditto", "fedper", "median", "trimmed-mean", "krum")  # fmt: skip
+METHODS = (*AVERAGING, "local", "central", "zero-shot")
+PERSONAL = ("local", "ditto", "fedper")
+"""Methods that answer each client with an adapter of its own."""
 
 
 class ConfigError(Exception):
@@ -17,50 +22,132 @@ class ConfigError(Exception):
     exit_code = 1
 
 
+class ConflictError(ConfigError):
+    """Two settings, each possible, that cannot be together."""
+
+
+def _number(default: float, low: float, high: float, help: str) -> Any:
+    return field(default=default, metadata={"low": low, "high": high, "help": help})
+
+
+def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
+    return field(default=default, metadata={"choices": choices, "help": help})
+
+
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: what is held out, how the adapter is trained, how rounds are chosen.
+    """One run: what is held out, how adapters are trained and averaged, how rounds are chosen.
 
-    The defaults are those of the released FedCLIP code (fedclip/methods/main.py).
+    The defaults are those of the released FedCLIP code (fedclip/methods/main.py). Equations and
+    sources of every method: docs/methods.md. A field's metadata holds its help and its limits.
     """
 
     held_out: tuple[tuple[str, ...], ...] = ((),)
     """One training for each entry; its domains take no part in that training."""
-    method: str = "fedavg"
-    rounds: int = 200
-    local_epochs: int = 1
-    lr: float = 5e-5
-    batch: int = 32
-    weight_decay: float = 0.2
-    """Coupled: added to the gradient as weight_decay * weight, as torch.optim.Adam does."""
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
-    seed: int = 0
-    """Fixes the splits, the first adapter and the order of rows."""
-    split: float = 0.6
-    """Share of a client's rows that train; the rest is halved into validation and test."""
-    weighting: str = "uniform"
-    eval: str = "best"
-    """When test rows are scored: every round, or only in rounds better on validation."""
+    method: str = _choice("fedavg", METHODS, "How clients' adapters become one, or a baseline.")
+    rounds: int = _number(200, 1, 10**7, "Server rounds.")
+    local_epochs: int = _number(1, 1, 10**5, "Passes over a client's train rows in a round.")
+    lr: float = _number(5e-5, 0, 1e6, "Learning rate of the clients.")
+    batch: int = _number(32, 2, 2**20, "Rows a step; a batch of one row is never trained on.")
+    weight_decay: float = _number(
+        0.2, 0, 1e6, "Added to the gradient (adam, sgd), or apart from it (adamw)."
+    )
+    beta1: float = _number(0.9, 0, 1 - 1e-12, "Adam's.")
+    beta2: float = _number(0.98, 0, 1 - 1e-12, "Adam's.")
+    eps: float = _number(1e-6, 1e-30, 1, "Adam's.")
+    seed: int = _number(0, 0, 2**32 - 1, "Fixes splits, start, order and whatever else is drawn.")
+    split: float = _number(
+        0.6, 0.01, 0.98, "Share of rows that train; the rest is halved into validation and test."
+    )
+    weighting: str = _choice("uniform", ("uniform", "rows"), "What a client counts in the mean.")
+    eval: str = _choice(
+        "best", ("best", "every"), "Score test rows when validation improves, or every round."
+    )
+    mode: str = _choice("FedAtImg", MODES, "Where adapters sit: image features, text, both.")
+    head: str = _choice("attention", HEADS, "What an adapter computes.")
+    start: str = _choice("default", STARTS, "identity: training starts exactly at zero-shot.")
+    rank: int = _number(8, 1, 4096, "Of head low-rank.")
+    loss: str = _choice("contrastive", LOSSES, "What clients minimise.")
+    optimizer: str = _choice("adam", OPTIMIZERS, "Of the clients.")
+    momentum: float = _number(0.9, 0, 1 - 1e-12, "Of optimizer sgd.")
+    moments: str = _choice("reset", ("reset", "kept"), "The optimizer's memory between rounds.")
+    schedule: str = _choice("constant", ("constant", "cosine"), "Of the lr over the rounds.")
+    mu: float = _number(0.01, 0, 1e6, "Pull towards the server's adapter: fedprox, ditto.")
+    server_lr: float = _number(1.0, 0, 1e6, "fedavgm, fedadam, fedyogi, fedadagrad, scaffold.")
+    server_momentum: float = _number(0.9, 0, 1 - 1e-12, "fedavgm.")
+    server_beta1: float = _number(0.9, 0, 1 - 1e-12, "fedadam, fedyogi, fedadagrad.")
+    server_beta2: float = _number(0.99, 0, 1 - 1e-12, "fedadam, fedyogi.")
+    tau: float = _number(1e-3, 1e-30, 1e6, "fedadam, fedyogi, fedadagrad: added to the root.")
+    trim: float = _number(0.2, 0, 0.499, "trimmed-mean: share cut off at each end.")
+    byzantine: int = _number(1, 0, 10**6, "krum: clients that may lie.")
+    client_fraction: float = _number(1.0, 1e-6, 1, "Share of the clients chosen for a round.")
+    dropout: float = _number(0.0, 0, 1, "Chance that a chosen client does not report.")
+    stragglers: float = _number(0.0, 0, 1, "Chance that a client makes a part of its steps only.")
+    clip: float = _number(0.0, 0, 1e12, "Longest update a client may send; 0: any.")
+    noise: float = _number(0.0, 0, 1e6, "Central DP: noise multiplier; needs clip.")
+    payload: str = _choice("fp32", ("fp32", "fp16", "int8"), "How updates travel.")
+    partition: str = _choice(
+        "domain", ("domain", "iid", "dirichlet", "pathological", "quantity"),
+        "How a domain's rows are shared out to its clients.",
+    )  # fmt: skip
+    clients: int = _number(1, 1, 10**6, "Clients in each domain.")
+    alpha: float = _number(0.5, 1e-6, 1e9, "partition dirichlet, quantity: small is uneven.")
+    classes_per_client: int = _number(2, 1, 10**6, "partition pathological.")
+    shots: int = _number(0, 0, 10**9, "Train rows of each class a client keeps; 0: all.")
+    fixed_split: str = _choice(
+        "keep", ("keep", "holdout"),
+        "A cache's own split: keep it, or validate on held-out train rows and test on all others.",
+    )  # fmt: skip
+    personalise: int = _number(0, 0, 10**4, "Epochs of fine-tuning at each client at the end.")
 
     def __post_init__(self) -> None:
         """Raises ConfigError for the first setting that cannot be."""
-        _one_of("method", self.method, METHODS)
-        _one_of("weighting", self.weighting, WEIGHTINGS)
-        _one_of("eval", self.eval, EVALUATIONS)
-        _range("rounds", self.rounds, 1, 10**7)
-        _range("local_epochs", self.local_epochs, 1, 10**5)
-        _range("batch", self.batch, 2, 2**20, "a batch of one row is never trained on")
-        _range("seed", self.seed, 0, 2**32 - 1)
-        _range("lr", self.lr, 0.0, 1e6)
-        _range("weight_decay", self.weight_decay, 0.0, 1e6)
-        _range("beta1", self.beta1, 0.0, 1.0 - 1e-12)
-        _range("beta2", self.beta2, 0.0, 1.0 - 1e-12)
-        _range("eps", self.eps, 1e-30, 1.0)
-        _range("split", self.split, 0.01, 0.98)
+        for each in dataclasses.fields(self):
+            _check(each, getattr(self, each.name))
         if not self.held_out:
             raise ConfigError("held_out: no training is asked for; name a domain, all or none")
+        for wrong, message in _CONFLICTS:
+            if wrong(self):
+                raise ConflictError(message)
+
+
+PRESETS: dict[str, dict] = {"released": {}}
+"""Settings by name."""
+
+_CONFLICTS = (
+    (
+        lambda c: c.head == "cosine" and c.mode != "FedAtTxt",
+        "head cosine is a classifier in the place of the text features: pass --mode FedAtTxt",
+    ),
+    (
+        lambda c: c.head == "clip-adapter" and c.start == "identity",
+        "start identity: head clip-adapter ends in a ReLU, which passes no gradient at 0, so it "
+        "would never train; pass --start default or --head low-rank",
+    ),
+    (
+        lambda c: c.method == "scaffold" and (c.optimizer, c.momentum) != ("sgd", 0),
+        "method scaffold corrects plain gradients (its update divides by steps * lr): pass "
+        "--optimizer sgd --momentum 0",
+    ),
+    (
+        lambda c: c.method == "fedper" and c.head in ("linear", "cosine"),
+        "method fedper keeps the head's last layer at the client; linear and cosine have one layer "
+        "only, so nothing would be shared. Pass another --head or --method local",
+    ),
+    (
+        lambda c: c.partition == "domain" and c.clients != 1,
+        "partition domain makes each domain one client; with --clients above 1 pass --partition "
+        "iid, dirichlet, pathological or quantity",
+    ),
+    (lambda c: c.noise > 0 and c.clip == 0, "noise needs --clip: noise is a multiple of it"),
+    (
+        lambda c: c.noise > 0 and (c.weighting != "uniform" or c.method not in
+                                   ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi",
+                                    "fedadagrad")),
+        "noise (central DP) is worked out for a uniform mean: pass --weighting uniform and a "
+        "method that averages (fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad)",
+    ),
+)  # fmt: skip
 
 
 def as_json(config: RunConfig) -> dict:
@@ -77,12 +164,19 @@ def run_id(described: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} {value!r} is unknown; there are {', '.join(allowed)}")
-
-
-def _range(name: str, value: float, low: float, high: float, why: str = "") -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        reason = f" ({why})" if why else ""
-        raise ConfigError(f"{name} must lie in {low:g} to {high:g}{reason}; got {value!r}")
+def _check(each: dataclasses.Field, value: Any) -> None:
+    limits = each.metadata
+    if "choices" in limits and value not in limits["choices"]:
+        raise ConfigError(
+            f"{each.name} {value!r} is unknown; there are {', '.join(limits['choices'])}"
+        )
+    if "low" in limits:
+        low, high = limits["low"], limits["high"]
+        number = isinstance(value, int if each.type is int else int | float)
+        if not number or isinstance(value, bool) or not math.isfinite(value):
+            kind = "a whole number" if each.type is int else "a number"
+            raise ConfigError(f"{each.name} must be {kind}; got {value!r}")
+        if not low <= value <= high:
+            raise ConfigError(
+                f"{each.name} must lie in {low:g} to {high:g}; got {value!r}. {limits['help']}"
+            )

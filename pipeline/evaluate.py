@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.adapter import AdapterState
-from kernels.adapter_top1 import adapter_top1
-from pipeline.lanes import Fold, Plan, Server
+from kernels.answers import top1
+from pipeline.lanes import Fold, Model, Plan
 from pipeline.splits import ClientSplit
 
 BLOCK = 4096  # rows at a time where a temporary of rows x D is made
@@ -20,40 +19,53 @@ class Cached(NamedTuple):
 
     features: Tensor  # (N, D) float32, raw
     labels: Tensor  # (N,) int64
+    text: Tensor  # (C, D) float32, raw
     unit_text: Tensor  # (C, D) float32, rows of length 1
     logit_scale: float
 
 
 def score(
     plan: Plan,
-    adapters: AdapterState,
+    adapters: Tensor,
     cached: Cached,
     use: str,
     backend: str,
     folds: Sequence[int] | None = None,
 ) -> list[dict[str, float]]:
-    """Accuracy (a fraction) by domain for each fold, with every server adapter run once.
+    """Accuracy (a fraction) by domain for each fold, with every scored adapter run once.
 
-    adapters  one for each server
+    adapters  (A, P), one for each of plan.models
     use       "train", "val" or "test": which rows of a client; test adds the held-out domains
     folds     the folds to score, all when None; the others get {}
-    Where several servers answer for a domain (method local, held-out domain) it is their mean.
+    A domain's rows count alike, whoever's they are. Where several models answer for a domain
+    (local and fedper on the held-out one) it is their mean.
     """
-    wanted = range(len(plan.folds)) if folds is None else folds
-    which = [s for s, server in enumerate(plan.servers) if server.fold in wanted]
-    servers = [plan.servers[s] for s in which]
-    if not servers:
-        return [{} for _ in plan.folds]
-    asked = [_parts(plan.folds[server.fold], server, use) for server in servers]
-    rows = [_rows(parts, cached.labels.device) for parts in asked]
-    scored = AdapterState(*(weights[which] for weights in adapters))
-    answers = adapter_top1(scored, cached.features, cached.unit_text, rows, backend=backend)
-    found: list[dict[str, list[float]]] = [{} for _ in plan.folds]
-    for server, parts, own, predicted in zip(servers, asked, rows, answers, strict=True):
+    wanted = set(range(len(plan.folds)) if folds is None else folds)
+    which = [m for m, model in enumerate(plan.models) if model.fold in wanted]
+    asked = [parts_of(plan, plan.models[m], use) for m in which]
+    rows = [rows_of(parts, use, cached.labels.device) for parts in asked]
+    answers = answers_of(plan, adapters, cached, which, rows, backend)
+    sums: list[dict[str, np.ndarray]] = [{} for _ in plan.folds]
+    for m, parts, own, predicted in zip(which, asked, rows, answers, strict=True):
         right = (predicted == cached.labels[own]).cpu().numpy()
-        for name, correct in _by_part(parts, right):
-            found[server.fold].setdefault(name, []).append(float(np.mean(correct)))
-    return [{name: float(np.mean(all)) for name, all in fold.items()} for fold in found]
+        found = sums[plan.models[m].fold]
+        for split, correct in zip(parts, _by_part(parts, use, right), strict=True):
+            counted = np.array([correct.sum(), len(correct)])
+            found[split.domain_name] = found.get(split.domain_name, 0) + counted
+    return [{name: float(r / n) for name, (r, n) in fold.items()} for fold in sums]
+
+
+def answers_of(
+    plan: Plan, adapters: Tensor, cached: Cached, which: Sequence[int], rows: Sequence[Tensor],
+    backend: str,
+) -> list[Tensor]:  # fmt: skip
+    """What models `which` (positions in plan.models) answer on rows of their own."""
+    if not which:
+        return []
+    return top1(
+        plan.work.kind, adapters[list(which)] if len(which) < len(adapters) else adapters,
+        cached.features, cached.text, cached.unit_text, rows, backend=backend,
+    )  # fmt: skip
 
 
 def zero_shot_top1(cached: Cached) -> Tensor:
@@ -65,34 +77,11 @@ def zero_shot_top1(cached: Cached) -> Tensor:
 
 def zero_shot_accuracy(fold: Fold, right: np.ndarray) -> dict[str, float]:
     """By domain, on the very rows that the fold tests its adapter on; right (N,) bool."""
-    parts = [(split.name, split.test) for split in (*fold.clients, *fold.unseen)]
-    return {name: float(right[rows].mean()) for name, rows in parts if len(rows)}
-
-
-class GateFigures(NamedTuple):
-    """How much an adapter does to CLIP, over a fold's test rows."""
-
-    distance: float
-    """Mean total variation between the gate and the uniform one, 0 (zero-shot) to 1."""
-    changed: int
-    """Test rows whose answer differs from zero-shot's."""
-    tested: int
-
-
-def gate_figures(
-    plan: Plan, fold: Fold, adapters: AdapterState, cached: Cached, zero_shot: Tensor, backend: str
-) -> GateFigures:
-    """Over all the test rows of the fold's servers; adapters has one for each server."""
-    distance, changed, tested = 0.0, 0, 0
-    for s in fold.servers:
-        parts = _parts(fold, plan.servers[s], "test")
-        rows = _rows(parts, cached.labels.device)
-        one = AdapterState(*(weight[s : s + 1] for weight in adapters))
-        (answers,) = adapter_top1(one, cached.features, cached.unit_text, [rows], backend=backend)
-        changed += int((answers != zero_shot[rows]).sum())
-        distance += sum(_distance_sum(one, cached.features[part]) for part in rows.split(BLOCK))
-        tested += len(rows)
-    return GateFigures(distance / max(tested, 1), changed, tested)
+    rows: dict[str, list[np.ndarray]] = {}
+    for split in (*fold.clients, *fold.unseen):
+        rows.setdefault(split.domain_name, []).append(split.test)
+    tested = {name: np.concatenate(parts) for name, parts in rows.items()}
+    return {name: float(right[own].mean()) for name, own in tested.items() if len(own)}
 
 
 def summarise(per_domain: dict[str, float], held_out: Sequence[str]) -> dict[str, float | None]:
@@ -107,25 +96,21 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def _parts(fold: Fold, server: Server, use: str) -> list[tuple[str, np.ndarray]]:
-    splits: list[ClientSplit] = [fold.clients[k] for k in server.clients]
-    if use == "test":
-        splits += fold.unseen
-    parts = [(split.name, getattr(split, use)) for split in splits]
-    return [(name, rows) for name, rows in parts if len(rows)]
-
-
-def _rows(parts: list[tuple[str, np.ndarray]], device: torch.device) -> Tensor:
-    rows = [rows for _, rows in parts] or [np.empty(0, np.int64)]
+def rows_of(parts: Sequence[ClientSplit], use: str, device: torch.device) -> Tensor:
+    """The rows of one use of some splits, one after another: (n,) int64."""
+    rows = [getattr(split, use) for split in parts] or [np.empty(0, np.int64)]
     return torch.from_numpy(np.concatenate(rows)).to(device)
 
 
-def _by_part(parts: list[tuple[str, np.ndarray]], values: np.ndarray):
-    ends = np.cumsum([len(rows) for _, rows in parts])
-    return zip([name for name, _ in parts], np.split(values, ends[:-1]), strict=True)
+def parts_of(plan: Plan, model: Model, use: str) -> list[ClientSplit]:
+    """Whose rows of one use a model answers; those without any are left out."""
+    fold = plan.folds[model.fold]
+    splits = [fold.clients[k] for k in model.clients]
+    if use == "test" and model.unseen:
+        splits += fold.unseen
+    return [split for split in splits if len(getattr(split, use))]
 
 
-def _distance_sum(adapter: AdapterState, x: Tensor) -> float:
-    h = torch.addmm(adapter.b1[0], x, adapter.w1[0].mT).tanh_()
-    gate = torch.addmm(adapter.b2[0], h, adapter.w2[0].mT).softmax(dim=1)
-    return float((gate - 1 / gate.shape[1]).abs().sum() / 2)
+def _by_part(parts: Sequence[ClientSplit], use: str, values: np.ndarray) -> list[np.ndarray]:
+    ends = np.cumsum([len(getattr(split, use)) for split in parts])
+    return np.split(values, ends[:-1]) if len(parts) else []

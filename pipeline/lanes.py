@@ -1,24 +1,27 @@
 """RunConfigs x folds x clients, laid out as lanes that train side by side.
 
 A fold is one choice of held-out domains. Its clients' adapters are averaged into servers: one a
-fold, or one a client when nothing is averaged (method local). A run is a sweep of one: one config
-or hundreds give the same plan, only longer.
+fold, or one a client when nothing is averaged (method local). What is scored are models: the
+servers, or where clients keep something of their own (ditto, fedper) one a client. A run is a sweep
+of one: plans of many configs join into one that is only longer (pipeline/joint.py).
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 import torch
 
 from cache.table import FeatureTable, domain_index
-from kernels.adapter import AdamSettings
+from kernels.heads import Kind
+from kernels.local_steps import Settings, Work
 from pipeline.config import ConfigError, RunConfig
 from pipeline.splits import ClientSplit, split_domain
 
 Orders = Callable[[int, int, int, int, int], np.ndarray]
-"""(seed, round, local epoch, client, n) -> a permutation of n: positions in the train rows."""
+"""(seed, round, local epoch, stream, n) -> a permutation of n: positions in the train rows."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,30 @@ class Lane:
     config: RunConfig
     fold: int
     server: int
-    client: int  # names the stream of row orders: the domain, or the number of domains for all
+    client: int | None  # position in the fold's clients; None for all of them (central)
+    stream: int  # names the row orders: a domain's number where a domain is a client
     train: np.ndarray  # (n,) int64 row numbers
+    personal: bool = False  # ditto's second lane of a client, which is not averaged
 
 
 @dataclass(frozen=True)
 class Server:
-    """One adapter that lanes start from, are averaged into, and that is scored."""
+    """One adapter that lanes start from and are averaged into."""
 
     fold: int
     lanes: tuple[int, ...]  # in client order
     weights: tuple[float, ...]  # of those lanes; sum 1
-    clients: tuple[int, ...]  # positions in the fold's clients whose rows it is scored on
+
+
+@dataclass(frozen=True)
+class Model:
+    """One adapter that is scored: a server's, or a client's own."""
+
+    fold: int
+    server: int
+    lane: int | None  # whose own part it has; None: it is the server's adapter
+    clients: tuple[int, ...]  # positions in the fold's clients whose rows it answers
+    unseen: bool  # whether it answers the held-out domains
 
 
 @dataclass(frozen=True)
@@ -50,75 +65,102 @@ class Fold:
     held_out: tuple[str, ...]
     clients: tuple[ClientSplit, ...]
     unseen: tuple[ClientSplit, ...]  # the held-out domains; all rows test
-    servers: tuple[int, ...]
+    models: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
     """What trains: lanes sorted by steps a round, most first, so that the live ones lead."""
 
+    work: Work
     folds: tuple[Fold, ...]
     servers: tuple[Server, ...]
+    models: tuple[Model, ...]
     lanes: tuple[Lane, ...]
 
+    @property
+    def method(self) -> str:
+        """The one method of all its configs."""
+        return self.folds[0].config.method
 
-def build_plan(table: FeatureTable, configs: Sequence[RunConfig]) -> Plan:
-    """Folds, servers and lanes of `configs` on one table.
 
-    Raises ConfigError for a fold without clients or a client that cannot be trained, CacheError
-    for a domain that the table does not have.
+def build_plan(table: FeatureTable, config: RunConfig) -> Plan:
+    """Folds, servers, models and lanes of one config on one table.
+
+    Raises ConfigError for a fold without clients or a client that cannot be trained, CacheError for
+    a domain that the table does not have.
     """
     folds: list[Fold] = []
-    groups: list[tuple[int, list[int], list[Lane]]] = []  # a server: fold, clients, its lanes
-    for config in configs:
-        for held_out in config.held_out:
-            clients, unseen = _take_part(table, config, held_out)
-            first = len(groups)
-            for members, lanes in _groups(table, config, clients):
-                lanes = [_with(lane, fold=len(folds), server=len(groups)) for lane in lanes]
-                groups.append((len(folds), members, lanes))
-            servers = tuple(range(first, len(groups)))
-            folds.append(Fold(config, held_out, clients, unseen, servers))
-    lanes = [lane for _, _, members in groups for lane in members]
-    order = sorted(range(len(lanes)), key=lambda i: (-steps_a_round(lanes[i]), i))
-    place = {id(lanes[i]): at for at, i in enumerate(order)}
-    servers = [
-        Server(fold, tuple(place[id(lane)] for lane in members), _weights(members), tuple(clients))
-        for fold, clients, members in groups
-    ]
-    return Plan(tuple(folds), tuple(servers), tuple(lanes[i] for i in order))
+    groups: list[list[Lane]] = []  # the lanes of each server
+    drafts: list[tuple[int, int, Lane | None, tuple[int, ...], bool]] = []  # models to be
+    for held_out in config.held_out:
+        clients, unseen = _take_part(table, config, held_out)
+        start = len(drafts)
+        for lanes in _groups(table, config, clients, len(folds), len(groups)):
+            drafts += _models(config, lanes, len(folds), len(groups), len(clients))
+            groups.append(lanes)
+        folds.append(Fold(config, held_out, clients, unseen, tuple(range(start, len(drafts)))))
+    lanes = sorted((lane for group in groups for lane in group), key=lambda e: -steps_a_round(e))
+    place = {id(lane): at for at, lane in enumerate(lanes)}
+    servers = []
+    for group in groups:
+        averaged = [lane for lane in group if not lane.personal]
+        places = tuple(place[id(lane)] for lane in averaged)
+        servers.append(Server(group[0].fold, places, _weights(averaged)))
+    models = tuple(
+        Model(fold, server, None if own is None else place[id(own)], answered, unseen)
+        for fold, server, own, answered, unseen in drafts
+    )
+    work = Work(kind_of(table, config), config.loss, config.optimizer)
+    return Plan(work, tuple(folds), tuple(servers), models, tuple(lanes))
 
 
-def steps_a_round(lane: Lane) -> int:
+def kind_of(table: FeatureTable, config: RunConfig) -> Kind:
+    """The adapter of a config on a table."""
+    width, classes = table.features.shape[1], len(table.class_names)
+    return Kind(config.mode, config.head, width, classes, config.rank)
+
+
+def steps_a_round(lane: Lane, epochs: int | None = None) -> int:
     """Training steps of a lane in a round: batches of two rows or more, times local epochs."""
     full, rest = divmod(len(lane.train), lane.config.batch)
-    return (full + (rest > 1)) * lane.config.local_epochs
+    return (full + (rest > 1)) * (epochs or lane.config.local_epochs)
 
 
-def adam_settings(lanes: Sequence[Lane]) -> AdamSettings:
-    """The optimizer's settings, one value a lane, float64."""
-    return AdamSettings(
-        *(
-            torch.tensor([getattr(lane.config, name) for lane in lanes], dtype=torch.float64)
-            for name in AdamSettings._fields
-        )
-    )
+def settings_of(lanes: Sequence[Lane], round: int) -> Settings:
+    """The optimizer's settings in a round, one value a lane, float64.
+
+    schedule cosine: lr * (1 + cos(pi * round / rounds)) / 2.
+    """
+
+    def values(name: str) -> list[float]:
+        return [float(getattr(lane.config, name)) for lane in lanes]
+
+    found = {n: torch.tensor(values(n), dtype=torch.float64) for n in Settings._fields}
+    for at, lane in enumerate(lanes):
+        if lane.config.schedule == "cosine":
+            found["lr"][at] *= (1 + math.cos(math.pi * round / lane.config.rounds)) / 2
+        if lane.config.method != "fedprox" and not lane.personal:
+            found["mu"][at] = 0
+    return Settings(**found)
 
 
-def round_rows(lanes: Sequence[Lane], round: int, orders: Orders) -> torch.Tensor:
+def round_rows(
+    lanes: Sequence[Lane], round: int, orders: Orders, epochs: int | None = None
+) -> torch.Tensor:
     """Row numbers of every step of a round: (T, L, B) int32, -1 behind shorter batches.
 
     Each local epoch shuffles a lane's train rows and cuts them into batches; the last, shorter
-    one is trained on unless it is a single row.
+    one is trained on unless it is a single row. epochs: in place of each config's local_epochs.
     """
     shuffled = cache(orders)  # lanes of one client and seed share their order
-    steps = max((steps_a_round(lane) for lane in lanes), default=0)
+    steps = max((steps_a_round(lane, epochs) for lane in lanes), default=0)
     width = max((lane.config.batch for lane in lanes), default=0)
     rows = np.full((steps, len(lanes), width), -1, np.int32)
     for at, lane in enumerate(lanes):
         step, batch, count = 0, lane.config.batch, len(lane.train)
-        for epoch in range(lane.config.local_epochs):
-            order = shuffled(lane.config.seed, round, epoch, lane.client, count)
+        for epoch in range(epochs or lane.config.local_epochs):
+            order = shuffled(lane.config.seed, round, epoch, lane.stream, count)
             epoch_rows = lane.train[order]
             for start in range(0, count - 1, batch):  # count - 1: a lone last row is skipped
                 part = epoch_rows[start : start + batch]
@@ -127,10 +169,10 @@ def round_rows(lanes: Sequence[Lane], round: int, orders: Orders) -> torch.Tenso
     return torch.from_numpy(rows)
 
 
-def seeded_order(seed: int, round: int, epoch: int, client: int, count: int) -> np.ndarray:
+def seeded_order(seed: int, round: int, epoch: int, stream: int, count: int) -> np.ndarray:
     """A permutation of `count` that depends on these five numbers and nothing else."""
     # RandomState is the generator whose stream numpy promises never to change (NEP 19).
-    return np.random.RandomState([seed, round, epoch, client]).permutation(count)
+    return np.random.RandomState([seed, round, epoch, stream]).permutation(count)
 
 
 def _take_part(
@@ -143,34 +185,50 @@ def _take_part(
             "nobody is left to train. Hold out fewer, or none"
         )
     none = np.empty(0, np.int64)
-    clients, unseen = [], []
+    clients: list[ClientSplit] = []
+    unseen = []
     for domain, name in enumerate(table.domain_names):
         if domain in out:
             rows = np.flatnonzero(table.domains == domain)
-            unseen.append(ClientSplit(name, domain, none, none, rows))
+            unseen.append(ClientSplit(name, domain, name, domain, none, none, rows))
         else:
-            clients.append(split_domain(table, domain, config.split, config.seed))
+            clients += split_domain(table, domain, config)
     return tuple(clients), tuple(unseen)
 
 
 def _groups(
-    table: FeatureTable, config: RunConfig, clients: tuple[ClientSplit, ...]
-) -> list[tuple[list[int], list[Lane]]]:
-    """For each server of a fold: the clients it is scored on, and its lanes."""
-    everyone = list(range(len(clients)))
-    if config.method == "central":
-        rows = np.concatenate([client.train for client in clients])
-        return [(everyone, [Lane(config, -1, -1, len(table.domain_names), rows)])]
-    lanes = [Lane(config, -1, -1, client.domain, client.train) for client in clients]
-    if config.method == "local":
-        return [([k], [lane]) for k, lane in enumerate(lanes)]
+    table: FeatureTable, config: RunConfig, clients: tuple[ClientSplit, ...], fold: int, first: int
+) -> list[list[Lane]]:
+    """The lanes of each of a fold's servers; servers are numbered from `first`."""
     if config.method == "zero-shot":
         return []
-    return [(everyone, lanes)]
+    if config.method == "central":
+        rows = np.concatenate([client.train for client in clients])
+        return [[Lane(config, fold, first, None, len(table.domain_names), rows)]]
+    alone = config.method == "local"
+    lanes = [
+        Lane(config, fold, first + k * alone, k, client.stream, client.train)
+        for k, client in enumerate(clients)
+    ]
+    if alone:
+        return [[lane] for lane in lanes]
+    if config.method == "ditto":
+        lanes += [replace(lane, personal=True) for lane in lanes]
+    return [lanes]
 
 
-def _with(lane: Lane, *, fold: int, server: int) -> Lane:
-    return Lane(lane.config, fold, server, lane.client, lane.train)
+def _models(
+    config: RunConfig, lanes: list[Lane], fold: int, server: int, count: int
+) -> list[tuple[int, int, Lane | None, tuple[int, ...], bool]]:
+    """What one server's lanes are scored as: fold, server, lane, clients, unseen."""
+    if config.method == "local":
+        return [(fold, server, None, (lanes[0].client,), True)]
+    if config.method == "fedper":
+        return [(fold, server, lane, (lane.client,), True) for lane in lanes]
+    if config.method == "ditto":
+        own = [(fold, server, lane, (lane.client,), False) for lane in lanes if lane.personal]
+        return [(fold, server, None, (), True), *own]
+    return [(fold, server, None, tuple(range(count)), True)]
 
 
 def _weights(lanes: Sequence[Lane]) -> tuple[float, ...]:

@@ -1,10 +1,47 @@
-"""How federate's words are read: the released spellings, and what is held out."""
+"""How federate's words are read: settings, the released spellings, and what is held out."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import click
 
-from pipeline.config import ConfigError
+from pipeline.config import PRESETS, ConfigError, RunConfig
+
+ALIASES = {"rounds": "--iters", "local_epochs": "--wk-iters", "split": "--datapercent"}
+"""What the released code calls a setting."""
+
+
+def config_options(command: Callable) -> Callable:
+    """An option for each setting of RunConfig but held_out, and --preset for many at once.
+
+    What is not named stays None, so that a preset's value or RunConfig's own default holds.
+    """
+    for each in reversed(dataclasses.fields(RunConfig)):
+        if not each.metadata:
+            continue
+        names = ["--" + each.name.replace("_", "-")]
+        names += [ALIASES[each.name]] if each.name in ALIASES else []
+        choices = each.metadata.get("choices")
+        command = click.option(
+            *names,
+            each.name,
+            type=click.Choice(choices) if choices else each.type,
+            show_default=f"{each.default:g}" if not choices else each.default,
+            help=each.metadata["help"],
+        )(command)
+    return click.option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        default="released",
+        show_default=True,
+        help="Settings to start from; options named beside it win.",
+    )(command)
+
+
+def given_settings(preset: str, settings: dict) -> dict:
+    """What RunConfig is made from: the preset's settings, then those that were named."""
+    named = {name: value for name, value in settings.items() if value is not None}
+    return {**PRESETS[preset], **named}
 
 
 class ReleasedSpellings(click.Command):

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.numpy import save  # torch's refuses best and last in one memory
+from torch import Tensor
 
-from kernels.adapter import AdapterState
+from kernels.heads import Kind, as_rows
 from pipeline.config import ConfigError
 
 KEY = "fedclip"  # the one metadata key: safetensors writes several keys in random order
@@ -52,8 +52,8 @@ class RunFolder:
             (self.folder / name).unlink(missing_ok=True)
         _replace(file, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
 
-    def resume(self) -> tuple[dict[str, AdapterState], dict] | None:
-        """The adapters and facts of the last checkpoint, with rounds.jsonl cut back to it.
+    def resume(self) -> tuple[dict[str, Tensor], dict] | None:
+        """The tensors and facts of the last checkpoint, with rounds.jsonl cut back to it.
 
         None when there is nothing to go on from; rounds.jsonl is empty then.
         """
@@ -75,12 +75,12 @@ class RunFolder:
         self._rounds.write(line.encode() + b"\n")
         self._rounds.flush()
 
-    def checkpoint(self, states: dict[str, AdapterState], facts: dict, *, now: bool) -> None:
-        """Saves adapters and facts; unless `now`, only when it costs under 5 % of the time."""
+    def checkpoint(self, tensors: dict[str, Tensor], facts: dict, *, now: bool) -> None:
+        """Saves tensors and facts; unless `now`, only when it costs under 5 % of the time."""
         started = time.perf_counter()
         if not now and self._cost > SHARE * (started - self._saved):
             return
-        write_adapters(self.adapter_file, states, facts)
+        write_adapters(self.adapter_file, tensors, facts)
         self._saved = time.perf_counter()
         self._cost = self._saved - started
 
@@ -123,42 +123,30 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
         ) from error
 
 
-def write_adapters(file: Path, states: dict[str, AdapterState], facts: dict) -> None:
-    """safetensors with <state>.<weight> for each state, one adapter a row, and JSON facts."""
-    tensors = {
-        f"{name}.{field}": weight.cpu().contiguous()
-        for name, state in states.items()
-        for field, weight in state._asdict().items()
-    }
-    _replace(file, save(tensors, {KEY: json.dumps(facts, sort_keys=True)}))
+def write_adapters(file: Path, tensors: dict[str, Tensor], facts: dict) -> None:
+    """safetensors with best.<part> and last.<part>, one adapter a row, and JSON facts."""
+    whole = {name: tensor.cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    _replace(file, save(whole, {KEY: json.dumps(facts, sort_keys=True)}))
 
 
-def read_adapters(file: Path) -> tuple[dict[str, AdapterState], dict]:
+def read_adapters(file: Path) -> tuple[dict[str, Tensor], dict]:
     """What write_adapters wrote.
 
     Raises ConfigError for a file that is not such a one.
     """
     try:
         with safe_open(file, framework="pt") as opened:
-            facts = json.loads((opened.metadata() or {}).get(KEY, "{}"))
+            facts = json.loads((opened.metadata() or {}).get(KEY, "null"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read as an adapter file ({error})") from error
-    names = sorted({name.split(".")[0] for name in tensors if "." in name})
-    try:
-        states = {
-            name: AdapterState(*(tensors[f"{name}.{field}"] for field in AdapterState._fields))
-            for name in names
-        }
-    except KeyError as error:
-        raise ConfigError(
-            f"{file}: holds no tensor {error.args[0]!r}; it is no adapter file of a run"
-        ) from None
-    return states, facts
+    if not isinstance(facts, dict) or not {"rounds_done", "chosen"} <= facts.keys():
+        raise ConfigError(f"{file}: holds no facts of a run; it is no adapter file of a run")
+    return tensors, facts
 
 
-def read_first_adapter(file: Path, width: int) -> AdapterState:
-    """One adapter to start from: a safetensors file with w1, b1, w2, b2, or a run's own.
+def read_first_adapter(file: Path, kind: Kind) -> Tensor:
+    """One adapter to start from, (P,): a safetensors file of its parts, or a run's own.
 
     A run's file must hold one adapter; its best one is taken. Raises ConfigError otherwise.
     """
@@ -166,30 +154,27 @@ def read_first_adapter(file: Path, width: int) -> AdapterState:
         raise ConfigError(f"--init-adapter {file}: there is no such file")
     try:
         with safe_open(file, framework="pt") as opened:
-            names = set(opened.keys())
-            prefix = "best." if "best.w1" in names else ""
-            state = AdapterState(*(opened.get_tensor(prefix + f) for f in AdapterState._fields))
-    except (SafetensorError, OSError) as error:
+            names = list(opened.keys())
+            prefix = "best." if any(name.startswith("best.") for name in names) else ""
+            parts = {
+                name.removeprefix(prefix): opened.get_tensor(name)
+                for name in names
+                if name.startswith(prefix)
+            }
+            row = as_rows(kind, parts)
+    except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(
-            f"--init-adapter {file}: needs tensors w1, b1, w2, b2 in a safetensors file ({error})"
+            f"--init-adapter {file}: needs a safetensors file with the parts of this adapter "
+            f"({error})"
         ) from error
-    if state.w1.ndim == 3 and len(state.w1) != 1:
+    if row.ndim == 2 and len(row) != 1:
         raise ConfigError(
-            f"--init-adapter {file}: holds {len(state.w1)} adapters, one a held-out domain; name a "
+            f"--init-adapter {file}: holds {len(row)} adapters, one a held-out domain; name a "
             "file of a run that trained one"
         )
-    state = AdapterState(
-        *(
-            w.reshape(w.shape[-(2 if f[0] == "w" else 1) :]).to(torch.float32)
-            for f, w in state._asdict().items()
-        )
-    )
-    if state.w1.shape != (width, width) or not all(w.isfinite().all() for w in state):
-        raise ConfigError(
-            f"--init-adapter {file}: w1 is {tuple(state.w1.shape)}; the cache's features are "
-            f"{width} wide, and all numbers must be finite"
-        )
-    return state
+    if not row.isfinite().all():
+        raise ConfigError(f"--init-adapter {file}: holds numbers that are not finite")
+    return row.reshape(-1)
 
 
 def _refuse_other(found: dict, asked: dict, folder: Path) -> None:

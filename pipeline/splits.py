@@ -1,57 +1,105 @@
 """Which rows of a client train, choose the round, and test."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cache.table import FeatureTable
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, RunConfig
+from pipeline.partitions import few_shot, partition
 
 TRAIN, VAL, TEST = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class ClientSplit:
-    """One client: a domain of the table, and its row numbers by use."""
+    """One client: whose rows it has, and their numbers by use."""
 
     name: str
     domain: int
+    domain_name: str
+    stream: int  # names its row orders
     train: np.ndarray  # (n,) int64
     val: np.ndarray  # (n,) int64
     test: np.ndarray  # (n,) int64
 
 
-def split_domain(table: FeatureTable, domain: int, fraction: float, seed: int) -> ClientSplit:
-    """The client that owns one domain.
+def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[ClientSplit]:
+    """The clients that own the rows of one domain: one, or config.clients of them.
 
-    A split that the cache fixes is kept. Otherwise the domain's n rows, in the table's order, are
-    shuffled by numpy's RandomState(seed), afresh for each domain; int(fraction * n) train, and
-    int((1 - fraction) / 2 * n) each validate and test: not stratified, up to two rows unused.
+    A split that the cache fixes is kept; with fixed_split "holdout" only its train rows train and,
+    a share of (1 - split) / 2 of them, validate, and all others test. Otherwise the domain's n
+    rows, in the table's order, are shuffled by numpy's RandomState(seed), afresh for each domain;
+    int(split * n) train, and int((1 - split) / 2 * n) each validate and test: not stratified, up to
+    two rows unused. Partitions (pipeline/partitions.py) share out the rows of each use alike.
 
     Raises ConfigError for a client that could not be trained or chosen by: under two train rows (a
-    batch of one row is skipped), or no validation row.
+    batch of one row is skipped), or no validation row in the whole domain.
     Source: PersonalizedFL fedclip/datautil/datasplit, np.random.seed(seed) for each data set.
     """
     name = table.domain_names[domain]
     rows = np.flatnonzero(table.domains == domain)
-    if table.split is not None:
-        parts = [rows[table.split[rows] == part] for part in (TRAIN, VAL, TEST)]
-    else:
-        order = np.arange(len(rows))
-        np.random.RandomState(seed).shuffle(order)
-        # round() mends (1 - 0.6) / 2 style remainders: 0.2 of 5 rows must be one row, not none
-        rest = round((1 - fraction) / 2, 12)
-        train, held = int(len(rows) * fraction), int(len(rows) * rest)
-        parts = [rows[order[a:b]] for a, b in _spans(train, held)]
-    client = ClientSplit(name, domain, *parts)
+    train, val, test = _uses(table, rows, config)
+    whole = ClientSplit(name, domain, name, domain, train, val, test)
     for part, least in (("train", 2), ("val", 1)):
-        if len(getattr(client, part)) < least:
+        if len(getattr(whole, part)) < least:
             raise ConfigError(
-                f"{table.source}: client {name!r} has {len(rows)} rows, of which "
-                f"{len(client.train)} train and {len(client.val)} validate; it needs at least 2 "
-                "and 1. Give it more images, another --split, or hold it out"
+                f"{table.source}: client {name!r} has {len(rows)} rows, of which {len(train)} "
+                f"train and {len(val)} validate; it needs at least 2 and 1. Give it more images, "
+                "another --split, or hold it out"
             )
-    return client
+    clients = [whole] if config.partition == "domain" else _share_out(table, whole, config)
+    if config.shots:
+        clients = [
+            replace(c, train=few_shot(c.train, table.labels, config.shots, config.seed, c.stream))
+            for c in clients
+        ]
+    return clients
+
+
+def _uses(table: FeatureTable, rows: np.ndarray, config: RunConfig) -> list[np.ndarray]:
+    # round() mends (1 - 0.6) / 2 style remainders: 0.2 of 5 rows must be one row, not none
+    rest = round((1 - config.split) / 2, 12)
+    order = np.arange(len(rows))
+    shuffle = np.random.RandomState(config.seed).shuffle
+    if table.split is None:
+        if config.fixed_split == "holdout":
+            raise ConfigError(
+                f"{table.source}: fixed_split holdout needs a cache that fixes a split; this one "
+                "fixes none. Leave --fixed-split out"
+            )
+        shuffle(order)
+        train, held = int(len(rows) * config.split), int(len(rows) * rest)
+        return [rows[order[a:b]] for a, b in _spans(train, held)]
+    parts = [rows[table.split[rows] == part] for part in (TRAIN, VAL, TEST)]
+    if config.fixed_split == "keep":
+        return parts
+    order = order[: len(parts[TRAIN])]
+    shuffle(order)
+    held = int(len(order) * rest)
+    own = parts[TRAIN][order]
+    return [own[held:], own[:held], np.sort(np.concatenate([parts[VAL], parts[TEST]]))]
+
+
+def _share_out(table: FeatureTable, whole: ClientSplit, config: RunConfig) -> list[ClientSplit]:
+    uses = {"train": whole.train, "val": whole.val, "test": whole.test}
+    dealt = partition(
+        table.labels,
+        uses,
+        config.partition,
+        config.clients,
+        config.seed,
+        whole.domain,
+        alpha=config.alpha,
+        classes_per_client=config.classes_per_client,
+        least={"train": 2},
+        name=f"{table.source}: domain {whole.name!r}",
+    )
+    first = len(table.domain_names) + 1 + whole.domain * config.clients  # behind the domains' own
+    return [
+        replace(whole, name=f"{whole.name}/{k}", stream=first + k, **own)
+        for k, own in enumerate(dealt)
+    ]
 
 
 def _spans(train: int, held: int) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ from tests.test_federate import small
 COMMANDS = (
     ["extract"],
     ["federate"],
+    ["sweep"],
     ["cache"],
     ["cache", "info"],
     ["cache", "import"],

@@ -16,16 +16,17 @@ from cache.checksums import content_sha256, row_blocks
 from cache.identity import fingerprint
 from cache.store import read_table, write_table
 from cache.table import FeatureTable
-from kernels.adapter import AdapterState
+from kernels.heads import Kind, as_rows, first_row, named
 from pipeline.config import ConfigError, RunConfig
 from pipeline.federate import federate
 from pipeline.lanes import build_plan, round_rows, seeded_order, steps_a_round
-from pipeline.rounds import first_adapter
 from pipeline.run_folder import read_adapters, read_first_adapter, write_adapters
 from pipeline.splits import split_domain
 from tests import naive
 from tests.conftest import ROOT
 
+KIND = Kind("FedAtImg", "attention", 12, 4)
+PARTS = ("w1", "b1", "w2", "b2")
 ALL = (("a",), ("b",), ("c",))
 FILES = ("config.json", "rounds.jsonl", "adapter.safetensors")
 
@@ -70,6 +71,10 @@ def run(table, out, settings=None, **options) -> dict:
     return federate(table, settings or config(), runs=out, out=out, device="cpu", **options)
 
 
+def seeded_start() -> torch.Tensor:
+    return first_row(KIND, "default", 0, torch.ones(4, 12))
+
+
 def figures(document: dict) -> dict:
     return {k: v for k, v in document.items() if k not in ("seconds", "run")}
 
@@ -95,17 +100,19 @@ def test_one_round_of_one_client_equals_the_twin(tmp_path):
     one = small(rows=(50,))
     settings = config(held_out=((),), rounds=1, local_epochs=2, lr=1e-2)
     document = run(one, tmp_path, settings)
-    plan = build_plan(one, [settings])
+    plan = build_plan(one, settings)
     rows = round_rows(plan.lanes, 0, seeded_order)[:, 0].numpy()
     batches = [batch[batch >= 0] for batch in rows]
     assert len(batches) == steps_a_round(plan.lanes[0]) == 8
     unit = one.text_features / np.linalg.norm(one.text_features, axis=1, keepdims=True)
     weights, losses = naive.train(
-        [w.numpy() for w in first_adapter(12, 0)], batches, one.features, one.labels,
+        [w.numpy() for w in named(KIND, seeded_start()).values()], batches, one.features,
+        one.labels,
         unit.astype(float), one.logit_scale, 1e-2, 0.2, 0.9, 0.98, 1e-6,
     )  # fmt: skip
-    states, facts = read_adapters(tmp_path / "adapter.safetensors")
-    for found, wanted in zip(states["last"], weights, strict=True):
+    tensors, facts = read_adapters(tmp_path / "adapter.safetensors")
+    for name, wanted in zip(PARTS, weights, strict=True):
+        found = tensors[f"last.{name}"]
         np.testing.assert_allclose(found[0], wanted, atol=2e-4)
     line = json.loads((tmp_path / "rounds.jsonl").read_text())
     assert line["folds"][0]["train_loss"]["a"] == pytest.approx(np.mean(losses), rel=1e-3)
@@ -125,9 +132,10 @@ def test_aggregation_is_the_mean_over_clients_by_uniform_or_rows(table, tmp_path
         average, _ = read_adapters(tmp_path / weighting / "adapter.safetensors")
         own, _ = read_adapters(tmp_path / f"{weighting} local" / "adapter.safetensors")
         sizes = np.array([36, 27, 48]) if weighting == "rows" else np.ones(3)
-        for mean, each in zip(average["last"], own["last"], strict=True):
-            wanted = np.tensordot(sizes / sizes.sum(), each.numpy().astype(float), 1)
-            np.testing.assert_allclose(mean[0], wanted, atol=1e-7)
+        for name in PARTS:
+            each = own[f"last.{name}"].numpy().astype(float)
+            wanted = np.tensordot(sizes / sizes.sum(), each, 1)
+            np.testing.assert_allclose(average[f"last.{name}"][0], wanted, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "local", "central", "zero-shot"])
@@ -179,7 +187,7 @@ def test_two_domains_held_out_of_one_training(table, tmp_path):
 @pytest.mark.parametrize(("fraction", "seed"), [(0.6, 0), (0.8, 3), (0.3, 1)])
 def test_split_equals_the_twin(count, fraction, seed):
     table = small(rows=(7, count))
-    client = split_domain(table, 1, fraction, seed)
+    (client,) = split_domain(table, 1, config(split=fraction, seed=seed))
     for found, wanted in zip((client.train, client.val, client.test),
                              naive.split(count, fraction, seed), strict=True):  # fmt: skip
         np.testing.assert_array_equal(found, wanted + 7)
@@ -187,7 +195,7 @@ def test_split_equals_the_twin(count, fraction, seed):
 
 def test_a_split_that_the_cache_fixes_is_kept():
     split = np.array([0, 0, 0, 1, 2, 2, 0, 1], np.int8)
-    client = split_domain(small(rows=(8,), split=split), 0, 0.6, 0)
+    (client,) = split_domain(small(rows=(8,), split=split), 0, config())
     assert [x.tolist() for x in (client.train, client.val, client.test)] == [
         [0, 1, 2, 6], [3, 7], [4, 5],
     ]  # fmt: skip
@@ -195,7 +203,7 @@ def test_a_split_that_the_cache_fixes_is_kept():
 
 @pytest.mark.parametrize("batch", [2, 7, 8, 36, 100])
 def test_every_row_once_an_epoch_but_a_lone_last_one(table, batch):
-    plan = build_plan(table, [config(batch=batch, local_epochs=3)])
+    plan = build_plan(table, config(batch=batch, local_epochs=3))
     rows = round_rows(plan.lanes, 5, seeded_order).numpy()
     for at, lane in enumerate(plan.lanes):
         own = rows[:, at]
@@ -231,9 +239,9 @@ def test_settings_that_cannot_be_are_named(name, value):
 
 
 def test_an_adapter_that_is_not_finite_stops_the_run(table, tmp_path):
-    broken = first_adapter(12, 0)
-    broken.b2[3] = float("nan")
-    with pytest.raises(ConfigError, match=r"round 0: the adapter .* diverged at lr"):
+    broken = seeded_start()
+    broken[-3] = float("nan")
+    with pytest.raises(ConfigError, match=r"round 0: no client's adapter .* diverged at lr"):
         run(table, tmp_path, first_adapter=broken)
     assert not (tmp_path / "done").exists()
 
@@ -265,19 +273,25 @@ def test_a_done_run_is_shown_another_one_refused_and_force_trains(table, tmp_pat
 def test_first_adapter_from_a_file(table, tmp_path):
     run(table, tmp_path / "one", config(held_out=(("a",),)))
     file = tmp_path / "one" / "adapter.safetensors"
-    start = read_first_adapter(file, 12)
-    best, _ = read_adapters(file)
-    assert torch.equal(start.w1, best["best"].w1[0]) and start.b2.shape == (12,)
-    with pytest.raises(ConfigError, match="12, 12.*13 wide"):
-        read_first_adapter(file, 13)
-    write_adapters(tmp_path / "x", {"odd": AdapterState(*(w[None] for w in start))}, {})
-    with pytest.raises(ConfigError, match="needs tensors w1, b1, w2, b2"):
-        read_first_adapter(tmp_path / "x", 12)
+    start = read_first_adapter(file, KIND)
+    tensors, _ = read_adapters(file)
+    best = {name.removeprefix("best."): t for name, t in tensors.items() if "best." in name}
+    assert torch.equal(start, as_rows(KIND, best)[0])
+    with pytest.raises(ConfigError, match=r"w1 of shape \(13, 13\); got \(1, 12, 12\)"):
+        read_first_adapter(file, Kind("FedAtImg", "attention", 13, 4))
+    write_adapters(tmp_path / "x", {"odd.w1": tensors["last.w1"]}, {})
+    with pytest.raises(ConfigError, match="needs w1 of shape .* got nothing"):
+        read_first_adapter(tmp_path / "x", KIND)
+    with pytest.raises(ConfigError, match="no facts of a run"):
+        read_adapters(tmp_path / "x")
+    run(table, tmp_path / "three")
+    with pytest.raises(ConfigError, match="holds 3 adapters"):
+        read_first_adapter(tmp_path / "three" / "adapter.safetensors", KIND)
     (tmp_path / "y").write_text("<html>")
-    with pytest.raises(ConfigError, match="needs tensors"):
-        read_first_adapter(tmp_path / "y", 12)
+    with pytest.raises(ConfigError, match="needs a safetensors file"):
+        read_first_adapter(tmp_path / "y", KIND)
     with pytest.raises(ConfigError, match="no such file"):
-        read_first_adapter(tmp_path / "z", 12)
+        read_first_adapter(tmp_path / "z", KIND)
 
 
 CHILD = """

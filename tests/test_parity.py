@@ -14,12 +14,13 @@ import torch
 
 from cache.npz import read_npz
 from cache.store import read_table, write_table
-from kernels.adapter import AdapterState
+from kernels.heads import Kind, as_rows
 from pipeline.config import RunConfig
-from pipeline.federate import Progress, advance, federate, to_device
+from pipeline.federate import federate
 from pipeline.lanes import build_plan
-from pipeline.rounds import Engine, first_state
+from pipeline.rounds import Engine
 from pipeline.run_folder import read_adapters
+from pipeline.training import advance, begin, to_device
 from tests.conftest import ROOT
 
 BACKENDS = ("numba", "torch")
@@ -36,8 +37,9 @@ def recording(request, shared):
     return request.param
 
 
-def adapter(oracle, when: str) -> AdapterState:
-    return AdapterState(*(torch.from_numpy(oracle[f"{when}_{n}"]) for n in AdapterState._fields))
+def adapter(oracle, when: str, kind: Kind) -> torch.Tensor:
+    parts = {n: torch.from_numpy(oracle[f"{when}_{n}"]) for n in ("w1", "b1", "w2", "b2")}
+    return as_rows(kind, parts)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -63,16 +65,16 @@ def test_replay_equals_the_recording(recording, backend, tmp_path):
         assert sorted(order) == list(range(count))
         return order
 
-    plan = build_plan(table, [config])
+    plan = build_plan(table, config)
     for client in plan.folds[0].clients:
         for part in ("train", "val", "test"):
             np.testing.assert_array_equal(getattr(client, part), oracle[f"{part}_c{client.domain}"])
 
-    start = adapter(oracle, "init")
+    kind = plan.work.kind
+    start = adapter(oracle, "init", kind)
     engine = Engine(plan, to_device(table, torch.device("cpu")), backend, recorded)
-    first = first_state(plan, table.features.shape[1], start, torch.device("cpu"))
-    progress, _ = advance(engine, config, Progress(0, first, first, (None,)), 0)
-    assert_adapter(progress.last, adapter(oracle, "round0"), 1e-5)
+    progress, _ = advance(engine, begin(plan, engine.cached, start))
+    assert_adapter(progress.state["server"][0], adapter(oracle, "round0", kind), 1e-5)
 
     document = federate(
         table,
@@ -84,8 +86,9 @@ def test_replay_equals_the_recording(recording, backend, tmp_path):
         first_adapter=start,
         orders=recorded,
     )
-    states, _ = read_adapters(tmp_path / "run" / "adapter.safetensors")
-    assert_adapter(states["last"], adapter(oracle, "final"), 1e-4)
+    tensors, _ = read_adapters(tmp_path / "run" / "adapter.safetensors")
+    last = as_rows(kind, {n.removeprefix("last."): t for n, t in tensors.items() if "last." in n})
+    assert_adapter(last[0], adapter(oracle, "final", kind), 1e-4)
 
     lines = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
     assert len(lines) == facts["iters"]
@@ -114,7 +117,6 @@ def found_in_order(found: dict[str, float], table) -> list[tuple[str, float]]:
     return [(name, found[name]) for name in table.domain_names if name in found]
 
 
-def assert_adapter(found: AdapterState, wanted: AdapterState, most: float) -> None:
-    for name in AdapterState._fields:
-        worst = (getattr(found, name)[0] - getattr(wanted, name)).abs().max()
-        assert worst <= most, f"{name} is {worst:.2e} away"
+def assert_adapter(found: torch.Tensor, wanted: torch.Tensor, most: float) -> None:
+    worst = (found - wanted).abs().max()
+    assert worst <= most, f"{worst:.2e} away"

@@ -1,0 +1,136 @@
+"""Local training of many adapters side by side: any head, loss and optimizer."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.adapter import AdamSettings
+from kernels.adapter_step import adapter_steps
+from kernels.backends import BackendUnavailable, pick_backend
+from kernels.heads import Kind, attention_state, size
+from kernels.names import LOSSES, OPTIMIZERS
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the lanes of one call have in common."""
+
+    kind: Kind
+    loss: str = "contrastive"
+    optimizer: str = "adam"
+
+
+class Settings(NamedTuple):
+    """The optimizer's settings, one value a lane; torch.optim's words."""
+
+    lr: Tensor  # (L,) float64
+    weight_decay: Tensor  # (L,) float64; adam, sgd: added to the gradient. adamw: apart from it
+    beta1: Tensor  # (L,) float64; adam and adamw
+    beta2: Tensor  # (L,) float64
+    eps: Tensor  # (L,) float64
+    momentum: Tensor  # (L,) float64; sgd
+    mu: Tensor  # (L,) float64; weight of the proximal term, 0 for none
+
+
+class Moments(NamedTuple):
+    """What an optimizer remembers of each lane between calls; changed in place."""
+
+    first: Tensor  # (L, P) float32: Adam's m, SGD's momentum buffer
+    second: Tensor  # (L, P) float32: Adam's v
+    steps: Tensor  # (L,) int64 on the CPU: steps made so far
+
+
+class Pull(NamedTuple):
+    """What federated methods add to a lane's gradient: mu * (w - anchor) + shift."""
+
+    anchor: Tensor | None = None  # (L, P) float32: FedProx's and Ditto's server adapter
+    shift: Tensor | None = None  # (L, P) float32: SCAFFOLD's c - c_k
+
+
+def has_fused_step(work: Work) -> bool:
+    """Whether this is the released step, which adapter_steps computes; others have plain torch."""
+    return work.kind.released and (work.loss, work.optimizer) == ("contrastive", "adam")
+
+
+def pick_local_backend(backend: str, device: torch.device, plain: bool) -> str:
+    """The backend that runs: "auto" takes the fastest that can; a named one is never swapped.
+
+    plain   whether only the torch code computes what is asked: no fused step, or pull or moments
+    Raises BackendUnavailable.
+    """
+    if not plain:
+        return pick_backend(backend, device)
+    if backend not in ("auto", "torch"):
+        raise BackendUnavailable(
+            f"backend {backend!r} trains the released step only (FedAtImg, attention, contrastive, "
+            "adam, moments reset, no proximal term); pass --backend auto or torch for others"
+        )
+    return "torch"
+
+
+def local_steps(
+    work: Work,
+    rows_of_adapters: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    text: Tensor,
+    unit_text: Tensor,
+    rows: Tensor,
+    settings: Settings,
+    *,
+    logit_scale: float,
+    moments: Moments | None = None,
+    pull: Pull = Pull(),  # noqa: B008
+    backend: str = "auto",
+) -> Tensor:
+    """T training steps of L independent adapters (lanes).
+
+    One step of one lane, on the B rows x (B, D) with labels y that `rows` names; u are the rows'
+    unit features and t_c the classes' (kernels/heads.py), S = logit_scale * u t^T:
+
+        contrastive     mean_i [log sum_j exp S_i,yj - S_i,yi] / 2
+                        + mean_j [log sum_i exp S_i,yj - S_j,yj] / 2       j over the batch
+        multi-positive  the same with log sum over all rows (columns) of y_i's class in the place
+                        of S_i,yi: they count as positives. Source: MIL-NCE, arXiv:1912.06430
+        class           mean_i [log sum_c exp S_ic - S_i,yi]               c over all C classes
+        g = d loss / d w + mu * (w - anchor) + shift
+        adam, adamw, sgd as in torch.optim, on g; adam and sgd add weight_decay * w to it
+
+    rows_of_adapters  (L, P) float32, laid out by kernels/heads.py; **changed in place**
+    features   (N, D) float32, raw as cached;  labels (N,) int64
+    text       (C, D) float32 as the encoder gave it;  unit_text the same, rows of length 1
+    rows       (T, L, B) int32 on the CPU; see adapter_steps
+    moments    what the optimizer remembers, changed in place; None: it starts afresh and forgets
+    backend    "auto" or a name of kernels/backends.py; a named one is never swapped
+    returns    (T, L) float32 on the adapters' device: each step's loss; 0 where a lane had no rows
+
+    Raises ValueError for arguments that do not fit each other, BackendUnavailable for a named
+    backend that cannot run here or cannot compute this.
+    """
+    wanted = (rows.shape[1], size(work.kind))
+    if tuple(rows_of_adapters.shape) != wanted or rows_of_adapters.dtype != torch.float32:
+        raise ValueError(
+            f"local_steps: adapters must be {wanted} float32 for {rows.shape[1]} lanes of "
+            f"{work.kind}; got {tuple(rows_of_adapters.shape)} {rows_of_adapters.dtype}"
+        )
+    if work.loss not in LOSSES or work.optimizer not in OPTIMIZERS:
+        raise ValueError(
+            f"local_steps: loss {work.loss!r} and optimizer {work.optimizer!r}; there are "
+            f"{', '.join(LOSSES)} and {', '.join(OPTIMIZERS)}"
+        )
+    plain = not has_fused_step(work) or moments is not None or any(p is not None for p in pull)
+    backend = pick_local_backend(backend, features.device, plain)
+    if not plain:
+        state = attention_state(work.kind, rows_of_adapters)
+        adam = AdamSettings(*settings[: len(AdamSettings._fields)])
+        return adapter_steps(
+            state, features, labels, unit_text, rows, adam, logit_scale=logit_scale, backend=backend
+        )
+    from kernels import local_steps_torch
+
+    return local_steps_torch.local_steps(
+        work, rows_of_adapters, features, labels, text, rows, settings, float(logit_scale),
+        moments, pull,
+    )  # fmt: skip

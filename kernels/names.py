@@ -1,0 +1,8 @@
+"""The words that name what kernels compute; read without importing torch."""
+
+MODES = ("FedAtImg", "FedAtTxt", "FedAtBoth")
+"""Where adapters sit: on image features (released), on text features, on both."""
+HEADS = ("attention", "clip-adapter", "linear", "low-rank", "cosine")
+STARTS = ("default", "identity")
+LOSSES = ("contrastive", "class", "multi-positive")
+OPTIMIZERS = ("adam", "adamw", "sgd")

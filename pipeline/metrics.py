@@ -1,0 +1,83 @@
+"""How good and how even answers are: by domain and client, by class, and how well calibrated."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+BINS = 15  # Guo et al., arXiv:1706.04599
+
+
+class Spread(NamedTuple):
+    """Accuracies of several clients or domains, put together; fractions."""
+
+    mean: float
+    weighted: float  # by rows: the accuracy over all rows
+    std: float  # population standard deviation
+    worst: float
+    worst_decile: float  # mean of the worst tenth, rounded down, of at least one
+
+
+def accuracy_by(right: np.ndarray, groups: np.ndarray) -> dict[int, float]:
+    """Accuracy of each group that has rows, in the groups' order.
+
+    right   (n,) bool, labels == predictions
+    groups  (n,) int64: domains or clients
+    """
+    present, where = np.unique(groups, return_inverse=True)
+    sums = np.bincount(where, weights=right, minlength=len(present))
+    means = sums / np.maximum(np.bincount(where, minlength=len(present)), 1)
+    return dict(zip(present.tolist(), means.tolist(), strict=True))
+
+
+def spread(accuracies: Sequence[float], rows: Sequence[int]) -> Spread | None:
+    """The figures over clients or domains with `rows` rows each; None of none.
+
+    Source of the words: FederatedScope's fairness results, where worst_decile is bottom10%.
+    """
+    if len(accuracies) != len(rows):
+        raise ValueError(f"spread: {len(accuracies)} accuracies and {len(rows)} row counts")
+    if not len(accuracies):
+        return None
+    ranked = np.sort(accuracies)
+    return Spread(
+        float(np.mean(ranked)),
+        float(np.average(accuracies, weights=rows)),
+        float(np.std(ranked)),
+        float(ranked[0]),
+        float(np.mean(ranked[: max(1, len(ranked) // 10)])),
+    )
+
+
+def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float | None:
+    """Mean over classes of 2 TP / (2 TP + FP + FN); None of no rows.
+
+    labels, predictions  (n,) int64
+    The classes are those that are a label or a prediction, as in sklearn.metrics.f1_score.
+    """
+    if not len(labels):
+        return None
+    size = int(max(labels.max(), predictions.max())) + 1
+    hits = np.bincount(labels[labels == predictions], minlength=size)
+    ends = np.bincount(labels, minlength=size) + np.bincount(predictions, minlength=size)
+    return float(np.mean(2 * hits[ends > 0] / ends[ends > 0]))
+
+
+def calibration_error(right: np.ndarray, confidences: np.ndarray, bins: int = BINS) -> float | None:
+    """Expected calibration error: sum over bins of rows/n |accuracy - mean confidence|.
+
+    right        (n,) bool
+    confidences  (n,) float in [0, 1], the greatest softmax probability of each row
+    Bins are of equal width, open below and closed above, ((b - 1)/bins, b/bins], 0 in the first.
+    None of no rows. Raises ValueError for confidences outside [0, 1].
+    Source: Guo et al., arXiv:1706.04599, equation 3.
+    """
+    if not len(right):
+        return None
+    # Written so that NaN fails as well; a float32 softmax may pass 1 by a rounding.
+    if not (confidences.min() >= 0 and confidences.max() <= 1 + 1e-5):
+        low, high = confidences.min(), confidences.max()
+        raise ValueError(f"calibration_error: confidences must be in [0, 1]; got {low} to {high}")
+    place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidences, side="left")
+    gaps = np.bincount(place, weights=right - confidences.astype(float), minlength=bins)
+    return float(np.abs(gaps).sum() / len(right))
