@@ -62,8 +62,9 @@ def adapter_steps(
     steps, lanes, batch = rows.shape
     features, unit_text = features.contiguous(), unit_text.contiguous()
     live = live_lanes(rows)
-    work = workspace(steps, lanes, batch, features, settings)
+    work = workspace(steps, lanes, batch, features)
     set_rows(work, rows)
+    set_settings(work, settings)
     work.losses.zero_()
     take_steps(adapters, features, labels.contiguous(), unit_text, work, live, logit_scale)
     return work.losses.sum(dim=2)
@@ -74,10 +75,8 @@ def live_lanes(rows: Tensor) -> list[int]:
     return (rows[:, :, 0] >= 0).sum(dim=1).tolist()
 
 
-def workspace(
-    steps: int, lanes: int, batch: int, features: Tensor, settings: AdamSettings
-) -> Workspace:
-    """Unset memory for `steps` steps, except for the optimizer's options, which are set.
+def workspace(steps: int, lanes: int, batch: int, features: Tensor) -> Workspace:
+    """Unset memory for `steps` steps.
 
     Raises ValueError for a batch of more than 4,096 rows: padded to a power of two, the list of
     them is held by one program.
@@ -97,7 +96,7 @@ def workspace(
     columns = triton.cdiv(width, LAYER["BN"])
     return Workspace(
         rows=torch.empty(steps, lanes, size, dtype=torch.int32, device=features.device),
-        options=_options(steps, settings).to(features.device),
+        options=empty(steps, lanes, 8),
         hidden=empty(lanes, size, width),
         scores=empty(lanes, size, width),
         d_hidden=empty(lanes, size, width),
@@ -114,6 +113,19 @@ def workspace(
 def set_rows(work: Workspace, rows: Tensor) -> None:
     """Copies a round's rows (T, L, B) int32 to the device, -1 behind each batch."""
     work.rows.copy_(pad(rows, (0, work.rows.shape[2] - rows.shape[2]), value=-1))
+
+
+def set_settings(work: Workspace, settings: AdamSettings) -> None:
+    """Copies the lanes' settings to the device, with what depends on the step worked out.
+
+    As Adam starts afresh, its bias corrections depend on the step alone.
+    """
+    lr, decay, beta1, beta2, eps = settings
+    step = torch.arange(1, len(work.options) + 1, dtype=torch.float64)[:, None]
+    rate = lr / (1 - beta1**step)
+    shrink = (1 - beta2**step).rsqrt()
+    rest = [v.expand_as(rate) for v in (decay, beta1, 1 - beta1, beta2, 1 - beta2, eps)]
+    work.options.copy_(torch.stack([rate, shrink, *rest], dim=2))
 
 
 def take_steps(
@@ -173,13 +185,3 @@ def _take_step(
         *(weight.stride(0) for weight in (w1, b1, w2, b2)), width, size, step == 0, BB=tall,
         **UPDATE,
     )  # fmt: skip
-
-
-def _options(steps: int, settings: AdamSettings) -> Tensor:
-    """(T, L, 8) float32; as Adam starts afresh its bias corrections depend on the step alone."""
-    lr, decay, beta1, beta2, eps = settings
-    step = torch.arange(1, steps + 1, dtype=torch.float64)[:, None]
-    rate = lr / (1 - beta1**step)
-    shrink = (1 - beta2**step).rsqrt()
-    rest = [v.expand_as(rate) for v in (decay, beta1, 1 - beta1, beta2, 1 - beta2, eps)]
-    return torch.stack([rate, shrink, *rest], dim=2).float()

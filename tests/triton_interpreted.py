@@ -10,8 +10,15 @@ from kernels.adapter import AdapterState
 from kernels.adapter_step import adapter_steps
 from kernels.adapter_top1 import adapter_top1
 from kernels.backends import pick_backend
+from kernels.heads import size
+from pipeline.captured import capture_rounds
+from pipeline.config import RunConfig
+from pipeline.lanes import build_plan
+from pipeline.rounds import Engine
+from pipeline.training import advance, begin, to_device
 from tests.test_adapter_step import assert_as_exact_as_plain_torch, draw, settings
 from tests.test_contrastive import assert_fast_as_exact_as_bfloat16, pairs, plain
+from tests.test_federate import small
 
 STEPS = [  # lanes, steps, batch, width, classes
     (1, 2, 1, 64, 3),
@@ -91,3 +98,63 @@ def test_triton_is_chosen_on_a_cpu_only_by_name():
     cpu = torch.device("cpu")
     assert pick_backend("auto", cpu) == "numba"
     assert pick_backend("triton", cpu) == "triton"
+
+
+@pytest.mark.parametrize("changed", [{}, {"method": "local"}, {"schedule": "cosine"}])
+def test_triton_rounds_as_one_graph_equal_rounds_step_by_step(changed):
+    """The graph's code without the capture, which needs a GPU, against run_round's own."""
+    config = RunConfig(held_out=(("a",), ("b",)), rounds=2, batch=16, lr=1e-3, **changed)
+    table = small(rows=(60, 45, 80))
+    plan = build_plan(table, config)
+    cached = to_device(table, torch.device("cpu"))
+    graph = capture_rounds(plan, cached, "triton")
+    assert graph.answers_of(torch.zeros(1)) is None
+    runs = []
+    for engine in (
+        Engine(plan, cached, "triton", graph=graph),
+        Engine(plan, cached, "triton"),
+        Engine(plan, cached, "torch"),
+    ):
+        progress, reports = begin(plan, cached), []
+        for _ in range(config.rounds):
+            progress, report = advance(engine, progress)
+            reports.append(report)
+        runs.append((progress, reports))
+    (one, told), (other, also), (plain, _) = runs
+    assert graph.answers_of(one.state["server"]) is not None
+    assert torch.equal(one.state["server"], other.state["server"])
+    assert torch.equal(one.best, other.best) and told == also
+    torch.testing.assert_close(one.state["server"], plain.state["server"], rtol=0, atol=1e-5)
+
+
+def test_triton_graph_leaves_a_diverging_round_to_the_plain_code():
+    config = RunConfig(held_out=(("a",),), rounds=1)
+    table = small()
+    plan = build_plan(table, config)
+    cached = to_device(table, torch.device("cpu"))
+    engine = Engine(plan, cached, "triton", graph=capture_rounds(plan, cached, "triton"))
+    lost = torch.full((size(plan.work.kind),), float("nan"))
+    progress, _ = advance(engine, begin(plan, cached, lost))
+    assert "diverged" in progress.diverged[0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"client_fraction": 0.5},
+        {"payload": "int8"},
+        {"method": "fedadam"},
+        {"head": "linear"},
+        {"moments": "kept"},
+    ],
+)
+def test_triton_captures_only_rounds_that_are_all_alike(changed):
+    table = small()
+    plan = build_plan(table, RunConfig(held_out=(("a",),), rounds=1, **changed))
+    cached = to_device(table, torch.device("cpu"))
+    assert capture_rounds(plan, cached, "triton") is None
+    alike = build_plan(table, RunConfig(held_out=(("a",),), rounds=1))
+    assert capture_rounds(alike, cached, "torch") is None
+    graph = capture_rounds(alike, cached, "triton")
+    with pytest.raises(ValueError, match="not those it was made for"):
+        graph.replay(torch.zeros(1), torch.zeros(1, 2, 32, dtype=torch.int32), settings(2))
