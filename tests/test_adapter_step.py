@@ -47,6 +47,11 @@ def draw(lanes, steps, batch, width, classes, *, seed=0, rows=200):
     return adapters, features, labels, text, table[:, order]
 
 
+def on(device, adapters, *others):
+    """The same on a device: adapters and tensors."""
+    return AdapterState(*(w.to(device) for w in adapters)), *(v.to(device) for v in others)
+
+
 def settings(lanes):
     """Each lane another optimizer."""
 
@@ -76,16 +81,17 @@ def plain_torch(adapters, lane, batches, features, labels, text, options, scale)
         w1, b1, w2, b2 = weights
         scores = torch.tanh(x @ w1.T + b1) @ w2.T + b2
         logits = scale * normalize(scores.softmax(dim=1) * x, dim=1) @ t.T
-        here = torch.arange(len(x))
+        here = torch.arange(len(x), device=x.device)
         loss = (cross_entropy(logits, here) + cross_entropy(logits.T, here)) / 2
         adam.zero_grad()
         loss.backward()
         adam.step()
-    return [w.detach().numpy() for w in weights]
+    return [w.detach().cpu().numpy() for w in weights]
 
 
-def assert_as_exact_as_plain_torch(shape, scale, backend):
-    adapters, features, labels, text, rows = draw(*shape)
+def assert_as_exact_as_plain_torch(shape, scale, backend, device="cpu"):
+    *drawn, rows = draw(*shape)
+    adapters, features, labels, text = on(device, *drawn)
     options = settings(shape[0])
     ours = AdapterState(*(w.clone() for w in adapters))
     losses = adapter_steps(
@@ -94,18 +100,19 @@ def assert_as_exact_as_plain_torch(shape, scale, backend):
     for lane in range(shape[0]):
         batches = batches_of(rows, lane)
         lr, decay, beta1, beta2, eps = (float(v[lane]) for v in options)
-        start = [w[lane].numpy().astype(float) for w in adapters]
+        start = [w[lane].cpu().numpy().astype(float) for w in adapters]
         truth, truth_losses = naive.train(
-            start, batches, features.numpy().astype(float), labels.numpy(),
-            text.numpy().astype(float), scale, lr, decay, beta1, beta2, eps,
+            start, batches, features.cpu().numpy().astype(float), labels.cpu().numpy(),
+            text.cpu().numpy().astype(float), scale, lr, decay, beta1, beta2, eps,
         )  # fmt: skip
         plain = plain_torch(adapters, lane, batches, features, labels, text, options, scale)
         for mine, theirs, true in zip(ours, plain, truth, strict=True):
-            error, budget = abs(mine[lane].numpy() - true).max(), abs(theirs - true).max()
+            error, budget = abs(mine[lane].cpu().numpy() - true).max(), abs(theirs - true).max()
             # An element whose gradient is near 0 moves by up to lr either way (Adam divides by its
             # own size), so float32 itself leaves room there: a thousandth of one step.
             assert error <= 2 * budget + 1e-3 * lr + np.finfo(np.float32).eps
-        np.testing.assert_allclose(losses[: len(batches), lane], truth_losses, rtol=2e-4, atol=2e-5)
+        found = losses[: len(batches), lane].cpu()
+        np.testing.assert_allclose(found, truth_losses, rtol=2e-4, atol=2e-5)
         assert not losses[len(batches) :, lane].any()
 
 

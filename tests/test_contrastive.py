@@ -29,7 +29,7 @@ def plain(image, text, scale, dtype):
     x, y = (v.detach().clone().to(dtype).requires_grad_() for v in (image, text))
     s = torch.tensor(scale, dtype=dtype, requires_grad=True)
     logits = s * x @ y.T
-    here = torch.arange(len(x))
+    here = torch.arange(len(x), device=x.device)
     loss = (cross_entropy(logits, here) + cross_entropy(logits.T, here)) / 2
     loss.backward()
     return [v.detach().double() for v in (loss, x.grad, y.grad, s.grad)]
@@ -48,6 +48,14 @@ def assert_as_exact_as_torch(found, plain_float32, truth, scale):
     for mine, theirs, true in zip(found, plain_float32, truth, strict=True):
         rounding = 4 * scale * np.finfo(np.float32).eps * max(float(true.abs().max()), 1 / scale)
         assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + rounding
+
+
+def assert_exact(image, text, scale, backend):
+    """As assert_as_exact_as_torch, of float64 pairs; returns the truth."""
+    truth = plain(image, text, scale, torch.float64)
+    found = ours(image, text, scale, backend)
+    assert_as_exact_as_torch(found, plain(image, text, scale, torch.float32), truth, scale)
+    return truth
 
 
 def assert_fast_as_exact_as_bfloat16(image, text, scale, backend, truth):
@@ -69,9 +77,7 @@ def assert_fast_as_exact_as_bfloat16(image, text, scale, backend, truth):
 def test_loss_and_gradients_are_as_exact_as_plain_torch(count, scale, backend):
     width = {1: 64, 2: 500, 31: 512, 33: 33, 127: 640, 129: 768, 1000: 64}[count]
     image, text = (v.float().double() for v in pairs(count, width))
-    truth = plain(image, text, scale, torch.float64)
-    found = ours(image, text, scale, backend)
-    assert_as_exact_as_torch(found, plain(image, text, scale, torch.float32), truth, scale)
+    truth = assert_exact(image, text, scale, backend)
     assert math.isclose(
         truth[0], naive.contrastive_loss(image.numpy(), text.numpy(), scale), abs_tol=1e-9
     )
