@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import quantiles
+from benchmarks.measure import Times
 from benchmarks.rows import Row
 from pipeline.blocks import PixelBlocks, start_worker
 from pipeline.clip_model import encode_images, load_model
@@ -23,18 +23,18 @@ def run(device: torch.device, quick: bool) -> list[Row]:
     model = load_model("demo", device)
     with tempfile.TemporaryDirectory() as folder:
         tree = scan(draw_dataset(Path(folder) / "demo", pictures=800 if quick else 3000))
-        seconds: dict[str, list[float]] = {"decode": [], "encode": [], "extract": []}
+        times = {name: Times() for name in ("decode", "encode", "extract")}
         for turn in range(repeats + 1):
-            found = _once(tree, model, Path(folder) / f"{turn}.h5", device)
-            for name, value in found.items():
+            once = _once(tree, model, Path(folder) / f"{turn}.h5", device)
+            for name, value in once.items():
                 if turn:
-                    seconds[name].append(value / len(tree.paths))
-    slower = max(quantiles(seconds[name])["p50"] for name in ("decode", "encode"))
+                    times[name].seconds.append(value / len(tree.paths))
+    found = {name: own.quantiles() for name, own in times.items()}
+    slower = max(found["decode"]["p50"], found["encode"]["p50"])
     shape = f"{len(tree.paths)} drawings, demo CLIP"
     return [
-        Row("extract", name, shape, "image", **quantiles(values), samples=len(values),
-            of_ceiling=slower / quantiles(values)["p50"])
-        for name, values in seconds.items()
+        Row("extract", name, shape, "image", **own, of_ceiling=slower / own["p50"])
+        for name, own in found.items()
     ]  # fmt: skip
 
 

@@ -38,9 +38,12 @@ def _cache_folder(here: Path) -> Path:
 numba.config.CACHE_DIR = str(_cache_folder(Path(__file__).resolve().parent))
 
 
-@njit(error_model="numpy", fastmath=FAST)
+@njit(error_model="numpy", fastmath={"contract"})
 def exp(x):
-    """e^x, relative error 2e-7; x is held to -60..88 first.
+    """e^x, relative error 8e-8 (root mean square 2.8e-8); x is held to -60..88 first.
+
+    Sums keep the order they are written in: with "reassoc" the two parts of ln 2 become one, and
+    the root mean square is 7.9e-8.
 
     Below -60 nothing is lost beside the 1 that every sum here contains, and products with it stay
     clear of denormals, which are 20 times slower. Source: Cephes expf.

@@ -57,5 +57,9 @@ class PixelBlocks:
 
 
 def start_worker(_: int) -> None:
-    """Leaves Ctrl-C to the parent process, which ends its workers when it has saved its rows."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leaves signals to the parent process, which ends its workers when it has saved its rows.
+
+    Ctrl-C and a cluster's scheduler send theirs to every process of the job.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

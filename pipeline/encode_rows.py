@@ -1,9 +1,7 @@
 """Rows of images to rows of features: decoding, encoding and writing go on at the same time."""
 
 import contextlib
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from pipeline.clip_model import ClipModel, encode_images
 from pipeline.config import ConfigError
 from pipeline.cores import cores
 from pipeline.image_tree import DataError, ImageTree
+from pipeline.signals import Interrupted, noted_signals
 
 FLUSH_SECONDS = 1.0  # what a kill can cost; a flush is two fsyncs, about 10 ms on an ordinary disk
 WAITING = 4  # batches encoded and not written yet
@@ -71,8 +70,8 @@ def encode_rows(
     skip     an unreadable image becomes a row without features; otherwise it ends the extraction
 
     Raises DataError naming the first unreadable images, or when a worker is killed from outside;
-    ConfigError when a batch is too large for the GPU; KeyboardInterrupt after Ctrl-C and the block
-    at hand. What was encoded before stays in the writer.
+    ConfigError when a batch is too large for the GPU; Interrupted after SIGINT or SIGTERM and the
+    block at hand. What was encoded before stays in the writer.
     """
     todo = np.zeros(len(tree.paths), bool)
     todo[writer.todo] = True
@@ -86,7 +85,7 @@ def encode_rows(
         ThreadPoolExecutor(1, "write") as disk,
         _decode(tree, clip, np.unique(writer.todo // batch).tolist(), batch, workers) as blocks,
         contextlib.closing(_encode(blocks, clip, pace)) as encoded,
-        _interrupts() as stop,
+        noted_signals() as stop,
     ):
         for block, features in encoded:
             rows = np.arange(block.start, block.start + len(features))
@@ -107,7 +106,7 @@ def encode_rows(
             unreadable |= bad
             bar.update(int(new.sum()))
             if stop:
-                raise KeyboardInterrupt
+                raise Interrupted("stopped", stop[0])
         for one in written:
             one.result()
     return Encoded(images, turned, unreadable)
@@ -182,29 +181,6 @@ def _errors_in_words(batch: int) -> Iterator[None]:
             "a process that decodes images was killed from outside, mostly for want of memory or "
             "shared memory (/dev/shm); pass a smaller --batch, fewer --workers, or --workers 0"
         ) from error
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """A list that fills at the first Ctrl-C; a second one breaks off at once.
-
-    Breaking off leaves a worker in the middle of handing over, and it would say so at length.
-    """
-    stop: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may change what a signal does
-        return
-
-    def note(number: int, _: object) -> None:
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _progress(rows: int) -> tqdm:

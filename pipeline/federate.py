@@ -68,7 +68,7 @@ def federate(
         progress = _start(folder, plan, begin(plan, cached, first_adapter), say)
         say(_opening(table, plan, on, backend, folder.folder))
         _say_what_is_doubtful(plan, say)
-        with signals() as stop, threads(on, table.features.shape[1]):
+        with signals() as stop, threads(on, table.features.shape[1], backend):
             progress = _train(folder, engine, config, progress, stop)
         trained = time.perf_counter()
         results = outcomes(engine, progress)

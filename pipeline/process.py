@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from tqdm import tqdm
 
+from kernels.cpu_threads import kernels_alone
+
 WIDE = 512
 """Below this width a step on the CPU is too short to share between threads: at 128 two threads took
 11 s for the built-in job and one 12 s, but with another busy program beside them 320 s."""
@@ -45,8 +47,15 @@ def signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def threads(device: torch.device, width: int) -> Iterator[None]:
-    """One thread for narrow features on a CPU, as many as torch has for others."""
+def threads(device: torch.device, width: int, backend: str) -> Iterator[None]:
+    """One thread for narrow features on a CPU, as many as torch has for others.
+
+    The numba kernels share out whole lanes, so they take all threads at any width.
+    """
+    if backend == "numba":
+        with kernels_alone():
+            yield
+        return
     before = torch.get_num_threads()
     if device.type == "cpu" and width < WIDE:
         torch.set_num_threads(1)

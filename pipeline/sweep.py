@@ -18,6 +18,7 @@ from pipeline.halving import rungs, survivors, trial_rounds
 from pipeline.joint import common_key, join_plans, join_progress, split_progress
 from pipeline.lanes import Plan, build_plan, steps_a_round
 from pipeline.outcomes import outcomes
+from pipeline.process import threads
 from pipeline.rounds import Engine
 from pipeline.run_folder import read_adapters, write_adapters
 from pipeline.search import Search
@@ -158,7 +159,9 @@ def _advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
         progress = join_progress(first, owners)
         for each in going:
             each.progress = None  # its memory is the joint one's now
-        progress = _rounds(engine, progress, mark or going[0].config.rounds, going, floor)
+        rounds = mark or going[0].config.rounds
+        with threads(floor.device, joint.work.kind.width, backend):
+            progress = _rounds(engine, progress, rounds, going, floor)
         for each, own in zip(going, split_progress(progress, plans, owners), strict=True):
             each.progress = replace(own, diverged={})
             each.died = next(iter(own.diverged.values()), None)

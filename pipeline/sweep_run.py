@@ -9,7 +9,7 @@ from cache.table import FeatureTable
 from kernels.backends import pick_backend, pick_device
 from pipeline.config import RunConfig, as_json, run_id
 from pipeline.federate import cache_facts
-from pipeline.process import Interrupted, free_memory, progress_bar, signals, threads
+from pipeline.process import Interrupted, free_memory, progress_bar, signals
 from pipeline.search import open_search
 from pipeline.sweep import Floor, Stopped, train_all
 from pipeline.sweep_report import sweep_report
@@ -72,7 +72,6 @@ def sweep(
         left_over = None
         with (
             signals() as stop,
-            threads(on, table.features.shape[1]),
             progress_bar(total=0, unit="lane-step", unit_scale=True, smoothing=0.1) as bar,
         ):
             floor = Floor(

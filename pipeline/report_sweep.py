@@ -1,0 +1,165 @@
+"""The part of a report that tells of a sweep."""
+
+from collections.abc import Sequence
+
+from pipeline.report_costs import duration, seconds_cell
+from pipeline.report_files import word
+from pipeline.report_parts import (
+    Cell,
+    accuracy,
+    cards,
+    facts,
+    gain,
+    section,
+    setting,
+    table,
+    tiles,
+    warnings,
+)
+from pipeline.report_threads import parallel_card
+from pipeline.report_trials import STATUSES, SweepData, Trial, best_trial
+from pipeline.svg import Markup, element, percent
+
+LISTED = 2000  # trials in the table; the rest are in trials.csv
+
+
+def sweep_part(sweep: SweepData, anchor: str) -> Markup:
+    """Everything about one sweep, under a heading with its name."""
+    best = best_trial(sweep.trials)
+    threads = parallel_card(sweep, best)
+    return element(
+        "article",
+        element("h2", f"Sweep {sweep.name}"),
+        element("p", _lead(sweep), class_="lead"),
+        warnings([*sweep.notes, *_doubts(sweep)]),
+        tiles(_tiles(sweep, best)) if sweep.trials else "",
+        _chosen(sweep, best),
+        section("Settings and validation accuracy", "Each line is a trial.", cards(threads))
+        if threads
+        else "",
+        _seeds(sweep),
+        section("Trials", _listed(sweep), _table(sweep, best)) if sweep.trials else "",
+        section("Specification", "", element("details", element("summary", "spec.json"),
+                facts([(name, word(value)) for name, value in sweep.spec.items()])))
+        if sweep.spec
+        else "",
+        id=anchor,
+    )  # fmt: skip
+
+
+def _lead(sweep: SweepData) -> str:
+    names = ", ".join(sweep.varied) or "nothing but the seed"
+    return (
+        f"{len(sweep.trials):,} trials ended; they differ in {names}. Chosen on validation alone."
+    )
+
+
+def _doubts(sweep: SweepData) -> list[str]:
+    odd = [t for t in sweep.trials if t.status not in STATUSES]
+    lost = [t for t in sweep.trials if t.status in ("diverged", "failed")]
+    said = [f"{len(lost)} of {len(sweep.trials)} trials diverged or failed."] if lost else []
+    if odd:
+        said.append(f"{len(odd)} trials have a status that is not known here: {odd[0].status}.")
+    return said
+
+
+def _tiles(sweep: SweepData, best: Trial | None) -> list[tuple[str, str, str]]:
+    counts = {name: sum(t.status == name for t in sweep.trials) for name in STATUSES}
+    others = ", ".join(f"{counts[name]:,} {name}" for name in STATUSES[1:] if counts[name])
+    shown = [("Trials done", f"{counts['done']:,}", others or "none stopped early")]
+    if best:
+        shown.append(("Best on validation", f"{percent(best.val_accuracy)} %", _called(best)))
+        done = sorted(t.val_accuracy for t in sweep.trials
+                      if t.status == "done" and t.val_accuracy is not None)  # fmt: skip
+        middle = done[len(done) // 2]
+        shown.append(("Median trial", f"{percent(middle)} %", f"worst {percent(done[0])} %"))
+    spent = [t.seconds for t in sweep.trials if t.seconds is not None]
+    if spent:
+        shown.append(("Trial seconds in all", duration(sum(spent)), "side by side they took less"))
+    return shown
+
+
+def _called(trial: Trial) -> str:
+    return f"trial {trial.number}"
+
+
+def _chosen(sweep: SweepData, best: Trial | None) -> Markup:
+    if best is None:
+        return Markup("")
+    names = sweep.varied or tuple(sorted(best.settings))
+    settings = ", ".join(f"{name} {word(best.settings.get(name))}" for name in names)
+    rows = []
+    for held_out, result in zip(best.held_out, best.results, strict=True):
+        cells = [Cell(held_out, None, "word name")]
+        for which in ("unseen", "participants", "overall"):
+            value = getattr(result.scores, which)
+            start = getattr(result.zero_shot, which) if result.zero_shot else None
+            cells += [accuracy(value), gain(value, start)]
+        rows.append([*cells, accuracy(result.scores.val_accuracy)])
+    heads = ["held out", "unseen", "gain", "participants", "gain", "overall", "gain", "validation"]
+    caption = "Accuracy in % on test rows; gain: points above zero-shot CLIP"
+    return section(
+        "The chosen trial",
+        f"Trial {best.number}, seed {word(best.seed)}: {settings}. Test rows are looked at "
+        "for this one only.",
+        table("The chosen trial", heads, rows, caption=caption),
+    )
+
+
+def _seeds(sweep: SweepData) -> Markup:
+    groups: dict[tuple[str, ...], list[Trial]] = {}
+    for trial in sweep.trials:
+        if trial.status == "done" and trial.val_accuracy is not None:
+            at = tuple(word(trial.settings.get(name)) for name in sweep.varied)
+            groups.setdefault(at, []).append(trial)
+    if all(len(members) == 1 for members in groups.values()):
+        return Markup("")
+    rows = []
+    for members in groups.values():
+        values = [trial.val_accuracy for trial in members]
+        mean, spread = _mean_and_deviation(values)
+        deviation = Cell("\u2013", "") if spread is None else accuracy(spread)
+        settings = [setting(members[0].settings.get(name)) for name in sweep.varied]
+        ends = [accuracy(min(values)), accuracy(max(values))]
+        rows.append([*settings, Cell(len(values)), accuracy(mean), deviation, *ends])
+    rows.sort(key=lambda row: -row[len(sweep.varied) + 1].sort)
+    heads = [*sweep.varied, "seeds", "mean", "std", "lowest", "highest"]
+    lead = "Validation accuracy in % of the finished trials; std with n - 1."
+    return section("Over seeds", lead, table("Over seeds", heads, rows[:LISTED]))
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+
+
+def _listed(sweep: SweepData) -> str:
+    lead = "A click on a head sorts."
+    if len(sweep.trials) > LISTED:
+        lead += f" The best {LISTED:,} of {len(sweep.trials):,}; report --csv writes all."
+    return lead
+
+
+def _table(sweep: SweepData, best: Trial | None) -> Markup:
+    ranked = sorted(sweep.trials, key=lambda t: (_rank(t), t.number))[:LISTED]
+    rows = [
+        [
+            Cell(trial.number),
+            Cell(trial.status, None, "word"),
+            *(setting(trial.settings.get(name)) for name in sweep.varied),
+            Cell(word(trial.seed)),
+            Cell(word(trial.rounds)),
+            accuracy(trial.val_accuracy),
+            seconds_cell(trial.seconds),
+        ]
+        for trial in ranked
+    ]  # fmt: skip
+    heads = ["trial", "status", *sweep.varied, "seed", "rounds", "validation", "seconds"]
+    return table("Trials", heads, rows, chosen=ranked.index(best) if best in ranked else None)
+
+
+def _rank(trial: Trial) -> float:
+    known = trial.status == "done" and trial.val_accuracy is not None
+    return -trial.val_accuracy if known else 1.0 - (trial.val_accuracy or 0.0)
