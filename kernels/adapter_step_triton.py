@@ -66,7 +66,8 @@ def adapter_steps(
     set_rows(work, rows)
     set_settings(work, settings)
     work.losses.zero_()
-    take_steps(adapters, features, labels.contiguous(), unit_text, work, live, logit_scale)
+    with torch.cuda.device_of(features):  # Triton launches on the current one, whatever it is given
+        take_steps(adapters, features, labels.contiguous(), unit_text, work, live, logit_scale)
     return work.losses.sum(dim=2)
 
 

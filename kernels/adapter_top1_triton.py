@@ -40,7 +40,8 @@ def adapter_top1(
 ) -> list[Tensor]:
     """See kernels.adapter_top1.adapter_top1; arguments are checked there."""
     asked = questions(rows, features)
-    answer(adapters, features.contiguous(), unit_text.contiguous(), asked)
+    with torch.cuda.device_of(features):  # Triton launches on the current one, whatever it is given
+        answer(adapters, features.contiguous(), unit_text.contiguous(), asked)
     return [asked.answers[places] for places in asked.places]
 
 

@@ -38,6 +38,7 @@ DOORS = {  # outside package -> the files that may import it
         "kernels/adapter_step_triton.py",
         "kernels/adapter_top1_triton.py",
         "kernels/adapter_triton.py",
+        "kernels/contrastive_kernels_triton.py",
         "kernels/contrastive_triton.py",
     },
     "optuna": {"pipeline/search_bayes.py"},
