@@ -51,7 +51,15 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
 
 
 def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, list]:
-    from benchmarks import compiling, extraction, kernels, machine, rounds
+    from benchmarks import (
+        compiling,
+        extraction,
+        kernels,
+        kernels_cuda,
+        machine,
+        rounds,
+        rounds_cuda,
+    )
     from kernels.backends import BACKENDS, pick_device
 
     where = pick_device(device)
@@ -65,8 +73,12 @@ def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, li
             found += kernels.run(where, described["ceilings"], quick)
             if "numba" in BACKENDS[where.type]:
                 found += compiling.run(quick)
+            if where.type == "cuda":
+                found += kernels_cuda.run(where, described["ceilings"], quick)
         elif name == "round":
             found += rounds.run(where, quick)
+            if where.type == "cuda":
+                found += rounds_cuda.run(where, described["ceilings"], quick)
         else:
             found += extraction.run(where, quick)
     return described, found

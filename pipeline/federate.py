@@ -10,6 +10,7 @@ import torch
 
 from cache.table import FeatureTable
 from kernels.backends import pick_device
+from pipeline.captured import capture_rounds
 from pipeline.checkpoint import from_tensors, to_tensors
 from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.evaluate import mean
@@ -63,7 +64,8 @@ def federate(
             say(f"{folder.folder} is done; these are its results (--force trains it again)")
             return folder.summary
         cached = to_device(table, on)
-        engine = Engine(plan, cached, backend, orders, table.identity.get("model"))
+        graph = capture_rounds(plan, cached, backend)
+        engine = Engine(plan, cached, backend, orders, table.identity.get("model"), graph)
         loaded = time.perf_counter()
         progress = _start(folder, plan, begin(plan, cached, first_adapter), say)
         say(_opening(table, plan, on, backend, folder.folder))

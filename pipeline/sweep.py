@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from cache.table import FeatureTable
 from kernels.heads import size
+from pipeline.captured import capture_rounds
 from pipeline.checkpoint import from_tensors, to_tensors
 from pipeline.config import ConfigError, RunConfig
 from pipeline.evaluate import Cached, mean
@@ -151,7 +152,9 @@ def _advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
         plans = [each.plan for each in going]
         joint, owners = join_plans(plans)
         backend = pick_plan_backend(joint, floor.backend, floor.device)
-        engine = Engine(joint, floor.cached, backend, model=floor.table.identity.get("model"))
+        graph = capture_rounds(joint, floor.cached, backend)
+        named = floor.table.identity.get("model")
+        engine = Engine(joint, floor.cached, backend, model=named, graph=graph)
         first = [_progress(each, floor) for each in going]
         progress = join_progress(first, owners)
         for each in going:

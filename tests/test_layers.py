@@ -33,6 +33,14 @@ DOORS = {  # outside package -> the files that may import it
         "kernels/numba_math.py",
         "kernels/numba_matmul.py",
     },
+    "triton": {
+        "kernels/adapter_step_kernels_triton.py",
+        "kernels/adapter_step_triton.py",
+        "kernels/adapter_top1_triton.py",
+        "kernels/adapter_triton.py",
+        "kernels/contrastive_kernels_triton.py",
+        "kernels/contrastive_triton.py",
+    },
     "optuna": {"pipeline/search_bayes.py"},
     "yaml": {"pipeline/sweep_yaml.py"},
 }
