@@ -51,7 +51,16 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
 
 
 def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, list]:
-    from benchmarks import compiling, extraction, kernels, machine, products, rounds
+    from benchmarks import (
+        compiling,
+        extraction,
+        kernels,
+        kernels_cuda,
+        machine,
+        products,
+        rounds,
+        rounds_cuda,
+    )
     from kernels.backends import BACKENDS, pick_device
 
     where = pick_device(device)
@@ -66,8 +75,12 @@ def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, li
             found += products.run(described["ceilings"], quick) if numba else []
             found += kernels.run(where, described["ceilings"], quick)
             found += compiling.run(quick) if numba else []
+            if where.type == "cuda":
+                found += kernels_cuda.run(where, described["ceilings"], quick)
         elif name == "round":
             found += rounds.run(where, quick)
+            if where.type == "cuda":
+                found += rounds_cuda.run(where, described["ceilings"], quick)
         else:
             found += extraction.run(where, quick)
     return described, found

@@ -6,10 +6,18 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say
+from pipeline.cli_report import report
+from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say, tell_report
 from pipeline.cli_sweep import sweep
 from pipeline.config import RunConfig
-from pipeline.options import ReleasedSpellings, choose_held_out, config_options, given_settings
+from pipeline.missing import refuse_missing_package
+from pipeline.options import (
+    PATH,
+    ReleasedSpellings,
+    choose_held_out,
+    config_options,
+    given_settings,
+)
 
 DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
 
@@ -26,6 +34,11 @@ class Commands(click.Group):
         """Runs the command; an error with an exit_code ends as one line and that code."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:  # nothing that is worth a word was under way
+            ctx.exit(130)
+        except ModuleNotFoundError as error:
+            refuse_missing_package(error)
+            raise
         except Exception as error:
             code = getattr(type(error), "exit_code", None) or getattr(error, "exit_code", None)
             if isinstance(error, click.ClickException) or not isinstance(code, int):
@@ -40,7 +53,7 @@ def cli() -> None:
     """FedCLIP from a feature cache: extract once, federate many times."""
 
 
-@cli.command()
+@cli.command(cls=ReleasedSpellings)
 @click.option(
     "--dataset",
     default="demo",
@@ -48,13 +61,11 @@ def cli() -> None:
     metavar="NAME|FOLDER",
     help=f"One of {', '.join(DATASETS)}, or a folder domain/class/image or class/image.",
 )
-@click.option(
-    "--root", type=click.Path(path_type=Path), help="Where data sets lie. [default: data]"
-)
+@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie. [default: data]")
 @click.option(
     "--model", "--net", help="An OpenAI backbone such as ViT-B/32, a file of weights, or demo."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Cache file to write.")
+@click.option("--out", type=PATH, help="Cache file to write.")
 @click.option(
     "--prompt",
     "prompts",
@@ -91,10 +102,10 @@ def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: 
 
 
 @cli.command(cls=ReleasedSpellings)
-@click.argument("cache", required=False, type=click.Path(path_type=Path))
+@click.argument("cache", required=False, type=PATH)
 @click.option("--dataset", help="Find the cache by its data set (extract it when missing).")
 @click.option("--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]")
-@click.option("--root", "--root-dir", type=click.Path(path_type=Path), help="Where data sets lie.")
+@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie.")
 @click.option(
     "--held-out",
     multiple=True,
@@ -110,8 +121,8 @@ def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: 
     help="The released spelling: numbers of domains, in sorted order, held out of one training.",
 )
 @config_options
-@click.option("--init-adapter", type=click.Path(path_type=Path), help="safetensors to start from.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<run_id>]")
+@click.option("--init-adapter", type=PATH, help="safetensors to start from.")
+@click.option("--out", type=PATH, help="Run folder. [default: runs/<run_id>]")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
 @click.option("--backend", default="auto", show_default=True, help="Kernels: auto, torch.")
 @click.option("--force", is_flag=True, help="Train again in a folder that holds a run.")
@@ -161,11 +172,12 @@ def federate(
         device=device,
         backend=backend,
         first_adapter=start,
+        file=file,
         force=force,
         say=say,
     )
-    document["cache"]["file"] = str(file)
     click.echo(json.dumps(document, allow_nan=False) if as_json else as_table(document))
+    tell_report(Path(document["run"]), file, as_json)
 
 
 cli.add_command(sweep)
@@ -176,7 +188,7 @@ def cache() -> None:
     """Look into, check, import and export cache files."""
 
 
-FILE = click.argument("file", type=click.Path(path_type=Path))
+FILE = click.argument("file", type=PATH)
 
 
 @cache.command()
@@ -206,8 +218,8 @@ def verify(file: Path) -> None:
 
 
 @cache.command("import")
-@click.argument("npz", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="[default: cache/files/<name>.h5]")
+@click.argument("npz", type=PATH)
+@click.option("--out", type=PATH, help="[default: cache/files/<name>.h5]")
 @click.option("--force", is_flag=True, help="Replace a cache that is there.")
 def import_(npz: Path, out: Path | None, force: bool) -> None:
     """Make a cache of an .npz: features, labels, text_features (and more, docs/cache-format.md)."""
@@ -222,7 +234,7 @@ def import_(npz: Path, out: Path | None, force: bool) -> None:
 
 @cache.command()
 @FILE
-@click.option("--out", type=click.Path(path_type=Path), help="[default: FILE with .npz]")
+@click.option("--out", type=PATH, help="[default: FILE with .npz]")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def export(file: Path, out: Path | None, force: bool) -> None:
     """Write a cache as an .npz with the keys that import reads."""
@@ -236,10 +248,13 @@ def export(file: Path, out: Path | None, force: bool) -> None:
 
 @cli.command()
 @click.argument("dataset", type=click.Choice(["pacs"]))
-@click.option("--root", type=click.Path(path_type=Path), default=HOME / "data", show_default=True)
+@click.option("--root", type=PATH, default=HOME / "data", show_default=True)
 @click.option("--url", help="Another address of the archive.")
 def download(dataset: str, root: Path, url: str | None) -> None:
     """Fetch a public data set, unpack it and check its counts."""
     from pipeline.download import download_dataset
 
     click.echo(download_dataset(dataset, root, url=url, say=say))
+
+
+cli.add_command(report)

@@ -42,6 +42,7 @@ def find_cache(
             )
         return (str(file),), file
     from pipeline.extract import cache_path
+    from pipeline.extract import find_cache as find
 
     words = tuple(
         word
@@ -50,9 +51,23 @@ def find_cache(
         for word in (option, value)
     )
     dataset = dataset or "demo"
-    found = cache_path(dataset, default_model(dataset, model))
-    if found.exists():
+    found = find(dataset, default_model(dataset, model))
+    if found:
         say(f"using the cache {found}")
         return words, found
-    say(f"no cache {found} yet: extracting it first")
+    missing = cache_path(dataset, default_model(dataset, model))
+    say(f"no cache {missing} yet: extracting it first")
     return words, run_extract(dataset, model, (PROMPT,), root=root, device=device).path
+
+
+def tell_report(folder: Path, cache: Path, quiet: bool) -> None:
+    """Writes a run's or sweep's report.html and prints its path, the last line.
+
+    quiet  stdout is for one JSON object: the path goes to stderr
+    """
+    from pipeline.report_page import write_report
+
+    try:
+        click.echo(write_report(folder, cache=cache), err=quiet)
+    except ConfigError as error:  # the results stand; only the page is missing
+        say(f"no report: {error}")

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_shared import HOME, find_cache, say
+from pipeline.cli_shared import HOME, find_cache, say, tell_report
 from pipeline.config import ConfigError, RunConfig
-from pipeline.options import ReleasedSpellings, choose_held_out, config_options, given_settings
+from pipeline.options import (
+    PATH,
+    ReleasedSpellings,
+    choose_held_out,
+    config_options,
+    given_settings,
+)
 
 
 def seconds(words: str) -> float:
@@ -29,10 +35,10 @@ def byte_count(words: str) -> int:
 
 
 @click.command(cls=ReleasedSpellings)
-@click.argument("cache", required=False, type=click.Path(path_type=Path))
+@click.argument("cache", required=False, type=PATH)
 @click.option("--dataset", help="Find the cache by its data set (extract it when missing).")
 @click.option("--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]")
-@click.option("--root", "--root-dir", type=click.Path(path_type=Path), help="Where data sets lie.")
+@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie.")
 @click.option(
     "--grid",
     multiple=True,
@@ -41,7 +47,7 @@ def byte_count(words: str) -> int:
 )
 @click.option("--random", "draws", type=int, help="Draw so many configurations from the --grid.")
 @click.option("--seeds", default=1, show_default=True, help="Train each with seeds 0, 1, ...")
-@click.option("--spec", type=click.Path(path_type=Path), help="W&B sweep YAML in place of --grid.")
+@click.option("--spec", type=PATH, help="W&B sweep YAML in place of --grid.")
 @click.option("--halving", type=int, metavar="ETA", help="At rungs go on with the best 1/ETA only.")
 @click.option("--draw-seed", default=0, show_default=True, help="Fixes what random draws.")
 @click.option("--budget", metavar="TIME", help="Begin no round after 90s, 2m, 1.5h.")
@@ -56,7 +62,7 @@ def byte_count(words: str) -> int:
 @click.option("--held-out", multiple=True, metavar="DOMAIN|all|none", help="As in federate.")
 @click.option("--test-envs", multiple=True, type=int, metavar="INT...", help="As in federate.")
 @config_options
-@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/sweep-<id>]")
+@click.option("--out", type=PATH, help="[default: runs/sweep-<id>]")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
 @click.option("--backend", default="auto", show_default=True, help="Kernels.")
 @click.option("--force", is_flag=True, help="Start anew in a folder that holds a sweep.")
@@ -122,6 +128,7 @@ def sweep(
         say=say,
     )
     click.echo(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
+    tell_report(Path(document["sweep"]), file, as_json)
 
 
 def _spec(

@@ -7,20 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from cache.table import FeatureTable
 from kernels.backends import pick_device
+from pipeline.captured import capture_rounds
 from pipeline.checkpoint import from_tensors, to_tensors
 from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.evaluate import mean
 from pipeline.lanes import Orders, Plan, build_plan, seeded_order
 from pipeline.outcomes import outcomes
-from pipeline.process import Interrupted, signals, threads
+from pipeline.privacy import epsilon
+from pipeline.process import progress_bar, threads
 from pipeline.report import mean_results
 from pipeline.rounds import Engine
 from pipeline.run_folder import RunFolder, open_run
+from pipeline.signals import Interrupted, noted_signals
 from pipeline.training import Progress, advance, begin, pick_plan_backend, to_device
+
+DELTA = 1e-5  # at which epsilon is told
 
 
 def federate(
@@ -33,6 +37,7 @@ def federate(
     backend: str = "auto",
     first_adapter: torch.Tensor | None = None,
     orders: Orders = seeded_order,
+    file: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> dict:
@@ -44,6 +49,7 @@ def federate(
 
     first_adapter  (P,) where training starts (kernels/heads.py); None: the config's own start
     orders         the order of rows; another than the seeded one is for replaying recorded runs
+    file           where the table lies, for the report to find it again
     say            gets sentences for people
 
     Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
@@ -59,20 +65,23 @@ def federate(
             say(f"{folder.folder} is done; these are its results (--force trains it again)")
             return folder.summary
         cached = to_device(table, on)
-        engine = Engine(plan, cached, backend, orders, table.identity.get("model"))
+        graph = capture_rounds(plan, cached, backend)
+        engine = Engine(plan, cached, backend, orders, table.identity.get("model"), graph)
         loaded = time.perf_counter()
         progress = _start(folder, plan, begin(plan, cached, first_adapter), say)
         say(_opening(table, plan, on, backend, folder.folder))
-        with signals() as stop, threads(on, table.features.shape[1], backend):
+        _say_what_is_doubtful(plan, say)
+        with noted_signals() as stop, threads(on, table.features.shape[1], backend):
             progress = _train(folder, engine, config, progress, stop)
         trained = time.perf_counter()
         results = outcomes(engine, progress)
         _say_what_got_worse(results, config, say)
         document = {
-            "cache": cache_facts(table),
+            "cache": {**cache_facts(table), **({"file": str(file.resolve())} if file else {})},
             "config": {**as_json(config), "backend": backend, "device": on.type},
             "results": results,
             "mean": mean_results(results),
+            "privacy": _privacy(config, say),
             "run": str(folder.folder),
             "seconds": {
                 "load": loaded - started,
@@ -83,6 +92,19 @@ def federate(
         _save(folder, engine, progress, now=True)
         folder.finish(document)
     return document
+
+
+def _privacy(config: RunConfig, say: Callable[[str], None]) -> dict | None:
+    """What central DP guarantees; None without noise. epsilon None: no accountant is installed."""
+    if not config.noise:
+        return None
+    found = None
+    try:
+        found = epsilon(config.noise, config.client_fraction, config.rounds, DELTA)
+        say(f"central DP: epsilon {found:.2f} at delta {DELTA:g} after {config.rounds} rounds")
+    except ConfigError as error:
+        say(str(error))
+    return {"epsilon": found, "delta": DELTA}
 
 
 def describe(
@@ -121,7 +143,9 @@ def _train(
     if not engine.plan.lanes:
         return progress
     rounds = range(progress.rounds_done, config.rounds)
-    bar = tqdm(rounds, initial=progress.rounds_done, total=config.rounds, unit="round", leave=False)
+    bar = progress_bar(
+        iterable=rounds, initial=progress.rounds_done, total=config.rounds, unit="round"
+    )
     for round in bar:
         progress, report = advance(engine, progress)
         for why in progress.diverged.values():
@@ -139,6 +163,16 @@ def _train(
                 stop[0],
             )
     return progress
+
+
+def _say_what_is_doubtful(plan: Plan, say: Callable[[str], None]) -> None:
+    least = min((len(fold.clients) for fold in plan.folds), default=0)
+    byzantine = plan.folds[0].config.byzantine
+    if plan.method == "krum" and least < 2 * byzantine + 3:
+        say(
+            f"krum is proven for {2 * byzantine + 3} clients or more when {byzantine} may lie; "
+            f"here are {least}. It picks the client with the nearest neighbour"
+        )
 
 
 def _say_what_got_worse(results: list[dict], config: RunConfig, say: Callable[[str], None]) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 
 from pipeline.setting_values import Value
 
-DISTINCT = 8
-"""A number with more values than that is put into four groups of nearly equal size."""
+DISTINCT = 6
+"""A number with more values than that is put into four groups of nearly equal size: with a group
+for each draw of a random search every parameter would explain everything."""
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,18 @@
-"""What a long command does to its process: signals that end a round, threads, memory there is."""
+"""What a long command takes of its computer: threads, memory, and a line on the terminal."""
 
 import os
-import signal
-import threading
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from tqdm import tqdm
 
 from kernels.cpu_threads import kernels_alone
 
 WIDE = 512
 """Below this width a step on the CPU is too short to share between threads: at 128 two threads took
 11 s for the built-in job and one 12 s, but with another busy program beside them 320 s."""
-
-
-class Interrupted(Exception):
-    """A signal asked a run to stop; what it had trained is written."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM add their number to; a second SIGINT breaks off at once."""
-    stop: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def note(number: int, frame: object) -> None:
-        if stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -61,6 +32,12 @@ def threads(device: torch.device, width: int, backend: str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def progress_bar(**settings) -> tqdm:
+    """A bar on stderr: a living one in a terminal, a line every half minute elsewhere."""
+    living = sys.stderr.isatty()
+    return tqdm(mininterval=0.1 if living else 30, leave=False, **settings)
 
 
 def free_memory(device: torch.device) -> int:

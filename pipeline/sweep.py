@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from cache.table import FeatureTable
 from kernels.heads import size
+from pipeline.captured import capture_rounds
 from pipeline.checkpoint import from_tensors, to_tensors
 from pipeline.config import ConfigError, RunConfig
 from pipeline.evaluate import Cached, mean
@@ -17,10 +18,11 @@ from pipeline.halving import rungs, survivors, trial_rounds
 from pipeline.joint import common_key, join_plans, join_progress, split_progress
 from pipeline.lanes import Plan, build_plan, steps_a_round
 from pipeline.outcomes import outcomes
+from pipeline.process import threads
 from pipeline.rounds import Engine
 from pipeline.run_folder import read_adapters, write_adapters
 from pipeline.search import Search
-from pipeline.sweep_spec import SweepSpec, config_of
+from pipeline.sweep_spec import SweepSpec, batch_size, config_of
 from pipeline.training import Progress, advance, begin, pick_plan_backend
 from pipeline.trials import Record, SweepFolder, Trial, record
 
@@ -150,12 +152,16 @@ def _advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
         plans = [each.plan for each in going]
         joint, owners = join_plans(plans)
         backend = pick_plan_backend(joint, floor.backend, floor.device)
-        engine = Engine(joint, floor.cached, backend, model=floor.table.identity.get("model"))
+        graph = capture_rounds(joint, floor.cached, backend)
+        named = floor.table.identity.get("model")
+        engine = Engine(joint, floor.cached, backend, model=named, graph=graph)
         first = [_progress(each, floor) for each in going]
         progress = join_progress(first, owners)
         for each in going:
             each.progress = None  # its memory is the joint one's now
-        progress = _rounds(engine, progress, mark or going[0].config.rounds, going, floor)
+        rounds = mark or going[0].config.rounds
+        with threads(floor.device, joint.work.kind.width, backend):
+            progress = _rounds(engine, progress, rounds, going, floor)
         for each, own in zip(going, split_progress(progress, plans, owners), strict=True):
             each.progress = replace(own, diverged={})
             each.died = next(iter(own.diverged.values()), None)
@@ -214,10 +220,18 @@ def _cut(
 
     A sweep that was killed has some ends on record already: those of this segment are compared
     again, and where a later one is on record this cut was made, so all who live survived it.
+    Only trials that were asked for together are compared: bayes asks many times.
     """
-    ended = {each.id: each for each in floor.folder.records.values()}
-    alive = {each.trial.id: each for each in live}
-    others = [each for each in ended.values() if each.id not in alive]
+    if not live:
+        return live
+    together = batch_size(spec) * len(spec.seeds)
+    batch = live[0].trial.number // together
+    alive = {each.trial.id for each in live}
+    others = [
+        each
+        for each in floor.folder.records.values()
+        if each.id not in alive and each.number // together == batch
+    ]
     if any(each.status == "done" or each.rounds > mark for each in others):
         return live
     here = [each for each in others if each.rounds > reached or (not reached and not each.rounds)]

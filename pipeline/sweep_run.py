@@ -5,14 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cache.table import FeatureTable
 from kernels.backends import pick_backend, pick_device
 from pipeline.config import RunConfig, as_json, run_id
 from pipeline.federate import cache_facts
-from pipeline.process import Interrupted, free_memory, signals, threads
+from pipeline.process import free_memory, progress_bar
 from pipeline.search import open_search
+from pipeline.signals import Interrupted, noted_signals
 from pipeline.sweep import Floor, Stopped, train_all
 from pipeline.sweep_report import sweep_report
 from pipeline.sweep_spec import SweepSpec, batch_size, describe
@@ -73,9 +72,8 @@ def sweep(
         )
         left_over = None
         with (
-            signals() as stop,
-            threads(on, table.features.shape[1], backend),
-            tqdm(total=0, unit="lane-step", unit_scale=True, smoothing=0.1, leave=False) as bar,
+            noted_signals() as stop,
+            progress_bar(total=0, unit="lane-step", unit_scale=True, smoothing=0.1) as bar,
         ):
             floor = Floor(
                 table, to_device(table, on), on, backend, opened,

@@ -10,12 +10,13 @@ from kernels.heads import first_row, named
 from kernels.local_steps_torch import losses_of
 from pipeline.config import ConfigError, RunConfig
 from pipeline.lanes import build_plan, round_rows, seeded_order, settings_of
+from pipeline.outcomes import outcomes
 from pipeline.payload import received
 from pipeline.privacy import private_mean
 from pipeline.rounds import Engine, run_round, stream_of
 from pipeline.state import first_state, model_rows, own_part
-from pipeline.training import to_device
-from tests import naive_server
+from pipeline.training import advance, begin, to_device
+from tests import naive_heads, naive_server
 from tests.test_federate import run, small
 
 SGD = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.05, "weight_decay": 0.0}
@@ -309,6 +310,35 @@ def test_a_stopped_run_of_every_memory_goes_on_with_the_same_bytes(method, tmp_p
     assert "going on after round" in heard[0]
     for name in ("rounds.jsonl", "adapter.safetensors"):
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["fedavg", "local", "central", "ditto", "fedper"])
+def test_personalised_is_each_client_s_own_tuning_of_the_chosen_adapter(method):
+    twin = Twin(config(**SGD, method=method, personalise=2, rounds=1))
+    progress, _ = advance(twin.engine, begin(twin.plan, twin.cached))
+    (result,) = outcomes(twin.engine, progress)
+    told = result["personalised"]
+    assert told["epochs"] == 2
+    if method != "central":
+        names = [c.name for c in twin.fold.clients]
+        assert list(told["after"]["accuracy"]) == names == list(told["before"]["accuracy"])
+    for k, client in enumerate(twin.fold.clients):
+        (m,) = (m for m in twin.fold.models if k in twin.plan.models[m].clients)
+        weights = progress.best[m].double().numpy()
+        for found in ("before", "after"):
+            parts = {
+                n: p.numpy() for n, p in named(twin.plan.work.kind, torch.tensor(weights)).items()
+            }
+            z = naive_heads.logits(
+                "FedAtImg", "low-rank", parts, twin.table.features[client.test].astype(float),
+                twin.table.text_features.astype(float), 20.0,
+            )  # fmt: skip
+            right = (z.argmax(axis=1) == twin.table.labels[client.test]).mean()
+            assert told[found]["accuracy"][client.name] == pytest.approx(right)
+            lane = next(x for x in build_plan(twin.table, config(**SGD)).lanes if x.client == k)
+            rows = round_rows([lane], 1, seeded_order, epochs=2)[:, 0].long()
+            for batch in rows:
+                weights = weights - 0.05 * twin.gradient(weights, batch)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pytest
 
 from pipeline.cli import cli
 from pipeline.config import ConfigError, RunConfig
+from pipeline.options import given_settings
 from pipeline.search import listed_trials
+from pipeline.setting_values import sweepable
 from pipeline.sweep_report import federate_command, sweep_report, sweep_table
 from pipeline.sweep_spec import from_options
 from pipeline.trials import record
@@ -133,12 +135,14 @@ def test_what_mattered_counts_done_trials_and_the_seed():
     assert "epsilon squared" in sweep_table(document)
 
 
-def config_of_command(line):
-    """What the command line's words make of the federate command's own parser."""
+def read_command(line):
+    """The cache, the held-out words and the RunConfig that federate's parser makes of a line."""
     words = shlex.split(line)
     assert words[:2] == ["./run.sh", "federate"]
     params = cli.commands["federate"].make_context("federate", words[2:]).params
-    return params
+    fields = RunConfig.__dataclass_fields__.keys() - {"held_out"}
+    settings = given_settings(params["preset"], {name: params[name] for name in fields})
+    return str(params["cache"]), params["held_out"], settings
 
 
 SETTINGS = [
@@ -146,6 +150,7 @@ SETTINGS = [
     {"lr": 0.1 + 0.2, "weight_decay": 0.0, "batch": 2, "local_epochs": 3},
     {"lr": 1e-300, "eps": 1e-30, "split": 0.98, "beta1": 0.0},
     {"method": "local", "weighting": "rows", "eval": "every", "rounds": 200},
+    {"method": "fedprox", "mu": 0.01, "loss": "class", "optimizer": "sgd", "momentum": 0.9},
 ]
 
 
@@ -154,12 +159,16 @@ SETTINGS = [
 def test_the_command_line_trains_the_same_again(settings, held_out):
     base = RunConfig(rounds=20, held_out=held_out)
     line = federate_command(base, settings, 7, CACHE)
-    params = config_of_command(line)
-    wanted = RunConfig(**{"rounds": 20, **settings, "held_out": held_out, "seed": 7})
-    assert str(params["cache"]) == "my cache.h5"
-    assert params["held_out"] == tuple(",".join(fold) or "none" for fold in held_out)
-    for name in RunConfig.__dataclass_fields__.keys() - {"held_out"}:
-        assert params[name] == getattr(wanted, name), name
+    cache, folds, read = read_command(line)
+    assert cache == "my cache.h5"
+    assert folds == tuple(",".join(fold) or "none" for fold in held_out)
+    wanted = {"rounds": 20, **settings, "held_out": held_out, "seed": 7}
+    assert RunConfig(**read, held_out=held_out) == RunConfig(**wanted)
+
+
+def test_every_setting_has_its_option():
+    options = {option for p in cli.commands["federate"].params for option in p.opts}
+    assert {f"--{name.replace('_', '-')}" for name in sweepable()} <= options
 
 
 def test_the_command_line_has_no_default_in_it():

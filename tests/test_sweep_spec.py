@@ -113,6 +113,10 @@ def test_words_that_mean_no_whole_number(words):
     refused("batch", parse_words, "batch", words)
 
 
+def test_minus_zero_is_zero():
+    assert str(parse_words("lr", "-0").values) == str(parse_words("lr", "0").values) == "(0.0,)"
+
+
 def test_a_word_has_no_range():
     refused("has no range", parse_words, "weighting", "rows..uniform")
     assert parse_words("weighting", "rows,uniform") == Choices(("rows", "uniform"))

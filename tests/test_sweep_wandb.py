@@ -77,6 +77,8 @@ def test_a_whole_sweep(tmp_path):
         ({"distribution": "int_uniform", "min": 1, "max": 5}, Steps(1, 5)),
         ({"distribution": "log_uniform_values", "min": 2, "max": 3}, Range(2.0, 3.0, log=True)),
         ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0.1}, Steps(0, 10, 0.1)),
+        ({"distribution": "q_uniform", "min": 0, "max": 0.3, "q": 0.1}, Steps(0, 3, 0.1)),
+        ({"distribution": "q_uniform", "min": 2.1, "max": 2.8, "q": 0.3}, Steps(7, 9, 0.3)),
         ({"distribution": "q_uniform", "min": 0.25, "max": 3.5}, Steps(1, 3, 1.0)),
         ({"distribution": "normal", "mu": 1, "sigma": 0.1}, Normal(1.0, 0.1)),
         ({"mu": 1, "sigma": 0.1}, Normal(1.0, 0.1)),
