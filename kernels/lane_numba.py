@@ -22,7 +22,7 @@ from kernels.rows_numba import (
     row_lengths,
     subtract_columns,
     subtract_rows,
-    times,
+    times_in_blocks,
     transpose,
 )
 
@@ -79,7 +79,7 @@ def train_lane(
         t = _columns(codes, texts, weight[images:], text, columns, buffers, step)
         z = buffers.pairs[0, : columns * n].reshape(columns, n)
         d_z = buffers.pairs[1, : columns * n].reshape(columns, n)
-        times(t, u, z)
+        times_in_blocks(t, u, z)
         losses[step] = batch_loss(
             loss, z, place, counts, scale, per_row, per_column, d_z, inner, inner_column
         )

@@ -8,6 +8,7 @@ from numba import njit
 
 from kernels.numba_math import OPTIONS, F
 
+BLOCK = 128
 SHORTEST = F(1e-12)  # as torch's normalize: what is shorter counts as that long
 
 
@@ -15,6 +16,28 @@ SHORTEST = F(1e-12)  # as torch's normalize: what is shorter counts as that long
 def times(w, x, out):
     """out = w @ x; all are C-contiguous matrices, here and in the next two."""
     np.dot(w, x, out)
+
+
+@njit(**OPTIONS)
+def times_in_blocks(w, x, out):
+    """out = w @ x, summed over 128 at a time, for logits: the gradient's error is mostly theirs.
+
+    At D = 512 and a scale of 100 the gradient errs 2.5 times as much as torch's with one sum, as
+    much as torch's with four. It costs 2 us for 7 classes, 30 for 196.
+    """
+    count, width = w.shape
+    part = np.empty_like(out)
+    out[:] = F(0)
+    for start in range(0, width, BLOCK):
+        end = min(width, start + BLOCK)
+        block = np.empty((count, end - start), np.float32)
+        for k in range(count):
+            for d in range(start, end):
+                block[k, d - start] = w[k, d]
+        times(block, x[start:end], part)
+        for k in range(count):
+            for i in range(out.shape[1]):
+                out[k, i] += part[k, i]
 
 
 @njit(**OPTIONS)
@@ -40,31 +63,42 @@ def gather_rows(table, rows, out):
 
 @njit(**OPTIONS)
 def gather_columns(table, rows, unit, out):
-    """out[:, i] = table[rows[i]], at length 1 if `unit`; eight rows at a time.
+    """out[:, i] = table[rows[i]], at length 1 if `unit`.
 
-    32 rows of 2 KiB would fall on two sets of an L1 cache.
+    8 x 8 at a time: 10 us for 32 rows of 512, row by row twice that.
     """
     width, size = out.shape
     scale = np.ones(size, np.float32)
     if unit:
         for i in range(size):
             scale[i] = _inverse_length(table[rows[i]])
-    for start in range(0, size, 8):
-        end = min(size, start + 8)
-        for d in range(width):
-            for i in range(start, end):
-                out[d, i] = table[rows[i], d] * scale[i]
+    for d in range(0, width, 8):
+        for i in range(0, size, 8):
+            if i + 8 <= size and d + 8 <= width:  # lengths that the compiler knows
+                for a in range(i, i + 8):
+                    row, factor = rows[a], scale[a]
+                    for b in range(d, d + 8):
+                        out[b, a] = table[row, b] * factor
+            else:
+                for a in range(i, min(size, i + 8)):
+                    for b in range(d, min(width, d + 8)):
+                        out[b, a] = table[rows[a], b] * scale[a]
 
 
 @njit(**OPTIONS)
 def transpose(x, out):
-    """out (n, D) = x.T, eight columns at a time."""
+    """out (n, D) = x.T, 8 x 8 at a time as above."""
     width, size = x.shape
-    for start in range(0, size, 8):
-        end = min(size, start + 8)
-        for d in range(width):
-            for i in range(start, end):
-                out[i, d] = x[d, i]
+    for i in range(0, size, 8):
+        for d in range(0, width, 8):
+            if i + 8 <= size and d + 8 <= width:
+                for a in range(i, i + 8):
+                    for b in range(d, d + 8):
+                        out[a, b] = x[b, a]
+            else:
+                for a in range(i, min(size, i + 8)):
+                    for b in range(d, min(width, d + 8)):
+                        out[a, b] = x[b, a]
 
 
 @njit(**OPTIONS)

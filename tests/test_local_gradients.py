@@ -33,7 +33,10 @@ def one_thread():
 
 
 def draw(mode, head, width, classes, batch, *, rows=200, seed=0):
-    """Adapters near training's start, float32; lane 1's batch is ragged, lane 2's of one class."""
+    """Adapters near training's start, features near their class's text, all float32.
+
+    Lane 1's batch is ragged, lane 2's of one class.
+    """
     rng = np.random.default_rng(seed)
     kind = Kind(mode, head, width, classes, rank=3)
     text = torch.from_numpy(rng.normal(size=(classes, width)).astype(np.float32))
@@ -44,6 +47,7 @@ def draw(mode, head, width, classes, batch, *, rows=200, seed=0):
     asked = torch.from_numpy(rng.integers(0, rows, (1, LANES, batch)).astype(np.int32))
     asked[0, 1, max(2, batch - 3) :] = -1
     labels[asked[0, 2].long()] = classes - 1
+    features += 3 * normalize(text, dim=1)[labels]  # else no answer is sure, and no gradient small
     return kind, start + torch.from_numpy(noise), features.float(), labels, text, asked
 
 
