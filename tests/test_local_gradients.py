@@ -13,10 +13,10 @@ from tests.test_local_steps import BACKENDS, KINDS, settings
 
 LANES = 3
 EPS = float(np.finfo(np.float32).eps)
-CASES = [  # width, classes, batch, scale, draws: the error of one is mostly that of a few lengths
+CASES = [  # width, classes, batch, scale, draws: the error of one is that of a length or two
     (5, 1, 2, 14.3, 6),
     (5, 40, 21, 1.0, 6),
-    (33, 4, 32, 100.0, 6),
+    (33, 4, 32, 100.0, 24),
     (500, 40, 21, 1.0, 1),
     (512, 196, 32, 100.0, 1),
 ]
