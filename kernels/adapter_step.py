@@ -84,10 +84,15 @@ def _check(
         )
     if any(tuple(value.shape) != (lanes,) for value in settings):
         raise ValueError(f"adapter_steps: settings must hold one value for each of {lanes} lanes")
-    if steps and (int(rows.max()) >= count or int(rows.min()) < -1):
+    check_rows("adapter_steps", rows, count)
+
+
+def check_rows(who: str, rows: Tensor, count: int) -> None:
+    """Raises ValueError where rows (T, L, B) name none of `count` rows, or lanes are unsorted."""
+    if rows.numel() and (int(rows.max()) >= count or int(rows.min()) < -1):
         raise ValueError(
-            f"adapter_steps: rows name {int(rows.min())} to {int(rows.max())}; there are {count}"
+            f"{who}: rows name {int(rows.min())} to {int(rows.max())}; there are {count}"
         )
     live = rows[:, :, 0] >= 0
     if bool((live[:, 1:] & ~live[:, :-1]).any()) or bool((live[1:] & ~live[:-1]).any()):
-        raise ValueError("adapter_steps: at every step the lanes that have rows must come first")
+        raise ValueError(f"{who}: at every step the lanes that have rows must come first")

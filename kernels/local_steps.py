@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels.adapter import AdamSettings
-from kernels.adapter_step import adapter_steps
-from kernels.backends import BackendUnavailable, pick_backend
+from kernels.adapter_step import adapter_steps, check_rows
+from kernels.backends import BackendUnavailable, load, pick_backend
 from kernels.heads import Kind, attention_state, size
 from kernels.names import LOSSES, OPTIMIZERS
 
@@ -57,15 +57,17 @@ def has_fused_step(work: Work) -> bool:
 def pick_local_backend(backend: str, device: torch.device, plain: bool) -> str:
     """The backend that runs: "auto" takes the fastest that can; a named one is never swapped.
 
-    plain   whether only the torch code computes what is asked: no fused step, or pull or moments
+    plain   whether there is no fused step for what is asked: other work, or pull or moments; then
+            a GPU has torch only
     Raises BackendUnavailable.
     """
-    if not plain:
+    if not plain or device.type == "cpu":
         return pick_backend(backend, device)
     if backend not in ("auto", "torch"):
         raise BackendUnavailable(
-            f"backend {backend!r} trains the released step only (FedAtImg, attention, contrastive, "
-            "adam, moments reset, no proximal term); pass --backend auto or torch for others"
+            f"backend {backend!r} trains the released step only on {device.type} (FedAtImg, "
+            "attention, contrastive, adam, moments reset, no proximal term); pass --backend auto "
+            "or torch for others"
         )
     return "torch"
 
@@ -109,17 +111,7 @@ def local_steps(
     Raises ValueError for arguments that do not fit each other, BackendUnavailable for a named
     backend that cannot run here or cannot compute this.
     """
-    wanted = (rows.shape[1], size(work.kind))
-    if tuple(rows_of_adapters.shape) != wanted or rows_of_adapters.dtype != torch.float32:
-        raise ValueError(
-            f"local_steps: adapters must be {wanted} float32 for {rows.shape[1]} lanes of "
-            f"{work.kind}; got {tuple(rows_of_adapters.shape)} {rows_of_adapters.dtype}"
-        )
-    if work.loss not in LOSSES or work.optimizer not in OPTIMIZERS:
-        raise ValueError(
-            f"local_steps: loss {work.loss!r} and optimizer {work.optimizer!r}; there are "
-            f"{', '.join(LOSSES)} and {', '.join(OPTIMIZERS)}"
-        )
+    _check(work, rows_of_adapters, features, labels, text, rows, settings, moments, pull)
     plain = not has_fused_step(work) or moments is not None or any(p is not None for p in pull)
     backend = pick_local_backend(backend, features.device, plain)
     if not plain:
@@ -128,9 +120,54 @@ def local_steps(
         return adapter_steps(
             state, features, labels, unit_text, rows, adam, logit_scale=logit_scale, backend=backend
         )
-    from kernels import local_steps_torch
-
-    return local_steps_torch.local_steps(
+    return load("local_steps", backend, features.device).local_steps(
         work, rows_of_adapters, features, labels, text, rows, settings, float(logit_scale),
         moments, pull,
     )  # fmt: skip
+
+
+def _check(
+    work: Work, adapters: Tensor, features: Tensor, labels: Tensor, text: Tensor, rows: Tensor,
+    settings: Settings, moments: Moments | None, pull: Pull,
+) -> None:  # fmt: skip
+    kind, lanes, count = work.kind, rows.shape[1], len(features)
+    wanted = (lanes, size(kind))
+    if work.loss not in LOSSES or work.optimizer not in OPTIMIZERS:
+        raise ValueError(
+            f"local_steps: loss {work.loss!r} and optimizer {work.optimizer!r}; there are "
+            f"{', '.join(LOSSES)} and {', '.join(OPTIMIZERS)}"
+        )
+    given = {
+        "adapters": adapters,
+        "moments.first": moments and moments.first,
+        "moments.second": moments and moments.second,
+        "pull.anchor": pull.anchor,
+        "pull.shift": pull.shift,
+    }
+    for name, found in given.items():
+        if found is None:
+            continue
+        if tuple(found.shape) != wanted or found.dtype != torch.float32 or found.stride(1) != 1:
+            raise ValueError(
+                f"local_steps: {name} must be {wanted} float32, each row in one piece, for {lanes} "
+                f"lanes of {kind}; got {tuple(found.shape)} {found.dtype} {found.stride()}"
+            )
+    for name, found, shape, dtype in (
+        ("features", features, (count, kind.width), torch.float32),
+        ("labels", labels, (count,), torch.int64),
+        ("text", text, (kind.classes, kind.width), torch.float32),
+        ("rows", rows, (len(rows), lanes, rows.shape[2]), torch.int32),
+    ):
+        if tuple(found.shape) != shape or found.dtype != dtype:
+            raise ValueError(
+                f"local_steps: {name} must be {shape} {dtype}; got {tuple(found.shape)} "
+                f"{found.dtype}"
+            )
+    if any(tuple(value.shape) != (lanes,) for value in settings):
+        raise ValueError(f"local_steps: settings must hold one value for each of {lanes} lanes")
+    check_rows("local_steps", rows, count)
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < kind.classes:
+        raise ValueError(
+            f"local_steps: labels are {int(labels.min())} to {int(labels.max())}; there are "
+            f"{kind.classes} classes"
+        )

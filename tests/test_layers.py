@@ -31,8 +31,13 @@ DOORS = {  # outside package -> the files that may import it
         "kernels/adapter_step_numba.py",
         "kernels/adapter_top1_numba.py",
         "kernels/contrastive_numba.py",
+        "kernels/heads_numba.py",
+        "kernels/lane_numba.py",
+        "kernels/losses_numba.py",
         "kernels/numba_math.py",
         "kernels/numba_matmul.py",
+        "kernels/optimizers_numba.py",
+        "kernels/rows_numba.py",
     },
     "triton": {
         "kernels/adapter_step_kernels_triton.py",

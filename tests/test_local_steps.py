@@ -7,7 +7,7 @@ import torch
 from kernels.answers import confidences, top1, unit_features
 from kernels.backends import BackendUnavailable
 from kernels.heads import Kind, as_rows, first_row, named, shapes, size
-from kernels.local_steps import Moments, Pull, Settings, Work, local_steps
+from kernels.local_steps import Moments, Pull, Settings, Work, local_steps, pick_local_backend
 from kernels.local_steps_torch import losses_of
 from kernels.names import HEADS, LOSSES, MODES, OPTIMIZERS
 from tests import naive_heads
@@ -19,6 +19,7 @@ KINDS = [
     if head != "cosine" or mode == "FedAtTxt"
 ]  # fmt: skip
 SCALE = 14.3
+BACKENDS = ("numba", "torch")
 
 
 def draw(mode, head, *, classes=4, width=8, lanes=1, rows=30, seed=0):
@@ -67,9 +68,10 @@ def test_losses_equal_the_twin_and_their_gradients_its_slopes(mode, head, classe
         assert (up - down) / 2e-5 == pytest.approx(gradient[0, at].item(), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("kept", [False, True])
-def test_optimizers_step_as_torch_optim_does(optimizer, kept):
+def test_optimizers_step_as_torch_optim_does(optimizer, kept, backend):
     kind, adapters, features, labels, text = (
         v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
         for v in draw("FedAtBoth", "linear", lanes=2)
@@ -82,8 +84,9 @@ def test_optimizers_step_as_torch_optim_does(optimizer, kept):
     for part in rows.split(1) if kept else [rows]:  # in one call, or a call a step that remembers
         local_steps(
             work, ours, features, labels, text, text, part, settings(2), logit_scale=SCALE,
-            moments=moments if kept else None,
+            moments=moments if kept else None, backend=backend,
         )  # fmt: skip
+    assert moments.steps.tolist() == ([3, 2] if kept else [0, 0])
     for lane, steps in enumerate((3, 2)):
         weights = adapters[lane : lane + 1].clone().requires_grad_()
         adam = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
@@ -101,7 +104,8 @@ def test_optimizers_step_as_torch_optim_does(optimizer, kept):
         torch.testing.assert_close(ours[lane], weights.detach()[0], rtol=2e-5, atol=2e-6)
 
 
-def test_pull_adds_the_proximal_term_and_the_shift():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pull_adds_the_proximal_term_and_the_shift(backend):
     kind, adapters, features, labels, text = (
         v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
         for v in draw("FedAtImg", "low-rank")
@@ -113,15 +117,16 @@ def test_pull_adds_the_proximal_term_and_the_shift():
     def stepped(pull):
         moved = adapters.clone()
         local_steps(work, moved, features, labels, text, text, rows, plain, logit_scale=SCALE,
-                    pull=pull)  # fmt: skip
+                    pull=pull, backend=backend)  # fmt: skip
         return moved
 
     wanted = stepped(Pull()) - 1e-2 * (0.5 * (adapters - anchor) + shift)
     torch.testing.assert_close(stepped(Pull(anchor, shift)), wanted)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("mode", "head"), KINDS)
-def test_a_lane_among_others_equals_the_lane_alone_bit_for_bit(mode, head):
+def test_a_lane_among_others_equals_the_lane_alone_bit_for_bit(mode, head, backend):
     kind, adapters, features, labels, text = (
         v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
         for v in draw(mode, head, lanes=5, width=33, classes=12, rows=90)
@@ -133,10 +138,11 @@ def test_a_lane_among_others_equals_the_lane_alone_bit_for_bit(mode, head):
     def trained(lanes):
         some = adapters[lanes].clone()
         local_steps(work, some, features, labels, text, unit, rows[:, lanes],
-                    settings(len(lanes)), logit_scale=SCALE)  # fmt: skip
+                    settings(len(lanes)), logit_scale=SCALE, backend=backend)  # fmt: skip
         return some
 
     together = trained([0, 1, 2, 3, 4])
+    assert torch.equal(together, trained([0, 1, 2, 3, 4]))
     for lane in range(5):
         assert torch.equal(together[lane], trained([lane])[0])
 
@@ -193,14 +199,46 @@ def test_rows_and_parts_are_two_views_of_the_same_numbers():
 
 
 def test_named_backends_are_never_swapped():
-    kind, adapters, features, labels, text = (
-        v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
-        for v in draw("FedAtTxt", "linear")
-    )
-    rows = torch.zeros(1, 1, 4, dtype=torch.int32)
-    with pytest.raises(BackendUnavailable, match="released step only"):
-        local_steps(Work(kind), adapters, features, labels, text, text, rows, settings(1),
-                    logit_scale=SCALE, backend="numba")  # fmt: skip
-    with pytest.raises(ValueError, match=r"must be \(1, 72\)"):
-        local_steps(Work(kind), adapters[:, 1:], features, labels, text, text, rows, settings(1),
-                    logit_scale=SCALE)  # fmt: skip
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert pick_local_backend("auto", cpu, plain=True) == "numba"
+    assert pick_local_backend("torch", cpu, plain=True) == "torch"
+    assert pick_local_backend("auto", gpu, plain=True) == "torch"
+    with pytest.raises(BackendUnavailable, match="released step only on cuda"):
+        pick_local_backend("triton", gpu, plain=True)
+    with pytest.raises(BackendUnavailable, match="no such code for cpu"):
+        pick_local_backend("triton", cpu, plain=True)
+    with pytest.raises(BackendUnavailable, match="no such code for cuda"):
+        pick_local_backend("numba", gpu, plain=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"adapters": torch.zeros(1, 71)}, r"adapters must be \(1, 72\)"),
+        ({"adapters": torch.zeros(1, 144)[:, ::2]}, "each row in one piece"),
+        ({"features": torch.zeros(30, 7)}, r"features must be \(30, 8\)"),
+        ({"labels": torch.full((30,), 4)}, "labels are 4 to 4; there are 4 classes"),
+        ({"text": torch.zeros(3, 8)}, r"text must be \(4, 8\)"),
+        (
+            {"rows": torch.full((1, 1, 4), 30, dtype=torch.int32)},
+            "rows name 30 to 30; there are 30",
+        ),
+        ({"settings": settings(2)}, "one value for each of 1 lanes"),
+        ({"pull": Pull(shift=torch.zeros(2, 72))}, r"pull.shift must be \(1, 72\)"),
+        ({"work": Work(Kind("FedAtTxt", "linear", 8, 4), "hinge")}, "loss 'hinge'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(wrong, message):
+    given = {
+        "work": Work(Kind("FedAtTxt", "linear", 8, 4)),
+        "adapters": torch.zeros(1, 72),
+        "features": torch.ones(30, 8),
+        "labels": torch.zeros(30, dtype=torch.int64),
+        "text": torch.ones(4, 8),
+        "unit_text": torch.ones(4, 8) / 8**0.5,
+        "rows": torch.zeros(1, 1, 4, dtype=torch.int32),
+        "settings": settings(1),
+    }
+    *places, pull = (given | {"pull": Pull()} | wrong).values()
+    with pytest.raises(ValueError, match=message):
+        local_steps(*places, logit_scale=SCALE, pull=pull)
