@@ -172,10 +172,10 @@ def federate(
         device=device,
         backend=backend,
         first_adapter=start,
+        file=file,
         force=force,
         say=say,
     )
-    document["cache"]["file"] = str(file)
     click.echo(json.dumps(document, allow_nan=False) if as_json else as_table(document))
     tell_report(Path(document["run"]), file, as_json)
 

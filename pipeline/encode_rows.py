@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cache.store import OK, UNREADABLE, Writer
-from pipeline.blocks import Block, PixelBlocks, start_worker
+from pipeline.blocks import Block, Images, start_worker
 from pipeline.clip_model import ClipModel, encode_images
 from pipeline.config import ConfigError
 from pipeline.cores import cores
@@ -22,6 +23,10 @@ from pipeline.image_tree import DataError, ImageTree
 from pipeline.signals import Interrupted, noted_signals
 
 FLUSH_SECONDS = 1.0  # what a kill can cost; a flush is two fsyncs, about 10 ms on an ordinary disk
+# A worker hands over several small blocks at once: on the CPU, where a block is 16 images, that
+# takes 8 % less processor time than one by one for the built-in data (0.12 ms an image).
+IMAGES_AT_ONCE = 64
+SHARES = 4  # of what is to do, at least, that each worker gets in turn
 WAITING = 4  # batches encoded and not written yet
 NAMED = 3  # bad images named in an error
 
@@ -118,22 +123,50 @@ def _decode(
 ) -> Iterator[Iterator[Block]]:
     """The blocks of these numbers, in order, from processes that end with the context."""
     workers = min(cores() if workers is None else workers, len(numbers))
-    blocks = iter(
-        DataLoader(
-            PixelBlocks(tree.root, tree.paths, clip.resolution, batch),
-            batch_size=None,  # an item is a block already
-            sampler=numbers,
-            num_workers=workers,
-            worker_init_fn=start_worker,
-            pin_memory=clip.device.type == "cuda",
+    most = min(IMAGES_AT_ONCE, len(numbers) * batch // (SHARES * max(workers, 1)))
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forking beside threads; here a child uses Pillow and numpy only.
+        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        parcels = iter(
+            DataLoader(
+                Images(tree.root, tree.paths, clip.resolution),
+                batch_size=None,  # an item is a block or several already
+                sampler=row_ranges(numbers, batch, len(tree.paths), most),
+                num_workers=workers,
+                worker_init_fn=start_worker,
+                pin_memory=clip.device.type == "cuda",
+            )
         )
-    )
     try:
-        yield blocks
+        yield (block for parcel in parcels for block in _split(parcel, batch))
     finally:
         if workers:
             # Left to the garbage collector after an error, each worker takes 5 seconds to end.
-            blocks._shutdown_workers()
+            parcels._shutdown_workers()
+
+
+def row_ranges(numbers: list[int], batch: int, rows: int, most: int) -> list[range]:
+    """The rows of blocks, whose numbers ascend; neighbours go together up to `most` rows.
+
+    Block k is rows k * batch and on, whatever is left to do: a feature's last bits depend on which
+    images it was encoded with, and a resumed extraction is to end with the same bytes.
+    """
+    ranges: list[range] = []
+    for number in numbers:
+        start, stop = number * batch, min(number * batch + batch, rows)
+        if ranges and ranges[-1].stop == start and stop - ranges[-1].start <= most:
+            ranges[-1] = range(ranges[-1].start, stop)
+        else:
+            ranges.append(range(start, stop))
+    return ranges
+
+
+def _split(parcel: Block, batch: int) -> Iterator[Block]:
+    """The blocks in one handing over; the first one has the count of turned images of all."""
+    for begin in range(0, len(parcel.pixels), batch):
+        start, pixels = parcel.start + begin, parcel.pixels[begin : begin + batch]
+        bad = {r: why for r, why in parcel.unreadable.items() if start <= r < start + len(pixels)}
+        yield Block(start, pixels, bad, 0 if begin else parcel.turned)
 
 
 def _encode(

@@ -36,6 +36,7 @@ def federate(
     backend: str = "auto",
     first_adapter: torch.Tensor | None = None,
     orders: Orders = seeded_order,
+    file: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> dict:
@@ -47,6 +48,7 @@ def federate(
 
     first_adapter  (P,) where training starts (kernels/heads.py); None: the config's own start
     orders         the order of rows; another than the seeded one is for replaying recorded runs
+    file           where the table lies, for the report to find it again
     say            gets sentences for people
 
     Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
@@ -74,7 +76,7 @@ def federate(
         results = outcomes(engine, progress)
         _say_what_got_worse(results, config, say)
         document = {
-            "cache": cache_facts(table),
+            "cache": {**cache_facts(table), **({"file": str(file.resolve())} if file else {})},
             "config": {**as_json(config), "backend": backend, "device": on.type},
             "results": results,
             "mean": mean_results(results),

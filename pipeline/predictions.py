@@ -88,16 +88,6 @@ def encodes_a_round(table: FeatureTable, adapter_file: Path) -> int:
     )
 
 
-def adapter_numbers(adapter_file: Path) -> int:
-    """How many numbers one adapter has. Raises ConfigError for no adapter file."""
-    with _opened(adapter_file) as file:
-        return sum(
-            int(np.prod(file.get_slice(name).get_shape()[1:]))
-            for name in file.keys()  # noqa: SIM118
-            if name.startswith("best.")
-        )
-
-
 def settings_of(adapter_file: Path) -> dict[str, Any]:
     """The settings of the run that an adapter file belongs to, as its config.json has them."""
     with _opened(adapter_file) as opened:

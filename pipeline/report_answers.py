@@ -43,6 +43,8 @@ def map_part(run: RunData, answers: Answers | str) -> Markup:
     title = "Features before and after the adapter"
     if isinstance(answers, str):
         return section(title, f"Left out: {answers}")
+    if run.settings.get("mode") == "FedAtTxt":
+        return section(title, "Left out: this adapter sits on the text, image features stay.")
     pairs = [picture for fold in answers.folds for picture in _pair(run, answers, fold)]
     return section(
         title,

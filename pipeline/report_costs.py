@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-from pipeline.payload import PAYLOADS, clip_bytes, payload_bytes
-from pipeline.predictions import adapter_numbers
 from pipeline.report_data import RunData
 from pipeline.report_maps import Answers
 from pipeline.report_parts import Cell, cards, figure, section, table
@@ -73,15 +71,13 @@ def _seconds(run: RunData, images: Cost, rate: float | None) -> list[Cost]:
 
 
 def _bytes(run: RunData) -> list[Cost]:
-    file = run.folder / "adapter.safetensors"
-    if not file.exists() or run.settings.get("method") in ("local", "central", "zero-shot"):
+    sent = [fold.result.traffic for fold in run.folds if fold.result and fold.result.traffic]
+    here = sum(one.up + one.down for one in sent)
+    if not here:
         return []
-    count = adapter_numbers(file)
-    payload = run.settings.get("payload", "fp32")
-    each = payload_bytes(count, payload if payload in PAYLOADS else "fp32")
-    clip = clip_bytes(str(run.cache.get("model")))
-    name = "Bytes each way, a client and round: an adapter, or all of CLIP"
-    return [Cost(name, "B", float(each), float(clip) if clip else None)]
+    whole = [one.clip for one in sent]
+    there = None if None in whole else float(sum(whole))
+    return [Cost("Bytes up and down a round: adapters, or all of CLIP", "B", float(here), there)]
 
 
 def _picture(images: Cost) -> Markup:

@@ -62,7 +62,8 @@ def _named(scores: Scores) -> dict[str, float | None]:
 def _trials(sweep: SweepData) -> tuple[list[str], Iterable[Sequence[object]]]:
     names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.settings))
     names = [name for name in names if name != "seed"]
-    heads = ["trial", "id", "status", "seed", "rounds", "seconds", "val_accuracy", *ACCURACIES,
+    heads = ["trial", "id", "status", "seed", "rounds", "seconds", "val_accuracy",
+             *(f"test_{name}" for name in ACCURACIES),
              *names]  # fmt: skip
     rows = (
         [t.number, t.id, t.status, t.seed, t.rounds, t.seconds, t.val_accuracy,

@@ -27,6 +27,10 @@ class Scores:
     overall: float | None
     val_accuracy: float | None
     per_domain: dict[str, float | None]
+    per_client: dict[str, float | None]  # of participants; empty where files do not tell
+    macro_f1: float | None = None
+    calibration_error: float | None = None
+    worst: float | None = None  # client
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,15 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """Bytes that a round of a fold sends, and would with all of CLIP (both ways together)."""
+
+    up: int
+    down: int
+    clip: int | None
+
+
+@dataclass(frozen=True)
 class Result:
     """A fold's end: the chosen round and what it reaches, zero-shot beside it where known."""
 
@@ -46,6 +59,7 @@ class Result:
     scores: Scores
     zero_shot: Scores | None
     gate: Gate | None
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True)
@@ -120,12 +134,16 @@ def read_run(folder: Path) -> RunData:
 def read_result(found: dict[str, Any]) -> Result:
     """One entry of `results` as federate --json prints them."""
     best, gate, zero_shot = found["best_round"], found.get("gate"), found.get("zero_shot")
+    sent = found.get("bytes_a_round")
     return Result(
         None if best is None else whole(best),
         _scores(found),
         _scores(zero_shot) if zero_shot else None,
         Gate(fraction(gate["distance"]), whole(gate["changed"]), whole(gate["tested"]))
         if gate
+        else None,
+        Traffic(whole(sent["up"]), whole(sent["down"]), sent["clip"] and whole(sent["clip"]))
+        if sent
         else None,
     )
 
@@ -169,7 +187,8 @@ def _so_far(round: int, found: dict[str, Any], held_out: tuple[str, ...]) -> Res
         [v for name, v in tested.items() if name not in held_out],
         list(tested.values()),
     )
-    return Result(round, Scores(*(_mean(part) for part in (*parts, val)), tested), None, None)
+    means = [_mean(part) for part in (*parts, val)]
+    return Result(round, Scores(*means, tested, {}), None, None)
 
 
 def _with_result(fold: FoldData, found: dict[str, Any]) -> FoldData:
@@ -179,9 +198,13 @@ def _with_result(fold: FoldData, found: dict[str, Any]) -> FoldData:
 
 
 def _scores(found: dict[str, Any]) -> Scores:
+    clients = found.get("clients") or {}
     return Scores(
         *(fraction(found.get(name)) for name in (*ACCURACIES, "val_accuracy")),
         {str(name): fraction(value) for name, value in found["per_domain"].items()},
+        {str(name): fraction(value) for name, value in clients.get("accuracy", {}).items()},
+        *(fraction(found.get(name)) for name in ("macro_f1", "calibration_error")),
+        fraction(clients.get("worst")),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError
+from pipeline.locked_folder import replace_whole
 
 LARGEST = 1e30
 STRANGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
@@ -90,10 +91,8 @@ def word(value: object) -> str:
 
 def replace_file(file: Path, content: bytes) -> Path:
     """Writes the whole file or leaves the old one. Raises ConfigError when it cannot be written."""
-    fresh = file.with_name(file.name + ".tmp")
     try:
-        fresh.write_bytes(content)
-        fresh.replace(file)
+        replace_whole(file, content)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written ({_reason(error)})") from error
     return file

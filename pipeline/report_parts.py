@@ -2,13 +2,15 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.report_data import ACCURACIES, Result
 from pipeline.report_files import word
 from pipeline.svg import Markup, element, percent, printable
 
+GAINS = tuple(name for which in ACCURACIES for name in (which, "gain"))
 PAGE = Path(__file__).resolve().parent / "page"
 
 
@@ -69,14 +71,14 @@ def key(name: str, style: str, kind: str) -> Markup:
 
 def table(
     name: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "",
-    last: str = "", chosen: int | None = None, sortable: bool = True,
+    last: str = "", chosen: Collection[int] = (), sortable: bool = True,
 ) -> Markup:  # fmt: skip
     """A table whose columns a script makes sortable, unless told not to.
 
     name    for screen readers
     caption a sentence above it
     last    class of the last row, which then stays last: it is a foot
-    chosen  the row that is set off
+    chosen  the rows that are set off
     """
     words = [all(cell.style and "word" in cell.style for cell in column)
              for column in zip(*rows, strict=True)] or [False] * len(heads)  # fmt: skip
@@ -84,7 +86,7 @@ def table(
         element("th", name, scope="col", class_="word" if word else None)
         for name, word in zip(heads, words, strict=True)
     ))  # fmt: skip
-    lines = [_row(row, "chosen" if at == chosen else None) for at, row in enumerate(rows)]
+    lines = [_row(row, "chosen" if at in chosen else None) for at, row in enumerate(rows)]
     foot = element("tfoot", _row(rows[-1], last)) if last else ""
     body = element("tbody", *(lines[:-1] if last else lines))
     whole = element("table", element("thead", head), body, foot,
@@ -139,6 +141,16 @@ def gain(value: float | None, start: float | None) -> Cell:
     points = round(100 * (value - start), 2)
     style = "up" if points > 0 else "down" if points < 0 else None
     return Cell(f"{points:+.2f}", points, style)
+
+
+def gains(result: Result) -> list[Cell]:
+    """The cells under GAINS: what was reached, and what was gained over zero-shot CLIP."""
+    cells = []
+    for which in ACCURACIES:
+        value = getattr(result.scores, which)
+        start = getattr(result.zero_shot, which) if result.zero_shot else None
+        cells += [accuracy(value), gain(value, start)]
+    return cells
 
 
 def page(title: str, links: Sequence[tuple[str, str]], body: Markup, footer: str) -> str:

@@ -4,16 +4,18 @@ from collections.abc import Sequence
 
 from pipeline.report_answers import confusion_part, map_part
 from pipeline.report_costs import costs_part, duration
-from pipeline.report_data import ACCURACIES, FoldData, Result, RunData
+from pipeline.report_data import ACCURACIES, FoldData, Result, RunData, Scores
 from pipeline.report_files import word
 from pipeline.report_maps import Answers
 from pipeline.report_parts import (
+    GAINS,
     Cell,
     accuracy,
     cards,
     facts,
     figure,
     gain,
+    gains,
     key,
     section,
     table,
@@ -116,10 +118,7 @@ def _table(run: RunData) -> Markup:
     done = [fold for fold in run.folds if fold.result]
     if not done:
         return element("p", "There are no results yet.", class_="lead")
-    heads = ["held out", "round"]
-    for which in ACCURACIES:
-        heads += [which, "gain"]
-    heads += ["validation", "gate moved", "answers changed"]
+    heads = ["held out", "round", *GAINS, "validation", "gate moved", "answers changed"]
     rows = [_line(fold, fold.result) for fold in done]
     if len(rows) > 1:
         rows.append(_mean_line(run, len(heads)))
@@ -128,18 +127,14 @@ def _table(run: RunData) -> Markup:
         "moved: 0 is zero-shot's uniform gate, 1 a single channel."
     )
     last = "mean" if len(rows) > 1 else ""
-    return section(
-        "Held-out results", "", table("Held-out results", heads, rows, caption=caption, last=last)
-    )
+    whole = table("Held-out results", heads, rows, caption=caption, last=last)
+    return section("Held-out results", "", whole, _quality(done))
 
 
 def _line(fold: FoldData, result: Result) -> list[Cell]:
     best = result.best_round
     cells = [Cell(fold.name, None, "word name"), Cell("\u2013" if best is None else best)]
-    for which in ACCURACIES:
-        value = getattr(result.scores, which)
-        start = getattr(result.zero_shot, which) if result.zero_shot else None
-        cells += [accuracy(value), gain(value, start)]
+    cells += gains(result)
     gate = result.gate
     moved = "\u2013" if gate is None or gate.distance is None else f"{gate.distance:.3f}"
     changed = f"{gate.changed:,} of {gate.tested:,}" if gate else "\u2013"
@@ -149,6 +144,23 @@ def _line(fold: FoldData, result: Result) -> list[Cell]:
         Cell(moved, gate.distance if gate and gate.distance is not None else ""),
         Cell(changed, gate.changed if gate else ""),
     ]
+
+
+def _quality(folds: Sequence[FoldData]) -> Markup:
+    known = ("macro_f1", "calibration_error", "worst")
+    if not any(getattr(fold.result.scores, name) is not None for fold in folds for name in known):
+        return Markup("")
+    rows = []
+    for fold in folds:
+        cells = [Cell(fold.name, None, "word name")]
+        for name in known:
+            start = fold.result.zero_shot and getattr(fold.result.zero_shot, name)
+            cells += [accuracy(getattr(fold.result.scores, name)), accuracy(start)]
+        rows.append(cells)
+    heads = ["held out", "macro F1", "zero-shot", "calibration error", "zero-shot",
+             "worst client", "zero-shot"]  # fmt: skip
+    return table("Quality of the answers", heads, rows, caption="The same answers looked at "
+                 "otherwise, in %; a calibration error is the better the lower.")  # fmt: skip
 
 
 def _mean_line(run: RunData, columns: int) -> list[Cell]:
@@ -169,9 +181,9 @@ def _clients(run: RunData) -> Markup:
 
 
 def _bars(fold: FoldData, result: Result) -> Markup:
-    start = result.zero_shot.per_domain if result.zero_shot else {}
-    known = [(n, v, start.get(n)) for n, v in result.scores.per_domain.items() if v is not None]
-    known.sort(key=lambda one: one[0] not in fold.held_out)
+    start = _by_client(fold, result.zero_shot) if result.zero_shot else {}
+    reached = _by_client(fold, result.scores)
+    known = [(n, v, start.get(n)) for n, v in reached.items() if v is not None]
     left = len(known) - CLIENTS
     if left > 0:
         unseen = [one for one in known if one[0] in fold.held_out][: CLIENTS // 2]
@@ -190,6 +202,12 @@ def _bars(fold: FoldData, result: Result) -> Markup:
     keys += [key("zero-shot", "", "mark")] if start else []
     title = f"{fold.name} held out"
     return figure(title, bar_chart(title, text, bars, high=1.0), keys=keys, note=note)
+
+
+def _by_client(fold: FoldData, scores: Scores) -> dict[str, float | None]:
+    """Held-out domains, then clients; a client is a domain where the files tell of domains only."""
+    unseen = {n: v for n, v in scores.per_domain.items() if n in fold.held_out}
+    return unseen | (scores.per_client or scores.per_domain) | unseen
 
 
 def _reached(value: float, start: float | None) -> str:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pipeline.report_costs import duration, seconds_cell
 from pipeline.report_files import word
 from pipeline.report_parts import (
+    GAINS,
     Cell,
     accuracy,
     cards,
     facts,
-    gain,
+    gains,
     section,
     setting,
     table,
@@ -17,7 +18,7 @@ from pipeline.report_parts import (
     warnings,
 )
 from pipeline.report_threads import parallel_card
-from pipeline.report_trials import STATUSES, SweepData, Trial, best_trial
+from pipeline.report_trials import STATUSES, SweepData, Trial, chosen_trials
 from pipeline.svg import Markup, element, percent
 
 LISTED = 2000  # trials in the table; the rest are in trials.csv
@@ -25,20 +26,20 @@ LISTED = 2000  # trials in the table; the rest are in trials.csv
 
 def sweep_part(sweep: SweepData, anchor: str) -> Markup:
     """Everything about one sweep, under a heading with its name."""
-    best = best_trial(sweep.trials)
-    threads = parallel_card(sweep, best)
+    chosen = chosen_trials(sweep.trials)
+    threads = parallel_card(sweep, chosen)
     return element(
         "article",
         element("h2", f"Sweep {sweep.name}"),
         element("p", _lead(sweep), class_="lead"),
         warnings([*sweep.notes, *_doubts(sweep)]),
-        tiles(_tiles(sweep, best)) if sweep.trials else "",
-        _chosen(sweep, best),
+        tiles(_tiles(sweep, chosen)) if sweep.trials else "",
+        _chosen(sweep, chosen),
         section("Settings and validation accuracy", "Each line is a trial.", cards(threads))
         if threads
         else "",
         _seeds(sweep),
-        section("Trials", _listed(sweep), _table(sweep, best)) if sweep.trials else "",
+        section("Trials", _listed(sweep), _table(sweep, chosen)) if sweep.trials else "",
         section("Specification", "", element("details", element("summary", "spec.json"),
                 facts([(name, word(value)) for name, value in sweep.spec.items()])))
         if sweep.spec
@@ -63,46 +64,52 @@ def _doubts(sweep: SweepData) -> list[str]:
     return said
 
 
-def _tiles(sweep: SweepData, best: Trial | None) -> list[tuple[str, str, str]]:
+def _tiles(sweep: SweepData, chosen: Sequence[Trial]) -> list[tuple[str, str, str]]:
     counts = {name: sum(t.status == name for t in sweep.trials) for name in STATUSES}
     others = ", ".join(f"{counts[name]:,} {name}" for name in STATUSES[1:] if counts[name])
     shown = [("Trials done", f"{counts['done']:,}", others or "none stopped early")]
-    if best:
-        shown.append(("Best on validation", f"{percent(best.val_accuracy)} %", _called(best)))
-        done = sorted(t.val_accuracy for t in sweep.trials
-                      if t.status == "done" and t.val_accuracy is not None)  # fmt: skip
-        middle = done[len(done) // 2]
-        shown.append(("Median trial", f"{percent(middle)} %", f"worst {percent(done[0])} %"))
+    done = sorted(t.val_accuracy for t in sweep.trials
+                  if t.status == "done" and t.val_accuracy is not None)  # fmt: skip
+    if chosen:
+        mean, spread = _mean_and_deviation([trial.val_accuracy for trial in chosen])
+        beside = _called(chosen) + ("" if spread is None else f", std {percent(spread)}")
+        shown.append(("Best on validation", f"{percent(mean)} %", beside))
+    if done:
+        middle = percent(done[len(done) // 2])
+        shown.append(("Median trial", f"{middle} %", f"worst {percent(done[0])} %"))
     spent = [t.seconds for t in sweep.trials if t.seconds is not None]
     if spent:
         shown.append(("Trial seconds in all", duration(sum(spent)), "side by side they took less"))
     return shown
 
 
-def _called(trial: Trial) -> str:
-    return f"trial {trial.number}"
+def _called(chosen: Sequence[Trial]) -> str:
+    many = "trials" if len(chosen) > 1 else "trial"
+    return f"{many} {', '.join(str(trial.number) for trial in chosen)}"
 
 
-def _chosen(sweep: SweepData, best: Trial | None) -> Markup:
-    if best is None:
+def _chosen(sweep: SweepData, chosen: Sequence[Trial]) -> Markup:
+    if not chosen:
         return Markup("")
-    names = sweep.varied or tuple(sorted(best.settings))
-    settings = ", ".join(f"{name} {word(best.settings.get(name))}" for name in names)
-    rows = []
-    for held_out, result in zip(best.held_out, best.results, strict=True):
-        cells = [Cell(held_out, None, "word name")]
-        for which in ("unseen", "participants", "overall"):
-            value = getattr(result.scores, which)
-            start = getattr(result.zero_shot, which) if result.zero_shot else None
-            cells += [accuracy(value), gain(value, start)]
-        rows.append([*cells, accuracy(result.scores.val_accuracy)])
-    heads = ["held out", "unseen", "gain", "participants", "gain", "overall", "gain", "validation"]
+    names = sweep.varied or tuple(sorted(chosen[0].settings))
+    settings = ", ".join(f"{name} {word(chosen[0].settings.get(name))}" for name in names)
+    rows = [
+        [
+            Cell(held_out, None, "word name"),
+            Cell(word(trial.seed)),
+            *gains(result),
+            accuracy(result.scores.val_accuracy),
+        ]
+        for trial in chosen
+        for held_out, result in zip(trial.held_out, trial.results, strict=True)
+    ]
+    heads = ["held out", "seed", *GAINS, "validation"]
     caption = "Accuracy in % on test rows; gain: points above zero-shot CLIP"
     return section(
-        "The chosen trial",
-        f"Trial {best.number}, seed {word(best.seed)}: {settings}. Test rows are looked at "
-        "for this one only.",
-        table("The chosen trial", heads, rows, caption=caption),
+        "The chosen configuration",
+        f"{_called(chosen).capitalize()}: {settings}. Of the configurations with all their seeds "
+        "done it has the highest mean on validation; test rows are looked at for this one only.",
+        table("The chosen configuration", heads, rows, caption=caption),
     )
 
 
@@ -142,7 +149,7 @@ def _listed(sweep: SweepData) -> str:
     return lead
 
 
-def _table(sweep: SweepData, best: Trial | None) -> Markup:
+def _table(sweep: SweepData, chosen: Sequence[Trial]) -> Markup:
     ranked = sorted(sweep.trials, key=lambda t: (_rank(t), t.number))[:LISTED]
     rows = [
         [
@@ -157,7 +164,9 @@ def _table(sweep: SweepData, best: Trial | None) -> Markup:
         for trial in ranked
     ]  # fmt: skip
     heads = ["trial", "status", *sweep.varied, "seed", "rounds", "validation", "seconds"]
-    return table("Trials", heads, rows, chosen=ranked.index(best) if best in ranked else None)
+    numbers = {trial.number for trial in chosen}
+    places = {at for at, trial in enumerate(ranked) if trial.number in numbers}
+    return table("Trials", heads, rows, chosen=places)
 
 
 def _rank(trial: Trial) -> float:

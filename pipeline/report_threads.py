@@ -15,7 +15,7 @@ SHADES = 5  # classes q0 to q4 of the style sheet
 WORDS = 9  # labels of an axis
 
 
-def parallel_card(sweep: SweepData, best: Trial | None) -> Markup:
+def parallel_card(sweep: SweepData, chosen: Sequence[Trial]) -> Markup:
     """One picture of all trials with a validation accuracy; nothing for under two."""
     trials = [t for t in sweep.trials if t.val_accuracy is not None]
     if len(trials) < 2 or not sweep.varied:
@@ -28,12 +28,13 @@ def parallel_card(sweep: SweepData, best: Trial | None) -> Markup:
     low, high = values[0], values[-1]
     axes = [Axis(name, words) for name, (words, _) in zip(names, heights, strict=True)]
     axes.append(Axis("validation %", [(0.0, percent(low)), (1.0, percent(high))]))
+    numbers = {trial.number for trial in chosen}
     threads = []
     for trial in shown:
         ups = [at[word(trial.settings.get(n))] for n, (_, at) in zip(names, heights, strict=True)]
         ups.append((trial.val_accuracy - low) / (high - low) if high > low else 0.5)
         shade = bisect.bisect_left(values, trial.val_accuracy) * SHADES // len(values)
-        style = "best" if best is not None and trial.number == best.number else f"q{shade}"
+        style = "best" if trial.number in numbers else f"q{shade}"
         threads.append(Thread(_hint(trial, names), style, ups))
     threads.sort(key=lambda thread: thread.style == "best")
     title = "Settings of the trials, and what they reach"

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.config import ConfigError
 from pipeline.report_data import Result, read_result
 from pipeline.report_files import content_of, fraction, read_lines, read_object, whole, word
+from pipeline.sweep_report import candidates
 
 STATUSES = ("done", "pruned", "diverged", "failed")
 
@@ -74,7 +75,8 @@ def read_sweep(folder: Path) -> SweepData:
     file = folder / "trials.jsonl"
     lines, notes = read_lines(file)
     with content_of(file):
-        trials = tuple(sorted((_trial(line) for line in lines), key=lambda trial: trial.number))
+        last = {trial.id: trial for trial in map(_trial, lines)}  # a failed one was tried again
+    trials = tuple(sorted(last.values(), key=lambda trial: trial.number))
     spec = folder / "spec.json"
     if not trials:
         notes.append("No trial has ended yet.")
@@ -102,10 +104,10 @@ def read_bench(file: Path) -> BenchData:
     return BenchData(file.stem, file, machine, cases, tuple(notes))
 
 
-def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The finished trial that is best on validation, the earliest of equals; None for none."""
-    known = [t for t in trials if t.status == "done" and t.val_accuracy is not None]
-    return max(known, key=lambda trial: (trial.val_accuracy, -trial.number), default=None)
+def chosen_trials(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The seeds of the configuration that sweep itself calls the best on validation."""
+    ranked = candidates(trials, "validation")
+    return ranked[0].records if ranked else ()
 
 
 def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:

@@ -87,18 +87,23 @@ def made_run(folder: Path, domains: int, rounds: int, folds: int) -> Path:
 
 
 def made_sweep(folder: Path, trials: int = 60) -> Path:
-    """A sweep over lr, loss and head with three seeds; some trials diverged or were pruned."""
+    """Configurations with three seeds each; some trials diverged or were pruned."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)
-    lines = [json.dumps(_trial(number, draw)) for number in range(trials)]
+    lines = []
+    for number in range(trials):
+        if number % 3 == 0:
+            chosen = {"lr": draw.choice([5e-5, 3e-4, 1e-3, 1e-2]), "weight_decay": number,
+                      "loss": draw.choice(["contrastive", HOSTILE[0]]),
+                      "head": draw.choice(["attention", "cosine"]), "rounds": 20}  # fmt: skip
+        lines.append(json.dumps(_trial(number, chosen, draw)))
     (folder / "trials.jsonl").write_text("".join(line + "\n" for line in lines))
     (folder / "spec.json").write_text(json.dumps({"method": "random", "metric": "val_accuracy"}))
     return folder
 
 
-def _trial(number: int, draw: random.Random) -> dict:
-    lr, loss = draw.choice([5e-5, 3e-4, 1e-3, 1e-2]), draw.choice(["contrastive", HOSTILE[0]])
-    settings = {"lr": lr, "loss": loss, "head": draw.choice(["attention", "cosine"]), "rounds": 20}
+def _trial(number: int, settings: dict, draw: random.Random) -> dict:
+    lr = settings["lr"]
     status = "diverged" if lr == 1e-2 and number % 2 else "pruned" if number % 7 == 0 else "done"
     value = round(0.6 + 0.04 * math.log10(lr / 5e-5) + draw.gauss(0, 0.02), 4)
     sides = {"unseen": value - 0.01, "participants": value, "overall": value, "val_accuracy": value,
@@ -137,3 +142,11 @@ def weights_of(run: Path, fold: int) -> list[np.ndarray]:
 
     tensors = load_file(run / "adapter.safetensors")
     return [tensors[f"best.{name}"][fold].astype(float) for name in ("w1", "b1", "w2", "b2")]
+
+
+def copy(run: Path, target: Path, *names: str) -> Path:
+    """Some files of a run in a folder of their own."""
+    target.mkdir()
+    for name in names:
+        (target / name).write_bytes((run / name).read_bytes())
+    return target
