@@ -17,10 +17,11 @@ from pipeline.evaluate import mean
 from pipeline.lanes import Orders, Plan, build_plan, seeded_order
 from pipeline.outcomes import outcomes
 from pipeline.privacy import epsilon
-from pipeline.process import Interrupted, progress_bar, signals, threads
+from pipeline.process import progress_bar, threads
 from pipeline.report import mean_results
 from pipeline.rounds import Engine
 from pipeline.run_folder import RunFolder, open_run
+from pipeline.signals import Interrupted, noted_signals
 from pipeline.training import Progress, advance, begin, pick_plan_backend, to_device
 
 DELTA = 1e-5  # at which epsilon is told
@@ -70,7 +71,7 @@ def federate(
         progress = _start(folder, plan, begin(plan, cached, first_adapter), say)
         say(_opening(table, plan, on, backend, folder.folder))
         _say_what_is_doubtful(plan, say)
-        with signals() as stop, threads(on, table.features.shape[1], backend):
+        with noted_signals() as stop, threads(on, table.features.shape[1], backend):
             progress = _train(folder, engine, config, progress, stop)
         trained = time.perf_counter()
         results = outcomes(engine, progress)

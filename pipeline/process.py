@@ -1,9 +1,7 @@
-"""What a long command does to its process: signals that end a round, threads, memory there is."""
+"""What a long command takes of its computer: threads, memory, and a line on the terminal."""
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,35 +13,6 @@ from kernels.cpu_threads import kernels_alone
 WIDE = 512
 """Below this width a step on the CPU is too short to share between threads: at 128 two threads took
 11 s for the built-in job and one 12 s, but with another busy program beside them 320 s."""
-
-
-class Interrupted(Exception):
-    """A signal asked a run to stop; what it had trained is written."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM add their number to; a second SIGINT breaks off at once."""
-    stop: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def note(number: int, frame: object) -> None:
-        if stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from cache.table import FeatureTable
 from kernels.backends import pick_backend, pick_device
 from pipeline.config import RunConfig, as_json, run_id
 from pipeline.federate import cache_facts
-from pipeline.process import Interrupted, free_memory, progress_bar, signals
+from pipeline.process import free_memory, progress_bar
 from pipeline.search import open_search
+from pipeline.signals import Interrupted, noted_signals
 from pipeline.sweep import Floor, Stopped, train_all
 from pipeline.sweep_report import sweep_report
 from pipeline.sweep_spec import SweepSpec, batch_size, describe
@@ -71,7 +72,7 @@ def sweep(
         )
         left_over = None
         with (
-            signals() as stop,
+            noted_signals() as stop,
             progress_bar(total=0, unit="lane-step", unit_scale=True, smoothing=0.1) as bar,
         ):
             floor = Floor(
