@@ -73,8 +73,11 @@ def loss(u, labels, rows, unit_text, scale, d_scores, d_u):
             gradient[k, i] = exp(logits[k, i] - top[i])
             by_row[i] += counts[k] * gradient[k, i]
     summed = F(0)
+    # A loop that sums stores nothing: where it does, LLVM tests the distance of the arrays when it
+    # runs and sums in another order for two that happen to lie close together.
     for i in range(size):
         summed += np.log(by_row[i]) + (top[i] - logits[place[i], i])
+    for i in range(size):
         by_row[i] = F(1) / by_row[i]
     share = F(0.5) / F(size)
     column = np.empty(size, np.float32)
@@ -85,6 +88,7 @@ def loss(u, labels, rows, unit_text, scale, d_scores, d_u):
         total = F(0)
         for i in range(size):
             column[i] = exp(logits[k, i] - peak)
+        for i in range(size):
             total += column[i]
         summed += counts[k] * np.log(total)
         for i in range(size):

@@ -122,6 +122,20 @@ def test_numba_gives_the_same_bytes_for_any_number_of_threads_and_lanes():
         torch.set_num_threads(threads)
 
 
+def test_numba_gives_the_same_bytes_wherever_memory_falls():
+    """A loop that sums and stores would test how far apart two arrays happen to lie."""
+    adapters, features, labels, text, rows = draw(4, 4, 8, 64, 4)
+    found, junk = set(), []
+    for turn in range(25):
+        state = AdapterState(*(w.clone() for w in adapters))
+        junk.append(np.empty(37 * turn + 5, np.float32))
+        losses = adapter_steps(
+            state, features, labels, text, rows, settings(4), logit_scale=100.0, backend="numba"
+        )
+        found.add(b"".join(w.numpy().tobytes() for w in (*state, losses)))
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_learning_rate_of_10_shows_in_the_numbers(backend):
     adapters, features, labels, text, rows = draw(1, 60, 21, 48, 7)
