@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The one door: installs what is missing into .venv, then runs a command of `python -m pipeline`.
 set -euo pipefail
-cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
+home="$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)"
 
 usage() {
     cat <<'TEXT'
@@ -9,8 +9,10 @@ Usage: ./run.sh COMMAND [OPTIONS]
 
   extract    images and prompts -> feature cache (stage one)
   federate   feature cache -> federated adapters and their accuracies (stage two)
+  sweep      many configurations on one cache, side by side; the best by validation
   cache      look into, check, import and export caches
   download   fetch a public data set
+  report     show runs, sweeps and benchmarks as one HTML page
   bench      time the kernels, whole runs and extraction
   test       run the project's tests; further words go to pytest
   check      formatting, lint and tests
@@ -21,18 +23,9 @@ installs nothing.
 TEXT
 }
 
-# install FILE: pip install -r FILE into .venv unless this very FILE was installed before
-install() {
-    local stamp=".venv/.installed-$1"
-    cmp -s "$1" "$stamp" && return
-    echo "installing $1 into .venv (once; a few minutes on a slow line)" >&2
-    [ -x .venv/bin/python ] || "$(find_python)" -m venv .venv
-    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1" >.venv/pip.log 2>&1; then
-        tail -n 5 .venv/pip.log >&2
-        echo "Error: pip could not install $1; the whole log is in .venv/pip.log" >&2
-        exit 1
-    fi
-    cp "$1" "$stamp"
+die() {
+    echo "Error: $*" >&2
+    exit 1
 }
 
 find_python() {
@@ -43,8 +36,32 @@ find_python() {
             return
         fi
     done
-    echo "Error: no Python 3.11 or newer with venv was found; install one, or name an interpreter in FEDCLIP_PYTHON" >&2
-    exit 1
+    die "no Python 3.11 or newer with venv was found; install one, or name an interpreter in FEDCLIP_PYTHON"
+}
+
+# make_venv DIR: a fresh one, also in the place of one whose making was broken off or whose Python has gone
+make_venv() {
+    local python
+    [ ! -e "$1" ] || [ -e "$1/.by-run.sh" ] ||
+        die "$1 has no pip and was not made here; remove it, or use it as it is with FEDCLIP_PYTHON=$1/bin/python"
+    python="$(find_python)"
+    rm -rf -- "$1" && mkdir -- "$1" && : >"$1/.by-run.sh" && "$python" -m venv "$1" >&2 ||
+        die "$1 could not be made; free space or permissions, or name an interpreter that has everything in FEDCLIP_PYTHON"
+}
+
+# install FILE: pip install -r FILE into .venv unless this very FILE was installed before
+install() {
+    local venv="$home/.venv"
+    cmp -s "$home/$1" "$venv/.installed-$1" && return
+    echo "installing $1 into .venv (once; a few minutes on a slow line)" >&2
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        make_venv "$venv"
+    fi
+    if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$home/$1" >"$venv/pip.log" 2>&1; then
+        tail -n 5 "$venv/pip.log" >&2
+        die "pip could not install $1; the whole log is in $venv/pip.log"
+    fi
+    cp "$home/$1" "$venv/.installed-$1"
 }
 
 case "${1:-}" in
@@ -52,29 +69,39 @@ case "${1:-}" in
 esac
 
 if [ -n "${FEDCLIP_PYTHON:-}" ]; then
-    python="$FEDCLIP_PYTHON"
+    python="$(command -v -- "$FEDCLIP_PYTHON")" ||
+        die "FEDCLIP_PYTHON=$FEDCLIP_PYTHON: there is no such interpreter; name one, or unset it to have .venv made"
+    python="$(cd -- "$(dirname -- "$python")" && pwd)/$(basename -- "$python")" # cd below
 else
     install requirements.txt
     case "$1" in
         bench) install requirements-bench.txt ;;
         test | check) install requirements-dev.txt ;;
     esac
-    python=".venv/bin/python"
+    python="$home/.venv/bin/python"
 fi
 
 case "$1" in
     test)
         shift
+        cd -- "$home"
         exec "$python" -m pytest "$@"
         ;;
     bench)
         shift
+        cd -- "$home"
         exec "$python" -m benchmarks "$@"
         ;;
     check)
+        cd -- "$home"
         "$python" -m ruff format --check .
         "$python" -m ruff check .
         exec "$python" -m pytest
         ;;
-    *) exec "$python" -m pipeline "$@" ;;
+    *)
+        # Files are named from where the caller stands, so the modules are found by PYTHONPATH;
+        # safe: a cache.py of the caller's is not taken for ours.
+        export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+        exec "$python" -m pipeline "$@"
+        ;;
 esac

@@ -13,33 +13,29 @@ BENCHMARKS = ("kernels", "round", "extract")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
 @click.option("--quick", is_flag=True, help="Smaller and fewer: about a minute on two cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines in place of the table.")
-def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool) -> None:
+@click.option("--readme", is_flag=True, help="Measure nothing: make README.md's table anew.")
+def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readme: bool) -> None:
     """Time kernels, whole runs and extraction; all three when none is named.
 
     Every kernel is checked against float64 first: one that errs more than twice as much as plain
     torch ends the command with exit code 1. Results are kept in benchmarks/results/ by machine and
-    date, with a picture; those of --quick are only printed.
+    date, with pictures; those of --quick are only printed.
     """
-    from benchmarks import extraction, kernels, machine, rounds, rows
-    from kernels.backends import BackendUnavailable, pick_device
+    from benchmarks.compare import Wrong
+    from kernels.backends import BackendUnavailable
 
+    if readme:
+        from benchmarks.readme import rewrite
+
+        rewrite()
+        return
     try:
-        where = pick_device(device)
-        described = machine.describe(where)
-        click.echo(f"measuring on {machine.name_of(described)}, {where.type}", err=True)
-        found: list[rows.Row] = []
-        for name in names or BENCHMARKS:
-            click.echo(f"{name} ...", err=True)
-            if name == "kernels":
-                described["ceilings"] = machine.ceilings(where, quick)
-                found += kernels.run(where, described["ceilings"], quick)
-            elif name == "round":
-                found += rounds.run(where, quick)
-            else:
-                found += extraction.run(where, quick)
-    except (BackendUnavailable, kernels.Wrong) as error:
+        described, found = _measure(names or BENCHMARKS, device, quick)
+    except (BackendUnavailable, Wrong) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(getattr(type(error), "exit_code", 1))
+    from benchmarks import machine, plots, rows
+
     if as_json:
         for line in [{"machine": described}, *(row.__dict__ for row in found)]:
             click.echo(json.dumps(line))
@@ -47,8 +43,45 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool) -> No
         click.echo(rows.table(found))
     if not quick:
         file = rows.write(found, described, machine.name_of(described))
-        rows.plot(rows.read(file)[1], file.with_suffix(".png"))
-        click.echo(f"kept in {file} and {file.with_suffix('.png').name}", err=True)
+        pictures = plots.plot_all(rows.read(file)[1], file)
+        kept = ", ".join([str(file), *(picture.name for picture in pictures)])
+        click.echo(
+            f"kept in {kept}; ./run.sh bench --readme makes README.md's table anew", err=True
+        )
+
+
+def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, list]:
+    from benchmarks import (
+        compiling,
+        extraction,
+        kernels,
+        kernels_cuda,
+        machine,
+        rounds,
+        rounds_cuda,
+    )
+    from kernels.backends import BACKENDS, pick_device
+
+    where = pick_device(device)
+    described = machine.describe(where)
+    click.echo(f"measuring on {machine.name_of(described)}, {where.type}", err=True)
+    described["ceilings"] = machine.ceilings(where, quick)
+    found = []
+    for name in names:
+        click.echo(f"{name} ...", err=True)
+        if name == "kernels":
+            found += kernels.run(where, described["ceilings"], quick)
+            if "numba" in BACKENDS[where.type]:
+                found += compiling.run(quick)
+            if where.type == "cuda":
+                found += kernels_cuda.run(where, described["ceilings"], quick)
+        elif name == "round":
+            found += rounds.run(where, quick)
+            if where.type == "cuda":
+                found += rounds_cuda.run(where, described["ceilings"], quick)
+        else:
+            found += extraction.run(where, quick)
+    return described, found
 
 
 if __name__ == "__main__":

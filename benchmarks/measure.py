@@ -4,6 +4,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +14,37 @@ PAUSE = 0.1
 """Seconds between cases: OpenBLAS's and OpenMP's idle threads spin that long."""
 
 
+@dataclass
+class Times:
+    """Calls of one case: seconds on the clock, and of all the process's threads on its cores."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def quantiles(self, units: float = 1) -> dict[str, float]:
+        """p20, p50, p80 of the seconds a unit, the median of CPU seconds a unit, and how many."""
+        found = {f"p{q}": float(np.quantile(self.seconds, q / 100)) / units for q in (20, 50, 80)}
+        cpu = float(np.median(self.cpu)) / units if self.cpu else None
+        return {**found, "cpu": cpu, "samples": len(self.seconds)}
+
+
 def take_turns(
     cases: dict[str, Callable[[], object]], *, repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each call of each case, in rotation after one unmeasured call of each."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+) -> dict[str, Times]:
+    """Times of each case, in rotation after one unmeasured call of each."""
+    times = {name: Times() for name in cases}
     for turn in range(repeats + 1):
         for name, call in cases.items():
             gc.collect()
             time.sleep(PAUSE)
             _wait(device)
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             call()
             _wait(device)
             if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def quantiles(seconds: list[float]) -> dict[str, float]:
-    """p20, p50 and p80."""
-    return {f"p{q}": float(np.quantile(seconds, q / 100)) for q in (20, 50, 80)}
+                times[name].seconds.append(time.perf_counter() - started)
+                times[name].cpu.append(time.process_time() - cpu)
+    return times
 
 
 def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:

@@ -1,6 +1,7 @@
 """Whole federated runs on a cache of PACS's shape, beside the plain loop on the same cache."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -9,53 +10,70 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
+from torch import Tensor
 
 from benchmarks import eager
-from benchmarks.measure import quantiles
+from benchmarks.compare import checked, distance
+from benchmarks.measure import Times
 from benchmarks.rows import Row
 from cache.checksums import content_sha256, row_blocks
 from cache.identity import fingerprint
 from cache.store import write_table
 from cache.table import FeatureTable
-from kernels.adapter import AdapterState
 from kernels.backends import BACKENDS
 from kernels.heads import attention_state, first_row
 from pipeline.config import RunConfig
-from pipeline.lanes import build_plan, round_rows, seeded_order
+from pipeline.evaluate import Cached
+from pipeline.lanes import Plan, build_plan, round_rows, seeded_order
 from pipeline.published_counts import KNOWN
-from pipeline.training import to_device
+from pipeline.rounds import Engine, run_round
+from pipeline.training import begin, to_device
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 512
 
 
 def run(device: torch.device, quick: bool) -> list[Row]:
-    """All rows of `bench round`: the blog's four commands, every backend, and the plain loop."""
+    """All rows of `bench round`: the blog's four commands, every backend, and the plain loop.
+
+    The plain loop's rounds are timed before and after the whole runs and scaled to their number.
+    """
     rounds = 3 if quick else 200
     table = pacs_shaped()
-    plan = build_plan(table, [config(rounds)])
-    plain = [_plain_round(table, plan, device) for _ in range(1 if quick else 3)]
-    plain_seconds = [seconds * rounds for seconds in plain]
-    shape = f"{len(table.labels)} x {WIDTH}, 4 held-out domains, {rounds} rounds"
-    rows = [
-        Row("round", "torch eager loop (scaled)", shape, "run", **quantiles(plain_seconds),
-            samples=len(plain), times_baseline=1.0)
-    ]  # fmt: skip
+    plan = build_plan(table, config(rounds))
+    cached = to_device(table, device)
+    truth, _ = _plain_round(plan, cached, torch.float64)
+    plain_state, _ = _plain_round(plan, cached)
+    plain_error = distance((plain_state,), (truth,))
+    plain, runs, errors = Times(), {}, {}
+    _add_plain(plain, plan, cached, rounds)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pacs-shaped.h5"
         write_table(file, table)
         for backend in BACKENDS[device.type]:
             if backend == "torch" and device.type == "cpu" and not quick:
                 continue  # several minutes; --quick has its row
-            _federate(file, Path(folder) / f"{backend}-warm", device, backend, 1)
-            out = Path(folder) / backend
-            seconds, training = _federate(file, out, device, backend, rounds)
-            for name, value in (("whole process", seconds), ("training", training)):
-                rows.append(
-                    Row("round", f"federate, {backend}, {name}", shape, "run", value, value, value,
-                        1, times_baseline=quantiles(plain_seconds)["p50"] / value)
-                )  # fmt: skip
+            state, _ = run_round(begin(plan, cached).state, Engine(plan, cached, backend), 0)
+            error = distance((state["server"],), (truth,))
+            errors[backend] = checked(f"a round, {backend}", error, plain_error)
+            runs[backend] = _federate(file, Path(folder) / backend, device, backend, rounds)
+            _add_plain(plain, plan, cached, rounds)
+    if not quick:
+        _add_plain(plain, plan, cached, rounds)
+    shape = f"{len(table.labels)} x {WIDTH}, 4 held-out domains, {rounds} rounds"
+    rows = [
+        Row("round", f"torch eager loop (its rounds x {rounds})", shape, "run",
+            **plain.quantiles(), times_baseline=1.0, error=plain_error, plain_error=plain_error)
+    ]  # fmt: skip
+    middle = plain.quantiles()["p50"]
+    for backend, (whole, training) in runs.items():
+        for name, times in (("whole process", whole), ("training", training)):
+            found = times.quantiles()
+            rows.append(
+                Row("round", f"federate, {backend}, {name}", shape, "run", **found,
+                    times_baseline=middle / found["p50"], error=errors[backend],
+                    plain_error=plain_error)
+            )  # fmt: skip
     return rows
 
 
@@ -97,38 +115,51 @@ def pacs_shaped(seed: int = 0) -> FeatureTable:
     )
 
 
-def _plain_round(table: FeatureTable, plan, device: torch.device) -> float:
-    """Seconds of one round of all four: every client trained, averages scored on validation."""
-    cached = to_device(table, device)
-    kind = plan.work.kind
-    start = attention_state(kind, first_row(kind, "default", 0, cached.text).to(device))
+def _add_plain(times: Times, plan: Plan, cached: Cached, rounds: int) -> None:
+    started, cpu = time.perf_counter(), time.process_time()
+    _plain_round(plan, cached)
+    times.seconds.append((time.perf_counter() - started) * rounds)
+    times.cpu.append((time.process_time() - cpu) * rounds)
+
+
+def _plain_round(
+    plan: Plan, cached: Cached, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, list[Tensor]]:
+    """One round of all four: every client trained, averages scored on validation.
+
+    Returns the servers' adapters as rows (S, P), and what they answer.
+    """
+    kind, device = plan.work.kind, cached.features.device
+    x, text = cached.features.to(dtype), cached.unit_text.to(dtype)
+    first = first_row(kind, "default", 0, cached.text).to(device, dtype)
     rows = round_rows(plan.lanes, 0, seeded_order)
-    started = time.perf_counter()
     trained = []
     for lane in range(len(plan.lanes)):
         parts = [part[part >= 0].long().to(device) for part in rows[:, lane] if part[0] >= 0]
-        trained.append(
-            eager.train(start, cached.features, cached.labels, cached.unit_text, parts,
-                        cached.logit_scale)
-        )  # fmt: skip
+        state = eager.train(
+            attention_state(kind, first), x, cached.labels, text, parts, cached.logit_scale
+        )
+        trained.append(torch.cat([weight.flatten() for weight in state]))
+    servers, answers = [], []
     for server in plan.servers:
-        mean = [torch.stack([trained[k][w] for k in server.lanes]).mean(dim=0) for w in range(4)]
+        servers.append(torch.stack([trained[k] for k in server.lanes]).mean(dim=0))
         for client in plan.folds[server.fold].clients:
-            x = cached.features[torch.from_numpy(client.val).to(device)]
-            eager.top1(AdapterState(*mean), x, normalize(cached.unit_text, dim=1)).sum().item()
-    return time.perf_counter() - started
+            own = x[torch.from_numpy(client.val).to(device)]
+            answers.append(eager.top1(attention_state(kind, servers[-1]), own, text).cpu())
+    return torch.stack(servers), answers
 
 
 def _federate(
     file: Path, out: Path, device: torch.device, backend: str, rounds: int
-) -> tuple[float, float]:
-    """Seconds of the whole command, and of its training."""
+) -> tuple[Times, Times]:
+    """Times of the whole command, and of its training."""
     command = [sys.executable, "-m", "pipeline", "federate", str(file), "--held-out", "all",
                "--rounds", str(rounds), "--device", device.type, "--backend", backend,
                "--out", str(out), "--json"]  # fmt: skip
-    started = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
+    started, before = time.perf_counter(), os.times()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    seconds, after = time.perf_counter() - started, os.times()
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    return seconds, json.loads(done.stdout)["seconds"]["train"]
+    cpu = sum(after[2:4]) - sum(before[2:4])  # of children, user and system
+    return Times([seconds], [cpu]), Times([json.loads(done.stdout)["seconds"]["train"]])

@@ -1,4 +1,4 @@
-"""A benchmark's result: one JSON line a case, one table for people, one picture."""
+"""A benchmark's result: one JSON line a case, and a table for people."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -19,13 +19,21 @@ class Row:
     p50: float
     p80: float
     samples: int
-    times_baseline: float | None = None  # p50 of the benchmark's baseline / this p50
+    cpu: float | None = None  # seconds of all cores together, median: what others do adds less
+    times_baseline: float | None = None  # baseline's seconds / this one's, median over the turns
     flops_per_second: float | None = None
     bytes_per_second: float | None = None
     of_ceiling: float | None = None  # of what this machine reached in the same run
     peak_extra_bytes: int | None = None
     error: float | None = None  # 99th percentile, against float64
     plain_error: float | None = None  # the same of plain float32 torch
+
+
+COMMANDS = {  # word of the command -> its benchmarks
+    "kernels": ("lane-step", "top1", "contrastive", "compile"),
+    "round": ("round",),
+    "extract": ("extract",),
+}
 
 
 def write(rows: list[Row], machine: dict, name: str) -> Path:
@@ -50,15 +58,16 @@ def read(file: Path) -> tuple[dict, list[Row]]:
 
 def table(rows: list[Row]) -> str:
     """A Markdown table."""
-    head = ["benchmark", "case", "shape", "time", "20-80 %", "of baseline", "GFLOP/s", "GB/s",
+    head = ["benchmark", "case", "shape", "time", "20-80 %", "CPU", "speed-up", "GFLOP/s", "GB/s",
             "of ceiling", "extra MB", "error", "plain error"]  # fmt: skip
     body = [
         [
             row.benchmark,
             row.case,
             row.shape,
-            f"{_time(row.p50)}/{row.unit}",
-            f"{_time(row.p20)}-{_time(row.p80)}",
+            f"{time(row.p50)}/{row.unit}",
+            f"{time(row.p20)}-{time(row.p80)}",
+            "" if row.cpu is None else time(row.cpu),
             _number(row.times_baseline, "{:.2f}x"),
             _number(row.flops_per_second, "{:.0f}", 1e-9),
             _number(row.bytes_per_second, "{:.1f}", 1e-9),
@@ -69,6 +78,11 @@ def table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
+    return markdown(head, body)
+
+
+def markdown(head: list[str], body: list[list[str]]) -> str:
+    """A table in Markdown whose columns line up."""
     widths = [max(len(line[k]) for line in [head, *body]) for k in range(len(head))]
     lines = [head, ["-" * width for width in widths], *body]
     return "\n".join(
@@ -77,32 +91,8 @@ def table(rows: list[Row]) -> str:
     )
 
 
-def plot(rows: list[Row], file: Path) -> None:
-    """Bars of seconds a unit, one panel a benchmark; whiskers from p20 to p80."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(f"{row.benchmark}, {row.shape} (s/{row.unit})", []).append(row)
-    figure, axes = pyplot.subplots(
-        len(groups), figsize=(8, 0.9 * len(groups) + 0.32 * len(rows)), squeeze=False,
-        height_ratios=[len(group) + 1 for group in groups.values()], layout="constrained",
-    )  # fmt: skip
-    for axis, (title, group) in zip(axes[:, 0], groups.items(), strict=True):
-        spread = [[r.p50 - r.p20 for r in group], [r.p80 - r.p50 for r in group]]
-        axis.barh([r.case for r in group], [r.p50 for r in group], xerr=spread, color="#4477aa")
-        axis.invert_yaxis()
-        axis.set_title(title, fontsize=9, loc="left")
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
-
-
-def _time(seconds: float) -> str:
+def time(seconds: float) -> str:
+    """Three digits and a unit."""
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if seconds >= size or unit == "us":
             return f"{seconds / size:.3g} {unit}"

@@ -6,6 +6,7 @@ import json
 from cache.table import StaleCache
 
 _NOTHING = "nothing"
+ANEW = "pass --force to make it anew, or another --out to keep both"
 
 
 def fingerprint(identity: dict) -> str:
@@ -14,11 +15,11 @@ def fingerprint(identity: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def compare_identity(asked: dict, found: dict, source: object) -> None:
+def compare_identity(asked: dict, found: dict, source: object, way_out: str = ANEW) -> None:
     """Raises StaleCache naming the first field in which found differs from asked.
 
     asked, found  JSON-able; nested fields are named as preprocessing.version or class_names.3
-    source        whose identity `found` is, for the message
+    source        whose identity `found` is, and way_out  what to do, for the message
     """
     try:
         wanted, there = _leaves(asked), _leaves(found)
@@ -29,7 +30,7 @@ def compare_identity(asked: dict, found: dict, source: object) -> None:
         if ours != theirs:
             raise StaleCache(
                 f"{source}: made with {field} = {_short(theirs)}, asked for {_short(ours)}; "
-                "pass --force to make it anew, or another --out to keep both"
+                f"{way_out}"
             )
 
 

@@ -1,9 +1,11 @@
 """adapter_steps on the CPU, compiled by numba: one thread trains one lane through all its steps.
 
-Activations lie feature-major (D, B): W @ x.T runs at 85 GFLOP/s a core where x @ W.T reaches 60,
-and every sum over D becomes vector arithmetic over the batch. A lane stays with its thread for the
-whole call, so that its 8.4 MB (D = 512) stay in the cache. The identities used are those of
-adapter_step_torch.py, with the batch's distinct labels as columns.
+Activations lie feature-major (D, P), the batch's B rows as columns with P - B columns behind them
+that nothing reads: every sum over D becomes vector arithmetic over the batch, and the products fit
+numba_matmul's tile without packing. A gradient of 8 rows of weights goes from its product straight
+into Adam while the L1 cache holds it; the whole D x D gradient is never written. A lane stays with
+its thread for the whole call, so that its 6.3 MB (D = 512) stay in the cache. The identities used
+are those of adapter_step_torch.py, with the batch's distinct labels as columns.
 """
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 from kernels.adapter import AdamSettings, AdapterState
 from kernels.cpu_threads import run_all
 from kernels.numba_math import LEAST, OPTIONS, F, exp, tanh
+from kernels.numba_matmul import LANES, ROWS, gather, matmul, matmul_t, padded, transpose
 
 
 def adapter_steps(
@@ -40,39 +43,43 @@ def adapter_steps(
         _train_lane(*own, *table, by_lane[lane], options[lane], F(logit_scale), *scratch,
                     found[:, lane])  # fmt: skip
 
-    def scratch() -> tuple:
-        return (
-            *_staggered(width),
-            np.empty((6, width), np.float32),
-            np.empty((5, width * batch), np.float32),
-        )
-
-    run_all(train, range(lanes), scratch)
+    run_all(train, range(lanes), lambda: _scratch(width, batch))
     return losses
 
 
-def _staggered(width: int) -> list[np.ndarray]:
-    """Five (D, D) float32 arrays that begin at different places of a memory page.
+def _scratch(width: int, batch: int) -> tuple:
+    """What one thread needs; zeros, so that columns behind a batch hold nothing slow."""
+    return (
+        *_staggered(width),
+        np.empty((6, width), np.float32),
+        np.zeros((2, batch * padded(width)), np.float32),
+        np.zeros((5, width * padded(batch)), np.float32),
+        np.zeros((ROWS, padded(width)), np.float32),
+    )
 
-    Adam walks through weight, gradient, m and v at once. As numpy places large arrays, their
+
+def _staggered(width: int) -> list[np.ndarray]:
+    """Four (D, D) float32 arrays that begin at different places of a memory page.
+
+    Adam walks through weight, m and v at once. As numpy places large arrays, their
     addresses agree in the last 12 bits, loads wait for unrelated stores ("4K aliasing"), and the
     pass over 512 x 512 takes 214 us instead of 101.
     """
     page, apart = 1024, 160  # in float32: 4096 and 640 bytes, both whole cache lines
     stride = -(-width * width // page) * page + apart
-    flat = np.empty(5 * stride + 2 * page, np.float32)
+    flat = np.empty(4 * stride + 2 * page, np.float32)
     first = -(flat.ctypes.data // 4) % page + apart
-    starts = [first + k * stride for k in range(5)]
+    starts = [first + k * stride for k in range(4)]
     return [flat[s : s + width * width].reshape(width, width) for s in starts]
 
 
 @njit(**OPTIONS)
 def _train_lane(
     w1, b1, w2, b2, features, labels, unit_text, rows, options, scale,
-    m1, v1, m2, v2, gradient, vectors, activations, losses,
+    m1, v1, m2, v2, vectors, by_row, by_feature, gradient, losses,
 ):  # fmt: skip
     steps, batch = rows.shape
-    width = features.shape[1]
+    width, wide = features.shape[1], gradient.shape[1]
     lr, weight_decay, beta1, beta2, eps = options
     m1[:] = v1[:] = m2[:] = v2[:] = F(0)
     vectors[:4] = F(0)
@@ -82,64 +89,58 @@ def _train_lane(
             size += 1
         if size == 0:
             return
-        x = activations[0, : size * width].reshape(size, width)
-        h = activations[1, : size * width].reshape(width, size)
-        z = activations[2, : size * width].reshape(width, size)
-        u = activations[3, : size * width].reshape(width, size)
-        d_h = activations[4, : size * width].reshape(width, size)
+        p = (size + LANES - 1) // LANES * LANES
+        x = by_row[0, : size * wide].reshape(size, wide)
+        h_by_row = by_row[1, : size * wide].reshape(size, wide)
+        x_by_feature = by_feature[0, : width * p].reshape(width, p)
+        h = by_feature[1, : width * p].reshape(width, p)
+        z = by_feature[2, : width * p].reshape(width, p)
+        u = by_feature[3, : width * p].reshape(width, p)
+        d_h = by_feature[4, : width * p].reshape(width, p)
         gather(features, rows[step, :size], x)
-        scores(x, w1, b1, w2, b2, h, z)
-        _unit(x, z, u)
+        transpose(x, x_by_feature)
+        scores(x_by_feature, w1, b1, w2, b2, h, z)
+        _unit(x_by_feature, z, u)
         losses[step] = _loss(u, labels, rows[step, :size], unit_text, scale, z, d_h)
         db1, db2 = vectors[4], vectors[5]
-        _sum_rows(z, db2)
-        np.dot(w2.T, z, d_h)
+        _sum_rows(z, size, db2)
+        matmul_t(w2, z, d_h)
         for d in range(width):
-            for i in range(size):
+            for i in range(p):
                 d_h[d, i] *= F(1) - h[d, i] * h[d, i]
-        _sum_rows(d_h, db1)
+        _sum_rows(d_h, size, db1)
+        transpose(h, h_by_row)
 
         rate = F(lr / (1 - beta1 ** (step + 1)))
         shrink = F(1 / np.sqrt(1 - beta2 ** (step + 1)))
         adam = (rate, shrink, F(weight_decay), F(beta1), F(1 - beta1), F(beta2), F(1 - beta2),
                 F(eps))  # fmt: skip
-        np.dot(z, h.T, gradient)
-        _adam(w2.ravel(), gradient.ravel(), m2.ravel(), v2.ravel(), adam)
-        np.dot(d_h, x, gradient)
-        _adam(w1.ravel(), gradient.ravel(), m1.ravel(), v1.ravel(), adam)
+        _update(w2, z, h_by_row, m2, v2, gradient, adam)
+        _update(w1, d_h, x, m1, v1, gradient, adam)
         _adam(b1, db1, vectors[0], vectors[1], adam)
         _adam(b2, db2, vectors[2], vectors[3], adam)
 
 
 @njit(**OPTIONS)
-def gather(table, rows, out):
-    """out[i] = table[rows[i]]; assigning whole rows costs 3 s of compiling."""
-    for i in range(len(rows)):
-        row = rows[i]
-        for d in range(table.shape[1]):
-            out[i, d] = table[row, d]
-
-
-@njit(**OPTIONS)
-def transpose(x, out):
-    """out = x.T, eight rows at a time: 32 rows of 2 KiB fall on two sets of an L1 cache."""
-    size, width = x.shape
-    for start in range(0, size, 8):
-        end = min(size, start + 8)
-        for d in range(width):
-            for i in range(start, end):
-                out[d, i] = x[i, d]
+def _update(weight, d_out, inputs, m, v, gradient, adam):
+    """Adam on weight (D, D) with the gradient d_out (D, P) @ inputs (B, D), ROWS rows at a time."""
+    width = len(weight)
+    for start in range(0, width, ROWS):
+        end = min(width, start + ROWS)
+        matmul(d_out[start:end], inputs, gradient[: end - start])
+        for d in range(start, end):
+            _adam(weight[d], gradient[d - start, :width], m[d], v[d], adam)
 
 
 @njit(**OPTIONS)
 def scores(x, w1, b1, w2, b2, h, z):
-    """h = tanh(W1 x + b1), z = W2 h + b2; x (B, D), h and z (D, B)."""
+    """h = tanh(W1 x + b1), z = W2 h + b2; x, h and z (D, P)."""
     width, size = h.shape
-    np.dot(w1, x.T, h)
+    matmul(w1, x, h)
     for d in range(width):
         for i in range(size):
             h[d, i] = tanh(h[d, i] + b1[d])
-    np.dot(w2, h, z)
+    matmul(w2, h, z)
     for d in range(width):
         for i in range(size):
             z[d, i] += b2[d]
@@ -147,17 +148,16 @@ def scores(x, w1, b1, w2, b2, h, z):
 
 @njit(**OPTIONS)
 def _unit(x, z, u):
-    """u = normalize(exp(z - max z) * x), each row of x; z and u (D, B)."""
+    """u = normalize(exp(z - max z) * x), each column of x, z and u (D, P)."""
     width, size = z.shape
     top = np.full(size, LEAST)
     squares = np.zeros(size, np.float32)
     for d in range(width):
         for i in range(size):
             top[i] = max(top[i], z[d, i])
-    transpose(x, u)
     for d in range(width):
         for i in range(size):
-            u[d, i] *= exp(z[d, i] - top[i])
+            u[d, i] = x[d, i] * exp(z[d, i] - top[i])
     for d in range(width):  # apart: in one loop with the exponential neither is vectorised
         for i in range(size):
             squares[i] += u[d, i] * u[d, i]
@@ -176,7 +176,8 @@ def _loss(u, labels, rows, unit_text, scale, d_scores, d_u):
     loss = (sum_i R_i + sum_k n_k A_k - 2 sum_i Z_i,label) / 2B, with R and A the log-sum-exps of
     Z + log n over k and of Z over i.
     """
-    width, size = u.shape
+    width, p = u.shape
+    size = len(rows)
     place = np.empty(size, np.int64)
     classes = np.empty(size, np.int64)
     counts = np.zeros(size, np.float32)
@@ -194,12 +195,12 @@ def _loss(u, labels, rows, unit_text, scale, d_scores, d_u):
     text = np.empty((columns, width), np.float32)
     gather(unit_text, classes[:columns], text)
 
-    logits = np.empty((columns, size), np.float32)
-    gradient = np.empty((columns, size), np.float32)
-    np.dot(text, u, logits)
+    logits = np.empty((columns, p), np.float32)
+    gradient = np.zeros((columns, p), np.float32)
+    matmul(text, u, logits)
     top = np.full(size, LEAST)
     by_row = np.zeros(size, np.float32)
-    inner = np.zeros(size, np.float32)
+    inner = np.zeros(p, np.float32)
     for k in range(columns):
         for i in range(size):
             logits[k, i] *= scale
@@ -230,18 +231,18 @@ def _loss(u, labels, rows, unit_text, scale, d_scores, d_u):
         for i in range(size):
             inner[i] += gradient[k, i] * logits[k, i]  # <u, d_u>, over K columns and not D
             gradient[k, i] *= scale
-    np.dot(text.T, gradient, d_u)
+    matmul_t(text, gradient, d_u)
     for d in range(width):
-        for i in range(size):
+        for i in range(p):
             d_scores[d, i] = u[d, i] * (d_u[d, i] - inner[i] * u[d, i])
     return loss * share
 
 
 @njit(**OPTIONS)
-def _sum_rows(values, sums):
+def _sum_rows(values, size, sums):
     for d in range(values.shape[0]):
         total = F(0)
-        for i in range(values.shape[1]):
+        for i in range(size):
             total += values[d, i]
         sums[d] = total
 

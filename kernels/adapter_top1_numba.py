@@ -8,9 +8,10 @@ from numba import njit
 from torch import Tensor
 
 from kernels.adapter import AdapterState
-from kernels.adapter_step_numba import gather, scores, transpose
+from kernels.adapter_step_numba import scores
 from kernels.cpu_threads import run_all
 from kernels.numba_math import LEAST, OPTIONS, exp
+from kernels.numba_matmul import LANES, gather, matmul, padded, transpose
 
 BLOCK = 256  # rows at a time: at D = 512 the two activations are 1 MiB, one core's L2
 
@@ -20,7 +21,7 @@ def adapter_top1(
 ) -> list[Tensor]:
     """See kernels.adapter_top1.adapter_top1; arguments are checked there."""
     answers = [torch.empty(len(asked), dtype=torch.int64) for asked in rows]
-    weights = [weight.contiguous().numpy() for weight in adapters]
+    weights = [weight.numpy() for weight in adapters]
     table, text = features.contiguous().numpy(), unit_text.contiguous().numpy()
     width, classes = table.shape[1], len(text)
     blocks = [
@@ -34,7 +35,8 @@ def adapter_top1(
         _answer_block(*(weight[a] for weight in weights), table, text, asked, *scratch, found)
 
     def scratch() -> tuple:
-        return np.empty((3, width * BLOCK), np.float32), np.empty(classes * BLOCK, np.float32)
+        columns = padded(min(BLOCK, max(map(len, rows))))
+        return np.zeros((4, width * columns), np.float32), np.empty(classes * columns, np.float32)
 
     run_all(answer, blocks, scratch)
     return answers
@@ -43,23 +45,26 @@ def adapter_top1(
 @njit(**OPTIONS)
 def _answer_block(w1, b1, w2, b2, features, text, rows, activations, logits, answers):
     size, width, classes = len(rows), features.shape[1], len(text)
-    x = activations[0, : size * width].reshape(size, width)
-    h = activations[1, : size * width].reshape(width, size)
-    z = activations[2, : size * width].reshape(width, size)
-    gather(features, rows, x)
+    p = (size + LANES - 1) // LANES * LANES
+    by_row = activations[0, : size * width].reshape(size, width)
+    x = activations[1, : width * p].reshape(width, p)
+    h = activations[2, : width * p].reshape(width, p)
+    z = activations[3, : width * p].reshape(width, p)
+    gather(features, rows, by_row)
+    transpose(by_row, x)
     scores(x, w1, b1, w2, b2, h, z)
-    top = np.full(size, LEAST)
+    top = np.full(p, LEAST)
     for d in range(width):
-        for i in range(size):
+        for i in range(p):
             top[i] = max(top[i], z[d, i])
-    transpose(x, h)
     for d in range(width):
-        for i in range(size):
-            h[d, i] *= exp(z[d, i] - top[i])
-    by_class = logits[: classes * size].reshape(classes, size)
-    np.dot(text, h, by_class)
-    top[:] = by_class[0]
-    answers[:] = 0
+        for i in range(p):
+            x[d, i] *= exp(z[d, i] - top[i])
+    by_class = logits[: classes * p].reshape(classes, p)
+    matmul(text, x, by_class)
+    for i in range(size):  # by hand: assigning a row costs 4 s of compiling, for its error message
+        top[i] = by_class[0, i]
+        answers[i] = 0
     for c in range(1, classes):
         for i in range(size):
             if by_class[c, i] > top[i]:

@@ -3,11 +3,18 @@
 import functools
 import importlib
 import importlib.util
+import os
 from types import ModuleType
 
 import torch
 
-BACKENDS = {"cuda": ("torch",), "cpu": ("numba", "torch")}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton's own switch: its kernels then run step by step in Python, on CPU tensors too."""
+
+BACKENDS = {
+    "cuda": ("triton", "torch"),
+    "cpu": ("numba", "torch", "triton") if INTERPRETED else ("numba", "torch"),
+}
 """For each kind of device the backends there are, the one that "auto" takes first."""
 
 

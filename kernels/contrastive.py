@@ -92,13 +92,13 @@ class _Contrastive(torch.autograd.Function):
             image, text, float(scale), by_row, by_column, context.precision
         )
         # sum_ij G_ij Z_ij / scale = sum_i <image_i, d_image_i> / scale: nothing more to compute.
-        inner = (image.to(d_image.dtype) * d_image).sum()
+        inner = torch.einsum("nd,nd->n", image.to(d_image.dtype), d_image).sum()
         by_scale = inner / scale.to(inner) if float(scale) else None
         if by_scale is None and context.needs_input_grad[2]:
             raise ValueError("contrastive: no gradient by a logit_scale of 0; start it above 0")
         return (
-            (d_image * upstream).to(image.dtype),
-            (d_text * upstream).to(text.dtype),
+            d_image.mul_(upstream).to(image.dtype),
+            d_text.mul_(upstream).to(text.dtype),
             None if by_scale is None else (by_scale * upstream).to(scale).view_as(scale),
             None,
             None,

@@ -1,7 +1,9 @@
 """contrastive on the CPU without an N x N matrix: blocks of logits, made twice.
 
 Forward and backward together multiply 8 N^2 D instead of the 6 N^2 D that keeping Z needs; in turn
-the N x N matrices are neither written nor read. All sums have one order whatever the threads.
+the N x N matrices are neither written nor read. Blocks of Z lie transposed, texts down and images
+across, so that only a block of images is ever transposed for numba_matmul. All sums have one order
+whatever the threads.
 """
 
 import numpy as np
@@ -11,8 +13,10 @@ from torch import Tensor
 
 from kernels.cpu_threads import run_all
 from kernels.numba_math import LEAST, OPTIONS, F, exp
+from kernels.numba_matmul import LANES, matmul, matmul_t, padded, transpose
 
 BLOCK = 512  # rows and columns of Z at a time: 1 MiB, one core's L2
+RUN = 32  # terms summed in sequence: thousands would err 3 times as much as torch's sums
 STRIPES = 16  # of row blocks in the forward pass, each with column sums of its own
 
 
@@ -27,12 +31,12 @@ def forward(
     tops = np.full((stripes, count), LEAST)
     sums = np.zeros((stripes, count), np.float32)
 
-    def work(stripe: int, logits: np.ndarray) -> None:
+    def work(stripe: int, scratch: tuple) -> None:
         for start in range(stripe * BLOCK, count, stripes * BLOCK):
-            _forward_rows(x, y, F(scale), start, BLOCK, logits, by_row, at_pair, tops[stripe],
+            _forward_rows(x, y, F(scale), start, BLOCK, *scratch, by_row, at_pair, tops[stripe],
                           sums[stripe])  # fmt: skip
 
-    run_all(work, range(stripes), lambda: np.empty(BLOCK * BLOCK, np.float32))
+    run_all(work, range(stripes), lambda: _scratch(count, x.shape[1]))
     top = tops.max(axis=0)
     by_column = top + np.log((sums * np.exp(tops - top)).sum(axis=0))
     loss = np.mean(by_row.astype(float) + by_column - 2 * at_pair.astype(float)) / 2
@@ -53,62 +57,83 @@ def backward(
     d_image, d_text = np.empty_like(x), np.zeros_like(y)
     shares = np.empty((-(-count // BLOCK), min(BLOCK, count) * width), np.float32)
     factor = F(scale / (2 * count))
-
-    def scratch() -> tuple[np.ndarray, np.ndarray]:
-        return np.empty(BLOCK * BLOCK, np.float32), np.empty(BLOCK * width, np.float32)
-
     for start in range(0, count, BLOCK):
 
         def work(k: int, own: tuple, start: int = start) -> None:
             _backward_block(x, y, F(scale), factor, start, k * BLOCK, BLOCK, rows, columns, *own,
                             shares[k], d_text)  # fmt: skip
 
-        run_all(work, range(len(shares)), scratch)
+        run_all(
+            work,
+            range(len(shares)),
+            lambda: (
+                *_scratch(count, width),
+                np.empty(min(BLOCK, count) * width, np.float32),
+            ),
+        )
         part = d_image[start : start + BLOCK]
         np.sum(shares[:, : part.size], axis=0, out=part.reshape(-1))
-    return torch.from_numpy(d_image), torch.from_numpy(d_text)
+    width = image.shape[1]
+    return torch.from_numpy(d_image[:, :width]), torch.from_numpy(d_text[:, :width])
+
+
+def _scratch(count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A block of images transposed, and a block of logits; zeros, so that no rest is slow."""
+    block = min(BLOCK, count)
+    return (
+        np.zeros(width * padded(block), np.float32),
+        np.zeros(block * padded(block), np.float32),
+    )
 
 
 def _array(values: Tensor) -> np.ndarray:
+    """(N, D) float32 with D padded by zeros to a multiple of LANES."""
     if values.dtype == torch.float64:
         raise ValueError(
             "contrastive: backend 'numba' computes in float32; pass .float(), or backend='torch'"
         )
-    return values.detach().float().contiguous().numpy()
+    values = values.detach().float()
+    behind = padded(values.shape[1]) - values.shape[1]
+    if behind:
+        values = torch.nn.functional.pad(values, (0, behind))
+    return values.contiguous().numpy()
 
 
 @njit(**OPTIONS)
-def _forward_rows(x, y, scale, start, block, logits, by_row, at_pair, tops, sums):
+def _forward_rows(x, y, scale, start, block, across, logits, by_row, at_pair, tops, sums):
     """Rows start..start+block against all columns: row sums finished, column sums continued."""
-    count = len(x)
-    part = x[start : min(count, start + block)]
-    rows = len(part)
-    top = np.full(rows, LEAST)
-    total = np.zeros(rows, np.float32)
+    count, width = x.shape
+    rows = min(count, start + block) - start
+    p = (rows + LANES - 1) // LANES * LANES
+    images = _images(x, start, rows, scale, across)
+    top = np.full(p, LEAST)
+    total, run = np.zeros(p, np.float32), np.empty(p, np.float32)
     for left in range(0, count, block):
         columns = min(block, count - left)
-        z = logits[: rows * columns].reshape(rows, columns)
-        np.dot(part, y[left : left + columns].T, z)
-        old = tops[left : left + columns].copy()
-        for i in range(rows):
-            peak = top[i]
-            for j in range(columns):
-                z[i, j] *= scale
-                peak = max(peak, z[i, j])
-            share = F(0)
-            for j in range(columns):
-                share += exp(z[i, j] - peak)
-            total[i] = total[i] * exp(top[i] - peak) + share
-            top[i] = peak
-        new, sum_here = tops[left : left + columns], sums[left : left + columns]
-        for i in range(rows):
-            for j in range(columns):
-                new[j] = max(new[j], z[i, j])
+        z = logits[: columns * p].reshape(columns, p)
+        matmul(y[left : left + columns], images, z)
+        old = top.copy()
         for j in range(columns):
-            sum_here[j] *= exp(old[j] - new[j])
-        for i in range(rows):
-            for j in range(columns):
-                sum_here[j] += exp(z[i, j] - new[j])
+            for i in range(p):
+                top[i] = max(top[i], z[j, i])
+        for i in range(p):
+            total[i] *= exp(old[i] - top[i])
+        for first in range(0, columns, RUN):
+            run[:] = F(0)
+            for j in range(first, min(columns, first + RUN)):
+                for i in range(p):
+                    run[i] += exp(z[j, i] - top[i])
+            for i in range(p):
+                total[i] += run[i]
+        for j in range(columns):
+            peak = tops[left + j]
+            for i in range(rows):
+                peak = max(peak, z[j, i])
+            share = F(0)
+            for i in range(rows):
+                share += exp(z[j, i] - peak)
+            sums[left + j] = sums[left + j] * exp(tops[left + j] - peak) + share
+            tops[left + j] = peak
         if left == start:
             for i in range(rows):
                 at_pair[start + i] = z[i, i]
@@ -117,26 +142,40 @@ def _forward_rows(x, y, scale, start, block, logits, by_row, at_pair, tops, sums
 
 
 @njit(**OPTIONS)
-def _backward_block(x, y, scale, factor, start, left, block, by_row, by_column, logits, product,
-                    share, d_text):  # fmt: skip
-    """G of one block, its share of d_image, and its part of d_text."""
+def _images(x, start, rows, scale, across):
+    """scale * x[start : start + rows] as columns, (D, rows padded)."""
+    width = x.shape[1]
+    p = (rows + LANES - 1) // LANES * LANES
+    images = across[: width * p].reshape(width, p)
+    transpose(x[start : start + rows], images)
+    for d in range(width):
+        for i in range(p):
+            images[d, i] *= scale
+    return images
+
+
+@njit(**OPTIONS)
+def _backward_block(x, y, scale, factor, start, left, block, by_row, by_column, across, logits,
+                    product, share, d_text):  # fmt: skip
+    """G of one block, transposed; its share of d_image, and its part of d_text."""
     count, width = x.shape
     part = x[start : min(count, start + block)]
     other = y[left : min(count, left + block)]
     rows, columns = len(part), len(other)
-    g = logits[: rows * columns].reshape(rows, columns)
-    np.dot(part, other.T, g)
-    by_j = by_column[left : left + columns]
-    for i in range(rows):
-        by_i = by_row[start + i]
-        for j in range(columns):
-            z = g[i, j] * scale
-            g[i, j] = factor * (exp(z - by_i) + exp(z - by_j[j]))
+    images = _images(x, start, rows, scale, across)
+    g = logits[: columns * images.shape[1]].reshape(columns, images.shape[1])
+    matmul(other, images, g)
+    by_i = by_row[start : start + rows]
+    for j in range(columns):
+        by_j = by_column[left + j]
+        for i in range(rows):
+            g[j, i] = factor * (exp(g[j, i] - by_i[i]) + exp(g[j, i] - by_j))
     if left == start:
         for i in range(rows):
             g[i, i] -= F(2) * factor
-    np.dot(g, other, share[: rows * width].reshape(rows, width))
+    matmul_t(g, other, share[: rows * width].reshape(rows, width))
     for_text = product[: columns * width].reshape(columns, width)
-    np.dot(g.T, part, for_text)
+    matmul(g, part, for_text)
     for j in range(columns):
-        d_text[left + j] += for_text[j]
+        for d in range(width):
+            d_text[left + j, d] += for_text[j, d]

@@ -6,11 +6,19 @@ from pathlib import Path
 
 import click
 
-from pipeline.config import ConfigError, RunConfig
-from pipeline.options import ReleasedSpellings, choose_held_out, config_options, given_settings
+from pipeline.cli_report import report
+from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say, tell_report
+from pipeline.cli_sweep import sweep
+from pipeline.config import RunConfig
+from pipeline.missing import refuse_missing_package
+from pipeline.options import (
+    PATH,
+    ReleasedSpellings,
+    choose_held_out,
+    config_options,
+    given_settings,
+)
 
-HOME = Path(__file__).resolve().parent.parent
-PROMPT = "a picture of a {}"
 DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
 
 
@@ -26,6 +34,11 @@ class Commands(click.Group):
         """Runs the command; an error with an exit_code ends as one line and that code."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:  # nothing that is worth a word was under way
+            ctx.exit(130)
+        except ModuleNotFoundError as error:
+            refuse_missing_package(error)
+            raise
         except Exception as error:
             code = getattr(type(error), "exit_code", None) or getattr(error, "exit_code", None)
             if isinstance(error, click.ClickException) or not isinstance(code, int):
@@ -40,12 +53,7 @@ def cli() -> None:
     """FedCLIP from a feature cache: extract once, federate many times."""
 
 
-def say(message: str) -> None:
-    """Talk for people goes to stderr; stdout is for results."""
-    click.echo(message, err=True)
-
-
-@cli.command()
+@cli.command(cls=ReleasedSpellings)
 @click.option(
     "--dataset",
     default="demo",
@@ -53,13 +61,11 @@ def say(message: str) -> None:
     metavar="NAME|FOLDER",
     help=f"One of {', '.join(DATASETS)}, or a folder domain/class/image or class/image.",
 )
-@click.option(
-    "--root", type=click.Path(path_type=Path), help="Where data sets lie. [default: data]"
-)
+@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie. [default: data]")
 @click.option(
     "--model", "--net", help="An OpenAI backbone such as ViT-B/32, a file of weights, or demo."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Cache file to write.")
+@click.option("--out", type=PATH, help="Cache file to write.")
 @click.option(
     "--prompt",
     "prompts",
@@ -84,7 +90,7 @@ def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: 
         ./run.sh extract --dataset pacs --model ViT-B/32
         ./run.sh extract --dataset my_images --prompt "a photo of a {}"
     """
-    report = _extract(dataset, model, prompts, **settings)
+    report = run_extract(dataset, model, prompts, **settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), default=str))
         return
@@ -95,21 +101,11 @@ def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: 
     )
 
 
-def _extract(dataset: str, model: str | None, prompts: tuple[str, ...], **settings):
-    from pipeline.extract import extract as run
-
-    return run(dataset, model=_model(dataset, model), templates=prompts, say=say, **settings)
-
-
-def _model(dataset: str, model: str | None) -> str:
-    return model or ("demo" if dataset == "demo" else "ViT-B/32")
-
-
 @cli.command(cls=ReleasedSpellings)
-@click.argument("cache", required=False, type=click.Path(path_type=Path))
+@click.argument("cache", required=False, type=PATH)
 @click.option("--dataset", help="Find the cache by its data set (extract it when missing).")
 @click.option("--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]")
-@click.option("--root", "--root-dir", type=click.Path(path_type=Path), help="Where data sets lie.")
+@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie.")
 @click.option(
     "--held-out",
     multiple=True,
@@ -125,8 +121,8 @@ def _model(dataset: str, model: str | None) -> str:
     help="The released spelling: numbers of domains, in sorted order, held out of one training.",
 )
 @config_options
-@click.option("--init-adapter", type=click.Path(path_type=Path), help="safetensors to start from.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<run_id>]")
+@click.option("--init-adapter", type=PATH, help="safetensors to start from.")
+@click.option("--out", type=PATH, help="Run folder. [default: runs/<run_id>]")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
 @click.option("--backend", default="auto", show_default=True, help="Kernels: auto, torch.")
 @click.option("--force", is_flag=True, help="Train again in a folder that holds a run.")
@@ -158,11 +154,7 @@ def federate(
     """
     settings = given_settings(preset, settings)
     RunConfig(**settings)  # refuses settings that cannot be before anything slow happens
-    if cache is not None and (dataset or model):
-        raise ConfigError(
-            f"both the cache {cache} and --dataset/--model were named; name one of the two"
-        )
-    file = cache or _find_cache(dataset or "demo", model, root, device)
+    _, file = find_cache(cache, dataset, model, root, device)
     from cache.store import read_table
     from pipeline.federate import federate as run
     from pipeline.lanes import kind_of
@@ -180,22 +172,15 @@ def federate(
         device=device,
         backend=backend,
         first_adapter=start,
+        file=file,
         force=force,
         say=say,
     )
-    document["cache"]["file"] = str(file)
     click.echo(json.dumps(document, allow_nan=False) if as_json else as_table(document))
+    tell_report(Path(document["run"]), file, as_json)
 
 
-def _find_cache(dataset: str, model: str | None, root: Path | None, device: str) -> Path:
-    from pipeline.extract import cache_path
-
-    file = cache_path(dataset, _model(dataset, model))
-    if file.exists():
-        say(f"using the cache {file}")
-        return file
-    say(f"no cache {file} yet: extracting it first")
-    return _extract(dataset, model, (PROMPT,), root=root, device=device).path
+cli.add_command(sweep)
 
 
 @cli.group()
@@ -203,7 +188,7 @@ def cache() -> None:
     """Look into, check, import and export cache files."""
 
 
-FILE = click.argument("file", type=click.Path(path_type=Path))
+FILE = click.argument("file", type=PATH)
 
 
 @cache.command()
@@ -233,8 +218,8 @@ def verify(file: Path) -> None:
 
 
 @cache.command("import")
-@click.argument("npz", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="[default: cache/files/<name>.h5]")
+@click.argument("npz", type=PATH)
+@click.option("--out", type=PATH, help="[default: cache/files/<name>.h5]")
 @click.option("--force", is_flag=True, help="Replace a cache that is there.")
 def import_(npz: Path, out: Path | None, force: bool) -> None:
     """Make a cache of an .npz: features, labels, text_features (and more, docs/cache-format.md)."""
@@ -249,7 +234,7 @@ def import_(npz: Path, out: Path | None, force: bool) -> None:
 
 @cache.command()
 @FILE
-@click.option("--out", type=click.Path(path_type=Path), help="[default: FILE with .npz]")
+@click.option("--out", type=PATH, help="[default: FILE with .npz]")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def export(file: Path, out: Path | None, force: bool) -> None:
     """Write a cache as an .npz with the keys that import reads."""
@@ -263,10 +248,13 @@ def export(file: Path, out: Path | None, force: bool) -> None:
 
 @cli.command()
 @click.argument("dataset", type=click.Choice(["pacs"]))
-@click.option("--root", type=click.Path(path_type=Path), default=HOME / "data", show_default=True)
+@click.option("--root", type=PATH, default=HOME / "data", show_default=True)
 @click.option("--url", help="Another address of the archive.")
 def download(dataset: str, root: Path, url: str | None) -> None:
     """Fetch a public data set, unpack it and check its counts."""
     from pipeline.download import download_dataset
 
     click.echo(download_dataset(dataset, root, url=url, say=say))
+
+
+cli.add_command(report)

@@ -23,6 +23,7 @@ from pipeline.clip_weights import WeightsError, find_weights, read_state_dict
 from pipeline.pixels import MEAN, STD
 
 PROMPTS_AT_ONCE = 128
+PATIENCE_SECONDS = 20  # for a server that does not answer, or stops sending
 NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
@@ -185,16 +186,18 @@ def _download(name: str) -> Path:
     clip = import_clip().clip
     url, folder = clip._MODELS[name], Path.home() / ".cache" / "clip"
     path = folder / Path(url).name
+    unlike = path.exists()  # clip takes a file that is there only if its SHA-256 is the address's
     patience = socket.getdefaulttimeout()
     try:
-        socket.setdefaulttimeout(60)  # clip itself would wait for ever
+        socket.setdefaulttimeout(PATIENCE_SECONDS)  # clip itself would wait for ever
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a damaged file is downloaded anew
             return Path(clip._download(url, str(folder)))
     except (OSError, RuntimeError, TypeError, ValueError) as error:  # TypeError: no Content-Length
+        there = ", in the place of another or incomplete file that is there" if unlike else ""
         raise WeightsError(
             f"--model {name}: its weights could not be downloaded "
-            f"({' '.join(str(error).split())}); fetch {url} elsewhere and put it at {path}, "
+            f"({' '.join(str(error).split())}); fetch {url} elsewhere and put it at {path}{there}, "
             "or name a file you have"
         ) from error
     finally:

@@ -22,6 +22,10 @@ class ConfigError(Exception):
     exit_code = 1
 
 
+class ConflictError(ConfigError):
+    """Two settings, each possible, that cannot be together."""
+
+
 def _number(default: float, low: float, high: float, help: str) -> Any:
     return field(default=default, metadata={"low": low, "high": high, "help": help})
 
@@ -104,7 +108,7 @@ class RunConfig:
             raise ConfigError("held_out: no training is asked for; name a domain, all or none")
         for wrong, message in _CONFLICTS:
             if wrong(self):
-                raise ConfigError(message)
+                raise ConflictError(message)
 
 
 PRESETS: dict[str, dict] = {"released": {}}

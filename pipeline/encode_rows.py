@@ -1,10 +1,9 @@
 """Rows of images to rows of features: decoding, encoding and writing go on at the same time."""
 
 import contextlib
-import signal
 import sys
-import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,13 +15,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cache.store import OK, UNREADABLE, Writer
-from pipeline.blocks import Block, PixelBlocks, start_worker
+from pipeline.blocks import Block, Images, start_worker
 from pipeline.clip_model import ClipModel, encode_images
 from pipeline.config import ConfigError
 from pipeline.cores import cores
 from pipeline.image_tree import DataError, ImageTree
+from pipeline.signals import Interrupted, noted_signals
 
 FLUSH_SECONDS = 1.0  # what a kill can cost; a flush is two fsyncs, about 10 ms on an ordinary disk
+# A worker hands over several small blocks at once: on the CPU, where a block is 16 images, that
+# takes 8 % less processor time than one by one for the built-in data (0.12 ms an image).
+IMAGES_AT_ONCE = 64
+SHARES = 4  # of what is to do, at least, that each worker gets in turn
 WAITING = 4  # batches encoded and not written yet
 NAMED = 3  # bad images named in an error
 
@@ -71,8 +75,8 @@ def encode_rows(
     skip     an unreadable image becomes a row without features; otherwise it ends the extraction
 
     Raises DataError naming the first unreadable images, or when a worker is killed from outside;
-    ConfigError when a batch is too large for the GPU; KeyboardInterrupt after Ctrl-C and the block
-    at hand. What was encoded before stays in the writer.
+    ConfigError when a batch is too large for the GPU; Interrupted after SIGINT or SIGTERM and the
+    block at hand. What was encoded before stays in the writer.
     """
     todo = np.zeros(len(tree.paths), bool)
     todo[writer.todo] = True
@@ -86,7 +90,7 @@ def encode_rows(
         ThreadPoolExecutor(1, "write") as disk,
         _decode(tree, clip, np.unique(writer.todo // batch).tolist(), batch, workers) as blocks,
         contextlib.closing(_encode(blocks, clip, pace)) as encoded,
-        _interrupts() as stop,
+        noted_signals() as stop,
     ):
         for block, features in encoded:
             rows = np.arange(block.start, block.start + len(features))
@@ -107,7 +111,7 @@ def encode_rows(
             unreadable |= bad
             bar.update(int(new.sum()))
             if stop:
-                raise KeyboardInterrupt
+                raise Interrupted("stopped", stop[0])
         for one in written:
             one.result()
     return Encoded(images, turned, unreadable)
@@ -119,22 +123,50 @@ def _decode(
 ) -> Iterator[Iterator[Block]]:
     """The blocks of these numbers, in order, from processes that end with the context."""
     workers = min(cores() if workers is None else workers, len(numbers))
-    blocks = iter(
-        DataLoader(
-            PixelBlocks(tree.root, tree.paths, clip.resolution, batch),
-            batch_size=None,  # an item is a block already
-            sampler=numbers,
-            num_workers=workers,
-            worker_init_fn=start_worker,
-            pin_memory=clip.device.type == "cuda",
+    most = min(IMAGES_AT_ONCE, len(numbers) * batch // (SHARES * max(workers, 1)))
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forking beside threads; here a child uses Pillow and numpy only.
+        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        parcels = iter(
+            DataLoader(
+                Images(tree.root, tree.paths, clip.resolution),
+                batch_size=None,  # an item is a block or several already
+                sampler=row_ranges(numbers, batch, len(tree.paths), most),
+                num_workers=workers,
+                worker_init_fn=start_worker,
+                pin_memory=clip.device.type == "cuda",
+            )
         )
-    )
     try:
-        yield blocks
+        yield (block for parcel in parcels for block in _split(parcel, batch))
     finally:
         if workers:
             # Left to the garbage collector after an error, each worker takes 5 seconds to end.
-            blocks._shutdown_workers()
+            parcels._shutdown_workers()
+
+
+def row_ranges(numbers: list[int], batch: int, rows: int, most: int) -> list[range]:
+    """The rows of blocks, whose numbers ascend; neighbours go together up to `most` rows.
+
+    Block k is rows k * batch and on, whatever is left to do: a feature's last bits depend on which
+    images it was encoded with, and a resumed extraction is to end with the same bytes.
+    """
+    ranges: list[range] = []
+    for number in numbers:
+        start, stop = number * batch, min(number * batch + batch, rows)
+        if ranges and ranges[-1].stop == start and stop - ranges[-1].start <= most:
+            ranges[-1] = range(ranges[-1].start, stop)
+        else:
+            ranges.append(range(start, stop))
+    return ranges
+
+
+def _split(parcel: Block, batch: int) -> Iterator[Block]:
+    """The blocks in one handing over; the first one has the count of turned images of all."""
+    for begin in range(0, len(parcel.pixels), batch):
+        start, pixels = parcel.start + begin, parcel.pixels[begin : begin + batch]
+        bad = {r: why for r, why in parcel.unreadable.items() if start <= r < start + len(pixels)}
+        yield Block(start, pixels, bad, 0 if begin else parcel.turned)
 
 
 def _encode(
@@ -182,29 +214,6 @@ def _errors_in_words(batch: int) -> Iterator[None]:
             "a process that decodes images was killed from outside, mostly for want of memory or "
             "shared memory (/dev/shm); pass a smaller --batch, fewer --workers, or --workers 0"
         ) from error
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """A list that fills at the first Ctrl-C; a second one breaks off at once.
-
-    Breaking off leaves a worker in the middle of handing over, and it would say so at length.
-    """
-    stop: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may change what a signal does
-        return
-
-    def note(number: int, _: object) -> None:
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _progress(rows: int) -> tqdm:

@@ -31,12 +31,14 @@ def score(
     use: str,
     backend: str,
     folds: Sequence[int] | None = None,
+    answers: Sequence[Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """Accuracy (a fraction) by domain for each fold, with every scored adapter run once.
 
     adapters  (A, P), one for each of plan.models
     use       "train", "val" or "test": which rows of a client; test adds the held-out domains
     folds     the folds to score, all when None; the others get {}
+    answers   what the adapters answer, where that is known; None: they are asked
     A domain's rows count alike, whoever's they are. Where several models answer for a domain
     (local and fedper on the held-out one) it is their mean.
     """
@@ -44,7 +46,8 @@ def score(
     which = [m for m, model in enumerate(plan.models) if model.fold in wanted]
     asked = [parts_of(plan, plan.models[m], use) for m in which]
     rows = [rows_of(parts, use, cached.labels.device) for parts in asked]
-    answers = answers_of(plan, adapters, cached, which, rows, backend)
+    if answers is None:
+        answers = answers_of(plan, adapters, cached, which, rows, backend)
     sums: list[dict[str, np.ndarray]] = [{} for _ in plan.folds]
     for m, parts, own, predicted in zip(which, asked, rows, answers, strict=True):
         right = (predicted == cached.labels[own]).cpu().numpy()

@@ -14,12 +14,13 @@ import torch
 from cache.store import SCHEMA, compare_identity, info, open_writer, partial_of
 from kernels.backends import pick_device
 from pipeline.clip_model import ClipModel, encode_prompts, load_model
-from pipeline.clip_weights import MODEL_NAMES, find_weights
+from pipeline.clip_weights import MODEL_NAMES, OPENAI_NAMES, find_weights
 from pipeline.config import ConfigError
 from pipeline.encode_rows import Encoded, Pace, encode_rows
 from pipeline.image_sets import dataset_name, find_images
 from pipeline.image_tree import ImageTree, manifest_sha256
 from pipeline.pixels import PREPROCESSING
+from pipeline.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA, CACHES = ROOT / "data", ROOT / "cache" / "files"
@@ -61,6 +62,28 @@ def cache_path(dataset: str, model: str, templates: tuple[str, ...] = TEMPLATES)
     return CACHES / f"{'-'.join(words)}.h5"
 
 
+def find_cache(dataset: str, model: str) -> Path | None:
+    """The cache that `extract` makes of these words where it is not told where, if it is there.
+
+    Raises StaleCache when it was made of another data set, with other prompts or another model; a
+    model that is a file is loaded for that. The images are not looked at: they need not be here.
+    """
+    path, name = cache_path(dataset, model), find_weights(model)[0]
+    if not path.exists():
+        return None
+    found = info(path)["identity"]
+    asked = {"dataset": dataset_name(dataset), "templates": list(TEMPLATES)}
+    if name in OPENAI_NAMES:
+        asked["model"] = name
+    elif name not in MODEL_NAMES:
+        asked["weights_sha256"] = load_model(model, torch.device("cpu")).weights_sha256
+    # An imported cache knows less of where it comes from, and is taken at its name.
+    asked = {field: value for field, value in asked.items() if found.get(field) is not None}
+    way_out = "./run.sh extract --force makes it anew; or name the file of another cache"
+    compare_identity(asked, {field: found[field] for field in asked}, path, way_out)
+    return path
+
+
 def extract(
     dataset: str,
     *,
@@ -88,8 +111,8 @@ def extract(
     say           takes lines for the user
 
     An undisturbed extraction and a resumed one of the same batch end with the same bytes.
-    Raises ConfigError, BackendUnavailable, DataError, WeightsError, CacheError, and StaleCache
-    for a cache of other images, weights, prompts or settings.
+    Raises ConfigError, BackendUnavailable, DataError, WeightsError, CacheError, StaleCache for a
+    cache of other images, weights, prompts or settings, and Interrupted after SIGINT or SIGTERM.
     """
     _check_settings(templates, batch, workers, store, on_bad_image)
     where, pace = pick_device(device), Pace()
@@ -135,9 +158,11 @@ def extract(
                 workers=workers,
                 skip=on_bad_image == "skip",
             )
-        except KeyboardInterrupt:
-            say(f"stopped; the same command goes on from what {partial_of(out)} has")
-            raise
+        except Interrupted as stopped:
+            raise Interrupted(
+                f"stopped; the same command goes on from what {partial_of(out)} has",
+                stopped.number,
+            ) from None
         with pace.part("publishing"):
             writer.publish()
     _say_what_was_odd(done, say)

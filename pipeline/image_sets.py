@@ -39,12 +39,19 @@ def find_images(dataset: str, root: Path, say: Callable[[str], None]) -> ImageTr
 
     Raises DataError when it is not there or has no images.
     """
+    if not dataset:  # pathlib takes "" for this folder
+        raise DataError("--dataset is empty; name a data set or a folder, or leave it out for demo")
     name, folder = dataset_name(dataset), Path(dataset).expanduser()
     if dataset.lower() == "demo":
         try:
             folder = draw_dataset(root / "demo")
         except ValueError as error:  # there are pictures that it has not drawn
             raise DataError(str(error)) from error
+        except OSError as error:
+            raise DataError(
+                f"the built-in data cannot be drawn in {root / 'demo'}: {error.strerror or error}; "
+                "free space or permissions, or name another folder with --root"
+            ) from error
     elif not _is_path(dataset) and (name in KNOWN or not folder.is_dir()):
         folder = find_dataset(dataset, root)  # it says what there is for a name that is unknown
     tree = scan(folder)

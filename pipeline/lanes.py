@@ -3,7 +3,7 @@
 A fold is one choice of held-out domains. Its clients' adapters are averaged into servers: one a
 fold, or one a client when nothing is averaged (method local). What is scored are models: the
 servers, or where clients keep something of their own (ditto, fedper) one a client. A run is a sweep
-of one: one config or hundreds give the same plan, only longer.
+of one: plans of many configs join into one that is only longer (pipeline/joint.py).
 """
 
 import math
@@ -22,9 +22,6 @@ from pipeline.splits import ClientSplit, split_domain
 
 Orders = Callable[[int, int, int, int, int], np.ndarray]
 """(seed, round, local epoch, stream, n) -> a permutation of n: positions in the train rows."""
-
-COMMON = ("method", "mode", "head", "rank", "loss", "optimizer", "moments", "batch", "rounds")
-"""Settings in which all configs of one plan agree; the others differ from lane to lane."""
 
 
 @dataclass(frozen=True)
@@ -87,44 +84,35 @@ class Plan:
         return self.folds[0].config.method
 
 
-def build_plan(table: FeatureTable, configs: Sequence[RunConfig]) -> Plan:
-    """Folds, servers, models and lanes of `configs` on one table.
+def build_plan(table: FeatureTable, config: RunConfig) -> Plan:
+    """Folds, servers, models and lanes of one config on one table.
 
-    Raises ConfigError for a fold without clients, a client that cannot be trained, or configs that
-    do not agree in COMMON; CacheError for a domain that the table does not have.
+    Raises ConfigError for a fold without clients or a client that cannot be trained, CacheError for
+    a domain that the table does not have.
     """
-    first = configs[0]
-    for name in COMMON:
-        if any(getattr(config, name) != getattr(first, name) for config in configs):
-            raise ConfigError(f"{name}: lanes that train side by side must agree in it")
     folds: list[Fold] = []
     groups: list[list[Lane]] = []  # the lanes of each server
     drafts: list[tuple[int, int, Lane | None, tuple[int, ...], bool]] = []  # models to be
-    for config in configs:
-        for held_out in config.held_out:
-            clients, unseen = _take_part(table, config, held_out)
-            start = len(drafts)
-            for lanes in _groups(table, config, clients, len(folds), len(groups)):
-                drafts += _models(config, lanes, len(folds), len(groups), len(clients))
-                groups.append(lanes)
-            models = tuple(range(start, len(drafts)))
-            folds.append(Fold(config, held_out, clients, unseen, models))
-    lanes = [lane for group in groups for lane in group]
-    order = sorted(range(len(lanes)), key=lambda i: (-steps_a_round(lanes[i]), i))
-    place = {id(lanes[i]): at for at, i in enumerate(order)}
+    for held_out in config.held_out:
+        clients, unseen = _take_part(table, config, held_out)
+        start = len(drafts)
+        for lanes in _groups(table, config, clients, len(folds), len(groups)):
+            drafts += _models(config, lanes, len(folds), len(groups), len(clients))
+            groups.append(lanes)
+        folds.append(Fold(config, held_out, clients, unseen, tuple(range(start, len(drafts)))))
+    lanes = sorted((lane for group in groups for lane in group), key=lambda e: -steps_a_round(e))
+    place = {id(lane): at for at, lane in enumerate(lanes)}
     servers = []
     for group in groups:
         averaged = [lane for lane in group if not lane.personal]
         places = tuple(place[id(lane)] for lane in averaged)
         servers.append(Server(group[0].fold, places, _weights(averaged)))
-    models = [
+    models = tuple(
         Model(fold, server, None if own is None else place[id(own)], answered, unseen)
         for fold, server, own, answered, unseen in drafts
-    ]
-    return Plan(
-        Work(kind_of(table, first), first.loss, first.optimizer),
-        tuple(folds), tuple(servers), tuple(models), tuple(lanes[i] for i in order),
-    )  # fmt: skip
+    )
+    work = Work(kind_of(table, config), config.loss, config.optimizer)
+    return Plan(work, tuple(folds), tuple(servers), models, tuple(lanes))
 
 
 def kind_of(table: FeatureTable, config: RunConfig) -> Kind:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import click
 
@@ -44,6 +45,21 @@ def given_settings(preset: str, settings: dict) -> dict:
     return {**PRESETS[preset], **named}
 
 
+class NamedPath(click.Path):
+    """A path that is not "": pathlib takes that for this folder, a shell leaves it for a typo."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """The pathlib.Path of a value that names something."""
+        if value == "":
+            self.fail("an empty path; was a variable of the shell not set?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = NamedPath(path_type=Path)
+
+
 class ReleasedSpellings(click.Command):
     """A command whose options may be spelled with underscores and whose --test-envs takes many.
 
@@ -64,10 +80,9 @@ def spelled_for_click(args: Sequence[str]) -> list[str]:
             name, equals, value = word.partition("=")
             word = name.replace("_", "-") + equals + value
             many = word == "--test-envs"
-            if many:
-                continue
         elif many and word.lstrip("-").isdigit():
-            spelled.append("--test-envs")
+            if spelled[-1] != "--test-envs":  # the second number and on
+                spelled.append("--test-envs")
         else:
             many = False
         spelled.append(word)

@@ -24,6 +24,7 @@ from pipeline.evaluate import (
 from pipeline.lanes import Fold
 from pipeline.metrics import accuracy_by, calibration_error, macro_f1, spread
 from pipeline.payload import clip_bytes, payload_bytes
+from pipeline.personal import personalised
 from pipeline.report import held_out_name
 from pipeline.rounds import Engine
 from pipeline.training import Progress
@@ -100,6 +101,7 @@ def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> d
         "per_domain": per_domain,
         **_quality(fold, seen, labels),
         "gate": _gate(engine, progress.best, f, seen, zero_shot) if chosen else None,
+        "personalised": personalised(engine, progress.best, f) if chosen else None,
         "bytes_a_round": _bytes(engine, fold),
     }
 

@@ -61,7 +61,8 @@ def table(document: dict) -> str:
         figures = [_both(result, name) for name in ("unseen", "participants", "overall")]
         round_ = "-" if result["best_round"] is None else str(result["best_round"])
         gate = result["gate"]
-        moved = "-" if gate is None else f"{gate['distance']:.3f}"
+        gated = gate is not None and gate["distance"] is not None
+        moved = f"{gate['distance']:.3f}" if gated else "-"
         changed = "-" if gate is None else f"{gate['changed']}/{gate['tested']}"
         last = [_percent(released.get(result["held_out"]))] if released else []
         rows.append([result["held_out"] or "none", round_, *figures, moved, changed, *last])

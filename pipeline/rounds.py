@@ -1,12 +1,13 @@
 """A round of all lanes: local work, then aggregation. Pure: state in, state out."""
 
 import zlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.adapter import AdamSettings
 from kernels.local_steps import Moments, Pull, local_steps
 from pipeline.aggregate import Reports, aggregate, renormalised
 from pipeline.cohort import cohort, steps_of
@@ -17,6 +18,9 @@ from pipeline.scaffold import client_controls, server_control
 from pipeline.server_rules import unsound
 from pipeline.state import State, own_part
 
+if TYPE_CHECKING:
+    from kernels.round_graph import RoundGraph
+
 
 class Engine(NamedTuple):
     """What a run computes with, besides its state."""
@@ -26,6 +30,7 @@ class Engine(NamedTuple):
     backend: str
     orders: Orders = seeded_order
     model: str | None = None  # whose features these are, for what sending all of it would cost
+    graph: "RoundGraph | None" = None  # pipeline/captured.py: all rounds alike, on a GPU
 
 
 class Told(NamedTuple):
@@ -50,6 +55,11 @@ def run_round(state: State, engine: Engine, round: int) -> tuple[State, list[Tol
     for column, at in enumerate(taking):
         rows[steps[at] :, column] = -1  # a straggler's time is up
     rows = rows[: steps.max(initial=0)]
+    if engine.graph is not None:
+        adam = AdamSettings(*settings_of(lanes, round)[: len(AdamSettings._fields)])
+        made = engine.graph.replay(state["server"], rows, adam)
+        if made.finite:  # else below, where the clients that diverged are named
+            return {**state, "server": made.servers}, _losses(plan, taking, made.losses, steps)
     start = _starts(plan, state, taking)
     clients = start.clone()
     moments = _moments(state, taking)

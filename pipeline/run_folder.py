@@ -6,18 +6,17 @@ and the round they belong to, is replaced whole, and rounds.jsonl is cut back to
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save  # torch's refuses best and last in one memory
 from torch import Tensor
 
 from kernels.heads import Kind, as_rows
 from pipeline.config import ConfigError
+from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole
 
 KEY = "fedclip"  # the one metadata key: safetensors writes several keys in random order
 SHARE = 0.05  # of the time spent may go into checkpoints
@@ -50,7 +49,7 @@ class RunFolder:
             return
         for name in ("done", "summary.json", "rounds.jsonl", "adapter.safetensors"):
             (self.folder / name).unlink(missing_ok=True)
-        _replace(file, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+        replace_whole(file, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
 
     def resume(self) -> tuple[dict[str, Tensor], dict] | None:
         """The tensors and facts of the last checkpoint, with rounds.jsonl cut back to it.
@@ -64,7 +63,7 @@ class RunFolder:
             found = None  # rounds are missing from the log: only training again brings them back
         # Without a checkpoint this empties the log: a kill between the first round's line and the
         # first checkpoint leaves a line that the run would write once more.
-        _replace(log, b"".join(lines[: found[1]["rounds_done"]] if found else []))
+        replace_whole(log, b"".join(lines[: found[1]["rounds_done"]] if found else []))
         return found
 
     def add_round(self, line: str) -> None:
@@ -87,13 +86,15 @@ class RunFolder:
     def finish(self, summary: dict) -> None:
         """Writes summary.json, then done."""
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        _replace(self.folder / "summary.json", text.encode())
-        _replace(self.folder / "done", b"")
+        replace_whole(self.folder / "summary.json", text.encode())
+        replace_whole(self.folder / "done", b"")
 
     def close(self) -> None:
         """Closes rounds.jsonl."""
         if self._rounds is not None:
-            self._rounds.close()
+            # After a full disk the unwritten bytes cannot be flushed either; add_round told it.
+            with contextlib.suppress(OSError):
+                self._rounds.close()
 
 
 @contextlib.contextmanager
@@ -102,31 +103,20 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
 
     Raises ConfigError when another process trains in it or it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        with lock:
-            run = RunFolder(folder)
-            try:
-                yield run
-            finally:
-                run.close()
-    except filelock.Timeout:
-        raise ConfigError(
-            f"{folder}: another process is training in this folder; wait for it, or pass another "
-            "--out"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: cannot write the run here ({error.strerror or error}); free space or "
-            "permissions, or pass another --out"
-        ) from error
+    with locked(folder, "training"):
+        run = RunFolder(folder)
+        try:
+            yield run
+        except OSError as error:
+            raise ConfigError(cannot_write(folder, error)) from error
+        finally:
+            run.close()
 
 
 def write_adapters(file: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     """safetensors with best.<part> and last.<part>, one adapter a row, and JSON facts."""
     whole = {name: tensor.cpu().contiguous().numpy() for name, tensor in tensors.items()}
-    _replace(file, save(whole, {KEY: json.dumps(facts, sort_keys=True)}))
+    replace_whole(file, save(whole, {KEY: json.dumps(facts, sort_keys=True)}))
 
 
 def read_adapters(file: Path) -> tuple[dict[str, Tensor], dict]:
@@ -178,21 +168,10 @@ def read_first_adapter(file: Path, kind: Kind) -> Tensor:
 
 
 def _refuse_other(found: dict, asked: dict, folder: Path) -> None:
-    for part in sorted(asked.keys() | found.keys()):
-        old, new = found.get(part), asked.get(part)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            name = next(k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k))
-            part, old, new = f"{part}.{name}", old.get(name), new.get(name)
+    differs = first_difference(found, asked)
+    if differs:
+        name, old, new = differs
         raise ConfigError(
-            f"{folder}: holds a run with {part} = {old!r}, but {new!r} is asked for; pass another "
+            f"{folder}: holds a run with {name} = {old}, but {new} is asked for; pass another "
             "--out, or --force to train this one in its place"
         )
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Writes the whole file or leaves the old one: a kill never leaves half of it."""
-    fresh = file.with_name(file.name + ".tmp")
-    fresh.write_bytes(content)
-    os.replace(fresh, file)

@@ -71,7 +71,8 @@ def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
     plan, cached, backend, round = engine.plan, engine.cached, engine.backend, progress.rounds_done
     state, told = run_round(progress.state, engine, round)
     models = model_rows(plan, state)
-    val = score(plan, models, cached, "val", backend)
+    known = engine.graph.answers_of(models) if engine.graph is not None else None
+    val = score(plan, models, cached, "val", backend, answers=known)
     better = [
         chosen is None or mean(list(v.values())) > chosen.val_accuracy
         for chosen, v in zip(progress.chosen, val, strict=True)

@@ -8,10 +8,11 @@ from torch.nn.functional import cross_entropy, normalize
 from kernels.adapter import AdamSettings, AdapterState
 from kernels.adapter_step import adapter_steps
 from kernels.adapter_top1 import adapter_top1
+from kernels.backends import BACKENDS as BY_DEVICE
 from kernels.backends import BackendUnavailable, pick_backend, pick_device
 from tests import naive
 
-BACKENDS = ("numba", "torch")
+BACKENDS = BY_DEVICE["cpu"]  # with triton where its interpreter runs: tests/test_triton_interpreter
 SHAPES = [  # lanes, steps, batch, width, classes
     (1, 1, 2, 8, 1),
     (2, 2, 21, 64, 7),
@@ -40,10 +41,15 @@ def draw(lanes, steps, batch, width, classes, *, seed=0, rows=200):
     for lane in range(lanes):
         for step in range(steps - lane % 2 if steps > 1 else steps):
             last = step == steps - 1 - lane % 2
-            size = max(2, batch - 3 * lane) if last else batch
+            size = max(min(2, batch), batch - 3 * lane) if last else batch
             table[step, lane, :size] = torch.from_numpy(rng.integers(0, rows, size))
     order = (table[:, :, 0] >= 0).sum(dim=0).argsort(descending=True, stable=True)
     return adapters, features, labels, text, table[:, order]
+
+
+def on(device, adapters, *others):
+    """The same on a device: adapters and tensors."""
+    return AdapterState(*(w.to(device) for w in adapters)), *(v.to(device) for v in others)
 
 
 def settings(lanes):
@@ -75,19 +81,17 @@ def plain_torch(adapters, lane, batches, features, labels, text, options, scale)
         w1, b1, w2, b2 = weights
         scores = torch.tanh(x @ w1.T + b1) @ w2.T + b2
         logits = scale * normalize(scores.softmax(dim=1) * x, dim=1) @ t.T
-        here = torch.arange(len(x))
+        here = torch.arange(len(x), device=x.device)
         loss = (cross_entropy(logits, here) + cross_entropy(logits.T, here)) / 2
         adam.zero_grad()
         loss.backward()
         adam.step()
-    return [w.detach().numpy() for w in weights]
+    return [w.detach().cpu().numpy() for w in weights]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_steps_are_as_exact_as_plain_torch(shape, scale, backend):
-    adapters, features, labels, text, rows = draw(*shape)
+def assert_as_exact_as_plain_torch(shape, scale, backend, device="cpu"):
+    *drawn, rows = draw(*shape)
+    adapters, features, labels, text = on(device, *drawn)
     options = settings(shape[0])
     ours = AdapterState(*(w.clone() for w in adapters))
     losses = adapter_steps(
@@ -96,19 +100,27 @@ def test_steps_are_as_exact_as_plain_torch(shape, scale, backend):
     for lane in range(shape[0]):
         batches = batches_of(rows, lane)
         lr, decay, beta1, beta2, eps = (float(v[lane]) for v in options)
-        start = [w[lane].numpy().astype(float) for w in adapters]
+        start = [w[lane].cpu().numpy().astype(float) for w in adapters]
         truth, truth_losses = naive.train(
-            start, batches, features.numpy().astype(float), labels.numpy(),
-            text.numpy().astype(float), scale, lr, decay, beta1, beta2, eps,
+            start, batches, features.cpu().numpy().astype(float), labels.cpu().numpy(),
+            text.cpu().numpy().astype(float), scale, lr, decay, beta1, beta2, eps,
         )  # fmt: skip
         plain = plain_torch(adapters, lane, batches, features, labels, text, options, scale)
         for mine, theirs, true in zip(ours, plain, truth, strict=True):
-            error, budget = abs(mine[lane].numpy() - true).max(), abs(theirs - true).max()
+            error, budget = abs(mine[lane].cpu().numpy() - true).max(), abs(theirs - true).max()
             # An element whose gradient is near 0 moves by up to lr either way (Adam divides by its
             # own size), so float32 itself leaves room there: a thousandth of one step.
             assert error <= 2 * budget + 1e-3 * lr + np.finfo(np.float32).eps
-        np.testing.assert_allclose(losses[: len(batches), lane], truth_losses, rtol=2e-4, atol=2e-5)
+        found = losses[: len(batches), lane].cpu()
+        np.testing.assert_allclose(found, truth_losses, rtol=2e-4, atol=2e-5)
         assert not losses[len(batches) :, lane].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_steps_are_as_exact_as_plain_torch(shape, scale, backend):
+    assert_as_exact_as_plain_torch(shape, scale, backend)
 
 
 def test_the_twin_s_gradient_is_the_slope_of_its_loss():
@@ -196,8 +208,9 @@ def test_arguments_that_do_not_fit_are_refused():
 def test_backends_and_devices_say_what_there_is():
     cpu = torch.device("cpu")
     assert pick_backend("auto", cpu) in BACKENDS
-    with pytest.raises(BackendUnavailable, match="there is"):
+    with pytest.raises(BackendUnavailable, match="there is numba, torch"):
         pick_backend("triton", cpu)
+    assert BY_DEVICE["cuda"] == ("triton", "torch")
     with pytest.raises(BackendUnavailable, match="there are auto, cuda, cpu"):
         pick_device("tpu")
     if not torch.cuda.is_available():

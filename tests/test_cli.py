@@ -19,10 +19,12 @@ from tests.test_federate import small
 COMMANDS = (
     ["extract"],
     ["federate"],
+    ["sweep"],
     ["cache"],
     ["cache", "info"],
     ["cache", "import"],
     ["download"],
+    ["report"],
 )
 
 
@@ -71,6 +73,23 @@ def test_released_spellings():
         "--test-envs 0 --test-envs 1 --wk-iters 2 --mode FedAtImg x_y.h5 --out a_b".split()
     )
     assert spelled_for_click(["--test-envs=3", "--lr=5e-05"]) == ["--test-envs=3", "--lr=5e-05"]
+
+
+def test_usage_that_a_shell_gets_wrong_is_exit_code_2(file, tmp_path):
+    for words in (["--test_envs", "--out", tmp_path / "run"], ["--test_envs"], ["--out", ""]):
+        assert "Error: " in call("federate", file, *words, code=2).stderr
+    assert "an empty path" in call("cache", "info", "", code=2).stderr
+    help_ = call("extract", "--root_dir", tmp_path, "--on_bad_image", "skip", "--help").stdout
+    assert "--root-dir" in help_
+
+
+def test_ctrl_c_where_nothing_is_at_hand_is_130(monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.download.download_dataset", stopped)
+    result = call("download", "pacs", code=130)
+    assert not result.output
 
 
 def test_federate_prints_one_json_object_or_a_table(file, tmp_path):

@@ -1,5 +1,6 @@
 """The CLIP package and its weights: one result for every form, one line for every failure."""
 
+import socket
 import subprocess
 import sys
 import types
@@ -16,7 +17,7 @@ from pipeline.clip_model import (
     import_clip,
     load_model,
 )
-from pipeline.clip_weights import WeightsError
+from pipeline.clip_weights import OPENAI_NAMES, WeightsError
 from tests import clips
 
 CPU = torch.device("cpu")
@@ -157,3 +158,28 @@ def test_loading_leaves_no_trace_and_no_warning(tmp_path):
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "True")
+
+
+@pytest.fixture
+def unreachable(monkeypatch, tmp_path) -> Path:
+    """A home folder without weights, and a network in which nobody answers."""
+
+    def silent(*_, **__):
+        raise OSError(f"timed out after {socket.getdefaulttimeout()} s")
+
+    monkeypatch.setattr("urllib.request.urlopen", silent)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    return tmp_path / ".cache" / "clip"
+
+
+def test_weights_that_cannot_be_had_say_from_where_and_to_where(unreachable):
+    for name in OPENAI_NAMES:
+        with pytest.raises(WeightsError) as caught:
+            load_model(name.lower(), CPU)
+        said, file = str(caught.value), unreachable / Path(import_clip().clip._MODELS[name]).name
+        assert f"--model {name}: " in said and import_clip().clip._MODELS[name] in said
+        assert f"put it at {file}, or" in said and "timed out after 20.0 s" in said
+    file.write_bytes(b"half")
+    with pytest.raises(WeightsError, match="another or incomplete file that is there"):
+        load_model(name, CPU)
+    assert file.read_bytes() == b"half" and socket.getdefaulttimeout() is None

@@ -8,10 +8,11 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from kernels import contrastive_numba
+from kernels.backends import BACKENDS as BY_DEVICE
 from kernels.contrastive import contrastive
 from tests import naive
 
-BACKENDS = ("numba", "torch")
+BACKENDS = BY_DEVICE["cpu"]  # with triton where its interpreter runs: tests/test_triton_interpreter
 COUNTS = [1, 2, 31, 33, 127, 129, 1000]
 
 
@@ -28,7 +29,7 @@ def plain(image, text, scale, dtype):
     x, y = (v.detach().clone().to(dtype).requires_grad_() for v in (image, text))
     s = torch.tensor(scale, dtype=dtype, requires_grad=True)
     logits = s * x @ y.T
-    here = torch.arange(len(x))
+    here = torch.arange(len(x), device=x.device)
     loss = (cross_entropy(logits, here) + cross_entropy(logits.T, here)) / 2
     loss.backward()
     return [v.detach().double() for v in (loss, x.grad, y.grad, s.grad)]
@@ -49,15 +50,34 @@ def assert_as_exact_as_torch(found, plain_float32, truth, scale):
         assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + rounding
 
 
+def assert_exact(image, text, scale, backend):
+    """As assert_as_exact_as_torch, of float64 pairs; returns the truth."""
+    truth = plain(image, text, scale, torch.float64)
+    found = ours(image, text, scale, backend)
+    assert_as_exact_as_torch(found, plain(image, text, scale, torch.float32), truth, scale)
+    return truth
+
+
+def assert_fast_as_exact_as_bfloat16(image, text, scale, backend, truth):
+    """At most twice the error of operands and G rounded to bfloat16, all else in float32."""
+    x, y = (v.detach().clone().requires_grad_() for v in (image, text))
+    contrastive(x, y, scale, precision="fast", backend=backend).backward()
+    a, b = (v.bfloat16().float() for v in (image, text))
+    logits = scale * a @ b.T
+    g = logits.softmax(dim=1) + logits.softmax(dim=0) - 2 * torch.eye(len(a), device=a.device)
+    g = (g * (scale / (2 * len(a)))).bfloat16().float()
+    for mine, theirs, true in ((x.grad, g @ b, truth[1]), (y.grad, g.T @ a, truth[2])):
+        error, budget = ((v.double() - true).abs().max() for v in (mine, theirs))
+        assert error <= 2 * budget + torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
 @pytest.mark.parametrize("count", COUNTS)
 def test_loss_and_gradients_are_as_exact_as_plain_torch(count, scale, backend):
     width = {1: 64, 2: 500, 31: 512, 33: 33, 127: 640, 129: 768, 1000: 64}[count]
     image, text = (v.float().double() for v in pairs(count, width))
-    truth = plain(image, text, scale, torch.float64)
-    found = ours(image, text, scale, backend)
-    assert_as_exact_as_torch(found, plain(image, text, scale, torch.float32), truth, scale)
+    truth = assert_exact(image, text, scale, backend)
     assert math.isclose(
         truth[0], naive.contrastive_loss(image.numpy(), text.numpy(), scale), abs_tol=1e-9
     )
@@ -117,7 +137,8 @@ def test_half_precision_inputs_get_gradients_of_their_own_dtype(backend, dtype):
     loss = contrastive(image, text, 10.0, precision="fast", backend=backend)
     loss.backward()
     assert loss.dtype == torch.float32 and image.grad.dtype == dtype and text.grad is None
-    assert (image.grad.double() - truth[1]).abs().max() <= 2 * torch.finfo(dtype).eps
+    operands = torch.bfloat16 if backend == "triton" else dtype
+    assert (image.grad.double() - truth[1]).abs().max() <= 2 * torch.finfo(operands).eps
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

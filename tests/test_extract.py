@@ -1,7 +1,9 @@
 """Extraction against plain clip image by image; forms, workers and precision change nothing."""
 
+import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from cache.table import FeatureTable
 from pipeline import encode_rows, extract
 from pipeline.clip_model import import_clip
 from pipeline.demo import WEIGHTS
+from pipeline.encode_rows import row_ranges
 from tests import clips
 from tests.extraction import draw_tree, run
 
@@ -99,6 +102,25 @@ def test_workers_do_not_change_a_byte(tree, weights, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_forking_beside_threads_is_no_warning(tree, weights, tmp_path, monkeypatch):
+    plain = os.fork
+
+    def fork() -> int:  # as Python 3.12 has it
+        child = plain()
+        if child:
+            warnings.warn(
+                "This process (pid=1) is multi-threaded, use of fork() may lead to deadlocks",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        return child
+
+    monkeypatch.setattr(os, "fork", fork)
+    report, _ = run(tree, weights, tmp_path / "x.h5", workers=2, batch=5)
+    assert report.encoded == 23
+
+
 def test_workers_survive_spawn_and_change_no_byte(tree, weights, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
@@ -154,3 +176,35 @@ def test_half_and_full_precision_are_stored_as_asked(tree, weights, tmp_path):
     half, full = (read_table(tmp_path / f"{store}.h5").features for store in ("fp16", "fp32"))
     assert (half.dtype, full.dtype) == (np.float16, np.float32)
     assert np.array_equal(half, full.astype(np.float16))
+
+
+@pytest.mark.parametrize("most", [0, 5, 10, 23, 64])
+def test_rows_are_asked_for_in_whole_blocks_and_each_once(most):
+    rows = 23
+    for numbers in ([0, 1, 2, 3, 4], [1, 2, 4], [4], []):
+        ranges = row_ranges(numbers, 5, rows, most)
+        wanted = [row for k in numbers for row in range(5 * k, min(5 * k + 5, rows))]
+        assert [row for one in ranges for row in one] == wanted
+        for one in ranges:
+            assert one.start % 5 == 0 and (one.stop % 5 == 0 or one.stop == rows)
+            assert len(one) <= max(most, 5)
+    assert len(row_ranges([0, 1, 2, 3, 4], 5, rows, 64)) == 1
+
+
+def test_how_many_blocks_are_handed_over_at_once_changes_no_byte(tree, weights, tmp_path):
+    """Bad images and turned ones too, whose block is found again in what a worker hands over."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in (3, 9, 17):
+        Image.new("RGB", (40, 30)).save(tree / "art" / "cat" / f"{number:02}.jpg", exif=exif)
+    for path in ("art/cat/05.jpg", "photo/dog/zz.jpg"):
+        (tree / path).write_bytes(b"no image")
+    found = []
+    for at_once in (1, 64):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encode_rows, "IMAGES_AT_ONCE", at_once)
+            patch.setattr(encode_rows, "SHARES", 1)
+            out = tmp_path / f"{at_once}.h5"
+            report, said = run(tree, weights, out, workers=1, batch=3, on_bad_image="skip")
+        found.append((out.read_bytes(), report.turned, report.unreadable, said[1:]))
+    assert found[0] == found[1] and found[0][1:3] == (3, 2)

@@ -1,16 +1,19 @@
 """Extraction where a cache is already: up to date, unlike, locked, or begun and broken off."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from cache.store import info
+from cache.npz import read_npz
+from cache.store import info, write_table
 from cache.table import CacheError, StaleCache
-from pipeline import encode_rows
+from pipeline import encode_rows, extract
 from tests import clips
 from tests.extraction import draw_tree, run
 
@@ -87,33 +90,33 @@ def test_two_extractors_on_one_file_are_refused(tree, weights, tmp_path, monkeyp
     assert seen and report.encoded == 23
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tree, weights, tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process group")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(tree, weights, tmp_path, number):
     out = tmp_path / "x.h5"
     code = f"""
-import os, signal, sys
+import os, sys
 from pathlib import Path
-from pipeline import encode_rows, extract
+from pipeline import encode_rows
+from pipeline.cli import cli
 plain, calls = encode_rows.encode_images, []
 def encode(clip, pixels):
     calls.append(1)
     if len(calls) == 8:
-        os.killpg(0, signal.SIGINT)
+        os.killpg(0, {int(number)})
     return plain(clip, pixels)
 encode_rows.encode_images = encode
-try:
-    extract.extract({str(tree)!r}, model={str(weights)!r}, out=Path({str(out)!r}), batch=2,
-        workers=2, device="cpu", say=lambda line: print("SAID", line, file=sys.stderr))
-except KeyboardInterrupt:
-    sys.exit(130)
+cli(["extract", "--dataset", {str(tree)!r}, "--model", {str(weights)!r}, "--out", {str(out)!r},
+    "--batch", "2", "--workers", "2", "--device", "cpu"])
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
         timeout=120, start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 130, done.stderr
-    assert "SAID stopped; the same command goes on" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 128 + number, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Error: stopped; the same command goes on") and "x.h5.partial" in last
+    assert "Traceback" not in done.stderr and not done.stdout
     found = info(out.with_name("x.h5.partial"))
     assert 2 <= found["rows_done"] < 23
     report, said = run(tree, weights, out, batch=2)
@@ -121,3 +124,25 @@ except KeyboardInterrupt:
     assert report.encoded + report.resumed == 23
     run(tree, weights, tmp_path / "whole.h5", batch=2)
     assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_federate_by_name_refuses_a_cache_of_other_weights(tree, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "CACHES", tmp_path / "files")
+    mine = shutil.copy(weights, tmp_path / "mine.safetensors")
+    assert extract.find_cache(str(tree), str(mine)) is None
+    run(tree, mine, extract.cache_path(str(tree), str(mine)))
+    assert extract.find_cache(str(tree), str(mine)) == tmp_path / "files" / "images-mine.h5"
+    clips.save(clips.build(seed=1), mine, "safetensors")  # trained on, under the same name
+    with pytest.raises(StaleCache, match="weights_sha256.*extract --force"):
+        extract.find_cache(str(tree), str(mine))
+    shutil.copy(extract.cache_path(str(tree), str(mine)), extract.cache_path("pacs", "ViT-B/32"))
+    with pytest.raises(StaleCache, match='dataset = "images", asked for "pacs"'):
+        extract.find_cache("pacs", "vit-b/32")
+
+
+def test_federate_by_name_takes_an_imported_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "CACHES", tmp_path)
+    rows = {"features": np.eye(3, dtype=np.float32), "labels": np.arange(3)}
+    np.savez(tmp_path / "x.npz", text_features=np.eye(3, dtype=np.float32), **rows)
+    write_table(tmp_path / "pacs-ViT-B-32.h5", read_npz(tmp_path / "x.npz"))
+    assert extract.find_cache("PACS", "ViT-B/32") == tmp_path / "pacs-ViT-B-32.h5"

@@ -155,6 +155,17 @@ def test_pictures_in_the_place_of_the_built_in_ones_are_left_alone(tmp_path, wei
     assert file.exists()
 
 
+def test_built_in_data_that_cannot_be_drawn_is_one_line(tmp_path, weights):
+    (tmp_path / "demo").touch()  # what the folder is to be called
+    with pytest.raises(DataError, match="--root"):
+        extract.extract("demo", model=str(weights), root=tmp_path, out=tmp_path / "x.h5", say=print)
+
+
+def test_an_empty_data_set_is_not_this_folder(tmp_path, weights):
+    with pytest.raises(DataError, match="--dataset is empty"):
+        run("", weights, tmp_path / "x.h5")
+
+
 def test_the_default_file_is_named_by_data_model_and_prompts():
     folder = ROOT / "cache" / "files"
     assert cache_path("demo", "demo") == folder / "demo-demo.h5"

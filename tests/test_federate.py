@@ -100,7 +100,7 @@ def test_one_round_of_one_client_equals_the_twin(tmp_path):
     one = small(rows=(50,))
     settings = config(held_out=((),), rounds=1, local_epochs=2, lr=1e-2)
     document = run(one, tmp_path, settings)
-    plan = build_plan(one, [settings])
+    plan = build_plan(one, settings)
     rows = round_rows(plan.lanes, 0, seeded_order)[:, 0].numpy()
     batches = [batch[batch >= 0] for batch in rows]
     assert len(batches) == steps_a_round(plan.lanes[0]) == 8
@@ -203,7 +203,7 @@ def test_a_split_that_the_cache_fixes_is_kept():
 
 @pytest.mark.parametrize("batch", [2, 7, 8, 36, 100])
 def test_every_row_once_an_epoch_but_a_lone_last_one(table, batch):
-    plan = build_plan(table, [config(batch=batch, local_epochs=3)])
+    plan = build_plan(table, config(batch=batch, local_epochs=3))
     rows = round_rows(plan.lanes, 5, seeded_order).numpy()
     for at, lane in enumerate(plan.lanes):
         own = rows[:, at]

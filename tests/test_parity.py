@@ -21,9 +21,14 @@ from pipeline.lanes import build_plan
 from pipeline.rounds import Engine
 from pipeline.run_folder import read_adapters
 from pipeline.training import advance, begin, to_device
-from tests.conftest import ROOT
+from tests.conftest import ON_GPU, ROOT
 
-BACKENDS = ("numba", "torch")
+BACKENDS = [
+    ("numba", "cpu"),
+    ("torch", "cpu"),
+    pytest.param("torch", "cuda", marks=ON_GPU),
+    pytest.param("triton", "cuda", marks=ON_GPU),
+]
 
 
 def recordings() -> list[Path]:
@@ -42,8 +47,8 @@ def adapter(oracle, when: str, kind: Kind) -> torch.Tensor:
     return as_rows(kind, parts)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_replay_equals_the_recording(recording, backend, tmp_path):
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_replay_equals_the_recording(recording, backend, device, tmp_path):
     oracle = dict(np.load(recording))
     facts = json.loads(str(oracle["config"]))
     write_table(tmp_path / "cache.h5", read_npz(recording))
@@ -65,14 +70,14 @@ def test_replay_equals_the_recording(recording, backend, tmp_path):
         assert sorted(order) == list(range(count))
         return order
 
-    plan = build_plan(table, [config])
+    plan = build_plan(table, config)
     for client in plan.folds[0].clients:
         for part in ("train", "val", "test"):
             np.testing.assert_array_equal(getattr(client, part), oracle[f"{part}_c{client.domain}"])
 
     kind = plan.work.kind
     start = adapter(oracle, "init", kind)
-    engine = Engine(plan, to_device(table, torch.device("cpu")), backend, recorded)
+    engine = Engine(plan, to_device(table, torch.device(device)), backend, recorded)
     progress, _ = advance(engine, begin(plan, engine.cached, start))
     assert_adapter(progress.state["server"][0], adapter(oracle, "round0", kind), 1e-5)
 
@@ -81,7 +86,7 @@ def test_replay_equals_the_recording(recording, backend, tmp_path):
         config,
         runs=tmp_path,
         out=tmp_path / "run",
-        device="cpu",
+        device=device,
         backend=backend,
         first_adapter=start,
         orders=recorded,
@@ -118,5 +123,5 @@ def found_in_order(found: dict[str, float], table) -> list[tuple[str, float]]:
 
 
 def assert_adapter(found: torch.Tensor, wanted: torch.Tensor, most: float) -> None:
-    worst = (found - wanted).abs().max()
+    worst = (found.cpu() - wanted).abs().max()
     assert worst <= most, f"{worst:.2e} away"

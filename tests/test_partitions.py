@@ -89,15 +89,15 @@ def test_quantity_skews_sizes_and_not_classes():
     assert even == pytest.approx(0.2, abs=0.01) and far < 0.1 and skewed > 0.4
 
 
-def test_dirichlet_shares_are_numpys_in_distribution():
-    """The mean and variance of a share of K: 1/K and (K - 1) / (K^2 (K alpha + 1))."""
-    labels = np.repeat(np.arange(400), 1000)
+def test_dirichlet_shares_vary_as_they_should():
+    """The variance of one of K shares is (K - 1) / (K^2 (K alpha + 1))."""
+    labels = np.repeat(np.arange(4000), 200)
     uses = {"train": np.arange(len(labels))}
     for alpha in (0.05, 0.5, 5.0):
         dealt = partition(labels, uses, "dirichlet", 4, 0, alpha=alpha)
-        shares = np.stack([np.bincount(labels[c["train"]], minlength=400) for c in dealt]) / 1000
+        shares = np.stack([np.bincount(labels[c["train"]], minlength=4000) for c in dealt]) / 200
         ref = 3 / (16 * (4 * alpha + 1))
-        assert shares.var(axis=1).mean() == pytest.approx(ref, rel=0.15)
+        assert shares.var(axis=1).mean() == pytest.approx(ref, rel=0.03)
 
 
 @pytest.mark.parametrize(("clients", "each"), [(10, 2), (4, 2), (7, 1), (3, 7), (5, 3), (2, 99)])
@@ -171,6 +171,12 @@ def test_a_poor_client_takes_of_the_class_it_has_most_share_in():
     counts, shares = np.array([[5, 5, 5], [0, 0, 0]]), np.array([[0.9, 0.7, 0.8], [0.1, 0.3, 0.2]])
     repair(counts, shares, np.ones((2, 3), bool), 2, "here")
     assert counts.tolist() == [[5, 3, 5], [0, 2, 0]]
+
+
+def test_the_client_with_most_rows_gives():
+    counts = np.array([[4], [9], [0], [5]])
+    repair(counts, np.full((4, 1), 0.25), np.ones((4, 1), bool), 2, "here")
+    assert counts.tolist() == [[4], [7], [2], [5]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,179 @@
+"""contrastive on a GPU beside plain torch in three precisions, compiled torch, and other projects.
+
+Each in one process, in turns, checked against float64 first. A project that is not installed is
+named on stderr as not measured; nothing is estimated.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from benchmarks import eager
+from benchmarks.compare import Case, Work, checked, compare, distance
+from benchmarks.measure import take_turns
+from benchmarks.rows import Row
+from kernels.contrastive import contrastive
+
+SCALE = 100.0
+WIDTH = 512
+COUNTS = (1024, 4096, 8192, 32768)
+QUICK = (1024, 4096)
+BLOCK = 2048  # rows of the float64 logits at a time
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""image, text (N, D) and scale () -> loss ()."""
+
+
+def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> list[Row]:
+    """Rows of `bench kernels` that CUDA has besides those of every device."""
+    ceilings = {**ceilings, "gemm_flops_per_second": _bfloat16_rate(device, quick)}
+    rows = []
+    for count in QUICK if quick else COUNTS:
+        image, text = pairs(count, device)
+        exact = truth(image, text)
+        rows += _fast(image, text, exact, ceilings, quick)
+        rows += _exact(image, text, exact, ceilings, quick)
+        del image, text, exact
+        torch.cuda.empty_cache()
+    return rows
+
+
+def pairs(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Unit rows whose cosines are 0.15 with the right text and at most that with a wrong one."""
+    draw = torch.Generator().manual_seed(2)
+    image = normalize(torch.randn(count, WIDTH, generator=draw), dim=1)
+    noise = torch.randn(count, WIDTH, generator=draw) / WIDTH**0.5
+    return image.to(device), normalize(0.15 * image + noise, dim=1).to(device)
+
+
+def truth(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Both gradients in float64, by blocks of rows: never N x N."""
+    x, y = image.double(), text.double()
+    starts = range(0, len(x), BLOCK)
+    by_row = torch.cat([(SCALE * x[s : s + BLOCK] @ y.T).logsumexp(dim=1) for s in starts])
+    by_column = torch.cat([(SCALE * y[s : s + BLOCK] @ x.T).logsumexp(dim=1) for s in starts])
+    d_x, d_y = torch.empty_like(x), torch.zeros_like(y)
+    for s in starts:
+        part = slice(s, s + BLOCK)
+        z = SCALE * x[part] @ y.T
+        g = (z - by_row[part, None]).exp() + (z - by_column).exp()
+        g[:, part].diagonal().sub_(2)
+        g *= SCALE / (2 * len(x))
+        d_x[part] = g @ y
+        d_y += g.T @ x[part]
+    return d_x, d_y
+
+
+def _fast(image: Tensor, text: Tensor, exact: tuple, ceilings: dict, quick: bool) -> list[Row]:
+    half = torch.bfloat16
+    losses: dict[str, tuple[Loss, torch.dtype]] = {
+        "torch eager, bfloat16": (eager.contrastive, half),
+        "torch.compile, bfloat16": (torch.compile(eager.contrastive), half),
+    }
+    losses |= {f"{name}, bfloat16": (loss, half) for name, loss in _others()}
+    losses["triton, fast"] = (
+        lambda x, y, s: contrastive(x, y, s, precision="fast", backend="triton"),
+        torch.float32,
+    )
+    return _rows("fast", losses, image, text, exact, ceilings, quick)
+
+
+def _exact(image: Tensor, text: Tensor, exact: tuple, ceilings: dict, quick: bool) -> list[Row]:
+    full = torch.float32
+    losses: dict[str, tuple[Loss, torch.dtype]] = {
+        "torch eager, float32": (eager.contrastive, full),
+        "torch eager, tf32": (eager.contrastive, full),
+        "torch.compile, float32": (torch.compile(eager.contrastive), full),
+        "triton, exact": (lambda x, y, s: contrastive(x, y, s, backend="triton"), full),
+    }
+    losses |= {f"{name}, float32": (loss, full) for name, loss in _others()}
+    return _rows("exact", losses, image, text, exact, ceilings, quick)
+
+
+def _rows(
+    precision: str, losses: dict[str, tuple[Loss, torch.dtype]], image: Tensor, text: Tensor,
+    exact: tuple[Tensor, Tensor], ceilings: dict, quick: bool,
+) -> list[Row]:  # fmt: skip
+    """The first loss is the baseline, and the one whose error ours may double."""
+    count = len(image)
+    cases: dict[str, Case] = {}
+    plain_error = 0.0
+    for name, (loss, dtype) in losses.items():
+
+        def both(loss: Loss = loss, dtype: torch.dtype = dtype, name: str = name) -> tuple:
+            x, y = (v.to(dtype, copy=True).requires_grad_() for v in (image, text))
+            scale = torch.tensor(SCALE, dtype=dtype, device=x.device)
+            with _matmul_precision("high" if "tf32" in name else "highest"):
+                loss(x, y, scale).backward()
+            return x.grad, y.grad
+
+        try:
+            error = distance(both(), exact)
+        except torch.cuda.OutOfMemoryError:
+            print(f"contrastive, N {count}: {name} does not fit this GPU", file=sys.stderr)
+            continue
+        plain_error = plain_error or error
+        if name.startswith("triton"):
+            checked(f"contrastive {name}, N {count}", error, plain_error)
+        cases[name] = Case(both, 1, error)
+    work = Work(
+        "contrastive", f"N {count}, D {WIDTH}, {precision}", "loss+backward",
+        flops=6 * count * count * WIDTH,
+    )  # fmt: skip
+    return compare(work, cases, plain_error, ceilings, 3 if quick else 15, image.device)
+
+
+def _others() -> Iterator[tuple[str, Loss]]:
+    """Losses of other projects as they are released; what is not installed is told."""
+    for name, module, make in (
+        ("OpenCLIP ClipLoss", "open_clip.loss", _open_clip),
+        ("Liger, two calls", "liger_kernel.transformers", _liger),
+        ("cut-cross-entropy, two calls", "cut_cross_entropy", _cut_cross_entropy),
+    ):
+        try:
+            yield name, make(importlib.import_module(module))
+        except ImportError as error:
+            print(f"contrastive: {name} not measured: {error}", file=sys.stderr)
+
+
+def _open_clip(module) -> Loss:
+    loss = module.ClipLoss()
+    return lambda x, y, s: loss(x, y, s)
+
+
+def _liger(module) -> Loss:
+    # Its loss takes weight, input, target: the other side is the "vocabulary".
+    one_way = module.LigerFusedLinearCrossEntropyLoss()
+    return lambda x, y, s: (one_way(y, s * x, _places(x)) + one_way(x, s * y, _places(x))) / 2
+
+
+def _cut_cross_entropy(module) -> Loss:
+    one_way = module.linear_cross_entropy
+    return lambda x, y, s: (one_way(s * x, y, _places(x)) + one_way(s * y, x, _places(x))) / 2
+
+
+def _places(x: Tensor) -> Tensor:
+    return torch.arange(len(x), device=x.device)
+
+
+@contextmanager
+def _matmul_precision(name: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _bfloat16_rate(device: torch.device, quick: bool) -> float:
+    """flop/s of a large bfloat16 product, measured now; random numbers, as zeros run faster."""
+    side = 8192
+    a, b = torch.randn(2, side, side, device=device).bfloat16().unbind()
+    times = take_turns({"gemm": lambda: a @ b}, repeats=3 if quick else 9, device=device)
+    return 2 * side**3 / times["gemm"].quantiles()["p20"]

@@ -1,0 +1,78 @@
+"""Whole trainings on a GPU after warm-up: the blog's four commands, and a hundred of them at once.
+
+What a process starts with (imports, the table, the kernels' compilation, the graph's capture) is in
+the rows of benchmarks/rounds.py and not in these.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from benchmarks import rounds
+from benchmarks.measure import Times
+from benchmarks.rows import Row
+from cache.table import FeatureTable
+from kernels.backends import BACKENDS
+from pipeline.captured import capture_rounds
+from pipeline.joint import join_plans
+from pipeline.lanes import Plan, build_plan, steps_a_round
+from pipeline.rounds import Engine
+from pipeline.training import Progress, advance, begin, to_device
+
+MOVED = 6 * 4 * 2 * rounds.WIDTH * (rounds.WIDTH + 1)
+"""Bytes that Adam must read and write in a lane-step: p, m and v of 2 D (D + 1) numbers."""
+
+
+def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> list[Row]:
+    """Rows of `bench round` that CUDA has besides those of every device."""
+    count = 3 if quick else 200
+    table = rounds.pacs_shaped()
+    plan = build_plan(table, rounds.config(count))
+    rows = []
+    for backend in BACKENDS[device.type]:
+        rows.append(_timed(f"{backend}, after warm-up", plan, table, backend, count, ceilings, 5))
+    hundred, _ = join_plans([_with_lr(table, count, n) for n in range(4 if quick else 100)])
+    case = f"triton, {len(hundred.lanes)} lanes, after warm-up"
+    rows.append(_timed(case, hundred, table, "triton", count, ceilings, 1))
+    return rows
+
+
+def _with_lr(table: FeatureTable, count: int, n: int) -> Plan:
+    return build_plan(table, replace(rounds.config(count), lr=1e-6 * (n + 1)))
+
+
+def _timed(
+    case: str, plan: Plan, table: FeatureTable, backend: str, count: int, ceilings: dict,
+    repeats: int,
+) -> Row:  # fmt: skip
+    """Seconds of `count` rounds, scored as federate scores them, from the first adapter on."""
+    cached = to_device(table, torch.device("cuda"))
+    engine = Engine(plan, cached, backend, graph=capture_rounds(plan, cached, backend))
+
+    def train(how_many: int) -> Progress:
+        progress = begin(plan, cached)
+        for _ in range(how_many):
+            progress, _ = advance(engine, progress)
+        torch.cuda.synchronize()
+        return progress
+
+    train(2)
+    times = Times()
+    for _ in range(repeats):
+        _add(times, lambda: train(count))
+    found = times.quantiles()
+    moved = MOVED * count * sum(steps_a_round(lane) for lane in plan.lanes) / found["p50"]
+    shape = f"{len(table.labels)} x {rounds.WIDTH}, {len(plan.lanes)} lanes, {count} rounds"
+    return Row(
+        "round", case, shape, "run", **found, bytes_per_second=moved,
+        of_ceiling=moved / ceilings["copy_bytes_per_second"],
+    )  # fmt: skip
+
+
+def _add(times: Times, call: Callable[[], object]) -> None:
+    started, cpu = time.perf_counter(), time.process_time()
+    call()
+    times.seconds.append(time.perf_counter() - started)
+    times.cpu.append(time.process_time() - cpu)

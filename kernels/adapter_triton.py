@@ -1,0 +1,70 @@
+"""What adapter_step and adapter_top1 share in Triton: a linear layer of many adapters.
+
+Programs form one axis, so that no count meets CUDA's limit of 65,535 on the others. Widths and
+strides are compile-time constants: with them the compiler proves that loads are aligned.
+"""
+
+import triton
+import triton.language as tl
+
+PRECISION = tl.constexpr("tf32x3")
+"""Three tensor-core products of 11-bit parts for a float32 one: as exact to about 2^-22, and
+faster than the plain float32 units. Always named: Triton's default is one product (2^-11)."""
+LEAST = tl.constexpr(-1e30)
+"""Stands for minus infinity where infinity - infinity must not give NaN."""
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def layer(
+    inputs, rows, owners, weight, bias, out, tops,
+    WEIGHT_STRIDE: tl.constexpr, BIAS_STRIDE: tl.constexpr, D: tl.constexpr,
+    PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """One layer of the adapters on blocks of BM rows; a program makes BM x BN of its outputs.
+
+    The first layer (rows given):  out = tanh(inputs[rows] @ weight.T + bias), 0 for row -1
+    The second (rows None):        out = inputs @ weight.T + bias; tops: its row maxima by block
+    Block b is of adapter owners[b], or b // PARTS without owners.
+    """
+    COLUMNS: tl.constexpr = (D + BN - 1) // BN
+    block = (tl.program_id(0) // COLUMNS).to(tl.int64)
+    column = tl.program_id(0) % COLUMNS
+    if owners is None:
+        lane = block // PARTS
+    else:
+        lane = tl.load(owners + block).to(tl.int64)
+    i = tl.arange(0, BM)
+    n = column * BN + tl.arange(0, BN)
+    if rows is None:
+        x_rows = inputs + block * BM * D + i[:, None] * D
+        there = i[:, None] >= 0
+    else:
+        row = tl.load(rows + block * BM + i)
+        x_rows = inputs + tl.maximum(row, 0).to(tl.int64)[:, None] * D
+        there = row[:, None] >= 0
+    w_rows = weight + lane * WEIGHT_STRIDE + n[None, :] * D
+    sums = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, D, BK):
+        k = start + tl.arange(0, BK)
+        x = tl.load(x_rows + k[None, :], mask=there & (k < D)[None, :], other=0.0)
+        w = tl.load(w_rows + k[:, None], mask=(n < D)[None, :] & (k < D)[:, None], other=0.0)
+        sums = tl.dot(x, w, sums, input_precision=PRECISION)
+    sums += tl.load(bias + lane * BIAS_STRIDE + n, mask=n < D, other=0.0)[None, :]
+    if rows is None:
+        top = tl.max(tl.where((n < D)[None, :], sums, LEAST), 1)
+        tl.store(tops + (block * BM + i) * COLUMNS + column, top)
+    else:
+        sums = 1.0 - 2.0 / (tl.exp2(sums * (2 * LOG2_E)) + 1.0)  # tanh
+    tl.store(out + block * BM * D + i[:, None] * D + n[None, :], sums, mask=(n < D)[None, :])
+
+
+@triton.jit
+def row_tops(tops, first, COLUMNS: tl.constexpr, BM: tl.constexpr, PADDED: tl.constexpr):
+    """(BM,) the maxima of rows first..first+BM-1 of the second layer's output."""
+    c = tl.arange(0, PADDED)
+    i = first + tl.arange(0, BM)
+    found = tl.load(
+        tops + i[:, None] * COLUMNS + c[None, :], mask=(c < COLUMNS)[None, :], other=LEAST
+    )
+    return tl.max(found, 1)

@@ -1,0 +1,56 @@
+"""Progress as named tensors and JSON facts, and back: what a run's adapter file holds."""
+
+from dataclasses import asdict
+
+from torch import Tensor
+
+from kernels.heads import as_rows, named
+from pipeline.lanes import Plan
+from pipeline.report import held_out_name
+from pipeline.state import model_rows
+from pipeline.training import Chosen, Progress
+
+
+def to_tensors(plan: Plan, progress: Progress) -> tuple[dict[str, Tensor], dict]:
+    """best.<part> and last.<part>, a row for each of plan.models; state.<name> for the rest.
+
+    Where the scored adapters are the servers', "last" holds the state's "server" whole.
+    """
+    kind, last = plan.work.kind, model_rows(plan, progress.state)
+    tensors = {
+        f"{when}.{name}": part
+        for when, rows in (("best", progress.best), ("last", last))
+        for name, part in named(kind, rows).items()
+    }
+    same = last is progress.state["server"]
+    kept = {n: v for n, v in progress.state.items() if not (same and n == "server")}
+    facts = {
+        "rounds_done": progress.rounds_done,
+        "chosen": [asdict(chosen) if chosen else None for chosen in progress.chosen],
+        "adapters": [
+            {
+                "held_out": held_out_name(plan.folds[model.fold].held_out),
+                "clients": [plan.folds[model.fold].clients[k].name for k in model.clients],
+            }
+            for model in plan.models
+        ],
+    }
+    return tensors | {f"state.{name}": value for name, value in kept.items()}, facts
+
+
+def from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Progress) -> Progress:
+    """The inverse of to_tensors; first is the plan's progress before round 0, on its device."""
+    device = first.best.device
+    state = {
+        name: tensors[f"state.{name}"].to(device if name != "steps" else "cpu")
+        if f"state.{name}" in tensors
+        else as_rows(plan.work.kind, _under(tensors, "last.")).to(device)
+        for name in first.state
+    }
+    best = as_rows(plan.work.kind, _under(tensors, "best.")).to(device)
+    chosen = tuple(Chosen(**each) if each else None for each in facts["chosen"])
+    return Progress(facts["rounds_done"], state, best, chosen)
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,153 @@
+"""The command sweep: parse, call, print. Heavy packages are imported inside it."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import click
+
+from pipeline.cli_shared import HOME, find_cache, say, tell_report
+from pipeline.config import ConfigError, RunConfig
+from pipeline.options import (
+    PATH,
+    ReleasedSpellings,
+    choose_held_out,
+    config_options,
+    given_settings,
+)
+
+
+def seconds(words: str) -> float:
+    """90, 90s, 2m, 1.5h -> seconds; raises ConfigError for other words."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([smh]?)", words.strip())
+    if not found:
+        raise ConfigError(f"--budget {words!r}: write seconds, or 90s, 2m, 1.5h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def byte_count(words: str) -> int:
+    """500M, 4G, 4GiB -> bytes; raises ConfigError for other words."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([kmgt]?)i?b?", words.strip(), re.IGNORECASE)
+    if not found:
+        raise ConfigError(f"--memory {words!r}: write bytes, or 500M, 4G")
+    return int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
+
+
+@click.command(cls=ReleasedSpellings)
+@click.argument("cache", required=False, type=PATH)
+@click.option("--dataset", help="Find the cache by its data set (extract it when missing).")
+@click.option("--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]")
+@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie.")
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="lr=5e-5,3e-4 tries each; with --random also lr=1e-5..1e-2. Any setting below; repeat it.",
+)
+@click.option("--random", "draws", type=int, help="Draw so many configurations from the --grid.")
+@click.option("--seeds", default=1, show_default=True, help="Train each with seeds 0, 1, ...")
+@click.option("--spec", type=PATH, help="W&B sweep YAML in place of --grid.")
+@click.option("--halving", type=int, metavar="ETA", help="At rungs go on with the best 1/ETA only.")
+@click.option("--draw-seed", default=0, show_default=True, help="Fixes what random draws.")
+@click.option("--budget", metavar="TIME", help="Begin no round after 90s, 2m, 1.5h.")
+@click.option("--memory", metavar="BYTES", help="For trials side by side: 500M, 4G.")
+@click.option(
+    "--select",
+    default="validation",
+    show_default=True,
+    type=click.Choice(["validation", "oracle"]),
+    help="oracle looks at test accuracy: an upper bound, not a result.",
+)
+@click.option("--held-out", multiple=True, metavar="DOMAIN|all|none", help="As in federate.")
+@click.option("--test-envs", multiple=True, type=int, metavar="INT...", help="As in federate.")
+@config_options
+@click.option("--out", type=PATH, help="[default: runs/sweep-<id>]")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
+@click.option("--backend", default="auto", show_default=True, help="Kernels.")
+@click.option("--force", is_flag=True, help="Start anew in a folder that holds a sweep.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def sweep(
+    cache: Path | None,
+    dataset: str | None,
+    model: str | None,
+    root: Path | None,
+    grid: tuple[str, ...],
+    draws: int | None,
+    seeds: int,
+    spec: Path | None,
+    halving: int | None,
+    draw_seed: int,
+    budget: str | None,
+    memory: str | None,
+    select: str,
+    held_out: tuple[str, ...],
+    test_envs: tuple[int, ...],
+    preset: str,
+    out: Path | None,
+    device: str,
+    backend: str,
+    force: bool,
+    as_json: bool,
+    **settings,
+) -> None:
+    """Train many configurations on one cache, side by side, and say which is best.
+
+    What is not swept is set by the same options as federate's. A killed sweep goes on with the
+    same command. Selection is by validation accuracy only.
+
+    \b
+        ./run.sh sweep cache.h5 --grid lr=5e-5,3e-4,1e-3 --grid weight_decay=0,0.2 --seeds 3
+        ./run.sh sweep cache.h5 --grid lr=1e-5..1e-2 --random 64 --halving 3
+        ./run.sh sweep cache.h5 --spec sweep.yaml --budget 10m
+    """
+    given = given_settings(preset, settings)
+    rounds = RunConfig(**given).rounds
+    limit = math.inf if budget is None else seconds(budget)
+    room = None if memory is None else byte_count(memory)
+    asked = _spec(spec, grid, draws, seeds, halving, draw_seed, rounds)
+    words, file = find_cache(cache, dataset, model, root, device)
+    from cache.store import read_table
+    from pipeline.sweep_report import sweep_table
+    from pipeline.sweep_run import sweep as run
+
+    table = read_table(file)
+    document = run(
+        table,
+        asked,
+        RunConfig(held_out=choose_held_out(table, held_out, test_envs), **given),
+        runs=HOME / "runs",
+        out=out,
+        device=device,
+        backend=backend,
+        memory=room,
+        budget=limit,
+        select=select,
+        cache=words,
+        force=force,
+        say=say,
+    )
+    click.echo(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
+    tell_report(Path(document["sweep"]), file, as_json)
+
+
+def _spec(
+    file: Path | None,
+    grid: tuple[str, ...],
+    draws: int | None,
+    seeds: int,
+    halving: int | None,
+    draw_seed: int,
+    rounds: int,
+):
+    from pipeline.sweep_spec import from_options
+    from pipeline.sweep_wandb import from_wandb
+    from pipeline.sweep_yaml import read_yaml
+
+    if file is None:
+        return from_options(grid, draws=draws, seeds=seeds, halving=halving, draw_seed=draw_seed)
+    if grid or draws is not None:
+        raise ConfigError("--spec says what is swept; leave out --grid and --random")
+    return from_wandb(
+        read_yaml(file), rounds=rounds, seeds=seeds, halving=halving, draw_seed=draw_seed
+    )

@@ -1,0 +1,25 @@
+"""What to say when a package of requirements.txt is not there, or Python is too old for them."""
+
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+_OURS = ("benchmarks", "cache", "kernels", "pipeline")
+OLDEST = (3, 11)
+
+
+def refuse_missing_package(error: ModuleNotFoundError) -> None:
+    """Ends with one line when `error` is about a package of others; returns when about ours."""
+    package = (error.name or "").split(".")[0]
+    if package and package not in _OURS:
+        sys.exit(
+            f"Error: the package {package} is not installed for {sys.executable}; "
+            f"{sys.executable} -m pip install -r {_ROOT / 'requirements.txt'}"
+        )
+
+
+def refuse_old_python() -> None:
+    """Ends with one line when this Python is older than OLDEST."""
+    if sys.version_info < OLDEST:
+        there, needed = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST))
+        sys.exit(f"Error: Python {needed} or newer is needed; {sys.executable} is {there}")

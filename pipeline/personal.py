@@ -1,0 +1,69 @@
+"""Personalised accuracy: what each client has of the chosen adapter after tuning it on its own."""
+
+import torch
+from torch import Tensor
+
+from kernels.answers import top1
+from kernels.local_steps import local_steps
+from pipeline.lanes import Lane, round_rows, settings_of, steps_a_round
+from pipeline.metrics import spread
+from pipeline.rounds import Engine
+
+
+def personalised(engine: Engine, adapters: Tensor, f: int) -> dict | None:
+    """Fine-tunes each client's adapter of fold f for config.personalise epochs on its train rows.
+
+    adapters  (A, P), one for each of the plan's models; not changed
+    returns   {"epochs", "before", "after"}: accuracies on the client's own test rows, by client in
+              "accuracy" and put together as in pipeline/metrics.py; None for 0 epochs
+
+    Everything else is as in a round after the last one: loss, fresh optimizer, batches.
+    """
+    plan, cached = engine.plan, engine.cached
+    fold = plan.folds[f]
+    epochs = fold.config.personalise
+    if not epochs:
+        return None
+    model_of = {k: m for m in fold.models for k in plan.models[m].clients}
+    lanes = [
+        Lane(fold.config, f, -1, k, client.stream, client.train)
+        for k, client in enumerate(fold.clients)
+        if len(client.test)
+    ]
+    lanes.sort(key=lambda lane: -steps_a_round(lane, epochs))
+    before = adapters[[model_of[lane.client] for lane in lanes]]
+    after = before.clone()
+    local_steps(
+        plan.work,
+        after,
+        cached.features,
+        cached.labels,
+        cached.text,
+        cached.unit_text,
+        round_rows(lanes, fold.config.rounds, engine.orders, epochs),
+        settings_of(lanes, 0),
+        logit_scale=cached.logit_scale,
+        backend=engine.backend,
+    )
+    return {
+        "epochs": epochs,
+        "before": _accuracies(engine, before, lanes),
+        "after": _accuracies(engine, after, lanes),
+    }
+
+
+def _accuracies(engine: Engine, adapters: Tensor, lanes: list[Lane]) -> dict:
+    plan, cached = engine.plan, engine.cached
+    clients = [plan.folds[lane.fold].clients[lane.client] for lane in lanes]
+    rows = [torch.from_numpy(client.test).to(cached.labels.device) for client in clients]
+    answers = top1(
+        plan.work.kind, adapters, cached.features, cached.text, cached.unit_text, rows,
+        backend=engine.backend,
+    )  # fmt: skip
+    right = [
+        float((found == cached.labels[own]).float().mean())
+        for found, own in zip(answers, rows, strict=True)
+    ]
+    figures = spread(right, [len(own) for own in rows])
+    by_name = {client.name: value for client, value in zip(clients, right, strict=True)}
+    return {**figures._asdict(), "accuracy": dict(sorted(by_name.items()))}

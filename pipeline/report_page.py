@@ -1,0 +1,76 @@
+"""report.html: what runs, sweeps and benchmarks found, in one file that needs nothing else."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config import ConfigError
+from pipeline.report_bench import bench_part
+from pipeline.report_data import RunData, read_run
+from pipeline.report_files import replace_file
+from pipeline.report_maps import answers_of
+from pipeline.report_parts import page
+from pipeline.report_run import run_part
+from pipeline.report_runs import runs_part
+from pipeline.report_sweep import sweep_part
+from pipeline.report_trials import BenchData, SweepData, read_bench, read_sweep
+from pipeline.svg import Markup
+
+NAME = "report.html"
+Data = RunData | SweepData | BenchData
+
+
+def write_report(
+    folder: Path, *, cache: Path | None = None, images_per_second: float | None = None
+) -> Path:
+    """Writes <folder>/report.html of one run or sweep, finished or not, and returns its path.
+
+    cache              where the run's features lie, if not where its summary.json says
+    images_per_second  see pipeline.report_costs.costs_part
+
+    Raises ConfigError, in one line, for a folder that is neither or cannot be written.
+    """
+    html = report_html([read(folder)], cache=cache, images_per_second=images_per_second)
+    return replace_file(folder / NAME, html)
+
+
+def read(path: Path) -> Data:
+    """The data of a run folder, a sweep folder or a benchmark's .jsonl, told by their files.
+
+    Raises ConfigError for what is none of them.
+    """
+    if (path / "trials.jsonl").exists():
+        return read_sweep(path)
+    if (path / "config.json").exists():
+        return read_run(path)
+    if path.is_file() and path.suffix == ".jsonl":
+        return read_bench(path)
+    found = "there is no such path" if not path.exists() else "it has none of these files"
+    raise ConfigError(
+        f"{path}: {found}; report takes a run folder (config.json), a sweep folder (trials.jsonl) "
+        "or a result of bench (.jsonl)"
+    )
+
+
+def report_html(
+    data: Sequence[Data], *, cache: Path | None = None, images_per_second: float | None = None
+) -> bytes:
+    """The page of all that was read, in its order, as UTF-8; several runs are compared first."""
+    runs = [one for one in data if isinstance(one, RunData)]
+    links = [(f"part-{at}", f"{_kind(one)} {one.name}") for at, one in enumerate(data)]
+    body = runs_part(runs) if len(runs) > 1 else Markup("")
+    for (anchor, _), one in zip(links, data, strict=True):
+        if isinstance(one, RunData):
+            body += run_part(one, anchor, answers_of(one, cache), images_per_second)
+        elif isinstance(one, SweepData):
+            body += sweep_part(one, anchor)
+        else:
+            body += bench_part(one, anchor)
+    title = links[0][1] if len(links) == 1 else f"{len(links)} results side by side"
+    written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
+    footer = f"Written {written} by ./run.sh report. Accuracies are of the files named here alone."
+    return page(title, links, body, footer).encode("utf-8")
+
+
+def _kind(one: Data) -> str:
+    return {RunData: "Run", SweepData: "Sweep", BenchData: "Benchmark"}[type(one)]

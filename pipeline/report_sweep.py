@@ -1,0 +1,174 @@
+"""The part of a report that tells of a sweep."""
+
+from collections.abc import Sequence
+
+from pipeline.report_costs import duration, seconds_cell
+from pipeline.report_files import word
+from pipeline.report_parts import (
+    GAINS,
+    Cell,
+    accuracy,
+    cards,
+    facts,
+    gains,
+    section,
+    setting,
+    table,
+    tiles,
+    warnings,
+)
+from pipeline.report_threads import parallel_card
+from pipeline.report_trials import STATUSES, SweepData, Trial, chosen_trials
+from pipeline.svg import Markup, element, percent
+
+LISTED = 2000  # trials in the table; the rest are in trials.csv
+
+
+def sweep_part(sweep: SweepData, anchor: str) -> Markup:
+    """Everything about one sweep, under a heading with its name."""
+    chosen = chosen_trials(sweep.trials)
+    threads = parallel_card(sweep, chosen)
+    return element(
+        "article",
+        element("h2", f"Sweep {sweep.name}"),
+        element("p", _lead(sweep), class_="lead"),
+        warnings([*sweep.notes, *_doubts(sweep)]),
+        tiles(_tiles(sweep, chosen)) if sweep.trials else "",
+        _chosen(sweep, chosen),
+        section("Settings and validation accuracy", "Each line is a trial.", cards(threads))
+        if threads
+        else "",
+        _seeds(sweep),
+        section("Trials", _listed(sweep), _table(sweep, chosen)) if sweep.trials else "",
+        section("Specification", "", element("details", element("summary", "spec.json"),
+                facts([(name, word(value)) for name, value in sweep.spec.items()])))
+        if sweep.spec
+        else "",
+        id=anchor,
+    )  # fmt: skip
+
+
+def _lead(sweep: SweepData) -> str:
+    names = ", ".join(sweep.varied) or "nothing but the seed"
+    return (
+        f"{len(sweep.trials):,} trials ended; they differ in {names}. Chosen on validation alone."
+    )
+
+
+def _doubts(sweep: SweepData) -> list[str]:
+    odd = [t for t in sweep.trials if t.status not in STATUSES]
+    lost = [t for t in sweep.trials if t.status in ("diverged", "failed")]
+    said = [f"{len(lost)} of {len(sweep.trials)} trials diverged or failed."] if lost else []
+    if odd:
+        said.append(f"{len(odd)} trials have a status that is not known here: {odd[0].status}.")
+    return said
+
+
+def _tiles(sweep: SweepData, chosen: Sequence[Trial]) -> list[tuple[str, str, str]]:
+    counts = {name: sum(t.status == name for t in sweep.trials) for name in STATUSES}
+    others = ", ".join(f"{counts[name]:,} {name}" for name in STATUSES[1:] if counts[name])
+    shown = [("Trials done", f"{counts['done']:,}", others or "none stopped early")]
+    done = sorted(t.val_accuracy for t in sweep.trials
+                  if t.status == "done" and t.val_accuracy is not None)  # fmt: skip
+    if chosen:
+        mean, spread = _mean_and_deviation([trial.val_accuracy for trial in chosen])
+        beside = _called(chosen) + ("" if spread is None else f", std {percent(spread)}")
+        shown.append(("Best on validation", f"{percent(mean)} %", beside))
+    if done:
+        middle = percent(done[len(done) // 2])
+        shown.append(("Median trial", f"{middle} %", f"worst {percent(done[0])} %"))
+    spent = [t.seconds for t in sweep.trials if t.seconds is not None]
+    if spent:
+        shown.append(("Trial seconds in all", duration(sum(spent)), "side by side they took less"))
+    return shown
+
+
+def _called(chosen: Sequence[Trial]) -> str:
+    many = "trials" if len(chosen) > 1 else "trial"
+    return f"{many} {', '.join(str(trial.number) for trial in chosen)}"
+
+
+def _chosen(sweep: SweepData, chosen: Sequence[Trial]) -> Markup:
+    if not chosen:
+        return Markup("")
+    names = sweep.varied or tuple(sorted(chosen[0].settings))
+    settings = ", ".join(f"{name} {word(chosen[0].settings.get(name))}" for name in names)
+    rows = [
+        [
+            Cell(held_out, None, "word name"),
+            Cell(word(trial.seed)),
+            *gains(result),
+            accuracy(result.scores.val_accuracy),
+        ]
+        for trial in chosen
+        for held_out, result in zip(trial.held_out, trial.results, strict=True)
+    ]
+    heads = ["held out", "seed", *GAINS, "validation"]
+    caption = "Accuracy in % on test rows; gain: points above zero-shot CLIP"
+    return section(
+        "The chosen configuration",
+        f"{_called(chosen).capitalize()}: {settings}. Of the configurations with all their seeds "
+        "done it has the highest mean on validation; test rows are looked at for this one only.",
+        table("The chosen configuration", heads, rows, caption=caption),
+    )
+
+
+def _seeds(sweep: SweepData) -> Markup:
+    groups: dict[tuple[str, ...], list[Trial]] = {}
+    for trial in sweep.trials:
+        if trial.status == "done" and trial.val_accuracy is not None:
+            at = tuple(word(trial.settings.get(name)) for name in sweep.varied)
+            groups.setdefault(at, []).append(trial)
+    if all(len(members) == 1 for members in groups.values()):
+        return Markup("")
+    rows = []
+    for members in groups.values():
+        values = [trial.val_accuracy for trial in members]
+        mean, spread = _mean_and_deviation(values)
+        deviation = Cell("\u2013", "") if spread is None else accuracy(spread)
+        settings = [setting(members[0].settings.get(name)) for name in sweep.varied]
+        ends = [accuracy(min(values)), accuracy(max(values))]
+        rows.append([*settings, Cell(len(values)), accuracy(mean), deviation, *ends])
+    rows.sort(key=lambda row: -row[len(sweep.varied) + 1].sort)
+    heads = [*sweep.varied, "seeds", "mean", "std", "lowest", "highest"]
+    lead = "Validation accuracy in % of the finished trials; std with n - 1."
+    return section("Over seeds", lead, table("Over seeds", heads, rows[:LISTED]))
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+
+
+def _listed(sweep: SweepData) -> str:
+    lead = "A click on a head sorts."
+    if len(sweep.trials) > LISTED:
+        lead += f" The best {LISTED:,} of {len(sweep.trials):,}; report --csv writes all."
+    return lead
+
+
+def _table(sweep: SweepData, chosen: Sequence[Trial]) -> Markup:
+    ranked = sorted(sweep.trials, key=lambda t: (_rank(t), t.number))[:LISTED]
+    rows = [
+        [
+            Cell(trial.number),
+            Cell(trial.status, None, "word"),
+            *(setting(trial.settings.get(name)) for name in sweep.varied),
+            Cell(word(trial.seed)),
+            Cell(word(trial.rounds)),
+            accuracy(trial.val_accuracy),
+            seconds_cell(trial.seconds),
+        ]
+        for trial in ranked
+    ]  # fmt: skip
+    heads = ["trial", "status", *sweep.varied, "seed", "rounds", "validation", "seconds"]
+    numbers = {trial.number for trial in chosen}
+    places = {at for at, trial in enumerate(ranked) if trial.number in numbers}
+    return table("Trials", heads, rows, chosen=places)
+
+
+def _rank(trial: Trial) -> float:
+    known = trial.status == "done" and trial.val_accuracy is not None
+    return -trial.val_accuracy if known else 1.0 - (trial.val_accuracy or 0.0)

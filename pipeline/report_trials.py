@@ -1,0 +1,147 @@
+"""A sweep folder and a benchmark's result file -> frozen data for their reports."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ConfigError
+from pipeline.report_data import Result, read_result
+from pipeline.report_files import content_of, fraction, read_lines, read_object, whole, word
+from pipeline.sweep_report import candidates
+
+STATUSES = ("done", "pruned", "diverged", "failed")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One line of trials.jsonl."""
+
+    number: int
+    id: str
+    status: str
+    seed: int | None
+    settings: dict[str, Any]
+    rounds: int | None
+    val_accuracy: float | None
+    seconds: float | None
+    results: tuple[Result, ...]
+    held_out: tuple[str, ...]  # as the results name it
+
+
+@dataclass(frozen=True)
+class SweepData:
+    """A sweep so far; `varied` are the settings in which its trials differ, without the seed."""
+
+    name: str
+    folder: Path
+    trials: tuple[Trial, ...]
+    varied: tuple[str, ...]
+    spec: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a benchmark; seconds are of one unit of work."""
+
+    benchmark: str
+    name: str
+    shape: str
+    unit: str
+    p20: float
+    p50: float
+    p80: float
+    floor: float | None  # seconds at the ceiling that the same run measured
+    times_baseline: float | None
+
+
+@dataclass(frozen=True)
+class BenchData:
+    """A result file of ./run.sh bench."""
+
+    name: str
+    file: Path
+    machine: dict[str, Any]
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...]
+
+
+def read_sweep(folder: Path) -> SweepData:
+    """The data of a sweep, finished or not.
+
+    Raises ConfigError, in one line, for files that are not what a sweep writes.
+    """
+    file = folder / "trials.jsonl"
+    lines, notes = read_lines(file)
+    with content_of(file):
+        last = {trial.id: trial for trial in map(_trial, lines)}  # a failed one was tried again
+    trials = tuple(sorted(last.values(), key=lambda trial: trial.number))
+    spec = folder / "spec.json"
+    if not trials:
+        notes.append("No trial has ended yet.")
+    return SweepData(
+        name=folder.resolve().name,
+        folder=folder,
+        trials=trials,
+        varied=varied([trial.settings for trial in trials]),
+        spec=read_object(spec) if spec.exists() else {},
+        notes=tuple(notes),
+    )
+
+
+def read_bench(file: Path) -> BenchData:
+    """The data of benchmarks/results/*.jsonl.
+
+    Raises ConfigError, in one line, for a file that is not one.
+    """
+    lines, notes = read_lines(file)
+    if not lines or "machine" not in lines[0]:
+        raise ConfigError(f"{file}: its first line names no machine; it is no result of bench")
+    with content_of(file):
+        machine = dict(lines[0]["machine"])
+        cases = tuple(_case(line) for line in lines[1:])
+    return BenchData(file.stem, file, machine, cases, tuple(notes))
+
+
+def chosen_trials(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The seeds of the configuration that sweep itself calls the best on validation."""
+    ranked = candidates(trials, "validation")
+    return ranked[0].records if ranked else ()
+
+
+def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Names of the settings with more than one value, in the order of their first appearance."""
+    names = dict.fromkeys(name for one in settings for name in one if name != "seed")
+    return tuple(name for name in names if len({word(one.get(name)) for one in settings}) > 1)
+
+
+def _trial(line: dict[str, Any]) -> Trial:
+    results = line.get("results") or []
+    return Trial(
+        number=whole(line["number"]),
+        id=str(line["id"]),
+        status=str(line["status"]),
+        seed=None if line.get("seed") is None else whole(line["seed"]),
+        settings=dict(line["settings"]),
+        rounds=None if line.get("rounds") is None else whole(line["rounds"]),
+        val_accuracy=fraction(line.get("val_accuracy")),
+        seconds=fraction(line.get("seconds")),
+        results=tuple(read_result(found) for found in results),
+        held_out=tuple(str(found.get("held_out") or "nothing") for found in results),
+    )
+
+
+def _case(line: dict[str, Any]) -> Case:
+    p20, p50, p80 = (fraction(line[name]) for name in ("p20", "p50", "p80"))
+    if p20 is None or p50 is None or p80 is None:
+        raise ValueError(f"case {line['case']!r} has no finite time")
+    share = fraction(line.get("of_ceiling"))
+    return Case(
+        *(str(line[name]) for name in ("benchmark", "case", "shape", "unit")),
+        p20,
+        p50,
+        p80,
+        p50 * share if share else None,
+        fraction(line.get("times_baseline")),
+    )

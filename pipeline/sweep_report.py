@@ -1,0 +1,205 @@
+"""What a sweep tells at its end: the best configuration, its command line, what mattered."""
+
+import dataclasses
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import ConfigError, RunConfig
+from pipeline.evaluate import mean
+from pipeline.importance import influences, label
+from pipeline.report import _aligned, _percent, mean_results
+from pipeline.trials import STATUSES, Record, configuration_id
+
+SELECTIONS = ("validation", "oracle")
+TESTED = ("unseen", "participants", "overall")
+TOP = 10
+SCORES = {"validation": "val_accuracy", "oracle": "oracle_accuracy"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration with a score for each of its seeds."""
+
+    records: tuple[Record, ...]
+    scores: tuple[float, ...]
+
+
+def sweep_report(
+    records: Iterable[Record], base: RunConfig, cache: Sequence[str], *, select: str = "validation"
+) -> dict:
+    """What `sweep --json` prints: counts, the best configuration, the ten best, what mattered.
+
+    A configuration counts when all its seeds are done, and no other has more of them: a mean over
+    the seeds that did not diverge would flatter it. The best has the highest mean over seeds of
+    the validation accuracy, the earlier one of equals. What was tested is told of that one alone.
+    select="oracle" chooses by what was tested (unseen domains, or the participants' test rows
+    where none is held out): an upper bound that no one without the test rows can reach, and called
+    oracle wherever it is shown.
+
+    records  every trial that ended
+    base     what the swept settings were put into
+    cache    the words of a command line that name the cache, such as ("features.h5",)
+
+    Raises ConfigError for an unknown selection.
+    """
+    if select not in SELECTIONS:
+        raise ConfigError(f"--select {select!r} is unknown; there are {', '.join(SELECTIONS)}")
+    records = sorted(records, key=lambda each: each.number)
+    ranked = candidates(records, select)
+    statuses = Counter(each.status for each in records)
+    done = [(each, s) for each in records if (s := _score(each, select)) is not None]
+    mattered = influences(
+        [{**each.settings, "seed": each.seed} for each, _ in done], [s for _, s in done]
+    )
+    return {
+        "select": select,
+        "trials": {status: statuses[status] for status in STATUSES},
+        "seconds": sum(each.seconds for each in records),
+        "best": _best(ranked[0], base, cache, select) if ranked else None,
+        "top": [_described(each, select) for each in ranked[:TOP]],
+        "configurations": len(ranked),
+        "mattered": [dataclasses.asdict(each) for each in mattered],
+    }
+
+
+def candidates(records: Sequence[Record], select: str) -> list[Candidate]:
+    """The configurations that count, the best first."""
+    groups: dict[str, list[Record]] = {}
+    for each in records:
+        groups.setdefault(configuration_id(each.settings), []).append(each)
+    scored = [
+        Candidate(tuple(group), tuple(scores))
+        for group in groups.values()
+        if None not in (scores := [_score(each, select) for each in group])
+    ]
+    most = max((len(each.scores) for each in scored), default=0)
+    return sorted(
+        (each for each in scored if len(each.scores) == most),
+        key=lambda each: (-np.mean(each.scores), each.records[0].number),
+    )
+
+
+def federate_command(
+    base: RunConfig, settings: Mapping[str, object], seed: int, cache: Sequence[str]
+) -> str:
+    """The `./run.sh federate` line that trains these settings again, quoted for a shell.
+
+    Only options that differ from RunConfig's defaults, and --held-out, whose default is the
+    cache's. A field's option is its name with hyphens; a switched one is --name or --no-name.
+    """
+    config = dataclasses.replace(base, **settings, seed=seed)
+    words = ["./run.sh", "federate", *cache]
+    for fold in config.held_out:
+        words += ["--held-out", ",".join(fold) or "none"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "held_out" or value == field.default:
+            continue
+        option = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)
+
+
+def sweep_table(document: dict) -> str:
+    """The object of sweep_report as text for people, accuracies in percent."""
+    counts = ", ".join(f"{n} {status}" for status, n in document["trials"].items() if n)
+    head = f"{sum(document['trials'].values())} trials: {counts or 'none ended'}"
+    best = document["best"]
+    if best is None:
+        return f"{head}\nno configuration has all its seeds done: nothing can be chosen"
+    by = "by oracle" if document["select"] == "oracle" else "by validation"
+    parts = [head, _top(document, by)]
+    if document["mattered"]:
+        parts.append(_mattered(document))
+    parts += [_tested(best, by), f"the best {by}, again:\n  {best['command']}"]
+    return "\n\n".join(parts)
+
+
+def _score(record: Record, select: str) -> float | None:
+    if record.status != "done":
+        return None
+    if select == "validation":
+        return record.val_accuracy
+    tested = [r["unseen"] if r["unseen"] is not None else r["participants"] for r in record.results]
+    return mean([each for each in tested if each is not None])
+
+
+def _best(best: Candidate, base: RunConfig, cache: Sequence[str], select: str) -> dict:
+    first = best.records[0]
+    means = [mean_results(each.results) for each in best.records]
+    start = [m["zero_shot"] for m in means]
+    return {
+        **_described(best, select),
+        "tested": {name: _spread([m[name] for m in means]) for name in TESTED},
+        "zero_shot": {name: _spread([m[name] for m in start])["mean"] for name in TESTED},
+        "command": federate_command(base, first.settings, first.seed, cache),
+    }
+
+
+def _described(each: Candidate, select: str) -> dict:
+    return {
+        "number": each.records[0].number,
+        "settings": each.records[0].settings,
+        "seeds": [record.seed for record in each.records],
+        SCORES[select]: _spread(each.scores),
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation; None for what too few values do not have."""
+    values = [value for value in values if value is not None]
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": mean(values), "std": std}
+
+
+def _top(document: dict, by: str) -> str:
+    top = document["top"]
+    names = [
+        name
+        for name in top[0]["settings"]
+        if len({label(each["settings"][name]) for each in top}) > 1 or len(top) == 1
+    ]
+    score = SCORES[document["select"]]
+    seeds = len(top[0]["seeds"])
+    rows = [["trial", *names, f"{score} %", f"std of {seeds} seeds"]]
+    for each in top:
+        values = [label(each["settings"][name]) for name in names]
+        spread = each[score]
+        rows.append([str(each["number"]), *values, *map(_percent, spread.values())])
+    same = {n: v for n, v in top[0]["settings"].items() if n not in names}
+    alike = f"\nall of them: {', '.join(f'{n} {label(v)}' for n, v in same.items())}" * bool(same)
+    return (
+        f"the best {len(top)} {by} of {document['configurations']} configurations\n"
+        f"{_aligned(rows)}{alike}"
+    )
+
+
+def _mattered(document: dict) -> str:
+    rows = [["parameter", "share %", "groups", "best", f"{SCORES[document['select']]} % there"]]
+    for each in document["mattered"]:
+        share = "-" if each["share"] is None else f"{100 * each['share']:.1f}"
+        rows.append(
+            [each["name"], share, str(each["groups"]), each["best"], _percent(each["best_mean"])]
+        )
+    return (
+        f"how much each parameter mattered\n{_aligned(rows)}\n"
+        "share of the variance of done trials that a parameter's values explain alone (epsilon "
+        "squared)"
+    )
+
+
+def _tested(best: dict, by: str) -> str:
+    rows = [["tested", "zero-shot %", "adapter %", "std"]]
+    for name in TESTED:
+        spread = best["tested"][name]
+        if spread["mean"] is not None:
+            start = _percent(best["zero_shot"][name])
+            rows.append([name, start, _percent(spread["mean"]), _percent(spread["std"])])
+    return f"the best {by}, mean over {len(best['seeds'])} seed(s)\n{_aligned(rows)}"

@@ -1,0 +1,100 @@
+"""A sweep from its spec to its report: opens the folder, trains what is not yet there, tells."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cache.table import FeatureTable
+from kernels.backends import pick_backend, pick_device
+from pipeline.config import RunConfig, as_json, run_id
+from pipeline.federate import cache_facts
+from pipeline.process import free_memory, progress_bar
+from pipeline.search import open_search
+from pipeline.signals import Interrupted, noted_signals
+from pipeline.sweep import Floor, Stopped, train_all
+from pipeline.sweep_report import sweep_report
+from pipeline.sweep_spec import SweepSpec, batch_size, describe
+from pipeline.training import to_device
+from pipeline.trials import open_sweep
+
+
+def sweep(
+    table: FeatureTable,
+    spec: SweepSpec,
+    base: RunConfig,
+    *,
+    runs: Path,
+    out: Path | None = None,
+    device: str = "auto",
+    backend: str = "auto",
+    memory: int | None = None,
+    budget: float = math.inf,
+    select: str = "validation",
+    cache: Sequence[str] = (),
+    force: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict:
+    """Trains the trials of a spec as lanes side by side and returns what `sweep --json` prints.
+
+    trials.jsonl in `out`, or in runs/sweep-<id>, is the truth: a trial that stands there is not
+    trained again, so a killed sweep goes on where it was, and the same spec gives the same results
+    whatever the batching (what a lane computes does not depend on its neighbours).
+
+    base     what the swept settings are put into; its held_out is every trial's
+    memory   bytes for trials that train at the same time; None: half of what is free (GPU: 0.8)
+    budget   seconds after which no further round is begun
+    select   "validation", or "oracle", which looks at test accuracy and is called so
+    cache    the words of a command line that name the cache, for the command that is shown
+
+    Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
+    """
+    started = time.monotonic()
+    on = pick_device(device)
+    if backend != "auto":
+        pick_backend(backend, on)  # refuses a wrong name before anything is trained
+    described = {
+        "spec": describe(spec),
+        "base": as_json(base),
+        "cache": cache_facts(table),
+        "backend": backend,
+        "device": on.type,
+    }
+    for note in spec.notes:
+        say(note)
+    folder = out or runs / f"sweep-{run_id(described)}"
+    with open_sweep(folder, described, force=force) as opened:
+        search = open_search(spec, base, folder, opened.records)
+        state = search.state()
+        say(
+            f"{table.source}: {state.most} trials, {len(opened.records)} of them on record, with "
+            f"{len(base.held_out)} training(s) each, on {on.type}; results in {folder}"
+        )
+        left_over = None
+        with (
+            noted_signals() as stop,
+            progress_bar(total=0, unit="lane-step", unit_scale=True, smoothing=0.1) as bar,
+        ):
+            floor = Floor(
+                table, to_device(table, on), on, backend, opened,
+                free_memory(on) if memory is None else memory, started + budget, stop, bar,
+            )  # fmt: skip
+            try:
+                train_all(search, spec, base, floor, batch_size(spec))
+            except Stopped:
+                left_over = state.most - len(opened.records)
+        spent = time.monotonic() - started
+        if left_over:
+            told = f"{left_over} trials are left; the same command goes on with them"
+            if stop:
+                raise Interrupted(f"stopped; {folder} holds what ended. {told}", stop[0])
+            say(f"the budget is used up: {told}")
+        report = sweep_report(opened.records.values(), base, cache, select=select)
+    speed = floor.steps / spent if spent else 0.0
+    return {
+        **report,
+        "sweep": str(folder),
+        "lane_steps": floor.steps,
+        "lane_steps_a_second": speed,
+        "wall_seconds": spent,
+    }

@@ -1,0 +1,134 @@
+"""Launches of Triton kernels, written down instead of run, then compiled for an absent GPU.
+
+What is compiled is what the launchers ask for: types, alignment, constants, warps and stages.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+TENSOR_CORE = r"\b(HMMA|HGMMA|UTC\w*MMA)\b"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as a launcher specialises it."""
+
+    kernel: JITFunction
+    types: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, object], ...]
+    aligned: tuple[str, ...]
+    options: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        known = ", ".join(f"{k} {v}" for k, v in self.constants if isinstance(v, int))
+        warps = ", ".join(f"{k[4:]} {v}" for k, v in self.options)
+        kinds = "/".join(sorted({t[1:] for _, t in self.types if t.startswith(("*f", "*b"))}))
+        return f"{self.kernel.fn.__name__} [{kinds}; {known}; {warps}]"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the assembler made of it."""
+
+    registers: int
+    stack: int
+    shared: int
+    spills: int  # LDL and STL instructions
+    tensor_core: int
+
+
+@contextmanager
+def launches() -> Iterator[list[Launch]]:
+    """The distinct launches made inside; none of them runs."""
+    found: list[Launch] = []
+
+    def note(kernel: JITFunction, *args: object, grid: object, warmup: bool, **named: object):
+        launch = _describe(kernel, args, named)
+        if launch not in found:
+            found.append(launch)
+
+    with mock.patch.object(JITFunction, "run", note):
+        yield found
+
+
+def launched(call: Callable[[], object]) -> list[Launch]:
+    """The distinct launches of one call."""
+    with launches() as found:
+        call()
+    return found
+
+
+def _describe(kernel: JITFunction, args: tuple, named: dict) -> Launch:
+    values = dict(zip(kernel.arg_names, args, strict=False))
+    values |= {name: named.pop(name) for name in kernel.arg_names if name in named}
+    types, constants, aligned = [], [], []
+    for parameter in kernel.params:
+        name, value = parameter.name, values[parameter.name]
+        if isinstance(value, torch.Tensor):
+            types.append((name, TYPES[value.dtype]))
+            even = not parameter.do_not_specialize_on_alignment and value.data_ptr() % 16 == 0
+        elif parameter.is_constexpr or value is None or value == 1:
+            constants.append((name, value))
+            continue
+        else:
+            types.append((name, "fp32" if isinstance(value, float) else "i32"))
+            even = isinstance(value, int) and value % 16 == 0
+        if even:
+            aligned.append(name)
+    return Launch(
+        kernel, tuple(types), tuple(constants), tuple(aligned), tuple(sorted(named.items()))
+    )
+
+
+def compile_for(launch: Launch, architecture: int) -> Compiled:
+    """`launch` compiled for sm_<architecture>."""
+    names = launch.kernel.arg_names
+    constants = dict(launch.constants)
+    signature = {name: dict(launch.types).get(name, "constexpr") for name in names}
+    compiled = triton.compile(
+        ASTSource(
+            fn=launch.kernel,
+            signature=signature,
+            constexprs={(names.index(name),): value for name, value in constants.items()},
+            attrs={(names.index(name),): [["tt.divisibility", 16]] for name in launch.aligned},
+        ),
+        target=GPUTarget("cuda", architecture, 32),
+        options=dict(launch.options),
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
+        code = _run("cuobjdump", "-sass", file.name)
+    return Compiled(
+        registers=int(re.search(r"REG:(\d+)", usage)[1]),
+        stack=int(re.search(r"STACK:(\d+)", usage)[1]),
+        shared=compiled.metadata.shared,
+        spills=len(re.findall(r"\b(LDL|STL)\b", code)),
+        tensor_core=len(re.findall(TENSOR_CORE, code)),
+    )
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run(
+        [TOOLS / tool, *arguments], capture_output=True, text=True, check=True
+    ).stdout

@@ -1,0 +1,102 @@
+"""What benchmarks write and show: rows, tables, pictures, and a README made from them alone."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import compare, plots, readme, rows
+from benchmarks.measure import Times, peak_extra_bytes, take_turns
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+
+
+def row(**changed):
+    given = dict(benchmark="lane-step", case="numba", shape="B 32, D 512", unit="lane-step",
+                 p20=0.4e-3, p50=0.5e-3, p80=0.6e-3, samples=9, times_baseline=5.25)  # fmt: skip
+    return rows.Row(**(given | changed))
+
+
+def machine(gpu=None, date="2026-01-02"):
+    packages = {"torch": "2.13.0", "numba": "0.68.1", "triton": None}
+    return {"date": date, "cpu": "A", "cores": 2, "load": 0.5, "gpu": gpu, "packages": packages}
+
+
+def test_the_readme_s_tables_are_those_of_the_result_files():
+    text = (ROOT / "README.md").read_text("utf-8")
+    shown = text.split(readme.BEGIN)[1].split(readme.END)[0].strip()
+    assert shown == readme.tables(), "run ./run.sh bench --readme"
+
+
+def test_readme_takes_the_newest_file_of_each_device_and_says_what_was_not_measured(tmp_path):
+    rows.RESULTS, kept = tmp_path, rows.RESULTS
+    try:
+        for date, seconds in (("2026-01-02", 0.5), ("2026-01-03", 0.25)):
+            rows.write([row(p50=seconds)], machine(date=date), "a-2-cores")
+    finally:
+        rows.RESULTS = kept
+    text = readme.tables(tmp_path)
+    assert "250 ms" in text and "500 ms (" not in text and "5.25" in text
+    assert text.endswith("GPU: not measured.")
+    file = tmp_path / "README.md"
+    file.write_text(f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow\n", "utf-8")
+    readme.rewrite(file, tmp_path)
+    assert file.read_text("utf-8") == f"above\n{readme.BEGIN}\n{text}\n{readme.END}\nbelow\n"
+    file.write_text("no marks", "utf-8")
+    with pytest.raises(ValueError, match="needs one line"):
+        readme.rewrite(file, tmp_path)
+
+
+def test_rows_of_other_benchmarks_of_the_day_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    rows.write([row(), row(benchmark="round", case="whole")], machine(), "a")
+    file = rows.write([row(p50=1.0)], machine(), "a")
+    found = rows.read(file)[1]
+    assert {(r.benchmark, r.p50) for r in found} == {("round", 0.5e-3), ("lane-step", 1.0)}
+
+
+def test_one_picture_a_word_of_the_command(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib comes with requirements-bench.txt")
+    file = tmp_path / "a-2026-01-02.jsonl"
+    found = [row(), row(case="torch eager"), row(benchmark="round", times_baseline=None)]
+    written = plots.plot_all(found, file)
+    assert [p.name for p in written] == ["a-2026-01-02-kernels.png", "a-2026-01-02-round.png"]
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in written)
+
+
+def test_wrong_code_is_not_timed():
+    assert compare.checked("kernel", 2e-8, 1e-8) == 2e-8
+    with pytest.raises(compare.Wrong, match="not timed"):
+        compare.checked("kernel", 3e-8, 1e-8)
+    with pytest.raises(compare.Wrong):
+        compare.checked("kernel", float("nan"), 1e-8)
+
+
+def test_cases_take_turns_and_speed_ups_are_medians_over_turns():
+    called = []
+    cases = {name: compare.Case(lambda name=name: called.append(name)) for name in "ab"}
+    work = compare.Work("top1", "shape", "row", flops=1.0)
+    found = compare.compare(work, cases, 0.0, {"gemm_flops_per_second": 1.0}, 2, CPU)
+    assert called == ["a", "b"] * 4  # memory, one call unmeasured, two turns
+    assert [r.case for r in found] == ["a", "b"] and found[0].times_baseline == 1.0
+    times = take_turns({"a": lambda: None}, repeats=3, device=CPU)["a"]
+    assert len(times.seconds) == len(times.cpu) == 3
+    assert Times([1, 2, 3], [4, 4, 4]).quantiles(2)["p50"] == 1
+
+
+def test_peak_memory_is_what_a_call_took_and_gave_back():
+    found = peak_extra_bytes(lambda: torch.ones(8 << 20).sum(), CPU)
+    if found is None:
+        pytest.skip("no /proc/self/clear_refs here")
+    assert 32e6 < found < 48e6
+
+
+def test_importing_the_commands_loads_neither_numba_nor_torch():
+    code = (
+        "import sys, pipeline.cli; print(sorted({'numba', 'llvmlite', 'torch'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(done.stdout.replace("'", '"')) == [], done.stderr
