@@ -57,6 +57,7 @@ def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, li
         kernels,
         kernels_cuda,
         machine,
+        products,
         rounds,
         rounds_cuda,
     )
@@ -70,9 +71,10 @@ def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, li
     for name in names:
         click.echo(f"{name} ...", err=True)
         if name == "kernels":
+            numba = "numba" in BACKENDS[where.type]
+            found += products.run(described["ceilings"], quick) if numba else []
             found += kernels.run(where, described["ceilings"], quick)
-            if "numba" in BACKENDS[where.type]:
-                found += compiling.run(quick)
+            found += compiling.run(quick) if numba else []
             if where.type == "cuda":
                 found += kernels_cuda.run(where, described["ceilings"], quick)
         elif name == "round":

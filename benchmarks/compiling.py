@@ -12,6 +12,7 @@ from benchmarks.rows import Row
 ROOT = Path(__file__).resolve().parent.parent
 
 FIRST_USE = """
+import time
 import torch
 from benchmarks.kernels import RELEASED, problem
 from kernels.adapter import AdamSettings

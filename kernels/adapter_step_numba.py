@@ -8,14 +8,17 @@ its thread for the whole call, so that its 6.3 MB (D = 512) stay in the cache. T
 are those of adapter_step_torch.py, with the batch's distinct labels as columns.
 """
 
+import functools
+
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 
 from kernels.adapter import AdamSettings, AdapterState
+from kernels.adapter_loss_numba import loss, unit
 from kernels.cpu_threads import run_all
-from kernels.numba_math import LEAST, OPTIONS, F, exp, tanh
+from kernels.numba_math import OPTIONS, F, tanh
 from kernels.numba_matmul import LANES, ROWS, gather, matmul, matmul_t, padded, transpose
 
 
@@ -43,8 +46,14 @@ def adapter_steps(
         _train_lane(*own, *table, by_lane[lane], options[lane], F(logit_scale), *scratch,
                     found[:, lane])  # fmt: skip
 
-    run_all(train, range(lanes), lambda: _scratch(width, batch))
+    run_all(train, range(lanes), lambda: _scratch(width, batch), _spare(width, batch))
     return losses
+
+
+@functools.lru_cache(maxsize=1)
+def _spare(width: int, batch: int) -> list:
+    """Scratch of earlier calls of this size: touching 5 MB for the first time costs 2 ms."""
+    return []
 
 
 def _scratch(width: int, batch: int) -> tuple:
@@ -100,8 +109,8 @@ def _train_lane(
         gather(features, rows[step, :size], x)
         transpose(x, x_by_feature)
         scores(x_by_feature, w1, b1, w2, b2, h, z)
-        _unit(x_by_feature, z, u)
-        losses[step] = _loss(u, labels, rows[step, :size], unit_text, scale, z, d_h)
+        unit(x_by_feature, z, u)
+        losses[step] = loss(u, labels, rows[step, :size], unit_text, scale, z, d_h)
         db1, db2 = vectors[4], vectors[5]
         _sum_rows(z, size, db2)
         matmul_t(w2, z, d_h)
@@ -144,98 +153,6 @@ def scores(x, w1, b1, w2, b2, h, z):
     for d in range(width):
         for i in range(size):
             z[d, i] += b2[d]
-
-
-@njit(**OPTIONS)
-def _unit(x, z, u):
-    """u = normalize(exp(z - max z) * x), each column of x, z and u (D, P)."""
-    width, size = z.shape
-    top = np.full(size, LEAST)
-    squares = np.zeros(size, np.float32)
-    for d in range(width):
-        for i in range(size):
-            top[i] = max(top[i], z[d, i])
-    for d in range(width):
-        for i in range(size):
-            u[d, i] = x[d, i] * exp(z[d, i] - top[i])
-    for d in range(width):  # apart: in one loop with the exponential neither is vectorised
-        for i in range(size):
-            squares[i] += u[d, i] * u[d, i]
-    for i in range(size):
-        squares[i] = F(1) / max(np.sqrt(squares[i]), F(1e-12))  # as torch's normalize
-    for d in range(width):
-        for i in range(size):
-            u[d, i] *= squares[i]
-
-
-@njit(**OPTIONS)
-def _loss(u, labels, rows, unit_text, scale, d_scores, d_u):
-    """The loss of one batch, and its gradient by the scores into d_scores; d_u is scratch.
-
-    Columns are the batch's K distinct labels with their counts n_k:
-    loss = (sum_i R_i + sum_k n_k A_k - 2 sum_i Z_i,label) / 2B, with R and A the log-sum-exps of
-    Z + log n over k and of Z over i.
-    """
-    width, p = u.shape
-    size = len(rows)
-    place = np.empty(size, np.int64)
-    classes = np.empty(size, np.int64)
-    counts = np.zeros(size, np.float32)
-    columns = 0
-    for i in range(size):
-        label = labels[rows[i]]
-        k = 0
-        while k < columns and classes[k] != label:
-            k += 1
-        if k == columns:
-            classes[k] = label
-            columns += 1
-        place[i] = k
-        counts[k] += F(1)
-    text = np.empty((columns, width), np.float32)
-    gather(unit_text, classes[:columns], text)
-
-    logits = np.empty((columns, p), np.float32)
-    gradient = np.zeros((columns, p), np.float32)
-    matmul(text, u, logits)
-    top = np.full(size, LEAST)
-    by_row = np.zeros(size, np.float32)
-    inner = np.zeros(p, np.float32)
-    for k in range(columns):
-        for i in range(size):
-            logits[k, i] *= scale
-            top[i] = max(top[i], logits[k, i])
-    for k in range(columns):
-        for i in range(size):
-            by_row[i] += counts[k] * exp(logits[k, i] - top[i])
-    loss = F(0)
-    for i in range(size):
-        by_row[i] = top[i] + np.log(by_row[i])
-        loss += by_row[i] - F(2) * logits[place[i], i]
-    share = F(0.5) / F(size)
-    for k in range(columns):
-        peak = LEAST
-        for i in range(size):
-            peak = max(peak, logits[k, i])
-        total = F(0)
-        for i in range(size):
-            total += exp(logits[k, i] - peak)
-        by_column = peak + np.log(total)
-        loss += counts[k] * by_column
-        for i in range(size):
-            both = exp(logits[k, i] - by_row[i]) + exp(logits[k, i] - by_column)
-            gradient[k, i] = share * counts[k] * both
-    for i in range(size):
-        gradient[place[i], i] -= F(2) * share
-    for k in range(columns):
-        for i in range(size):
-            inner[i] += gradient[k, i] * logits[k, i]  # <u, d_u>, over K columns and not D
-            gradient[k, i] *= scale
-    matmul_t(text, gradient, d_u)
-    for d in range(width):
-        for i in range(p):
-            d_scores[d, i] = u[d, i] * (d_u[d, i] - inner[i] * u[d, i])
-    return loss * share
 
 
 @njit(**OPTIONS)

@@ -63,11 +63,11 @@ def _gradients(
     loss, d_logits, logits, text = _contrastive(
         u.double(), labels[rows], present, unit_text.double(), logit_scale
     )
-    inner = (d_logits * logits).sum(dim=2, keepdim=True).float()  # <u, d_u>, over K columns, not D
-    d_u = torch.matmul(d_logits, text).mul_(logit_scale).float()
+    inner = (d_logits * logits).sum(dim=2, keepdim=True).to(u.dtype)  # <u, d_u>
+    d_u = torch.matmul(d_logits, text).mul_(logit_scale).to(u.dtype)
     d_scores = d_u.sub_(inner * u).mul_(u)
     d_h = torch.bmm(d_scores, adapters.w2).mul_(1 - h * h)
-    return loss.float(), AdapterState(
+    return loss.to(u.dtype), AdapterState(
         w1=torch.bmm(d_h.mT, x),
         b1=d_h.sum(dim=1),
         w2=torch.bmm(d_scores.mT, h),

@@ -1,5 +1,6 @@
 """adapter_top1 on the CPU, compiled by numba: threads take blocks of rows."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,12 +35,19 @@ def adapter_top1(
         a, asked, found = block
         _answer_block(*(weight[a] for weight in weights), table, text, asked, *scratch, found)
 
+    columns = padded(min(BLOCK, max(map(len, rows), default=0)))
+
     def scratch() -> tuple:
-        columns = padded(min(BLOCK, max(map(len, rows))))
         return np.zeros((4, width * columns), np.float32), np.empty(classes * columns, np.float32)
 
-    run_all(answer, blocks, scratch)
+    run_all(answer, blocks, scratch, _spare(width, columns, classes))
     return answers
+
+
+@functools.lru_cache(maxsize=1)
+def _spare(width: int, columns: int, classes: int) -> list:
+    """Scratch of earlier calls of this size."""
+    return []
 
 
 @njit(**OPTIONS)

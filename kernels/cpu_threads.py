@@ -1,6 +1,5 @@
 """Lanes, and blocks of rows, shared out to threads, with BLAS held to one thread each."""
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,11 +30,14 @@ def kernels_alone() -> Iterator[None]:
         _kept.reset(token)
 
 
-def run_all(work: Callable, items: Iterable, scratch: Callable[[], object]) -> None:
+def run_all(
+    work: Callable, items: Iterable, scratch: Callable[[], object], spare: list | None = None
+) -> None:
     """work(item, scratch) for every item, on torch's number of threads; first come, first run.
 
     work must release the interpreter's lock, and what it computes for an item must not depend on
-    what its scratch held before. Each thread owns one scratch. BLAS, for kernels with np.dot, gets
+    what its scratch held before. Each thread owns one scratch: of `spare`, to which it goes back,
+    or a new one. BLAS, for kernels with np.dot, gets
     one thread, so that what is computed for an item does not depend on how many others there are.
     """
     items = list(items)
@@ -45,9 +47,11 @@ def run_all(work: Callable, items: Iterable, scratch: Callable[[], object]) -> N
         # Of this thread alone; also where there is but one, so that results do not depend on how
         # many there are. A diverged lane's denormals would slow it 20-fold.
         torch.set_flush_denormal(True)
-        own = scratch()
+        own = _take(spare) or scratch()
         for item in queue:
             work(item, own)
+        if spare is not None:
+            spare.append(own)
 
     count = min(_kept.get() or torch.get_num_threads(), len(items))
     limit = _controller().limit(limits=1, user_api="blas")
@@ -56,7 +60,14 @@ def run_all(work: Callable, items: Iterable, scratch: Callable[[], object]) -> N
             future.result()
 
 
-@contextlib.contextmanager
+def _take(spare: list | None) -> object | None:
+    try:
+        return spare.pop() if spare else None
+    except IndexError:  # another thread took the last
+        return None
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """Holds torch and BLAS to this thread: for products of a few hundred rows.
 

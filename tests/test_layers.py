@@ -27,6 +27,7 @@ DOORS = {  # outside package -> the files that may import it
     "markupsafe": {"pipeline/svg.py"},
     "h5py": {"cache/layout.py"},
     "numba": {
+        "kernels/adapter_loss_numba.py",
         "kernels/adapter_step_numba.py",
         "kernels/adapter_top1_numba.py",
         "kernels/contrastive_numba.py",

@@ -119,18 +119,21 @@ def test_a_kernel_that_does_not_fit_is_seen():
 
 def main() -> None:
     """The table of docs/kernels-gpu.md, as Markdown."""
-    import triton
-
-    print(f"| triton {triton.__version__} | sm | registers | shared KiB | tensor-core |")
-    print("|---|---|---|---|---|")
+    rows: dict[tuple[str, str], dict[int, str]] = {}
     for architecture, op, shape in SHIPPED:
-        for launch in launches_of(architecture, op, shape):
+        for nth, launch in enumerate(launches_of(architecture, op, shape)):
             found = compile_for(launch, architecture)
             assert not faults(launch, found, architecture)
-            print(
-                f"| {launch} | {architecture} | {found.registers} | {found.shared / 1024:.0f} | "
-                f"{found.tensor_core} |"
+            constants = {**dict(launch.constants), **dict(launch.options)}
+            tile = " x ".join(str(constants[n]) for n in ("BM", "BN", "BC", "BK") if n in constants)
+            name = f"{nth + 1}. {launch.kernel.fn.__name__}"
+            rows.setdefault((f"{op} {' x '.join(map(str, shape))}", name), {})[architecture] = (
+                f"{tile}, {constants['num_warps']} w: {found.registers}, {found.shared >> 10} K"
             )
+    print("| launch | kernel | " + " | ".join(f"sm_{a}" for a in SHARED_MEMORY) + " |")
+    print("|---|---|" + "---|" * len(SHARED_MEMORY))
+    for (case, name), cells in rows.items():
+        print(f"| {case} | {name} | " + " | ".join(cells.get(a, "") for a in SHARED_MEMORY) + " |")
 
 
 if __name__ == "__main__":
