@@ -1,14 +1,15 @@
 """Training steps of every head, each backend beside plain torch, checked against float64 first."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.kernels import SCALE, Wrong, problem
-from benchmarks.measure import quantiles, take_turns
+from benchmarks import compare
+from benchmarks.kernels import SCALE, problem
 from benchmarks.rows import Row
-from kernels.backends import BACKENDS
-from kernels.heads import Kind, first_row
+from kernels.heads import Kind, first_row, shapes
 from kernels.local_steps import Moments, Settings, Work, local_steps
 from kernels.local_steps_torch import losses_of
 
@@ -25,12 +26,12 @@ ADAM = {"lr": 5e-5, "weight_decay": 0.2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-
         "momentum": 0.0, "mu": 0.0}  # fmt: skip
 
 
-def run(device: torch.device, quick: bool) -> list[Row]:
-    """All rows of `bench local`; on a CPU each lane has a thread to itself."""
-    return [row for work in WORKS for row in _rows(work, device, quick)]
+def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> list[Row]:
+    """All rows of `bench local`; on a CPU a thread trains a lane."""
+    return [row for work in WORKS for row in _rows(work, device, ceilings, quick)]
 
 
-def _rows(work: Work, device: torch.device, quick: bool) -> list[Row]:
+def _rows(work: Work, device: torch.device, ceilings: dict[str, float], quick: bool) -> list[Row]:
     lanes = 4 if device.type == "cpu" else 96
     kind = work.kind
     _, features, labels, text = problem(1, WIDTH, kind.classes, 2000, device)
@@ -46,20 +47,24 @@ def _rows(work: Work, device: torch.device, quick: bool) -> list[Row]:
         local_steps(work, adapters.clone(), *given, normalize(text, dim=1), rows,
                     _settings(lanes), logit_scale=SCALE, backend=backend)  # fmt: skip
 
-    cases = {name: lambda name=name: train(name) for name in errors}
-    seconds = take_turns(cases, repeats=3 if quick else 11, device=device)
-    each = {name: [s / (STEPS * lanes) for s in taken] for name, taken in seconds.items()}
-    middle = quantiles(each["torch"])["p50"]
-    shape = (f"{kind.mode}, {kind.head}, {work.loss}, B {BATCH}, D {WIDTH}, C {kind.classes}, "
-             f"{lanes} lanes")  # fmt: skip
-    return [
-        Row(
-            "local-step", name, shape, "lane-step", **quantiles(taken), samples=len(taken),
-            times_baseline=middle / quantiles(taken)["p50"], error=errors[name],
-            plain_error=plain_error,
-        )
-        for name, taken in each.items()
-    ]  # fmt: skip
+    cases = {
+        name: compare.Case(lambda name=name: train(name), units=STEPS * lanes, error=error)
+        for name, error in errors.items()
+    }
+    shape = f"{kind.mode}, {kind.head}, {work.loss}, B {BATCH}, D {WIDTH}, C {kind.classes}"
+    described = compare.Work("local-step", f"{shape}, {lanes} lanes", "lane-step", _flops(work))
+    return compare.compare(described, cases, plain_error, ceilings, 3 if quick else 11, device)
+
+
+def _flops(work: Work) -> int:
+    """Of a step's products: each matrix forward and, but for the first, twice back; the logits."""
+    kind = work.kind
+    columns = kind.classes if work.loss == "class" else min(BATCH, kind.classes)
+    sides = {"FedAtImg": [BATCH], "FedAtTxt": [columns], "FedAtBoth": [BATCH, columns]}[kind.mode]
+    own = [m for n, m in shapes(kind).items() if n.startswith("text_") == (kind.mode == "FedAtTxt")]
+    first, *rest = [math.prod(shape) for shape in own if len(shape) > 1]
+    head = 0 if kind.head == "cosine" else 2 * first + 3 * sum(rest)
+    return 2 * (head * sum(sides) + (1 + len(sides)) * BATCH * columns * WIDTH)
 
 
 def _errors(
@@ -68,8 +73,8 @@ def _errors(
 ) -> tuple[dict[str, float], float]:  # fmt: skip
     """Each backend's root mean square error of the gradient, and that of plain float32 torch.
 
-    Raises Wrong for one that errs more than twice as much. After one step of SGD its momentum
-    buffer is the gradient.
+    Raises compare.Wrong for one that errs more than twice as much. After one step of SGD its
+    momentum buffer is the gradient.
     """
 
     def differentiated(dtype: torch.dtype) -> Tensor:
@@ -85,19 +90,14 @@ def _errors(
 
     plain_error, errors = error(differentiated(torch.float32)), {}
     sgd = Work(work.kind, work.loss, "sgd")
-    for backend in [name for name in BACKENDS[device.type] if name in ("numba", "torch")]:
+    for backend in ("torch", "numba") if device.type == "cpu" else ("torch",):
         zeros = torch.zeros_like(adapters)
         moments = Moments(zeros, zeros.clone(), torch.zeros(len(adapters), dtype=torch.int64))
         local_steps(sgd, adapters.clone(), features, labels, text, normalize(text, dim=1), rows,
                     _settings(len(adapters), weight_decay=0.0), logit_scale=SCALE,
                     moments=moments, backend=backend)  # fmt: skip
-        errors[backend] = error(moments.first.double())
-        if not errors[backend] <= 2 * plain_error + 1e-12:
-            raise Wrong(
-                f"local_steps {backend}, {work}: its gradient's error against float64 is "
-                f"{errors[backend]:.2e}, plain float32 torch's is {plain_error:.2e}; wrong code is "
-                "not timed"
-            )
+        wrong = error(moments.first.double())
+        errors[backend] = compare.checked(f"local_steps {backend}, {work}", wrong, plain_error)
     return errors, plain_error
 
 

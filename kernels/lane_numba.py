@@ -48,12 +48,9 @@ def train_lane(
     gradient, first, second, buffers, losses,
 ):  # fmt: skip
     """All steps of one lane; returns how many there were."""
-    head, loss, optimizer = codes
-    images, texts = parts
-    place, counts = buffers.place, buffers.by_column[2]
-    per_row, inner = buffers.by_row[0], buffers.by_row[1]
-    per_column, inner_column = buffers.by_column[0], buffers.by_column[1]
-    width, columns = features.shape[1], len(buffers.classes)
+    _, loss, optimizer = codes
+    counts = buffers.by_column[2]
+    columns = len(buffers.classes)
     for k in range(columns):  # for the loss "class"; the others write their own in each step
         buffers.classes[k] = k
         counts[k] = F(1)
@@ -66,86 +63,113 @@ def train_lane(
         asked = rows[step, :n]
         if loss == CLASS:
             for i in range(n):
-                place[i] = labels[asked[i]]
+                buffers.place[i] = labels[asked[i]]
         else:
-            columns = distinct(labels, asked, place, buffers.classes, counts, buffers.column_of)
-        x, h, u, d_u, spare = _cut(buffers.images, width, buffers.hidden, n)
-        if images:
-            gather_columns(features, asked, head != ATTENTION, x)
-            forward(head, weight[:images], x, h, u, spare)
-        else:
-            gather_columns(features, asked, False, u)
-        column_lengths(u, per_row)
-        t = _columns(codes, texts, weight[images:], text, columns, buffers, step)
+            columns = distinct(
+                labels, asked, buffers.place, buffers.classes, counts, buffers.column_of
+            )
+        classes = buffers.classes[:columns]
+        _activate(codes, parts, weight, features, text, asked, classes, buffers, step == 0)
+        t = _columns(codes, parts, weight, text, classes, buffers)
+        u = buffers.images[2, : text.shape[1] * n].reshape(text.shape[1], n)
         z = buffers.pairs[0, : columns * n].reshape(columns, n)
         d_z = buffers.pairs[1, : columns * n].reshape(columns, n)
         times_in_blocks(t, u, z)
         losses[step] = batch_loss(
-            loss, z, place, counts, scale, per_row, per_column, d_z, inner, inner_column
-        )
-        if images:
-            back(t, d_z, d_u)
-            subtract_columns(d_u, inner, u)
-            backward(head, weight[:images], x, h, u, d_u, spare, gradient[:images])
-        if texts:
-            _text_gradient(codes, weight[images:], t, u, d_z, buffers, gradient[images:])
+            loss, z, buffers.place, counts, scale, buffers.by_row[0], buffers.by_column[0], d_z,
+            buffers.by_row[1], buffers.by_column[1],
+        )  # fmt: skip
+        _differentiate(codes, parts, weight, t, u, d_z, buffers, gradient)
         update(optimizer, weight, gradient, first, second, anchor, shift, done + step + 1, settings)
     return len(rows)
 
 
 @njit(**OPTIONS)
-def _columns(codes, texts, row, text, columns, buffers, step):
-    """t (K, D), what stands for the classes; its rows' inverse lengths are written."""
+def _activate(codes, parts, weight, features, text, asked, classes, buffers, begins):
+    """What heads make of the batch's rows and of its classes, with inverse lengths.
+
+    A loop over the two sides, because a head that is compiled twice takes twice as long.
+    """
     head, loss, _ = codes
-    classes, lengths = buffers.classes[:columns], buffers.by_column[0]
-    width = text.shape[1]
+    sides, tables = (buffers.images, buffers.texts), (features, text)
+    picked, lengths = (asked, classes), (buffers.by_row[0], buffers.by_column[0])
+    for side in range(2):
+        if side == 1 and (not parts[1] or head == COSINE):
+            continue
+        x, h, u, _, spare = _cut(sides[side], text.shape[1], buffers.hidden, len(picked[side]))
+        unit = side == 0 and parts[0] > 0 and head != ATTENTION  # text comes as its head wants it
+        if side == 0 or begins or loss != CLASS:
+            gather_columns(tables[side], picked[side], unit, x if parts[side] else u)
+        if parts[side]:
+            start = side * parts[0]
+            forward(head, weight[start : start + parts[side]], x, h, u, spare)
+        column_lengths(u, lengths[side])
+
+
+@njit(**OPTIONS)
+def _columns(codes, parts, weight, text, classes, buffers):
+    """t (K, D), what stands for the classes; lengths of rows that no head made are written."""
+    head, loss, _ = codes
+    lengths = buffers.by_column[0]
+    columns, width = len(classes), text.shape[1]
     t = buffers.columns[:columns]
-    if not texts:
-        lengths[:columns] = F(1)
-        if loss == CLASS:
-            return text
-        gather_rows(text, classes, t)
-    elif head == COSINE:
-        table = row.reshape(len(text), width)
-        if loss == CLASS:
-            t = table
-        else:
-            gather_rows(table, classes, t)
+    if parts[1] and head != COSINE:
+        transpose(buffers.texts[2, : width * columns].reshape(width, columns), t)
+        return t
+    table = weight.reshape(len(text), width) if head == COSINE else text
+    if loss == CLASS:
+        t = table
+    else:
+        gather_rows(table, classes, t)
+    if head == COSINE:
         row_lengths(t, lengths)
     else:
-        y, h, v, _, spare = _cut(buffers.texts, width, buffers.hidden, columns)
-        if step == 0 or loss != CLASS:
-            gather_columns(text, classes, False, y)
-        forward(head, row, y, h, v, spare)
-        column_lengths(v, lengths)
-        transpose(v, t)
+        lengths[:columns] = F(1)
     return t
 
 
 @njit(**OPTIONS)
-def _text_gradient(codes, row, t, u, d_z, buffers, gradient):
-    """gradient = d loss / d row of the text's adapter, from d t = d_z u^T - inner t."""
+def _differentiate(codes, parts, weight, t, u, d_z, buffers, gradient):
+    """gradient (P,) of a lane: d u = t^T d_z - inner u and d t = d_z u^T - inner t, through heads.
+
+    d_z (K, B) and inner are as batch_loss leaves them.
+    """
     head, loss, _ = codes
     columns, width = t.shape
-    inner = buffers.by_column[1]
-    if head != COSINE:
-        y, h, v, d_v, spare = _cut(buffers.texts, width, buffers.hidden, columns)
-        outer(u, d_z, d_v)
-        subtract_columns(d_v, inner, v)
-        backward(head, row, y, h, v, d_v, spare, gradient)
+    sides, inner = (buffers.images, buffers.texts), (buffers.by_row[1], buffers.by_column[1])
+    if head == COSINE:
+        _cosine(loss, t, u, d_z, inner[1], buffers, gradient.reshape(len(gradient) // width, width))
         return
-    table = gradient.reshape(len(gradient) // width, width)
+    for side in range(2):
+        if not parts[side]:
+            continue
+        n = columns if side else u.shape[1]
+        x, h, y, d_y, spare = _cut(sides[side], width, buffers.hidden, n)
+        if side == 0:
+            back(t, d_z, d_y)
+        else:
+            outer(u, d_z, d_y)
+        subtract_columns(d_y, inner[side], y)
+        start = side * parts[0]
+        end = start + parts[side]
+        backward(head, weight[start:end], x, h, y, d_y, spare, gradient[start:end])
+
+
+@njit(**OPTIONS)
+def _cosine(loss, t, u, d_z, inner, buffers, gradient):
+    """gradient (C, D): d t in the rows of the batch's classes, 0 in others."""
+    columns, width = t.shape
     if loss == CLASS:
-        outer(d_z, u, table)
-        subtract_rows(table, inner, t)
-        return
-    d_t = buffers.texts[0, : columns * width].reshape(columns, width)
+        d_t = gradient
+    else:
+        d_t = buffers.texts[0, : columns * width].reshape(columns, width)
     outer(d_z, u, d_t)
     subtract_rows(d_t, inner, t)
-    gradient[:] = F(0)
-    for k in range(columns):
-        for d in range(width):
-            table[buffers.classes[k], d] = d_t[k, d]
+    if loss != CLASS:
+        gradient[:] = F(0)
+        for k in range(columns):
+            for d in range(width):
+                gradient[buffers.classes[k], d] = d_t[k, d]
 
 
 @njit(**OPTIONS)

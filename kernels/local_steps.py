@@ -50,7 +50,7 @@ class Pull(NamedTuple):
 
 
 def has_fused_step(work: Work) -> bool:
-    """Whether this is the released step, which adapter_steps computes; others have plain torch."""
+    """Whether this is the released step, which adapter_steps computes; other work is general."""
     return work.kind.released and (work.loss, work.optimizer) == ("contrastive", "adam")
 
 

@@ -12,7 +12,10 @@ from pathlib import Path
 from tests.test_federate import config, run, small
 for width, classes, batch in ((12, 4, 8), (130, 9, 32)):
     out = Path(sys.argv[1], str(width))
-    run(small(width=width, classes=classes), out, config(batch=batch), backend="numba")
+    table = small(width=width, classes=classes)
+    run(table, out, config(batch=batch), backend="numba")
+    both = config(batch=batch, mode="FedAtBoth", head="attention", loss="multi-positive")
+    run(table, out / "both", both, backend="numba")
 """
 
 
@@ -25,7 +28,7 @@ def test_the_run_that_compiles_ends_with_the_bytes_of_later_ones(tmp_path):
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr[-2000:]
-    for width in ("12", "130"):
+    for width in ("12", "130", "12/both", "130/both"):
         for file in ("rounds.jsonl", "adapter.safetensors"):
             cold, warm = (tmp_path / name / width / file for name in ("cold", "warm"))
-            assert cold.read_bytes() == warm.read_bytes(), f"{file} at width {width}"
+            assert cold.read_bytes() == warm.read_bytes(), f"{file} of {width}"
