@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli_predict import predict
 from pipeline.cli_report import report
 from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say, tell_report
 from pipeline.cli_sweep import sweep
@@ -257,4 +258,5 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     click.echo(download_dataset(dataset, root, url=url, say=say))
 
 
+cli.add_command(predict)
 cli.add_command(report)

@@ -24,6 +24,7 @@ COMMANDS = (
     ["cache", "info"],
     ["cache", "import"],
     ["download"],
+    ["predict"],
     ["report"],
 )
 
