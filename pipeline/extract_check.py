@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from pipeline.trained import DECODERS
 
 BATCH = 16
 # Of the row's largest number, and 1 - cosine. Storing as float16 moves a number by up to 2^-11; the
-# built-in CLIP on 200 photographs, stored so: 4.7e-4 and 3e-8; bilinear instead of bicubic: 0.21 and
-# 2e-2. With float16 arithmetic (a GPU) each layer rounds; that limit is an estimate.
+# built-in CLIP on 200 pictures, stored so: 4.7e-4 and 3e-8; bilinear, not bicubic: 0.21 and 2e-2.
+# With float16 arithmetic (a GPU) each layer rounds; that limit is an estimate.
 LIMITS = {"float32": (1e-3, 1e-6), "float16": (3e-2, 1e-3)}
 
 
@@ -109,7 +110,7 @@ def check_cache(
 
 
 def _compare(
-    identity: dict,
+    identity: dict[str, Any],
     dataset: str,
     clip: ClipModel,
     templates: tuple[str, ...],
@@ -146,7 +147,7 @@ def _encode(clip: ClipModel, pixels: list[np.ndarray]) -> np.ndarray:
 def _told(
     path: Path,
     table: FeatureTable,
-    identity: dict,
+    identity: dict[str, Any],
     clip: ClipModel,
     paths: list[str],
     kept: list[int],

@@ -31,13 +31,16 @@ class Guess(NamedTuple):
     confidence: float
 
 
+Guesses = tuple[Guess, ...]
+
+
 @dataclass(frozen=True)
 class Answer:
     """What is said of one image: the likeliest classes first; both empty where `error` says why."""
 
     image: Path
-    adapter: tuple[Guess, ...]
-    zero_shot: tuple[Guess, ...]
+    adapter: Guesses
+    zero_shot: Guesses
     error: str | None = None
 
 
@@ -121,7 +124,7 @@ def predict(
         for block in (images[start : start + size] for start in range(0, len(images), size)):
             pixels = list(pool.map(lambda file: _decode(file, clip.resolution), block))
             good = [one for one in pixels if isinstance(one, np.ndarray)]
-            guesses = iter(())
+            guesses: Iterator[tuple[Guesses, Guesses]] = iter(())
             if good:
                 x = encode_images(clip, torch.from_numpy(np.stack(good)))
                 u = unit_images(trained.kind, parts, x[None])[0]
@@ -129,11 +132,13 @@ def predict(
                 tops = [_top(z * clip.logit_scale, names, top) for z in pairs]
                 guesses = zip(*tops, strict=True)
             for file, one in zip(block, pixels, strict=True):
-                bad = isinstance(one, str)
-                yield Answer(file, (), (), one) if bad else Answer(file, *next(guesses))
+                if isinstance(one, str):
+                    yield Answer(file, (), (), one)
+                else:
+                    yield Answer(file, *next(guesses))
 
 
-def _top(logits: Tensor, names: tuple[str, ...], top: int) -> list[tuple[Guess, ...]]:
+def _top(logits: Tensor, names: tuple[str, ...], top: int) -> list[Guesses]:
     # A stable sort keeps the first of equals first, as everywhere else.
     sure, at = logits.softmax(dim=1).sort(dim=1, descending=True, stable=True)
     return [

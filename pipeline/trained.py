@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class Trained:
     rounds: int
     model: str | None
     weights_sha256: str
-    preprocessing: dict
+    preprocessing: dict[str, Any]
     templates: tuple[str, ...]
     class_names: tuple[str, ...]
 
@@ -107,8 +108,8 @@ def load_its_model(
     Raises StaleCache when it is another CLIP, before a wrong one of OpenAI's is downloaded;
     WeightsError as load_model.
     """
-    known = trained.model in OPENAI_NAMES
-    words = model or (trained.model if known else "demo")
+    recorded = trained.model if trained.model in OPENAI_NAMES else None
+    words = model or recorded or "demo"
     name, _ = find_weights(words)
     if name in OPENAI_NAMES:
         compare_identity(
@@ -165,7 +166,9 @@ def _adapter_file(run: Path) -> Path:
     raise ConfigError(f"--run {run}: {found}; name a folder that ./run.sh federate printed")
 
 
-def _choose(file: Path, adapters: list[dict], held_out: str | None, client: str | None) -> int:
+def _choose(
+    file: Path, adapters: list[dict[str, Any]], held_out: str | None, client: str | None
+) -> int:
     """The position of the one adapter that the words mean."""
     names = list(dict.fromkeys(one["held_out"] or "none" for one in adapters))
     if held_out is None and len(names) > 1:
