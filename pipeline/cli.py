@@ -8,6 +8,7 @@ import click
 
 from pipeline.cli_predict import predict
 from pipeline.cli_report import report
+from pipeline.cli_reproduce import reproduce
 from pipeline.cli_shared import (
     HOME,
     PROMPT,
@@ -287,3 +288,4 @@ def download(dataset: str, root: Path, url: str | None) -> None:
 
 cli.add_command(predict)
 cli.add_command(report)
+cli.add_command(reproduce)

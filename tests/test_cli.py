@@ -25,6 +25,7 @@ COMMANDS = (
     ["cache", "import"],
     ["download"],
     ["predict"],
+    ["reproduce"],
     ["report"],
 )
 

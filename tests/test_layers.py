@@ -21,6 +21,7 @@ DOORS = {  # outside package -> the files that may import it
         "pipeline/cli_check.py",
         "pipeline/cli_predict.py",
         "pipeline/cli_report.py",
+        "pipeline/cli_reproduce.py",
         "pipeline/cli_shared.py",
         "pipeline/cli_sweep.py",
         "pipeline/options.py",
