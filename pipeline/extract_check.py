@@ -95,8 +95,11 @@ def check_cache(
     _compare(identity, dataset_name(dataset), clip, templates, path, say)
     drawn = np.random.default_rng(seed).permutation(len(paths))[:rows]
     drawn.sort()
-    pixels, gone, kept = [], {}, []
+    pixels, gone, kept, there = [], {}, [], set(tree.paths)
     for row in drawn.tolist():
+        if paths[row] not in there:
+            gone[paths[row]] = "not in the data set now"
+            continue
         try:
             pixels.append(load_pixels(tree.root / paths[row], clip.resolution))
             kept.append(row)
@@ -117,7 +120,7 @@ def _compare(
     path: Path,
     say: Callable[[str], None],
 ) -> None:
-    made = dict(identity.get("preprocessing") or {})
+    made = _object(identity, "preprocessing")
     compare_identity(
         {
             "dataset": dataset,
@@ -139,6 +142,11 @@ def _compare(
             say(f"{path}: images were decoded by {made.get(name)}, now by {PREPROCESSING[name]}")
 
 
+def _object(identity: dict[str, Any], name: str) -> dict[str, Any]:
+    found = identity.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def _encode(clip: ClipModel, pixels: list[np.ndarray]) -> np.ndarray:
     blocks = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
     return torch.cat([encode_images(clip, torch.from_numpy(np.stack(b))) for b in blocks]).numpy()
@@ -158,7 +166,7 @@ def _told(
     differences, cosines = _distances(found, table.features[kept])
     prompts = encode_prompts(clip, table.class_names, templates)
     prompt_differences, prompt_cosines = _distances(prompts, table.text_features)
-    computed = {str(clip.dtype).removeprefix("torch."), identity["compute"]["dtype"]}
+    computed = {str(clip.dtype).removeprefix("torch."), _object(identity, "compute").get("dtype")}
     difference, cosine = LIMITS["float16" if "float16" in computed else "float32"]
     return Check(
         path=path,

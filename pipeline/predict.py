@@ -51,21 +51,21 @@ def find_pictures(words: Sequence[str]) -> tuple[list[Path], list[Answer]]:
     error for each word that leads to none. What a name leads to is not opened.
     """
     found: dict[Path, None] = {}
-    lost = []
+    lost: list[Answer] = []
     for word in words:
         path = Path(word).expanduser()
-        if path.is_dir():
-            mine = _below(path)
+        # os.path's questions, unlike Path's, also have an answer for names that are too long.
+        if not word:
+            hits, why = [], "an empty path"
         elif os.path.lexists(path):
-            mine = [path]
+            hits, why = [path], "no image in this folder"
         else:
-            hits = sorted(Path(hit) for hit in glob.glob(str(path), recursive=True))
-            mine = [file for hit in hits for file in (_below(hit) if hit.is_dir() else [hit])]
-        if word and mine:
-            found |= dict.fromkeys(mine)
-            continue
-        why = "no image in this folder" if path.is_dir() else "no such file, and no match"
-        lost.append(Answer(path if word else Path("''"), (), (), why if word else "an empty path"))
+            hits, why = sorted(map(Path, glob.glob(str(path), recursive=True))), "no such file"
+        troubled = len(lost)
+        mine = [f for hit in hits for f in (_below(hit, lost) if os.path.isdir(hit) else [hit])]
+        found |= dict.fromkeys(mine)
+        if not mine and len(lost) == troubled:
+            lost.append(Answer(Path(word or "''"), (), (), why))
     return list(found), lost
 
 
@@ -148,7 +148,7 @@ def _top(logits: Tensor, names: tuple[str, ...], top: int) -> list[Guesses]:
 
 
 def _decode(file: Path, resolution: int) -> np.ndarray | str:
-    if file.exists() and not file.is_file():  # a pipe would block its reader
+    if os.path.exists(file) and not os.path.isfile(file):  # a pipe would block its reader
         return "not a file"
     try:
         return load_pixels(file, resolution)
@@ -156,10 +156,17 @@ def _decode(file: Path, resolution: int) -> np.ndarray | str:
         return error.reason
 
 
-def _below(folder: Path) -> list[Path]:
-    """The images in a folder and the folders in it, sorted; without hidden ones."""
+def _below(folder: Path, lost: list[Answer]) -> list[Path]:
+    """The images in a folder and the folders in it, sorted; without hidden ones and links.
+
+    Folders that cannot be listed are added to `lost`.
+    """
+
+    def note(error: OSError) -> None:
+        lost.append(Answer(Path(error.filename), (), (), error.strerror or str(error)))
+
     found = []
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             Path(where, name)

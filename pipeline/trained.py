@@ -72,7 +72,11 @@ def read_trained(run: Path, held_out: str | None = None, client: str | None = No
                 "from (imported features, or a run of an older version), so no image can be made "
                 "into such features; train on a cache that ./run.sh extract made"
             )
-        class_names = tuple(map(str, encoder["class_names"]))
+        class_names = tuple(encoder["class_names"])
+        people = [n for one in facts["adapters"] for n in (one["held_out"] or "", *one["clients"])]
+        for name in (*class_names, *people):  # unprintable ones could steer a terminal
+            if not isinstance(name, str) or not name.isprintable():
+                raise ValueError(f"{name!r} is no name")
         kind = Kind(config.mode, config.head, int(cache["width"]), len(class_names), config.rank)
         at = _choose(file, facts["adapters"], held_out, client)
         own = {n.removeprefix(BEST): t for n, t in tensors.items() if n.startswith(BEST)}

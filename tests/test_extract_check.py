@@ -111,6 +111,15 @@ def test_a_cache_whose_numbers_are_others_shows(demo, tmp_path):
         "text_features": table.text_features,
         "logit_scale": table.logit_scale,
     }
+    bare = {k: v for k, v in table.identity.items() if k not in ("compute", "preprocessing")}
+    renamed = ["cartoon/boat/gone.png", *drawn["paths"][1:]]
+    make(tmp_path / "bare.h5", drawn | {"identity": bare})
+    with pytest.raises(StaleCache, match="preprocessing"):
+        check(demo / "few", 5, tmp_path / "bare.h5")
+    make(tmp_path / "out.h5", drawn | {"paths": renamed})
+    assert check(demo / "few", 60, tmp_path / "out.h5").gone == {
+        "cartoon/boat/gone.png": "not in the data set now"
+    }
     make(tmp_path / "turned.h5", drawn)
     assert not check(demo / "few", 5, tmp_path / "turned.h5").as_expected
     drawn |= {"features": table.features, "text_features": table.text_features[::-1].copy()}

@@ -203,6 +203,10 @@ FORGERIES = {
     "width of text": lambda t, f: f["belongs_to"]["cache"].update(width="wide"),
     "classes a number": lambda t, f: f["belongs_to"]["cache"]["encoder"].update(class_names=7),
     "encoder a list": lambda t, f: f["belongs_to"]["cache"].update(encoder=[1]),
+    "classes that steer": lambda t, f: f["belongs_to"]["cache"]["encoder"].update(
+        class_names=["cat", "\x1b]0;owned\x07"]
+    ),
+    "a client that steers": lambda t, f: f["adapters"][0].update(clients=["\x1b[2J"]),
     "adapters fewer than told": lambda t, f: f["adapters"].append(f["adapters"][0]),
     "no adapters": lambda t, f: f.update(adapters=[]),
     "adapters a text": lambda t, f: f.update(adapters="art"),
@@ -253,7 +257,19 @@ def test_folders_globs_and_what_leads_nowhere(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     (tmp_path / "void").mkdir()
     (tmp_path / "[odd].png").touch()
-    words = ["a", "a/*.png", "a/n.txt", "**/*.webp", "[odd].png", "void", "no*", "", "none.png"]
+    long = "x" * 5000
+    words = [
+        "a",
+        "a/*.png",
+        "a/n.txt",
+        "**/*.webp",
+        "[odd].png",
+        "void",
+        "no*",
+        "",
+        "none.png",
+        long,
+    ]
     monkeypatch.chdir(tmp_path)
     files, lost = find_pictures(words)
     assert [str(f) for f in files] == [
@@ -265,6 +281,7 @@ def test_folders_globs_and_what_leads_nowhere(tmp_path, monkeypatch):
     ]
     assert [one.error.split(",")[0] for one in lost] == [
         "no image in this folder", "no such file", "an empty path", "no such file",
+        "no such file",
     ]  # fmt: skip
 
 
@@ -312,3 +329,20 @@ def test_the_cached_row_is_the_encoded_image(kind, tmp_path):
     found = [a.zero_shot[0].confidence for a in predict(files, trained, clip)]
     z = naive_heads.unit(table.features) @ naive_heads.unit(table.text_features).T
     np.testing.assert_allclose(found, softmax(z * table.logit_scale).max(axis=1), atol=1e-4)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "1.png").touch()
+    (tmp_path / "open" / "shut").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):  # chmod would not stop root
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    files, lost = find_pictures([str(tmp_path / "open")])
+    assert [file.name for file in files] == ["1.png"]
+    assert [(one.image.name, one.error) for one in lost] == [("shut", "Permission denied")]
