@@ -34,7 +34,7 @@ def compared(
 
 def table_of(document: Mapping[str, Any]) -> str:
     """The object of `reproduce` as text for people, accuracies in percent."""
-    released = document["mean"]["released"] is not None
+    released = any(row["released"] is not None for row in document["rows"])
     rows = [["held out", *FIGURES, "std", *(["released", "difference"] if released else [])]]
     for row in [*document["rows"], document["mean"]]:
         cells = [_both(row, name) for name in FIGURES]

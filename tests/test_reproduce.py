@@ -133,6 +133,17 @@ def test_each_cell_beside_the_released_one():
     assert not doubts(facts) and "difference: ours less it" in shown
 
 
+def test_the_report_has_the_released_cells(made, tmp_path):
+    folder = shutil.copytree(made[0] / "sweep", tmp_path / "sweep")
+    assert ">difference<" not in (folder / "report.html").read_text("utf-8")
+    ours = {0: [fold(name, value + 0.0123) for name, value in RELEASED_PACS.items()]}
+    facts = {"dataset": "pacs", "model": "ViT-B/32", "counts": [], "rounds": 200, "lost": []}
+    document = json.dumps({**facts, **compared(ours, RELEASED_PACS)})
+    (folder / "reproduced.json").write_text(document)
+    page = write_report(folder).read_text("utf-8")
+    assert ">difference<" in page and page.count(">+1.23<") == 5 and ">95.46<" in page
+
+
 def test_a_part_of_the_released_table_has_no_mean():
     document = compared({0: [fold("sketch", 0.5)]}, RELEASED_PACS)
     assert document["rows"][0]["difference"] == pytest.approx(0.5 - RELEASED_PACS["sketch"])
