@@ -12,6 +12,8 @@ Usage: ./run.sh COMMAND [OPTIONS]
   sweep      many configurations on one cache, side by side; the best by validation
   cache      look into, check, import and export caches
   download   fetch a public data set
+  predict    classify images of your own with a trained adapter
+  reproduce  images -> the paper's table, in one command
   report     show runs, sweeps and benchmarks as one HTML page
   bench      time the kernels, whole runs and extraction
   test       run the project's tests; further words go to pytest

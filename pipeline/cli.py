@@ -6,8 +6,18 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli_predict import predict
 from pipeline.cli_report import report
-from pipeline.cli_shared import HOME, PROMPT, find_cache, run_extract, say, tell_report
+from pipeline.cli_reproduce import reproduce
+from pipeline.cli_shared import (
+    HOME,
+    PROMPT,
+    default_model,
+    find_cache,
+    run_extract,
+    say,
+    tell_report,
+)
 from pipeline.cli_sweep import sweep
 from pipeline.config import RunConfig
 from pipeline.missing import refuse_missing_package
@@ -82,14 +92,33 @@ def cli() -> None:
     "--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]), show_default=True
 )
 @click.option("--force", is_flag=True, help="Encode again what is there.")
+@click.option(
+    "--check",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Write nothing: encode N random rows of the cache again and compare.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def extract(dataset: str, model: str | None, prompts: tuple[str, ...], as_json: bool, **settings):
+def extract(
+    dataset: str,
+    model: str | None,
+    prompts: tuple[str, ...],
+    check: int | None,
+    as_json: bool,
+    **settings,
+) -> None:
     """Encode images and prompts once with frozen CLIP and cache the features (stage one).
 
     \b
         ./run.sh extract --dataset pacs --model ViT-B/32
         ./run.sh extract --dataset my_images --prompt "a photo of a {}"
+        ./run.sh extract --dataset pacs --model ViT-B/32 --check 100
     """
+    if check is not None:
+        from pipeline.cli_check import run_check
+
+        run_check(dataset, default_model(dataset, model), prompts, check, as_json, settings)
+        return
     report = run_extract(dataset, model, prompts, **settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), default=str))
@@ -257,4 +286,6 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     click.echo(download_dataset(dataset, root, url=url, say=say))
 
 
+cli.add_command(predict)
 cli.add_command(report)
+cli.add_command(reproduce)

@@ -97,7 +97,7 @@ def extract(
     store: str = "fp16",
     on_bad_image: str = "fail",
     force: bool = False,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = lambda message: None,
 ) -> ExtractReport:
     """Encode what the cache does not have yet; killed at any moment, the next call goes on.
 

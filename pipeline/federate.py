@@ -25,6 +25,8 @@ from pipeline.signals import Interrupted, noted_signals
 from pipeline.training import Progress, advance, begin, pick_plan_backend, to_device
 
 DELTA = 1e-5  # at which epsilon is told
+ENCODED_BY = ("templates", "weights_sha256", "preprocessing")
+"""Of a cache's identity: what turns another image and class name into such features."""
 
 
 def federate(
@@ -205,6 +207,10 @@ def cache_facts(table: FeatureTable) -> dict:
         "model": table.identity.get("model"),
         "fingerprint": table.fingerprint,
         "content_sha256": table.content_sha256,
+        "encoder": {
+            "class_names": list(table.class_names),
+            **{name: table.identity.get(name) for name in ENCODED_BY},
+        },
     }
 
 

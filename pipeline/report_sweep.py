@@ -17,6 +17,7 @@ from pipeline.report_parts import (
     tiles,
     warnings,
 )
+from pipeline.report_reproduced import reproduced_part
 from pipeline.report_threads import parallel_card
 from pipeline.report_trials import STATUSES, SweepData, Trial, chosen_trials
 from pipeline.svg import Markup, element, percent
@@ -34,6 +35,7 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
         element("p", _lead(sweep), class_="lead"),
         warnings([*sweep.notes, *_doubts(sweep)]),
         tiles(_tiles(sweep, chosen)) if sweep.trials else "",
+        reproduced_part(sweep.folder),
         _chosen(sweep, chosen),
         section("Settings and validation accuracy", "Each line is a trial.", cards(threads))
         if threads

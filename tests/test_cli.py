@@ -24,6 +24,8 @@ COMMANDS = (
     ["cache", "info"],
     ["cache", "import"],
     ["download"],
+    ["predict"],
+    ["reproduce"],
     ["report"],
 )
 

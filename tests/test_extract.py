@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from safetensors.torch import load_file
 
 from cache.store import read_paths, read_table, verify
 from cache.table import FeatureTable
-from pipeline import encode_rows, extract
+from pipeline import encode_rows
 from pipeline.clip_model import import_clip
 from pipeline.demo import WEIGHTS
 from pipeline.encode_rows import row_ranges
 from tests import clips
 from tests.extraction import draw_tree, run
+
+extract = import_module("pipeline.extract")  # the module; the package's is the function
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -43,7 +43,7 @@ for line in sys.stdin:
         os.setsid()
         print(os.getpid(), flush=True)
         try:
-            extract.extract(images, model=weights, out=Path(out), batch={batch}, device="cpu",
+            extract(images, model=weights, out=Path(out), batch={batch}, device="cpu",
                 workers=int(workers), on_bad_image=skip, say=lambda line: None)
             code = 0
         except BaseException as error:

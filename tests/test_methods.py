@@ -1,6 +1,7 @@
 """Federated methods end to end: rounds as the run makes them, against twins client by client."""
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -291,7 +292,7 @@ def test_a_stopped_run_of_every_memory_goes_on_with_the_same_bytes(method, tmp_p
     settings = config(**plain, method=method, rounds=4, payload="int8")
     table = small()
     run(table, tmp_path / "calm", settings)
-    from pipeline import federate as module
+    module = import_module("pipeline.federate")
 
     calls, original = [], module.advance
 

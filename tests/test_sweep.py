@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
 from cache.store import read_table, write_table
-from pipeline import sweep as runner
 from pipeline.config import ConfigError, RunConfig
 from pipeline.federate import federate
 from pipeline.halving import Halving
@@ -20,6 +20,8 @@ from pipeline.sweep_space import Range
 from pipeline.sweep_spec import SweepSpec, from_options
 from tests.conftest import ROOT
 from tests.test_federate import small
+
+runner = import_module("pipeline.sweep")  # the module; the package's is the function
 
 BASE = RunConfig(held_out=(("a",), ("b",)), rounds=6, batch=8)
 GRID = ["lr=1e-3,1e-2", "head=attention,low-rank", "method=fedavg,ditto", "batch=8,16"]

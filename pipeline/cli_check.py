@@ -1,0 +1,47 @@
+"""What extract --check prints, and how it ends. Heavy packages are imported inside it."""
+
+import dataclasses
+import json
+
+import click
+
+from pipeline.cli_shared import say
+
+
+def run_check(
+    dataset: str,
+    model: str,
+    prompts: tuple[str, ...],
+    rows: int,
+    as_json: bool,
+    settings: dict,
+) -> None:
+    """Compares rows with the cache and prints how far they lie apart.
+
+    settings  extract's other options; root, out and device count, others have nothing to do here
+
+    Raises CacheError when they are further apart than arithmetic explains.
+    """
+    from cache.table import CacheError
+    from pipeline.extract_check import check_cache
+
+    used = {name: settings[name] for name in ("root", "out", "device")}
+    found = check_cache(dataset, rows, model=model, templates=prompts, say=say, **used)
+    if as_json:
+        told = {**dataclasses.asdict(found), "as_expected": found.as_expected}
+        click.echo(json.dumps(told, default=str, allow_nan=False))
+    else:
+        click.echo(
+            f"{found.path}: {found.rows:,} rows encoded again differ by at most "
+            f"{found.difference:.2g} of a row's largest number ({found.worst}), least cosine "
+            f"{found.cosine:.9f}; prompts by {found.prompt_difference:.2g}, "
+            f"{found.prompt_cosine:.9f}; allowed are {found.allowed_difference:.2g} and "
+            f"{found.allowed_cosine:.9f}: {'as expected' if found.as_expected else 'NOT THE SAME'}"
+        )
+    for path, why in found.gone.items():
+        say(f"in the cache, and cannot be read now: {path}: {why}")
+    if not found.as_expected:
+        raise CacheError(
+            f"{found.path}: is not what its images give now; the images were changed, or the cache "
+            "was: ./run.sh extract --force makes it anew"
+        )

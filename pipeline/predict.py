@@ -1,0 +1,176 @@
+"""A person's own images -> classes, by a trained adapter and by zero-shot CLIP beside it."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kernels.heads import named, unit_images, unit_texts
+from pipeline.clip_model import ClipModel, encode_images, encode_prompts
+from pipeline.config import ConfigError
+from pipeline.cores import cores
+from pipeline.image_tree import IMAGE_EXTENSIONS
+from pipeline.pixels import UnreadableImage, load_pixels
+from pipeline.trained import Trained
+
+BATCH = {"cpu": 16, "cuda": 256}  # as extraction's
+
+
+class Guess(NamedTuple):
+    """A class and the softmax over all classes asked about, 0 to 1."""
+
+    class_name: str
+    confidence: float
+
+
+Guesses = tuple[Guess, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one image: the likeliest classes first; both empty where `error` says why."""
+
+    image: Path
+    adapter: Guesses
+    zero_shot: Guesses
+    error: str | None = None
+
+
+def find_pictures(words: Sequence[str]) -> tuple[list[Path], list[Answer]]:
+    """Files, folders (all images below them) and globs (** too) -> image files, each once.
+
+    Returns the files in the order of the words, those of a folder sorted; and an Answer with an
+    error for each word that leads to none. What a name leads to is not opened.
+    """
+    found: dict[Path, None] = {}
+    lost: list[Answer] = []
+    for word in words:
+        path = Path(word).expanduser()
+        # os.path's questions, unlike Path's, also have an answer for names that are too long.
+        if not word:
+            hits, why = [], "an empty path"
+        elif os.path.lexists(path):
+            hits, why = [path], "no image in this folder"
+        else:
+            hits, why = sorted(map(Path, glob.glob(str(path), recursive=True))), "no such file"
+        troubled = len(lost)
+        mine = [f for hit in hits for f in (_below(hit, lost) if os.path.isdir(hit) else [hit])]
+        found |= dict.fromkeys(mine)
+        if not mine and len(lost) == troubled:
+            lost.append(Answer(Path(word or "''"), (), (), why))
+    return list(found), lost
+
+
+def choose_classes(trained: Trained, words: str | None) -> tuple[str, ...]:
+    """The classes to tell apart: the run's own, or those in "a,b,c".
+
+    Raises ConfigError for fewer than two, for one named twice, and with head cosine, whose rows are
+    the classes, for a class that it was not trained on.
+    """
+    if words is None:
+        return trained.class_names
+    names = tuple(name for word in words.split(",") if (name := word.strip()))
+    if len(names) < 2:
+        raise ConfigError(f"--classes {words!r}: two classes or more are told apart; write a,b")
+    twice = [name for name in names if names.count(name) > 1 or not name.isprintable()]
+    if twice:
+        raise ConfigError(f"--classes: {twice[0]!r} stands there twice or is no printable text")
+    unknown = [name for name in names if name not in trained.class_names]
+    if unknown and trained.kind.head == "cosine":
+        raise ConfigError(
+            f"--classes {unknown[0]}: head cosine was trained on {', '.join(trained.class_names)} "
+            "and answers with these alone; other heads take any class"
+        )
+    return names
+
+
+def predict(
+    images: Sequence[Path],
+    trained: Trained,
+    clip: ClipModel,
+    class_names: Sequence[str] | None = None,
+    *,
+    top: int = 1,
+) -> Iterator[Answer]:
+    """Answers for image files in their order, softmax_c(s <u, v_c>) by adapter and by CLIP alone.
+
+    u, v and s as in docs/methods.md; the prompts are the run's, encoded by `clip`. For zero-shot u
+    is the image's feature at length 1 and v_c the prompt's. Memory does not grow with the images.
+
+    clip         the model that the adapter belongs to (pipeline.trained.refuse_other_model)
+    class_names  see choose_classes; None: the run's own
+    top          guesses for each image; no more than classes
+
+    A file that cannot be decoded is an Answer with an error. Raises WeightsError for a class name
+    that is too long for a prompt, ConfigError as choose_classes.
+    """
+    names = tuple(class_names or trained.class_names)
+    text = torch.from_numpy(encode_prompts(clip, names, trained.templates))
+    parts = named(trained.kind, trained.row[None])
+    own = trained.kind.head == "cosine"
+    places = [trained.class_names.index(n) for n in names] if own else range(len(names))
+    columns = unit_texts(trained.kind, parts, text, torch.tensor([list(places)]))[0]
+    plain = normalize(text, dim=1)
+    with ThreadPoolExecutor(cores(), "decode") as pool:
+        size = BATCH[clip.device.type]
+        for block in (images[start : start + size] for start in range(0, len(images), size)):
+            pixels = list(pool.map(lambda file: _decode(file, clip.resolution), block))
+            good = [one for one in pixels if isinstance(one, np.ndarray)]
+            guesses: Iterator[tuple[Guesses, Guesses]] = iter(())
+            if good:
+                x = encode_images(clip, torch.from_numpy(np.stack(good)))
+                u = unit_images(trained.kind, parts, x[None])[0]
+                pairs = (u @ columns.mT, normalize(x, dim=1) @ plain.mT)
+                tops = [_top(z * clip.logit_scale, names, top) for z in pairs]
+                guesses = zip(*tops, strict=True)
+            for file, one in zip(block, pixels, strict=True):
+                if isinstance(one, str):
+                    yield Answer(file, (), (), one)
+                else:
+                    yield Answer(file, *next(guesses))
+
+
+def _top(logits: Tensor, names: tuple[str, ...], top: int) -> list[Guesses]:
+    # A stable sort keeps the first of equals first, as everywhere else.
+    sure, at = logits.softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    return [
+        tuple(Guess(names[c], p) for c, p in zip(row_at[:top], row[:top], strict=True))
+        for row_at, row in zip(at.tolist(), sure.tolist(), strict=True)
+    ]
+
+
+def _decode(file: Path, resolution: int) -> np.ndarray | str:
+    if os.path.exists(file) and not os.path.isfile(file):  # a pipe would block its reader
+        return "not a file"
+    try:
+        return load_pixels(file, resolution)
+    except UnreadableImage as error:
+        return error.reason
+
+
+def _below(folder: Path, lost: list[Answer]) -> list[Path]:
+    """The images in a folder and the folders in it, sorted; without hidden ones and links.
+
+    Folders that cannot be listed are added to `lost`.
+    """
+
+    def note(error: OSError) -> None:
+        lost.append(Answer(Path(error.filename), (), (), error.strerror or str(error)))
+
+    found = []
+    for where, folders, files in os.walk(folder, onerror=note):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(where, name)
+            for name in sorted(files)
+            if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
+        ]
+    return found
