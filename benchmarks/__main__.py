@@ -5,7 +5,7 @@ import sys
 
 import click
 
-BENCHMARKS = ("kernels", "round", "extract")
+BENCHMARKS = ("kernels", "local", "round", "extract")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,7 +15,7 @@ BENCHMARKS = ("kernels", "round", "extract")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines in place of the table.")
 @click.option("--readme", is_flag=True, help="Measure nothing: make README.md's table anew.")
 def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readme: bool) -> None:
-    """Time kernels, whole runs and extraction; all three when none is named.
+    """Time kernels, steps of other heads, whole runs and extraction; all when none is named.
 
     Every kernel is checked against float64 first: one that errs more than twice as much as plain
     torch ends the command with exit code 1. Results are kept in benchmarks/results/ by machine and
@@ -56,6 +56,7 @@ def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, li
         extraction,
         kernels,
         kernels_cuda,
+        local_steps,
         machine,
         products,
         rounds,
@@ -77,6 +78,8 @@ def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, li
             found += compiling.run(quick) if numba else []
             if where.type == "cuda":
                 found += kernels_cuda.run(where, described["ceilings"], quick)
+        elif name == "local":
+            found += local_steps.run(where, described["ceilings"], quick)
         elif name == "round":
             found += rounds.run(where, quick)
             if where.type == "cuda":

@@ -31,6 +31,7 @@ class Row:
 
 COMMANDS = {  # word of the command -> its benchmarks
     "kernels": ("product", "lane-step", "top1", "contrastive", "compile"),
+    "local": ("local-step",),
     "round": ("round",),
     "extract": ("extract",),
 }
