@@ -8,6 +8,8 @@ README = RESULTS.parent.parent / "README.md"
 BEGIN = "<!-- made by ./run.sh bench --readme: begin -->"
 END = "<!-- made by ./run.sh bench --readme: end -->"
 WORDS = {
+    "product": "one matrix product",
+    "local-step": "one training step",
     "lane-step": "one training step",
     "top1": "answering one row",
     "contrastive": "contrastive loss and gradients",

@@ -100,3 +100,7 @@ def test_importing_the_commands_loads_neither_numba_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert json.loads(done.stdout.replace("'", '"')) == [], done.stderr
+
+
+def test_the_readme_has_words_for_every_benchmark():
+    assert {name for names in rows.COMMANDS.values() for name in names} == set(readme.WORDS)
