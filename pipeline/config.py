@@ -111,8 +111,23 @@ class RunConfig:
                 raise ConflictError(message)
 
 
-PRESETS: dict[str, dict] = {"released": {}}
-"""Settings by name."""
+PRESETS: dict[str, dict] = {
+    "released": {},
+    "tuned": {
+        "mode": "FedAtTxt",
+        "head": "cosine",
+        "loss": "class",
+        "optimizer": "sgd",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+        "local_epochs": 3,
+        "method": "fedavgm",
+        "server_lr": 2.0,
+        "server_momentum": 0.5,
+        "weighting": "rows",
+    },
+}
+"""Settings by name: the released code's, and those that docs/findings.md arrives at."""
 
 _CONFLICTS = (
     (

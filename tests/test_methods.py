@@ -9,8 +9,9 @@ import torch
 
 from kernels.heads import first_row, named
 from kernels.local_steps_torch import losses_of
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import PRESETS, ConfigError, RunConfig
 from pipeline.lanes import build_plan, round_rows, seeded_order, settings_of
+from pipeline.options import given_settings
 from pipeline.outcomes import outcomes
 from pipeline.payload import received
 from pipeline.privacy import private_mean
@@ -374,3 +375,11 @@ def test_results_tell_quality_clients_and_bytes(tmp_path):
         assert where["clients"]["worst"] == min(accuracies)
     assert result["bytes_a_round"] == {"up": 4 * 4 * 312, "down": 4 * 4 * 312, "clip": None}
     json.dumps(result, allow_nan=False)
+
+
+def test_presets_can_be_and_named_options_win_over_them():
+    for name, settings in PRESETS.items():
+        config = RunConfig(**given_settings(name, dict.fromkeys(settings)))
+        assert all(getattr(config, field) == value for field, value in settings.items())
+    assert RunConfig(**given_settings("released", {})) == RunConfig()
+    assert given_settings("tuned", {"lr": 0.5, "mode": None})["lr"] == 0.5
