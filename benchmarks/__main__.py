@@ -19,7 +19,7 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
 
     Every kernel is checked against float64 first: one that errs more than twice as much as plain
     torch ends the command with exit code 1. Results are kept in benchmarks/results/ by machine and
-    date, with pictures; those of --quick are only printed.
+    date, with pictures; those of --quick are only printed, and leave out local unless it is named.
     """
     from benchmarks.compare import Wrong
     from kernels.backends import BackendUnavailable
@@ -30,7 +30,8 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
         rewrite()
         return
     try:
-        described, found = _measure(names or BENCHMARKS, device, quick)
+        default = [name for name in BENCHMARKS if not (quick and name == "local")]
+        described, found = _measure(names or default, device, quick)
     except (BackendUnavailable, Wrong) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(getattr(type(error), "exit_code", 1))
