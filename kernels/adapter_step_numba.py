@@ -20,6 +20,7 @@ from kernels.adapter_loss_numba import loss, unit
 from kernels.cpu_threads import run_all
 from kernels.numba_math import OPTIONS, F, tanh
 from kernels.numba_matmul import LANES, ROWS, gather, matmul, matmul_t, padded, transpose
+from kernels.scratch import staggered
 
 
 def adapter_steps(
@@ -59,27 +60,12 @@ def _spare(width: int, batch: int) -> list:
 def _scratch(width: int, batch: int) -> tuple:
     """What one thread needs; zeros, so that columns behind a batch hold nothing slow."""
     return (
-        *_staggered(width),
+        *(array.reshape(width, width) for array in staggered(width * width, 4)),
         np.empty((6, width), np.float32),
         np.zeros((2, batch * padded(width)), np.float32),
         np.zeros((5, width * padded(batch)), np.float32),
         np.zeros((ROWS, padded(width)), np.float32),
     )
-
-
-def _staggered(width: int) -> list[np.ndarray]:
-    """Four (D, D) float32 arrays that begin at different places of a memory page.
-
-    Adam walks through weight, m and v at once. As numpy places large arrays, their
-    addresses agree in the last 12 bits, loads wait for unrelated stores ("4K aliasing"), and the
-    pass over 512 x 512 takes 214 us instead of 101.
-    """
-    page, apart = 1024, 160  # in float32: 4096 and 640 bytes, both whole cache lines
-    stride = -(-width * width // page) * page + apart
-    flat = np.empty(4 * stride + 2 * page, np.float32)
-    first = -(flat.ctypes.data // 4) % page + apart
-    starts = [first + k * stride for k in range(4)]
-    return [flat[s : s + width * width].reshape(width, width) for s in starts]
 
 
 @njit(**OPTIONS)

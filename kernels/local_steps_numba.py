@@ -11,6 +11,7 @@ from kernels.lane_numba import Buffers, train_lane
 from kernels.local_steps import Moments, Pull, Settings, Work
 from kernels.names import HEADS, LOSSES, OPTIMIZERS
 from kernels.numba_math import F
+from kernels.scratch import staggered
 
 NOTHING = np.empty(0, np.float32)
 
@@ -70,7 +71,7 @@ def _scratch(work: Work, batch: int, kept: bool) -> tuple:
     hidden = 0 if kind.head == "cosine" else next(iter(shapes(kind).values()))[0]
     wide = max(kind.width, hidden)
     moments = 0 if kept else 1 if work.optimizer == "sgd" else 2
-    lines = _staggered(size(kind), 1 + moments) + [NOTHING] * (2 - moments)
+    lines = staggered(size(kind), 1 + moments) + [NOTHING] * (2 - moments)
     buffers = Buffers(
         images=np.empty((5, batch * wide), np.float32),
         texts=np.empty((5, columns * wide), np.float32),
@@ -84,17 +85,3 @@ def _scratch(work: Work, batch: int, kept: bool) -> tuple:
         hidden=hidden,
     )
     return (*lines, buffers)
-
-
-def _staggered(length: int, count: int) -> list[np.ndarray]:
-    """`count` arrays (length,) float32 that begin at different places of a memory page.
-
-    An optimizer walks through weight, gradient, m and v at once. As numpy places large arrays,
-    their addresses agree in the last 12 bits, loads wait for unrelated stores ("4K aliasing"), and
-    a pass takes twice as long.
-    """
-    page, apart = 1024, 160  # in float32: 4096 and 640 bytes, both whole cache lines
-    stride = -(-length // page) * page + apart
-    flat = np.empty(count * stride + 2 * page, np.float32)
-    start = -(flat.ctypes.data // 4) % page + apart
-    return [flat[start + k * stride :][:length] for k in range(count)]
