@@ -1,4 +1,4 @@
-"""Lanes, and blocks of rows, shared out to threads, with BLAS held to one thread each."""
+"""Lanes, and blocks of rows, shared out to threads."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -37,8 +37,7 @@ def run_all(
 
     work must release the interpreter's lock, and what it computes for an item must not depend on
     what its scratch held before. Each thread owns one scratch: of `spare`, to which it goes back,
-    or a new one. BLAS, for kernels with np.dot, gets
-    one thread, so that what is computed for an item does not depend on how many others there are.
+    or a new one.
     """
     items = list(items)
     queue = iter(items)  # next() on a list's iterator is atomic
@@ -54,8 +53,7 @@ def run_all(
             spare.append(own)
 
     count = min(_kept.get() or torch.get_num_threads(), len(items))
-    limit = _controller().limit(limits=1, user_api="blas")
-    with limit, ThreadPoolExecutor(max(1, count)) as pool:
+    with ThreadPoolExecutor(max(1, count)) as pool:
         for future in [pool.submit(drain) for _ in range(count)]:
             future.result()
 
@@ -79,8 +77,7 @@ def one_thread() -> Iterator[None]:
 
 @functools.cache
 def _controller() -> ThreadpoolController:
-    # numba's np.dot calls scipy's own copy of OpenBLAS. The controller only reaches libraries that
-    # are loaded when it is made.
+    # It only reaches libraries that are loaded when it is made: scipy has a BLAS of its own.
     import scipy.linalg.cython_blas  # noqa: F401
 
     return ThreadpoolController()
