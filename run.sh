@@ -17,7 +17,7 @@ Usage: ./run.sh COMMAND [OPTIONS]
   report     show runs, sweeps and benchmarks as one HTML page
   bench      time the kernels, whole runs and extraction
   test       run the project's tests; further words go to pytest
-  check      formatting, lint and tests
+  check      formatting, lint, types and tests
 
 ./run.sh federate, with nothing else, runs the main job on the built-in data.
 ./run.sh COMMAND --help explains a command. FEDCLIP_PYTHON=python3 uses that interpreter and
@@ -98,6 +98,7 @@ case "$1" in
         cd -- "$home"
         "$python" -m ruff format --check .
         "$python" -m ruff check .
+        "$python" -m mypy
         exec "$python" -m pytest
         ;;
     *)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def read_contents(file: BinaryIO, block: UserBlock, path: Path) -> tuple[Feature
     return table, status
 
 
-def _decode_metadata(raw: bytes, path: Path) -> tuple[dict, str]:
+def _decode_metadata(raw: bytes, path: Path) -> tuple[dict[str, Any], str]:
     """The metadata, each field of its type, and the identity's fingerprint."""
     try:
         metadata = json.loads(raw.decode())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 from cache.table import StaleCache
 
@@ -9,13 +10,15 @@ _NOTHING = "nothing"
 ANEW = "pass --force to make it anew, or another --out to keep both"
 
 
-def fingerprint(identity: dict) -> str:
+def fingerprint(identity: dict[str, Any]) -> str:
     """First 32 hex digits of sha256 over the identity as sorted, compact, ASCII JSON."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def compare_identity(asked: dict, found: dict, source: object, way_out: str = ANEW) -> None:
+def compare_identity(
+    asked: dict[str, Any], found: dict[str, Any], source: object, way_out: str = ANEW
+) -> None:
     """Raises StaleCache naming the first field in which found differs from asked.
 
     asked, found  JSON-able; nested fields are named as preprocessing.version or class_names.3
@@ -39,7 +42,7 @@ def _leaves(value: object, name: str = "") -> dict[str, str]:
     if isinstance(value, list | tuple):
         value = {str(number): item for number, item in enumerate(value)}
     if isinstance(value, dict) and value:
-        leaves = {}
+        leaves: dict[str, str] = {}
         for key, item in value.items():
             leaves |= _leaves(item, f"{name}.{key}" if name else str(key))
         return leaves

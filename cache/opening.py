@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -23,7 +24,7 @@ _ZEROS = bytes(1 << 20)
 def open_writer(
     path: Path,
     *,
-    identity: dict,
+    identity: dict[str, Any],
     class_names: Sequence[str],
     domain_names: Sequence[str],
     labels: np.ndarray,
@@ -103,7 +104,7 @@ def _compare(asked: FeatureTable, found: FeatureTable, partial: Path) -> None:
     """Raises StaleCache for the first difference; text features may differ by rounding and stay."""
     compare_identity(asked.identity, found.identity, partial)
 
-    def about(table: FeatureTable) -> dict:
+    def about(table: FeatureTable) -> dict[str, Any]:
         return {
             "dtype": table.features.dtype.name,
             "rows": len(table.features),
@@ -146,7 +147,7 @@ def _create(partial: Path, asked: FeatureTable, paths: list[str] | None) -> None
         with partial.open("r+b") as file:
             for name, array in values.items():
                 file.seek(places[name].offset)
-                file.write(array)
+                file.write(array.data)
             # Zeros, not a hole: a disk that is too small says so now, not hours later.
             left = asked.features.nbytes
             file.seek(places["features"].offset)

@@ -5,6 +5,7 @@ What other packages use of the cache on disk is here or is imported here.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def verify(path: Path) -> None:
         )
 
 
-def info(path: Path) -> dict:
+def info(path: Path) -> dict[str, Any]:
     """What a cache, complete or .partial, is and holds; JSON-able. The features are not read.
 
     rows counts all of them; rows_done were tried, and unreadable of those gave no features.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -198,7 +199,7 @@ def _check_settings(
 
 def _identity(
     dataset: str, tree: ImageTree, clip: ClipModel, templates: tuple[str, ...], store: str
-) -> dict:
+) -> dict[str, Any]:
     """All that decides the cache's content, as JSON; a field of it that differs is another cache.
 
     Not in it: the batch, torch's version and the processor, which move a feature by float rounding.
@@ -219,7 +220,9 @@ def _identity(
         "domain_names": tree.domain_names,
         "manifest_sha256": manifest_sha256(tree),
     }
-    return json.loads(json.dumps(identity))  # tuples as lists, as they come back from the cache
+    return dict(
+        json.loads(json.dumps(identity))
+    )  # tuples as lists, as they come back from the cache
 
 
 def _say_what_was_odd(done: Encoded, say: Callable[[str], None]) -> None:
@@ -231,7 +234,7 @@ def _say_what_was_odd(done: Encoded, say: Callable[[str], None]) -> None:
         say(f"{done.turned:,} images carry an EXIF turn; as in CLIP's preprocessing it is ignored")
 
 
-def _report(out: Path, found: dict, pace: Pace, done: Encoded = NOTHING) -> ExtractReport:
+def _report(out: Path, found: dict[str, Any], pace: Pace, done: Encoded = NOTHING) -> ExtractReport:
     seconds = pace.seconds | {"total": time.perf_counter() - pace.began}
     busy = seconds.get("rows", 0.0)
     return ExtractReport(

@@ -69,7 +69,9 @@ def scan(root: Path) -> ImageTree:
         strays += [f"{name}/{image}" for name, f in top.folders.items() for image in f.images]
     class_names = tuple(sorted({name for _, classes in domains.values() for name in classes}))
     label_of = {name: label for label, name in enumerate(class_names)}
-    paths, labels, rows = [], [], []
+    paths: list[str] = []
+    labels: list[int] = []
+    rows: list[int] = []
     for prefix, classes in domains.values():
         before = len(paths)
         for name, folder in classes.items():

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cache.table import FeatureTable
 from kernels.backends import pick_backend, pick_device
@@ -34,7 +35,7 @@ def sweep(
     cache: Sequence[str] = (),
     force: bool = False,
     say: Callable[[str], None] = lambda message: None,
-) -> dict:
+) -> dict[str, Any]:
     """Trains the trials of a spec as lanes side by side and returns what `sweep --json` prints.
 
     trials.jsonl in `out`, or in runs/sweep-<id>, is the truth: a trial that stands there is not
