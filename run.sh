@@ -25,6 +25,27 @@ installs nothing.
 TEXT
 }
 
+# explain WORD: what the commands below do, that are no commands of pipeline; false for others
+explain() {
+    case "$1" in
+        test) cat <<'TEXT' ;;
+Usage: ./run.sh test [PYTEST OPTIONS]
+
+  Run the project's tests. Further words go to pytest:
+
+    ./run.sh test tests/test_store.py -k resume
+    ./run.sh test --collect-only -q     # names of the tests, without running them
+TEXT
+        check) cat <<'TEXT' ;;
+Usage: ./run.sh check
+
+  Everything that must hold before a commit, the quick things first: ruff's formatting and lint,
+  mypy --strict on what people import (pyproject.toml), then all tests. Ends at the first that fails.
+TEXT
+        *) return 1 ;;
+    esac
+}
+
 die() {
     echo "Error: $*" >&2
     exit 1
@@ -69,6 +90,9 @@ install() {
 case "${1:-}" in
     "" | -h | --help | help) usage; exit 0 ;;
 esac
+case "${2:-}" in
+    -h | --help) if explain "$1"; then exit 0; fi ;;
+esac
 
 if [ -n "${FEDCLIP_PYTHON:-}" ]; then
     python="$(command -v -- "$FEDCLIP_PYTHON")" ||
@@ -95,6 +119,7 @@ case "$1" in
         exec "$python" -m benchmarks "$@"
         ;;
     check)
+        [ $# -eq 1 ] || die "check takes no options; to run some tests: ./run.sh test $2"
         cd -- "$home"
         "$python" -m ruff format --check .
         "$python" -m ruff check .

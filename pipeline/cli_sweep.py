@@ -12,9 +12,12 @@ from pipeline.config import ConfigError, RunConfig
 from pipeline.options import (
     PATH,
     ReleasedSpellings,
+    cache_options,
     choose_held_out,
     config_options,
+    fold_options,
     given_settings,
+    where_options,
 )
 
 
@@ -35,10 +38,7 @@ def byte_count(words: str) -> int:
 
 
 @click.command(cls=ReleasedSpellings)
-@click.argument("cache", required=False, type=PATH)
-@click.option("--dataset", help="Find the cache by its data set (extract it when missing).")
-@click.option("--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]")
-@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie.")
+@cache_options
 @click.option(
     "--grid",
     multiple=True,
@@ -59,12 +59,10 @@ def byte_count(words: str) -> int:
     type=click.Choice(["validation", "oracle"]),
     help="oracle looks at test accuracy: an upper bound, not a result.",
 )
-@click.option("--held-out", multiple=True, metavar="DOMAIN|all|none", help="As in federate.")
-@click.option("--test-envs", multiple=True, type=int, metavar="INT...", help="As in federate.")
+@fold_options
 @config_options
 @click.option("--out", type=PATH, help="[default: runs/sweep-<id>]")
-@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
-@click.option("--backend", default="auto", show_default=True, help="Kernels.")
+@where_options
 @click.option("--force", is_flag=True, help="Start anew in a folder that holds a sweep.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def sweep(

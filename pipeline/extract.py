@@ -18,6 +18,7 @@ from pipeline.clip_model import ClipModel, encode_prompts, load_model
 from pipeline.clip_weights import MODEL_NAMES, OPENAI_NAMES, find_weights
 from pipeline.config import ConfigError
 from pipeline.encode_rows import Encoded, Pace, encode_rows
+from pipeline.extraction_rate import Rate, keep_rate
 from pipeline.image_sets import dataset_name, find_images
 from pipeline.image_tree import ImageTree, manifest_sha256
 from pipeline.pixels import PREPROCESSING
@@ -167,7 +168,11 @@ def extract(
         with pace.part("publishing"):
             writer.publish()
     _say_what_was_odd(done, say)
-    return _report(out, info(out), pace, done)
+    found = info(out)
+    if done.images:
+        rate = Rate(done.images, pace.seconds["rows"], device_name(where))
+        keep_rate(out, found["content_sha256"], rate)
+    return _report(out, found, pace, done)
 
 
 def device_name(device: torch.device) -> str:

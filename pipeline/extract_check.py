@@ -88,7 +88,10 @@ def check_cache(
     identity = info(path)["identity"]
     table, paths = read_table(path), read_paths(path)
     if not all(paths) or not identity.get("weights_sha256"):
-        raise CacheError(f"{path}: was imported and does not say which images its rows are")
+        raise CacheError(
+            f"{path}: was imported and does not say which images its rows are, so "
+            "none can be encoded again; ./run.sh cache verify compares it with its checksums"
+        )
     check_features(table)
     tree = find_images(dataset, root or DATA, say)
     clip = load_model(model, where)

@@ -99,7 +99,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(
             cell.ljust(width) if at == 0 else cell.rjust(width)
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

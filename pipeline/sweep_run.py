@@ -1,5 +1,6 @@
 """A sweep from its spec to its report: opens the folder, trains what is not yet there, tells."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,11 +11,12 @@ from cache.table import FeatureTable
 from kernels.backends import pick_backend, pick_device
 from pipeline.config import RunConfig, as_json, run_id
 from pipeline.federate import cache_facts
+from pipeline.locked_folder import replace_whole
 from pipeline.process import free_memory, progress_bar
 from pipeline.search import open_search
 from pipeline.signals import Interrupted, noted_signals
 from pipeline.sweep import Floor, Stopped, train_all
-from pipeline.sweep_report import sweep_report
+from pipeline.sweep_report import check_selection, sweep_report
 from pipeline.sweep_spec import SweepSpec, batch_size, describe
 from pipeline.training import to_device
 from pipeline.trials import open_sweep
@@ -51,6 +53,7 @@ def sweep(
     Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
     """
     started = time.monotonic()
+    check_selection(select)
     on = pick_device(device)
     if backend != "auto":
         pick_backend(backend, on)  # refuses a wrong name before anything is trained
@@ -65,6 +68,8 @@ def sweep(
         say(note)
     folder = out or runs / f"sweep-{run_id(described)}"
     with open_sweep(folder, described, force=force) as opened:
+        # Beside spec.json: by what is chosen decides no trial, and may be another next time.
+        replace_whole(folder / "selection.json", json.dumps({"select": select}).encode())
         search = open_search(spec, base, folder, opened.records)
         state = search.state()
         say(

@@ -18,7 +18,7 @@ from pipeline.locked_folder import cannot_write, first_difference, locked, repla
 
 STATUSES = ("done", "diverged", "failed", "pruned")
 """Trained to the end; its numbers left the finite ones; an error, told in `error`; cut."""
-OURS = ("trials.jsonl", "study.journal", "spec.json")
+OURS = ("trials.jsonl", "study.journal", "spec.json", "selection.json")
 
 
 @dataclass(frozen=True)
