@@ -18,6 +18,7 @@ Usage: ./run.sh COMMAND [OPTIONS]
   bench      time the kernels, whole runs and extraction
   test       run the project's tests; further words go to pytest
   check      formatting, lint, types and tests
+  docs-check run every command that the documentation shows
 
 ./run.sh federate, with nothing else, runs the main job on the built-in data.
 ./run.sh COMMAND --help explains a command. FEDCLIP_PYTHON=python3 uses that interpreter and
@@ -102,7 +103,7 @@ else
     install requirements.txt
     case "$1" in
         bench) install requirements-bench.txt ;;
-        test | check) install requirements-dev.txt ;;
+        test | check | docs-check) install requirements-dev.txt ;;
     esac
     python="$home/.venv/bin/python"
 fi
@@ -117,6 +118,11 @@ case "$1" in
         shift
         cd -- "$home"
         exec "$python" -m benchmarks "$@"
+        ;;
+    docs-check)
+        shift
+        cd -- "$home"
+        exec "$python" -m tests.docs_check "$@"
         ;;
     check)
         [ $# -eq 1 ] || die "check takes no options; to run some tests: ./run.sh test $2"
