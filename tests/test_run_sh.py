@@ -84,7 +84,7 @@ def test_a_venv_of_somebody_else_without_pip_is_left_alone(project):
     assert (project / ".venv" / "mine").exists()
 
 
-@pytest.mark.parametrize("word", ["test", "check", "bench"])
+@pytest.mark.parametrize("word", ["test", "check", "bench", "docs-check"])
 def test_every_word_explains_itself_and_does_nothing_else(word):
     for option in ("--help", "-h"):
         done = call(word, option)
