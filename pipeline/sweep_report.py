@@ -22,8 +22,11 @@ SCORES = {"validation": "val_accuracy", "oracle": "oracle_accuracy"}
 
 
 class _Ended(Protocol):
-    number: int
-    settings: dict[str, Any]
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
 
 
 Ended = TypeVar("Ended", bound=_Ended)
