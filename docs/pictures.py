@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
 COLUMNS, WIDTH, LINE = 100, 7.8, 17  # characters a line; units a character and a line
-REPORT = (1180, 1250)  # pixels of the report's top that are shown
+REPORT = (1180, 1290)  # pixels of the report's top that are shown
 LEFT_OUT = shutil.ignore_patterns(".*", "data", "runs", "files", "__pycache__", "results")
 
 

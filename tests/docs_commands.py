@@ -85,7 +85,7 @@ def plan(command: str) -> Plan:
     if "--help" in words or name not in ("test", "check", "docs-check", "bench", *cli.commands):
         return Plan(words if name in ("", *cli.commands) or "--help" in words else None)
     if name in ("check", "docs-check") or (name == "bench" and "--readme" not in words):
-        return Plan(words, run=False, why=MINUTES)
+        return Plan(words, run=False, why="needs a GPU" if "cuda" in words else MINUTES)
     if name == "test":
         short = ["./run.sh", "test", "tests/test_svg.py"]
         return Plan(short, why="" if words == short else f"all tests: {MINUTES}")

@@ -1,10 +1,12 @@
 """The documentation: its commands are known and parse, its links lead somewhere."""
 
 import re
+from xml.etree import ElementTree
 
 import click
 import pytest
 
+from docs.pictures import terminal
 from tests import docs_check
 from tests.conftest import ROOT
 from tests.docs_commands import PAGES, Shown, parse, plan, shown_commands
@@ -82,3 +84,13 @@ def test_links_and_pictures_are_there(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_terminal_s_picture_is_what_was_printed_without_bars():
+    said = (
+        "begun\r 50%|#####     | 2/4 [00:01<00:01, 2round/s]\na -> b & <c>\n\n" + "x " * 60 + "\n"
+    )
+    svg = ElementTree.fromstring(terminal("./run.sh federate", said))
+    texts = [one.text for one in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[:3] == ["$ ./run.sh federate", "begun", "a -> b & <c>"]
+    assert [len(line) for line in texts[3:]] == [99, 19]
