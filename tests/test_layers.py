@@ -19,6 +19,7 @@ DOORS = {  # outside package -> the files that may import it
         "benchmarks/__main__.py",
         "pipeline/cli.py",
         "pipeline/cli_check.py",
+        "pipeline/cli_merge.py",
         "pipeline/cli_predict.py",
         "pipeline/cli_report.py",
         "pipeline/cli_reproduce.py",
