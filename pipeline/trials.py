@@ -1,7 +1,9 @@
 """A sweep on disk: spec.json says what it is, trials.jsonl holds every trial that ended.
 
-trials.jsonl is the truth: one object a trial, appended as each ends and never rewritten. Of two
-objects with one id the later counts: a trial that failed is tried again by the next start.
+trials.jsonl is the truth: one object a trial, appended as each ends. Of two objects with one id the
+later counts: a trial that failed is tried again by the next start. Who joins a sweep writes a
+trials-<member>.jsonl of its own, for lines that two machines append to one file on a network disk
+may overwrite each other; when all trials have ended they are gathered in trials.jsonl.
 """
 
 import contextlib
@@ -9,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,8 @@ from pipeline.locked_folder import cannot_write, first_difference, locked, repla
 
 STATUSES = ("done", "diverged", "failed", "pruned")
 """Trained to the end; its numbers left the finite ones; an error, told in `error`; cut."""
-OURS = ("trials.jsonl", "study.journal", "spec.json")
+TRIALS = "trials.jsonl"
+OURS = (TRIALS, "study.journal", "spec.json", "shared.json")
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,16 @@ def record(trial: Trial, **ended) -> Record:
 
 
 class SweepFolder:
-    """The files of one sweep, held by a lock; records has the last Record of every id."""
+    """The files of one sweep; records has the Record that counts of every id.
 
-    def __init__(self, folder: Path, records: dict[str, Record]) -> None:
+    Its own file of trials nobody else writes: trials.jsonl is held by a lock, others by their name.
+    """
+
+    def __init__(self, folder: Path, records: dict[str, Record], own: str = TRIALS) -> None:
         self.folder = folder
         self.records = records
-        self._lines = (folder / "trials.jsonl").open("ab")
+        self._own, self._sizes = own, {}
+        self._lines = (folder / own).open("ab")
 
     def add(self, ended: Record) -> None:
         """Appends one trial, handed to the system before this returns.
@@ -80,19 +88,55 @@ class SweepFolder:
         """
         assert ended.status in STATUSES, ended.status
         finite = _finite(dataclasses.asdict(ended))
-        line = json.dumps(finite, allow_nan=False)
         try:
-            self._lines.write(line.encode() + b"\n")
+            self._lines.write(_line(finite))
             self._lines.flush()
         except OSError as error:
             raise ConfigError(cannot_write(self.folder, error)) from error
         self.records[ended.id] = Record(**finite)
 
+    def sync(self) -> None:
+        """Brings what was added to where other machines see it."""
+        try:
+            os.fsync(self._lines.fileno())
+        except OSError as error:
+            raise ConfigError(cannot_write(self.folder, error)) from error
+
+    def refresh(self) -> None:
+        """Takes up what other members have added since; ConfigError for lines that are none."""
+        for file in trial_files(self.folder):
+            if file.name == self._own:
+                continue
+            with file.open("rb") as opened:  # opening it, unlike stat, asks a network disk anew
+                size = os.fstat(opened.fileno()).st_size
+            if self._sizes.get(file.name) != size:
+                self._sizes[file.name] = size
+                _add_better(self.records, read_trials(file)[0])
+
+    def gather(self) -> None:
+        """Every member's trials into trials.jsonl, by number, once all have ended.
+
+        Whichever members do it, and however often: the file is the same.
+        """
+        others = [file for file in trial_files(self.folder) if file.name != TRIALS]
+        if not any(file.stat().st_size for file in others):
+            return
+        self.records = read_all(self.folder)
+        ended = sorted(self.records.values(), key=lambda each: each.number)
+        fresh = self.folder / f"{self._own}.gathered"
+        try:
+            fresh.write_bytes(b"".join(_line(dataclasses.asdict(each)) for each in ended))
+            os.replace(fresh, self.folder / TRIALS)
+        except OSError as error:
+            raise ConfigError(cannot_write(self.folder, error)) from error
+
     def close(self) -> None:
-        """Closes trials.jsonl."""
+        """Closes its file of trials, and removes one of a member that ended none."""
         # After a full disk the unwritten bytes cannot be flushed either: that was told by add.
         with contextlib.suppress(OSError):
             self._lines.close()
+            if self._own != TRIALS and not (self.folder / self._own).stat().st_size:
+                (self.folder / self._own).unlink()
 
 
 @contextlib.contextmanager
@@ -105,7 +149,8 @@ def open_sweep(folder: Path, described: dict, *, force: bool = False) -> Iterato
     Raises ConfigError when it holds another sweep (the first field that differs is named), when
     another process sweeps in it, and for a line, not the last, that is no trial.
     """
-    with locked(folder, "sweeping"):
+    way_out = f"wait for it, help it with ./run.sh sweep --join {folder}, or pass another --out"
+    with locked(folder, "sweeping", way_out):
         try:
             sweep = SweepFolder(folder, _prepare(folder, described, force))
         except OSError as error:
@@ -138,25 +183,54 @@ def read_trials(file: Path) -> tuple[dict[str, Record], int]:
     return records, good
 
 
+def trial_files(folder: Path) -> list[Path]:
+    """trials.jsonl and then those of members that joined, by name; as far as they are there."""
+    first = folder / TRIALS
+    return [first] * first.exists() + sorted(folder.glob("trials-*.jsonl"))
+
+
+def read_all(folder: Path) -> dict[str, Record]:
+    """The Record that counts of every id in a sweep's folder, whoever of its members wrote it.
+
+    One that failed counts less than another; else the one that stands in the earlier file.
+    """
+    records: dict[str, Record] = {}
+    for file in trial_files(folder):
+        _add_better(records, read_trials(file)[0])
+    return records
+
+
+def _add_better(records: dict[str, Record], more: dict[str, Record]) -> None:
+    for id, each in more.items():
+        if id not in records or (records[id].status == "failed" and each.status != "failed"):
+            records[id] = each
+
+
+def _line(finite: dict) -> bytes:
+    return json.dumps(finite, allow_nan=False).encode() + b"\n"
+
+
 def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
     spec, trials = folder / "spec.json", folder / "trials.jsonl"
     described = json.loads(json.dumps(described, allow_nan=False))
     if force:
-        for name in OURS:
-            (folder / name).unlink(missing_ok=True)
+        for file in [*(folder / name for name in OURS), *trial_files(folder)]:
+            file.unlink(missing_ok=True)
+        for name in ("claims", "members"):
+            shutil.rmtree(folder / name, ignore_errors=True)
     if spec.exists():
         _refuse_other(spec, described)
     elif trials.exists():
         raise ConfigError(f"{folder}: has trials.jsonl but no spec.json; --force starts anew")
     else:
         replace_whole(spec, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
-    records, good = read_trials(trials)
+    own, good = read_trials(trials)
     if trials.exists():
         os.truncate(trials, good)
-        if records and not trials.read_bytes().endswith(b"\n"):
+        if own and not trials.read_bytes().endswith(b"\n"):
             with trials.open("ab") as opened:
                 opened.write(b"\n")
-    return records
+    return read_all(folder)
 
 
 def _refuse_other(spec: Path, described: dict) -> None:
