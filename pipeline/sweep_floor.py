@@ -14,9 +14,10 @@ from pipeline.evaluate import Cached
 from pipeline.halving import trial_rounds
 from pipeline.joint import common_key
 from pipeline.lanes import Plan, build_plan, steps_a_round
+from pipeline.sweep_folder import SweepFolder
 from pipeline.sweep_spec import SweepSpec, config_of
 from pipeline.training import Progress
-from pipeline.trials import Record, SweepFolder, Trial, record
+from pipeline.trials import Record, Trial, record
 
 LANES = 96
 """Lanes side by side on a CPU: enough for threads to share, few enough that trials end one by one.

@@ -14,9 +14,10 @@ from pipeline.claims import joined
 from pipeline.config import ConfigError, RunConfig
 from pipeline.federate import cache_facts
 from pipeline.search import open_search
+from pipeline.sweep_folder import SweepFolder
 from pipeline.sweep_run import read_shared, train_and_tell
 from pipeline.sweep_spec import SweepSpec, read_description
-from pipeline.trials import SweepFolder, read_all
+from pipeline.trials import read_all
 
 
 def join(

@@ -21,11 +21,12 @@ from pipeline.search import Search, open_search
 from pipeline.signals import Interrupted, noted_signals
 from pipeline.sweep import train_all
 from pipeline.sweep_floor import Floor, Stopped
+from pipeline.sweep_folder import SweepFolder, open_sweep
 from pipeline.sweep_report import sweep_report
 from pipeline.sweep_share import train_shared
 from pipeline.sweep_spec import SweepSpec, batch_size, describe
 from pipeline.training import to_device
-from pipeline.trials import Record, SweepFolder, open_sweep
+from pipeline.trials import Record
 
 SHARED = "shared.json"
 
