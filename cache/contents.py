@@ -70,6 +70,10 @@ def read_contents(file: BinaryIO, block: UserBlock, path: Path) -> tuple[Feature
         file, places["features"].dtype, "r", places["features"].offset, places["features"].shape
     )
     metadata, mark = _decode_metadata(array("metadata").tobytes(), path)
+    if ("image_digests" in places) != ("shard" in metadata["identity"]):
+        raise CacheError(
+            f"{path}: has image_digests and is no shard, or lacks them; it is not read"
+        )
     table = FeatureTable(
         source=str(path),
         features=mapped.view(np.ndarray),
@@ -90,6 +94,12 @@ def read_contents(file: BinaryIO, block: UserBlock, path: Path) -> tuple[Feature
     if status.max() > UNREADABLE or (block.complete and not status.all()):
         raise CacheError(f"{path}: row_status holds what no writer leaves there; it is not read")
     return table, status
+
+
+def read_digests(file: BinaryIO, block: UserBlock, path: Path) -> np.ndarray:
+    """A shard's (n, DIGEST_BYTES) uint8, of each row's image; read_contents has let it pass."""
+    place = read_places(path, block.file_bytes)["image_digests"]
+    return np.frombuffer(read_region(file, place.region), np.uint8).reshape(place.shape)
 
 
 def _decode_metadata(raw: bytes, path: Path) -> tuple[dict[str, Any], str]:

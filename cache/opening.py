@@ -35,6 +35,7 @@ def open_writer(
     dtype: str,
     paths: Sequence[str] | None = None,
     split: np.ndarray | None = None,
+    image_digests: np.ndarray | None = None,
     force: bool = False,
 ) -> Writer:
     """Begin the cache `path`, or go on with its .partial when that was begun for the same.
@@ -42,6 +43,7 @@ def open_writer(
     identity       JSON-able; what the fingerprint is made from
     labels         (N,) integers;  domains  (N,) integers;  paths  N relative posix paths, or None
     text_features  (C, width) float32;  split  (N,) 0 train, 1 val, 2 test, or None
+    image_digests  (N, DIGEST_BYTES) uint8 of a shard, whose identity vouches for them; else None
     dtype          of the stored features, "float16" or "float32"
     force          replace what is at path, and begin again whatever the .partial holds
 
@@ -73,7 +75,7 @@ def open_writer(
         if force or _half_made(partial):
             partial.unlink(missing_ok=True)
         if not partial.exists():
-            _create(partial, asked, names)
+            _create(partial, asked, names, image_digests)
         return _resume(path, held, asked, names)
     except OSError as error:
         unlock(held)
@@ -134,9 +136,13 @@ def _half_made(partial: Path) -> bool:
         return file.read(BYTES).count(0) == min(BYTES, partial.stat().st_size)
 
 
-def _create(partial: Path, asked: FeatureTable, paths: list[str] | None) -> None:
+def _create(
+    partial: Path, asked: FeatureTable, paths: list[str] | None, digests: np.ndarray | None
+) -> None:
     """Make the .partial: all space taken, all small parts written, every row still to do."""
     values = _values(asked, paths)
+    if digests is not None:
+        values["image_digests"] = np.ascontiguousarray(digests, np.uint8)
     rows, width = asked.features.shape
     kind = asked.features.dtype.newbyteorder("<").str
     shapes = {name: (array.dtype.str, array.shape) for name, array in values.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli_cache import cache
+from pipeline.cli_merge import named_shard
 from pipeline.cli_predict import predict
 from pipeline.cli_report import report
 from pipeline.cli_reproduce import reproduce
@@ -20,7 +21,7 @@ from pipeline.cli_shared import (
     tell_report,
 )
 from pipeline.cli_sweep import sweep
-from pipeline.config import RunConfig
+from pipeline.config import ConfigError, RunConfig
 from pipeline.missing import refuse_missing_package
 from pipeline.options import (
     PATH,
@@ -97,6 +98,12 @@ def cli() -> None:
 )
 @click.option("--force", is_flag=True, help="Encode again what is there.")
 @click.option(
+    "--shard",
+    metavar="I/N",
+    help="Encode the I-th of N parts only, on this machine or GPU; `cache merge` joins them."
+    " [default: what torchrun or srun says of this process, else the whole]",
+)
+@click.option(
     "--check",
     type=click.IntRange(1),
     metavar="N",
@@ -107,6 +114,7 @@ def extract(
     dataset: str,
     model: str | None,
     prompts: tuple[str, ...],
+    shard: str | None,
     check: int | None,
     as_json: bool,
     **settings,
@@ -117,13 +125,16 @@ def extract(
         ./run.sh extract --dataset pacs --model ViT-B/32
         ./run.sh extract --dataset my_images --prompt "a photo of a {}"
         ./run.sh extract --dataset pacs --model ViT-B/32 --check 100
+        ./run.sh extract --dataset pacs --model ViT-B/32 --shard 2/8
     """
     if check is not None:
+        if shard:
+            raise ConfigError("--check looks at a whole cache; leave out --shard")
         from pipeline.cli_check import run_check
 
         run_check(dataset, default_model(dataset, model), prompts, check, as_json, settings)
         return
-    report = run_extract(dataset, model, prompts, **settings)
+    report = run_extract(dataset, model, prompts, **named_shard(shard), **settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), default=str))
         return

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli_merge import merge
 from pipeline.cli_shared import HOME
 from pipeline.options import PATH
 
@@ -69,3 +70,6 @@ def export(file: Path, out: Path | None, force: bool) -> None:
     out = out or file.with_suffix(".npz")
     write_npz(read_table(file), out, force=force)
     click.echo(out)
+
+
+cache.add_command(merge)

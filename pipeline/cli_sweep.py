@@ -20,6 +20,9 @@ from pipeline.options import (
     where_options,
 )
 
+MEMBERS_OWN = ("joined", "cache", "budget", "memory", "select", "as_json")
+"""What may be said beside --join."""
+
 
 def seconds(words: str) -> float:
     """90, 90s, 2m, 1.5h -> seconds; raises ConfigError for other words."""
@@ -61,6 +64,13 @@ def byte_count(words: str) -> int:
 )
 @fold_options
 @config_options
+@click.option(
+    "--join",
+    "joined",
+    type=PATH,
+    metavar="DIR",
+    help="Help with the sweep in DIR, begun here or on another machine that shares the disk.",
+)
 @click.option("--out", type=PATH, help="[default: runs/sweep-<id>]")
 @where_options
 @click.option("--force", is_flag=True, help="Start anew in a folder that holds a sweep.")
@@ -82,6 +92,7 @@ def sweep(
     held_out: tuple[str, ...],
     test_envs: tuple[int, ...],
     preset: str,
+    joined: Path | None,
     out: Path | None,
     device: str,
     backend: str,
@@ -98,7 +109,11 @@ def sweep(
         ./run.sh sweep cache.h5 --grid lr=5e-5,3e-4,1e-3 --grid weight_decay=0,0.2 --seeds 3
         ./run.sh sweep cache.h5 --grid lr=1e-5..1e-2 --random 64 --halving 3
         ./run.sh sweep cache.h5 --spec sweep.yaml --budget 10m
+        ./run.sh sweep --join DIR          # on further machines, DIR as in --out on the first
     """
+    if joined is not None:
+        _join(joined, cache, budget, memory, select, as_json)
+        return
     given = given_settings(preset, settings)
     rounds = RunConfig(**given).rounds
     limit = math.inf if budget is None else seconds(budget)
@@ -127,6 +142,34 @@ def sweep(
     )
     click.echo(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
     tell_report(Path(document["sweep"]), file, as_json)
+
+
+def _join(
+    folder: Path,
+    cache: Path | None,
+    budget: str | None,
+    memory: str | None,
+    select: str,
+    as_json: bool,
+) -> None:
+    context = click.get_current_context()
+    named = click.core.ParameterSource.COMMANDLINE
+    for option in context.command.params:
+        own = option.name in MEMBERS_OWN
+        if not own and context.get_parameter_source(option.name) == named:
+            raise ConfigError(
+                f"--join: the sweep in {folder} says what is swept, where and how; leave out "
+                f"{option.opts[0]}"
+            )
+    limit = math.inf if budget is None else seconds(budget)
+    room = None if memory is None else byte_count(memory)
+    from pipeline.sweep_join import join
+    from pipeline.sweep_report import sweep_table
+    from pipeline.sweep_run import read_shared
+
+    document = join(folder, cache=cache, memory=room, budget=limit, select=select, say=say)
+    click.echo(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
+    tell_report(folder, cache or Path(read_shared(folder).cache), as_json)
 
 
 def _spec(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.image_tree import DataError, ImageTree, manifest_sha256, scan
+from pipeline.image_tree import DataError, ImageTree, image_digests, scan
 from pipeline.published_counts import KNOWN, Published, plain
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "ImageTree",
     "compare_counts",
     "find_dataset",
+    "image_digests",
     "known_dataset",
-    "manifest_sha256",
     "scan",
 ]
 

@@ -10,6 +10,7 @@ from pipeline.evaluate import mean
 from pipeline.report_data import Result, read_result
 from pipeline.report_files import content_of, fraction, read_lines, read_object, whole, word
 from pipeline.sweep_report import SELECTIONS, Candidate, candidates
+from pipeline.trials import trial_files
 
 STATUSES = ("done", "pruned", "diverged", "failed")
 
@@ -77,10 +78,16 @@ def read_sweep(folder: Path) -> SweepData:
 
     Raises ConfigError, in one line, for files that are not what a sweep writes.
     """
-    file = folder / "trials.jsonl"
-    lines, notes = read_lines(file)
-    with content_of(file):
-        last = {trial.id: trial for trial in map(_trial, lines)}  # a failed one was tried again
+    last: dict[str, Trial] = {}
+    notes: list[str] = []
+    for file in trial_files(folder):
+        lines, more = read_lines(file)
+        notes += more
+        with content_of(file):
+            own = {trial.id: trial for trial in map(_trial, lines)}  # a failed one was tried again
+        for trial in own.values():
+            if trial.id not in last or last[trial.id].status == "failed":
+                last[trial.id] = trial
     trials = tuple(sorted(last.values(), key=lambda trial: trial.number))
     spec = folder / "spec.json"
     if not trials:
