@@ -11,8 +11,8 @@ from cache.table import FeatureTable
 from kernels.backends import pick_backend, pick_device
 from pipeline.config import RunConfig, as_json, run_id
 from pipeline.federate import cache_facts
-from pipeline.locked_folder import replace_whole
 from pipeline.process import free_memory, progress_bar
+from pipeline.report_files import replace_file
 from pipeline.search import open_search
 from pipeline.signals import Interrupted, noted_signals
 from pipeline.sweep import Floor, Stopped, train_all
@@ -69,7 +69,7 @@ def sweep(
     folder = out or runs / f"sweep-{run_id(described)}"
     with open_sweep(folder, described, force=force) as opened:
         # Beside spec.json: by what is chosen decides no trial, and may be another next time.
-        replace_whole(folder / "selection.json", json.dumps({"select": select}).encode())
+        replace_file(folder / "selection.json", json.dumps({"select": select}).encode())
         search = open_search(spec, base, folder, opened.records)
         state = search.state()
         say(
