@@ -5,9 +5,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
+
+Item = TypeVar("Item")
+Scratch = TypeVar("Scratch")
 
 _kept: ContextVar[int | None] = ContextVar("threads of run_all", default=None)
 
@@ -31,7 +35,10 @@ def kernels_alone() -> Iterator[None]:
 
 
 def run_all(
-    work: Callable, items: Iterable, scratch: Callable[[], object], spare: list | None = None
+    work: Callable[[Item, Scratch], object],
+    items: Iterable[Item],
+    scratch: Callable[[], Scratch],
+    spare: list[Scratch] | None = None,
 ) -> None:
     """work(item, scratch) for every item, on torch's number of threads; first come, first run.
 
@@ -58,7 +65,7 @@ def run_all(
             future.result()
 
 
-def _take(spare: list | None) -> object | None:
+def _take(spare: list[Scratch] | None) -> Scratch | None:
     try:
         return spare.pop() if spare else None
     except IndexError:  # another thread took the last
