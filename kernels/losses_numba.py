@@ -40,8 +40,9 @@ def batch_loss(loss, z, place, counts, scale, per_row, per_column, gradient, inn
     """One batch's loss, see kernels/local_steps.py, and what going back needs.
 
     z (K, at least B) comes as products of vectors v_i, w_k of any length, whose inverse lengths are
-    per_row and per_column, and leaves as Z. With G = d loss / d Z, p_ik = n_k e^Z / sum_k n_k e^Z over a
-    row, q_ik = e^Z / sum_i e^Z over a column, r_ik = e^Z / sum of e^Z over k's own rows:
+    per_row and per_column, and leaves as Z. With G = d loss / d Z,
+    p_ik = n_k e^Z / sum_k n_k e^Z over a row, q_ik = e^Z / sum_i e^Z over a column,
+    r_ik = e^Z / sum of e^Z over k's own rows:
 
         class           G = (p - [k = y_i]) / B
         contrastive     G = (p + n_k q - 2 [k = y_i]) / 2B
