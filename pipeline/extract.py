@@ -137,23 +137,15 @@ def extract(
         image_digests=digests if part else None,
         force=force,
     ) as writer:
+        partial = partial_of(out)
         if len(writer.todo) < len(tree.paths):
-            say(f"{partial_of(out)}: going on, {len(writer.todo):,} images are left")
+            say(f"{partial}: going on, {len(writer.todo):,} images are left")
+        skip = on_bad_image == "skip"
         try:
-            done = encode_rows(
-                clip,
-                tree,
-                writer,
-                pace,
-                batch=batch,
-                workers=workers,
-                skip=on_bad_image == "skip",
-            )
+            done = encode_rows(clip, tree, writer, pace, batch=batch, workers=workers, skip=skip)
         except Interrupted as stopped:
-            raise Interrupted(
-                f"stopped; the same command goes on from what {partial_of(out)} has",
-                stopped.number,
-            ) from None
+            told = f"stopped; the same command goes on from what {partial} has"
+            raise Interrupted(told, stopped.number) from None
         with pace.part("publishing"):
             writer.publish()
     _say_what_was_odd(done, say)
