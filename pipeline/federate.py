@@ -83,7 +83,7 @@ def federate(
             "config": {**as_json(config), "backend": backend, "device": on.type},
             "results": results,
             "mean": mean_results(results),
-            "privacy": _privacy(config, say),
+            "privacy": privacy(config, say),
             "run": str(folder.folder),
             "seconds": {
                 "load": loaded - started,
@@ -96,7 +96,7 @@ def federate(
     return document
 
 
-def _privacy(config: RunConfig, say: Callable[[str], None]) -> dict | None:
+def privacy(config: RunConfig, say: Callable[[str], None]) -> dict | None:
     """What central DP guarantees; None without noise. epsilon None: no accountant is installed."""
     if not config.noise:
         return None

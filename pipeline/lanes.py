@@ -18,7 +18,7 @@ from cache.table import FeatureTable, domain_index
 from kernels.heads import Kind
 from kernels.local_steps import Settings, Work
 from pipeline.config import ConfigError, RunConfig
-from pipeline.splits import ClientSplit, split_domain
+from pipeline.splits import NO_ROWS, ClientSplit, split_domain
 
 Orders = Callable[[int, int, int, int, int], np.ndarray]
 """(seed, round, local epoch, stream, n) -> a permutation of n: positions in the train rows."""
@@ -192,13 +192,12 @@ def _take_part(
             f"{table.source}: all of its domains ({', '.join(table.domain_names)}) are held out; "
             "nobody is left to train. Hold out fewer, or none"
         )
-    none = np.empty(0, np.int64)
     clients: list[ClientSplit] = []
     unseen = []
     for domain, name in enumerate(table.domain_names):
         if domain in out:
             rows = np.flatnonzero(table.domains == domain)
-            unseen.append(ClientSplit(name, domain, name, domain, none, none, rows))
+            unseen.append(ClientSplit(name, domain, name, domain, NO_ROWS, NO_ROWS, rows))
         else:
             clients += split_domain(table, domain, config)
     return tuple(clients), tuple(unseen)
@@ -242,5 +241,5 @@ def _models(
 def _weights(lanes: Sequence[Lane]) -> tuple[float, ...]:
     if lanes[0].config.weighting == "uniform":
         return (1 / len(lanes),) * len(lanes)
-    total = sum(len(lane.train) for lane in lanes)
+    total = sum(len(lane.train) for lane in lanes) or 1  # 0 before sites told their rows
     return tuple(len(lane.train) / total for lane in lanes)

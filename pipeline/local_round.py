@@ -49,7 +49,9 @@ def train_lanes(
     plan, cached = engine.plan, engine.cached
     taking, rows = rows_of_lanes(engine, steps, round)
     lanes = [plan.lanes[at] for at in taking]
-    start = _starts(plan, state, taking)
+    start = starts_of_lanes(plan, state, taking)
+    if not lanes:
+        return state, Trained(taking, start, start, torch.zeros(0, 0), steps)
     clients = start.clone()
     moments = _moments(state, taking)
     losses = local_steps(
@@ -118,7 +120,8 @@ def rows_of_lanes(engine: Engine, steps: np.ndarray, round: int) -> tuple[list[i
     return taking, rows[: steps.max(initial=0)]
 
 
-def _starts(plan: Plan, state: State, taking: list[int]) -> Tensor:
+def starts_of_lanes(plan: Plan, state: State, taking: list[int]) -> Tensor:
+    """What lanes start from, (k, P): servers' adapters as they arrive, and their own parts."""
     servers = state["server"]
     if "origin" in state:
         servers = servers.clone()

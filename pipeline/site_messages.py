@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.payload import BLOCK, Encoded
+from pipeline.report_files import STRANGE
 
 FORMAT = 1  # of these messages: a server and its sites must have the same
 MOST = 2**31  # rows that a client may tell of
@@ -108,19 +111,13 @@ def read_answer(text: str, arrays: Arrays, payload: str, count: int) -> Answer:
         return Answer(dict(told["cache"]), clients, right, zero_shot, updates, text_features)
 
 
-class reading:  # noqa: N801, a context manager is used as a word
-    """Turns every surprise at a message into one ConfigError."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        surprises = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
-        if isinstance(error, surprises):
-            raise ConfigError(f"{self.what} is not what this version sends ({error})") from error
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turns every surprise at the content of a message into one ConfigError."""
+    try:
+        yield
+    except (*STRANGE, RecursionError) as error:
+        raise ConfigError(f"{what} is not what this version sends ({error})") from error
 
 
 def _told(text: str) -> dict[str, Any]:
