@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli_flower import flower
 from pipeline.cli_predict import predict
 from pipeline.cli_report import report
 from pipeline.cli_reproduce import reproduce
@@ -286,6 +287,7 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     click.echo(download_dataset(dataset, root, url=url, say=say))
 
 
+cli.add_command(flower)
 cli.add_command(predict)
 cli.add_command(report)
 cli.add_command(reproduce)

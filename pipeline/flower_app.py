@@ -29,30 +29,29 @@ from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
 HOME = Path(__file__).resolve().parent.parent
 TOLD, NUMBERS, REFUSED, KEPT = "fedclip", "numbers", "refused", "kept."
+Came = tuple[str, dict[str, np.ndarray]] | str
 PAUSE = 0.5  # seconds between two looks for answers or sites
 
-client_app, server_app = ClientApp(), ServerApp()
+client_app = ClientApp()  # two plain assignments: `flwr run` looks for these names unimported
+server_app = ServerApp()
 
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """One message of a server, answered from the cache that the node's config names."""
-    from pipeline.config import ConfigError
-    from pipeline.site import Site, answer, reason
+    from pipeline.site import answer, reason, site_of
     from pipeline.site_messages import read_ask, write_answer
 
-    own = {name: str(value) for name, value in context.node_config.items()}
-    site = Site(Path(own.pop("cache", "")))
+    cache = Path(str(context.node_config.get("cache", "")))
     try:
-        site = Site(site.cache, **own)
-        if not site.cache.name:
-            raise ConfigError("this node names no cache; pass --node-config 'cache=\"FILE\"'")
+        site = site_of(context.node_config)
         ask = read_ask(*from_records(message.content))
         told, kept = answer(site, ask, _read_kept(context.state))
     except Exception as error:
-        if not isinstance(error, TypeError) and not hasattr(error, "exit_code"):
+        if not hasattr(error, "exit_code"):  # a bug: its traceback is for this site's log
             raise
-        content = RecordDict({REFUSED: ConfigRecord({"why": reason(site, error)})})
+        say(f"refused: {error}")
+        content = RecordDict({REFUSED: ConfigRecord({"why": reason(cache, error)})})
         return Message(content, reply_to=message)
     _write_kept(context.state, kept)
     rows = sum(client["rows"] for client in told.clients.values())
@@ -89,7 +88,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def exchange(
     grid: Grid, round: int, asks: Mapping[int, tuple[str, dict[str, np.ndarray]]], seconds: float
-) -> dict[int, tuple[str, dict[str, np.ndarray]] | str]:
+) -> dict[int, Came]:
     """Sends every site its message and gathers the answers of at most `seconds`.
 
     A node that goes away ends the wait for it when the SuperLink notices.
@@ -98,8 +97,10 @@ def exchange(
         Message(to_records(*parts), node, "train", ttl=seconds, group_id=str(round))
         for node, parts in asks.items()
     ]
-    waiting = dict(zip(grid.push_messages(messages), asks, strict=True))
-    came: dict[int, tuple[str, dict[str, np.ndarray]] | str] = {}
+    sent = [*grid.push_messages(messages), *[None] * len(asks)]  # of what is too large, nothing
+    waiting = {id: node for id, node in zip(sent, asks, strict=False) if id is not None}
+    unsent = set(asks) - set(waiting.values())
+    came: dict[int, Came] = dict.fromkeys(unsent, "the SuperLink did not take its message")
     end = time.monotonic() + seconds
     while waiting and time.monotonic() < end:
         for reply in grid.pull_messages(list(waiting)):
@@ -144,7 +145,7 @@ def _wait_for(grid: Grid, sites: int, seconds: float) -> None:
         time.sleep(PAUSE)
 
 
-def _read(reply: Message) -> tuple[str, dict[str, np.ndarray]] | str:
+def _read(reply: Message) -> Came:
     if reply.has_error():
         return f"Flower: {reply.error.reason}"
     from pipeline.config import ConfigError

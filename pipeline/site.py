@@ -1,8 +1,8 @@
 """A site of a federation beyond one machine: one cache file, and its clients' half of a round."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,23 @@ def answer(site: Site, ask: Ask, kept: Kept) -> tuple[Answer, Kept]:
     return Answer(facts, told, right, zero_shot, updates, None), kept
 
 
-def reason(site: Site, error: Exception) -> str:
+def site_of(node_config: Mapping[str, Any]) -> Site:
+    """The site that a node's configuration describes: cache, and the other fields of Site.
+
+    Raises ConfigError for one without a cache, or with a word that means nothing here.
+    """
+    own = {name: str(value) for name, value in node_config.items()}
+    known = [each.name for each in fields(Site)]
+    if strange := [name for name in own if name not in known]:
+        raise ConfigError(f"node config {strange[0]!r} is unknown; there is {', '.join(known)}")
+    if not own.get("cache"):
+        raise ConfigError("this node's config names no cache")
+    return Site(Path(own.pop("cache")), **own)
+
+
+def reason(cache: Path, error: Exception) -> str:
     """What a server is told of an error: its words without the folders of this machine."""
-    return " ".join(str(error).replace(str(site.cache), site.cache.name).split())
+    return " ".join(str(error).replace(str(cache), cache.name).split())
 
 
 def demand_of(table: FeatureTable) -> dict[str, Any]:

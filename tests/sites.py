@@ -60,7 +60,7 @@ class Network:
         except Exception as error:
             if not hasattr(error, "exit_code"):
                 raise
-            return reason(self.sites[node], error)
+            return reason(self.sites[node].cache, error)
         return write_answer(told)
 
 
