@@ -73,10 +73,10 @@ def main(grid: Grid, context: Context) -> None:
     refuse_what_cannot_travel(config)
     held = read_table(Path(asked["cache"])) if asked["cache"] else None
     _wait_for(grid, asked["sites"], asked["wait"])
-    out = Path(asked["out"]) if asked["out"] else None
+    out, late = Path(asked["out"]) if asked["out"] else None, set[int]()
     document = serve(
         config,
-        lambda round, asks: exchange(grid, round, asks, seconds),
+        lambda round, asks: exchange(grid, round, asks, seconds, late),
         lambda: list(grid.get_node_ids()),
         held,
         Terms(least, HOME / "runs", out, asked["force"]),
@@ -87,11 +87,13 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def exchange(
-    grid: Grid, round: int, asks: Mapping[int, tuple[str, dict[str, np.ndarray]]], seconds: float
-) -> dict[int, Came]:
+    grid: Grid, round: int, asks: Mapping[int, tuple[str, dict[str, np.ndarray]]], seconds: float,
+    late: set[int],
+) -> dict[int, Came]:  # fmt: skip
     """Sends every site its message and gathers the answers of at most `seconds`.
 
-    A node that goes away ends the wait for it when the SuperLink notices.
+    late  sites that did not answer last time: they are waited for twice as long as the others took,
+          not longer, so that a dead one does not hold up every round; changed
     """
     messages = [
         Message(to_records(*parts), node, "train", ttl=seconds, group_id=str(round))
@@ -101,13 +103,17 @@ def exchange(
     waiting = {id: node for id, node in zip(sent, asks, strict=False) if id is not None}
     unsent = set(asks) - set(waiting.values())
     came: dict[int, Came] = dict.fromkeys(unsent, "the SuperLink did not take its message")
-    end = time.monotonic() + seconds
-    while waiting and time.monotonic() < end:
+    begun, allowed = time.monotonic(), seconds
+    while waiting and time.monotonic() - begun < allowed:
         for reply in grid.pull_messages(list(waiting)):
             node = waiting.pop(reply.metadata.reply_to_message_id)
             came[node] = _read(reply)
+            if set(waiting.values()) <= late:
+                allowed = min(allowed, 2 * (time.monotonic() - begun))
         if waiting:
             time.sleep(PAUSE)
+    late.clear()
+    late.update(waiting.values())
     return came
 
 

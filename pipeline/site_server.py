@@ -12,6 +12,7 @@ import torch
 from cache.table import FeatureTable
 from pipeline.checkpoint import to_tensors
 from pipeline.config import ConfigError, RunConfig, as_json, run_id
+from pipeline.evaluate import mean
 from pipeline.federate import privacy
 from pipeline.lanes import Plan, plan_of
 from pipeline.local_round import Trained, attendance, starts_of_lanes, steps_of_lanes
@@ -133,6 +134,10 @@ def _rounds(run: _Run, described: dict) -> Reached:
         heard, absent = _ask(run, plan, state, round + 1, work)
         reached, line = scored(fed, run.unseen, reached, state, heard, told)
         run.folder.add_round(RoundReport(round, (line,)).to_json())
+        run.say(
+            f"round {round} of 0 to {rounds - 1}: {len(line.train_loss)} clients, validation "
+            f"{mean(list(line.val_accuracy.values())) or 0:.4f}{', the best' * line.best}"
+        )
         tensors, facts = to_tensors(plan, reached.progress)
         facts["belongs_to"] = described
         run.folder.checkpoint(tensors, facts, now=round + 1 == rounds)
