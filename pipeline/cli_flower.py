@@ -109,6 +109,9 @@ def run(
     """
     names = () if held_out == "none" else tuple(dict.fromkeys(held_out.split(",")))
     config = RunConfig(held_out=(names,), **given_settings(preset, settings))
+    from pipeline.site_server import refuse_what_cannot_travel
+
+    refuse_what_cannot_travel(config)
     asked = {
         "settings": as_json(config),
         "sites": sites,

@@ -30,6 +30,7 @@ from flwr.serverapp import Grid, ServerApp  # noqa: E402
 HOME = Path(__file__).resolve().parent.parent
 TOLD, NUMBERS, REFUSED, KEPT = "fedclip", "numbers", "refused", "kept."
 Came = tuple[str, dict[str, np.ndarray]] | str
+GRACE = 5.0  # seconds after a round's end in which Flower still delivers its messages
 PAUSE = 0.5  # seconds between two looks for answers or sites
 
 client_app = ClientApp()  # two plain assignments: `flwr run` looks for these names unimported
@@ -96,7 +97,7 @@ def exchange(
           not longer, so that a dead one does not hold up every round; changed
     """
     messages = [
-        Message(to_records(*parts), node, "train", ttl=seconds, group_id=str(round))
+        Message(to_records(*parts), node, "train", ttl=seconds + GRACE, group_id=str(round))
         for node, parts in asks.items()
     ]
     sent = [*grid.push_messages(messages), *[None] * len(asks)]  # of what is too large, nothing

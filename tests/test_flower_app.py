@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # flwr reads it when it is imported
-pytest.importorskip("flwr", reason="flwr is not installed: pip install -r requirements-flower.txt")
+pytest.importorskip("flwr", reason="flwr is not installed: pip install -r requirements-dev.txt")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict  # noqa: E402
 

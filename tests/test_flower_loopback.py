@@ -1,4 +1,4 @@
-"""A SuperLink and three SuperNodes on loopback: three rounds, then one with a site killed in it."""
+"""A SuperLink and three SuperNodes over TLS on loopback: three rounds, then a site is killed."""
 
 import contextlib
 import json
@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("flwr", reason="flwr is not installed: pip install -r requirements-flower.txt")
+pytest.importorskip("flwr", reason="flwr is not installed: pip install -r requirements-dev.txt")
 
 from cache.store import read_table, write_table  # noqa: E402
 from pipeline.federate import federate  # noqa: E402
 from pipeline.run_folder import read_adapters  # noqa: E402
+from tests import certificates  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
 from tests.sites import cut  # noqa: E402
 from tests.test_federate import small  # noqa: E402
@@ -42,6 +43,9 @@ class Federation:
     def __init__(self, folder: Path) -> None:
         self.folder, self.programs = folder, {}
         self.at = f"127.0.0.1:{free_port()}"
+        self.certificates = certificates.make(folder / "certificates")
+        self.tls = ["--root-certificates", str(self.certificates / "ca.crt")]
+        self.pace = 6.0  # seconds that a message takes here: to be measured
 
     def env(self, name: str) -> dict[str, str]:
         return {**os.environ, "FLWR_HOME": str(self.folder / f"home-{name}")}
@@ -68,8 +72,8 @@ class Federation:
 
     def run(self, out: Path, *words: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [*FLOWER, "run", "--superlink", self.at, "--sites", "3", "--out", str(out),
-             *SETTINGS, *words],
+            [*FLOWER, "run", "--superlink", self.at, *self.tls, "--sites", "3",
+             "--out", str(out), *SETTINGS, *words],
             env=self.env("run"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True,
         )  # fmt: skip
@@ -96,10 +100,12 @@ def federation(tmp_path_factory):
     files = cut(read_table(folder / "whole.h5"), folder, ("a",), ("b",), ("c",), ("d",))
     made = Federation(folder)
     try:
-        made.start("link", "superlink", "--port", made.at.split(":")[1])
+        keys = ["--certificates", str(made.certificates)]
+        made.start("link", "superlink", "--port", made.at.split(":")[1], *keys)
         made.wait("link", "Application startup complete")
         for name, file in zip("abc", files, strict=False):
-            made.start(name, "supernode", str(file), "--superlink", made.at, "--backend", "torch")
+            words = ["--superlink", made.at, *made.tls, "--backend", "torch"]
+            made.start(name, "supernode", str(file), *words)
         yield made
     finally:
         for name in reversed(made.programs):
@@ -127,7 +133,9 @@ def ended(federation: Federation, run: subprocess.Popen) -> tuple[int, str]:
 def test_three_rounds_end_with_the_adapter_of_one_process(federation, tmp_path):
     held = str(federation.folder / "d.h5")
     run = federation.run(tmp_path / "many", "--rounds", "3", "--cache", held, "--min-sites", "3")
+    started = time.monotonic()
     code, said = ended(federation, run)
+    federation.pace = (time.monotonic() - started) / 5  # who it is, three rounds, the last counts
     assert code == 0, said + federation.logs()
     table = read_table(federation.folder / "whole.h5")
     federate(table, config(rounds=3), runs=tmp_path, out=tmp_path / "one", device="cpu",
@@ -147,7 +155,10 @@ def test_three_rounds_end_with_the_adapter_of_one_process(federation, tmp_path):
 
 def test_a_site_killed_in_a_round_is_named_and_the_run_ends(federation, tmp_path):
     before = federation.log("b").read_text("utf-8").count("Receiving: train")
-    run = federation.run(tmp_path / "run", "--rounds", "1", "--timeout", "20", "--min-sites", "2")
+    seconds = str(max(10, int(2.5 * federation.pace)))
+    run = federation.run(
+        tmp_path / "run", "--rounds", "1", "--timeout", seconds, "--min-sites", "2"
+    )
     federation.wait("b", "Receiving: train", before + 2)  # the first asks who it is
     federation.kill("b")
     code, said = ended(federation, run)

@@ -145,6 +145,24 @@ def test_one_cache_at_several_sites(table, files, tmp_path):
     assert torch.equal(ref["last.w1"], comp["last.w1"])
 
 
+def test_nothing_but_adapters_counts_and_names_leaves_a_site(files, tmp_path):
+    class Watched(Network):
+        def __call__(self, round, asks):
+            answers = super().__call__(round, asks)
+            self.sent = [*getattr(self, "sent", []), *answers.values()]
+            return answers
+
+    network = Watched(*sites(files[:3]))
+    run(network, config(rounds=2), tmp_path / "run")
+    assert len(network.sent) == 3 * (1 + 2 + 1)  # who it is, two rounds, the last one's counts
+    for text, arrays in network.sent:
+        assert len(text) < 2000
+        names = {name.split(".")[0]: array.shape for name, array in arrays.items()}
+        assert names in ({"text": (4, 12)}, {"update": (P,)}, {})
+        known = {"demand", "preprocessing", "dataset", "model", "content_sha256", "rows"}
+        assert set(json.loads(text)["cache"]) == known
+
+
 class Losing(Network):
     """A site that is gone from a round on, and back later."""
 
