@@ -17,7 +17,7 @@ from pipeline.federate import privacy
 from pipeline.lanes import Plan, plan_of
 from pipeline.local_round import Trained, attendance, starts_of_lanes, steps_of_lanes
 from pipeline.payload import Encoded, decode, encode
-from pipeline.report import RoundReport, mean_results
+from pipeline.report import FoldRound, RoundReport, mean_results
 from pipeline.rounds import Told, settle
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.site import KEPT
@@ -122,6 +122,8 @@ def _rounds(run: _Run, described: dict) -> Reached:
     state = first_state(plan, fed.text, None)
     work = _work(plan, 0)
     heard, absent = _ask(run, plan, state, 0, work)
+    if few := _too_few(run, 0, heard, absent):
+        raise ConfigError(few)
     plan = _plan(fed, {name: one.rows for name, one in heard.items()})
     state = first_state(plan, fed.text, None)  # now with scaffold's rows in the lanes' order
     state = {name: rows for name, rows in state.items() if name not in KEPT}  # they stay at sites
@@ -132,16 +134,38 @@ def _rounds(run: _Run, described: dict) -> Reached:
         state, told = _settled(run, plan, state, round, work, heard, absent)
         work = _work(plan, round + 1) if round + 1 < rounds else {}
         heard, absent = _ask(run, plan, state, round + 1, work)
-        reached, line = scored(fed, run.unseen, reached, state, heard, told)
-        run.folder.add_round(RoundReport(round, (line,)).to_json())
-        run.say(
-            f"round {round} of 0 to {rounds - 1}: {len(line.train_loss)} clients, validation "
-            f"{mean(list(line.val_accuracy.values())) or 0:.4f}{', the best' * line.best}"
-        )
-        tensors, facts = to_tensors(plan, reached.progress)
-        facts["belongs_to"] = described
-        run.folder.checkpoint(tensors, facts, now=round + 1 == rounds)
+        few = _too_few(run, round + 1, heard, absent)
+        if heard:
+            reached, line = scored(fed, run.unseen, reached, state, heard, told)
+            _write(run, plan, reached, line, described, now=bool(few) or round + 1 == rounds)
+        if few:
+            raise ConfigError(few)
     return reached
+
+
+def _write(
+    run: _Run, plan: Plan, reached: Reached, line: FoldRound, described: dict, *, now: bool
+) -> None:
+    round, rounds = reached.progress.rounds_done - 1, run.fed.config.rounds
+    run.folder.add_round(RoundReport(round, (line,)).to_json())
+    run.say(
+        f"round {round} of 0 to {rounds - 1}: {len(line.train_loss)} clients, validation "
+        f"{mean(list(line.val_accuracy.values())) or 0:.4f}{', the best' * line.best}"
+    )
+    tensors, facts = to_tensors(plan, reached.progress)
+    run.folder.checkpoint(tensors, {**facts, "belongs_to": described}, now=now)
+
+
+def _too_few(
+    run: _Run, round: int, heard: Mapping[str, Heard], absent: Mapping[str, str]
+) -> str | None:
+    sites, least = len({one.node for one in heard.values()}), max(run.terms.least, 1)
+    if sites >= least:
+        return None
+    return (
+        f"round {round}: {sites} site(s) answered, the run asks for {least}; {run.folder.folder} "
+        "holds what was reached. " + "; ".join(f"{name}: {why}" for name, why in absent.items())
+    )
 
 
 def _plan(fed: Federation, sizes: Mapping[str, int]) -> Plan:
@@ -178,13 +202,6 @@ def _ask(
     )
     for name, why in absent.items():
         run.say(f"round {round}: nothing from {name}: {why}")
-    sites = len({one.node for one in heard.values()})
-    if sites < max(run.terms.least, 1):
-        raise ConfigError(
-            f"round {round}: {sites} site(s) answered, the run asks for {max(run.terms.least, 1)}; "
-            f"{run.folder.folder} holds what was reached before. "
-            + "; ".join(f"{name}: {why}" for name, why in absent.items())
-        )
     return heard, absent
 
 

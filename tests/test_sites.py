@@ -199,8 +199,17 @@ def test_the_run_ends_when_too_few_are_left(files, tmp_path):
         ConfigError, match=r"round 2: 2 site\(s\) answered, the run asks for 3.*b: "
     ):
         run(Losing(*sites(files[:3])), config(rounds=5), tmp_path / "run", least=3)
-    assert len(lines(tmp_path / "run")) == 1 and not (tmp_path / "run" / "done").exists()
-    assert read_adapters(tmp_path / "run" / "adapter.safetensors")[1]["rounds_done"] == 1
+    assert len(lines(tmp_path / "run")) == 2 and not (tmp_path / "run" / "done").exists()
+    assert read_adapters(tmp_path / "run" / "adapter.safetensors")[1]["rounds_done"] == 2
+    with pytest.raises(ConfigError, match=r"round 1: 0 site\(s\) answered, .* asks for 1; "):
+        run(Silent(*sites(files[:3])), config(rounds=2), tmp_path / "silent")
+
+
+class Silent(Network):
+    """Sites that answer one round, then no more."""
+
+    def __call__(self, round, asks):
+        return super().__call__(round, asks) if round < 1 else {}
 
 
 def test_a_site_that_comes_back_under_another_number_joins_again(files, tmp_path):
