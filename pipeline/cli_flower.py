@@ -14,6 +14,7 @@ import click
 from pipeline import flower_programs as programs
 from pipeline.config import ConfigError, RunConfig, as_json
 from pipeline.options import PATH, ReleasedSpellings, config_options, given_settings
+from pipeline.site_limits import refuse_what_cannot_travel
 
 MORE = {"ignore_unknown_options": True}
 INSECURE = click.option("--insecure", is_flag=True, help="No TLS, to other machines as well.")
@@ -109,8 +110,6 @@ def run(
     """
     names = () if held_out == "none" else tuple(dict.fromkeys(held_out.split(",")))
     config = RunConfig(held_out=(names,), **given_settings(preset, settings))
-    from pipeline.site_server import refuse_what_cannot_travel
-
     refuse_what_cannot_travel(config)
     asked = {
         "settings": as_json(config),

@@ -67,11 +67,10 @@ def main(grid: Grid, context: Context) -> None:
     from cache.store import read_table
     from pipeline.config import from_json
     from pipeline.report import table
-    from pipeline.site_server import Terms, refuse_what_cannot_travel, serve
+    from pipeline.site_server import Terms, serve
 
     asked = json.loads(str(context.run_config[TOLD]))
     config, least, seconds = from_json(asked["settings"]), asked["min_sites"], asked["timeout"]
-    refuse_what_cannot_travel(config)
     held = read_table(Path(asked["cache"])) if asked["cache"] else None
     _wait_for(grid, asked["sites"], asked["wait"])
     out, late = Path(asked["out"]) if asked["out"] else None, set[int]()

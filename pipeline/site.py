@@ -14,13 +14,14 @@ from cache.identity import compare_identity
 from cache.store import read_table
 from cache.table import FeatureTable
 from kernels.backends import pick_device
-from kernels.heads import first_row
+from kernels.heads import Kind, first_row, size
 from pipeline.config import ConfigError, RunConfig, from_json
 from pipeline.evaluate import answers_of, rows_of, zero_shot_top1
 from pipeline.lanes import Plan, kind_of, plan_of
 from pipeline.local_round import Engine, steps_of_lanes, train_lanes
 from pipeline.payload import Encoded, decode, encode
 from pipeline.process import threads
+from pipeline.site_limits import refuse_what_cannot_travel
 from pipeline.site_messages import Answer, Ask, Counts
 from pipeline.splits import ClientSplit, split_domain
 from pipeline.state import State
@@ -57,6 +58,7 @@ def answer(site: Site, ask: Ask, kept: Kept) -> tuple[Answer, Kept]:
     ConfigError for clients that cannot be, BackendUnavailable.
     """
     table, config = read_table(site.cache), from_json(ask.settings)
+    refuse_what_cannot_travel(config)
     if ask.demand:
         refuse_other(table, ask.demand)
     clients = _clients(table, config, site, ask.domains)
@@ -68,6 +70,7 @@ def answer(site: Site, ask: Ask, kept: Kept) -> tuple[Answer, Kept]:
     plan = plan_of(
         config, kind_of(table, config), len(ask.domains), [(config.held_out[0], tuple(clients), ())]
     )
+    _check_numbers(plan.work.kind, ask)
     on = pick_device(site.device)
     backend = pick_plan_backend(plan, site.backend, on)
     engine = Engine(plan, to_device(table, on), backend)
@@ -164,6 +167,16 @@ def _facts(table: FeatureTable, clients: Sequence[ClientSplit]) -> dict[str, Any
         "content_sha256": table.content_sha256,
         "rows": sum(len(c.train) + len(c.val) + len(c.test) for c in clients),
     }
+
+
+def _check_numbers(kind: Kind, ask: Ask) -> None:
+    assert ask.adapter is not None
+    for numbers in (ask.adapter.numbers, *ask.shifts.values()):
+        if len(numbers) != size(kind):
+            raise ConfigError(
+                f"an adapter of {len(numbers):,} numbers came; with these settings and this cache "
+                f"it has {size(kind):,}"
+            )
 
 
 def _received(engine: Engine, config: RunConfig, sent: Encoded) -> Tensor:

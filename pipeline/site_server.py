@@ -22,6 +22,7 @@ from pipeline.rounds import Told, settle
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.site import KEPT
 from pipeline.site_call import Exchange, Federation, Heard, ask_round, introduce
+from pipeline.site_limits import refuse_what_cannot_travel
 from pipeline.site_scores import Reached, Unseen, cache_facts, result, rows_unseen, scored
 from pipeline.splits import NO_ROWS, ClientSplit
 from pipeline.state import State, first_state, model_rows
@@ -81,28 +82,6 @@ def serve(
         }
         folder.finish(document)
     return document
-
-
-def refuse_what_cannot_travel(config: RunConfig) -> None:
-    """Raises ConfigError naming the setting, and why it has no place beyond one machine."""
-    at_home = "use ./run.sh federate at each site"
-    own = "of its own, by which rounds are chosen and which a run's file holds; only what is common"
-    reasons = {
-        "local": f"nothing of it travels; {at_home}",
-        "zero-shot": f"it trains nothing; {at_home}",
-        "central": "it trains on all sites' rows in one place, and rows do not leave a site",
-        "ditto": f"each client keeps an adapter {own} travels",
-        "fedper": f"each client keeps a layer {own} travels",
-    }
-    if config.method in reasons:
-        raise ConfigError(f"method {config.method} cannot go to sites: {reasons[config.method]}")
-    if config.personalise:
-        raise ConfigError(f"personalise tunes adapters that stay at their clients; {at_home}")
-    if len(config.held_out) != 1:
-        raise ConfigError(
-            f"{len(config.held_out)} trainings were asked for; sites do one at a time: name one "
-            "--held-out, or none"
-        )
 
 
 class _Run(NamedTuple):

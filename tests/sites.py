@@ -1,5 +1,6 @@
 """Sites of a federation without a network: messages pass through their JSON and arrays."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,21 @@ def cut(table: FeatureTable, folder: Path, *groups: tuple[str, ...]) -> list[Pat
         files.append(folder / f"{'-'.join(names)}.h5")
         write_table(files[-1], of_domains(table, *names))
     return files
+
+
+def config(**changed) -> RunConfig:
+    settings = {"held_out": (("d",),), "rounds": 4, "batch": 8, "lr": 1e-3}
+    return RunConfig(**(settings | changed))
+
+
+def sites(files, **options) -> list[Site]:
+    return [Site(file, backend="torch", **options) for file in files]
+
+
+def lines(folder: Path) -> list[dict]:
+    """What rounds.jsonl tells of the one fold."""
+    text = (folder / "rounds.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["folds"][0] for line in text]
 
 
 class Network:

@@ -20,9 +20,8 @@ from pipeline.federate import federate  # noqa: E402
 from pipeline.run_folder import read_adapters  # noqa: E402
 from tests import certificates  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
-from tests.sites import cut  # noqa: E402
+from tests.sites import config, cut, lines  # noqa: E402
 from tests.test_federate import small  # noqa: E402
-from tests.test_sites import config, lines  # noqa: E402
 
 PATIENCE = 300  # seconds for what takes 25 on two idle cores
 RECEIVING = "Receiving: train message"
@@ -156,7 +155,7 @@ def test_three_rounds_end_with_the_adapter_of_one_process(federation, tmp_path):
 
 def test_sites_killed_in_a_round_are_named_until_too_few_are_left(federation, tmp_path):
     received = {n: federation.log(n).read_text("utf-8").count(RECEIVING) for n in "bc"}
-    seconds = str(max(10, int(2.5 * federation.pace)))
+    seconds = str(max(8, int(2 * federation.pace)))
     run = federation.run(
         tmp_path / "run", "--rounds", "2", "--timeout", seconds, "--min-sites", "2"
     )
