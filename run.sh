@@ -18,12 +18,34 @@ Usage: ./run.sh COMMAND [OPTIONS]
   report     show runs, sweeps and benchmarks as one HTML page
   bench      time the kernels, whole runs and extraction
   test       run the project's tests; further words go to pytest
-  check      formatting, lint and tests
+  check      formatting, lint, types and tests
+  docs-check run every command that the documentation shows
 
 ./run.sh federate, with nothing else, runs the main job on the built-in data.
 ./run.sh COMMAND --help explains a command. FEDCLIP_PYTHON=python3 uses that interpreter and
 installs nothing.
 TEXT
+}
+
+# explain WORD: what the commands below do, that are no commands of pipeline; false for others
+explain() {
+    case "$1" in
+        test) cat <<'TEXT' ;;
+Usage: ./run.sh test [PYTEST OPTIONS]
+
+  Run the project's tests. Further words go to pytest:
+
+    ./run.sh test tests/test_store.py -k resume
+    ./run.sh test --collect-only -q     # names of the tests, without running them
+TEXT
+        check) cat <<'TEXT' ;;
+Usage: ./run.sh check
+
+  Everything that must hold before a commit, the quick things first: ruff's formatting and lint,
+  mypy --strict on what people import (pyproject.toml), then all tests. Ends at the first that fails.
+TEXT
+        *) return 1 ;;
+    esac
 }
 
 die() {
@@ -70,6 +92,9 @@ install() {
 case "${1:-}" in
     "" | -h | --help | help) usage; exit 0 ;;
 esac
+case "${2:-}" in
+    -h | --help) if explain "$1"; then exit 0; fi ;;
+esac
 
 if [ -n "${FEDCLIP_PYTHON:-}" ]; then
     python="$(command -v -- "$FEDCLIP_PYTHON")" ||
@@ -80,7 +105,7 @@ else
     case "$1" in
         bench) install requirements-bench.txt ;;
         flower) install requirements-flower.txt ;;
-        test | check) install requirements-dev.txt ;;
+        test | check | docs-check) install requirements-dev.txt ;;
     esac
     python="$home/.venv/bin/python"
 fi
@@ -96,10 +121,17 @@ case "$1" in
         cd -- "$home"
         exec "$python" -m benchmarks "$@"
         ;;
+    docs-check)
+        shift
+        cd -- "$home"
+        exec "$python" -m tests.docs_check "$@"
+        ;;
     check)
+        [ $# -eq 1 ] || die "check takes no options; to run some tests: ./run.sh test $2"
         cd -- "$home"
         "$python" -m ruff format --check .
         "$python" -m ruff check .
+        "$python" -m mypy
         exec "$python" -m pytest
         ;;
     *)

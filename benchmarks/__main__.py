@@ -13,7 +13,7 @@ BENCHMARKS = ("kernels", "local", "round", "extract")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
 @click.option("--quick", is_flag=True, help="Smaller and fewer: about a minute on two cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines in place of the table.")
-@click.option("--readme", is_flag=True, help="Measure nothing: make README.md's table anew.")
+@click.option("--readme", is_flag=True, help="Measure nothing: make the docs' tables anew.")
 def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readme: bool) -> None:
     """Time kernels, steps of other heads, whole runs and extraction; all when none is named.
 
@@ -47,7 +47,8 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
         pictures = plots.plot_all(rows.read(file)[1], file)
         kept = ", ".join([str(file), *(picture.name for picture in pictures)])
         click.echo(
-            f"kept in {kept}; ./run.sh bench --readme makes README.md's table anew", err=True
+            f"kept in {kept}; ./run.sh bench --readme makes the docs' tables anew",
+            err=True,
         )
 
 

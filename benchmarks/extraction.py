@@ -26,7 +26,7 @@ def run(device: torch.device, quick: bool) -> list[Row]:
     repeats = 2 if quick else 5
     model = load_model("demo", device)
     with tempfile.TemporaryDirectory() as folder:
-        tree = scan(draw_dataset(Path(folder) / "demo", pictures=800 if quick else 3000))
+        tree = scan(draw_dataset(Path(folder) / "demo", pictures=500 if quick else 3000))
         cases = ("decode", "encode", "decode, then encode", "extract")
         times = {name: Times() for name in cases}
         for turn in range(repeats + 1):

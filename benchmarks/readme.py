@@ -1,10 +1,10 @@
-"""README.md's tables of speed, made from the newest result files and from nothing else."""
+"""The documentation's tables of speed, made from the newest result files and from nothing else."""
 
 from pathlib import Path
 
 from benchmarks.rows import RESULTS, Row, markdown, read, time
 
-README = RESULTS.parent.parent / "README.md"
+ROOT = RESULTS.parent.parent
 BEGIN = "<!-- made by ./run.sh bench --readme: begin -->"
 END = "<!-- made by ./run.sh bench --readme: end -->"
 WORDS = {
@@ -20,13 +20,26 @@ WORDS = {
 DEVICES = ("CPU", "GPU")
 
 
-def rewrite(readme: Path = README, results: Path = RESULTS) -> None:
-    """Puts the tables between the two marks of README.md; raises ValueError without them."""
-    text = readme.read_text("utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{readme}: needs one line {BEGIN!r} and one {END!r}")
-    before, rest = text.split(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{tables(results)}\n{END}{rest.split(END)[1]}", "utf-8")
+CHIEF = ("round", "lane-step", "top1", "contrastive")  # what README.md shows
+OURS = ("numba", "triton")
+
+
+def rewrite(root: Path = ROOT, results: Path = RESULTS) -> None:
+    """Puts the chief rows into README.md and all of them into docs/kernels.md, between the marks.
+
+    Raises ValueError for a page without them.
+    """
+    for page, made in ((root / "README.md", chief), (root / "docs" / "kernels.md", tables)):
+        text = page.read_text("utf-8")
+        if text.count(BEGIN) != 1 or text.count(END) != 1:
+            raise ValueError(f"{page}: needs one line {BEGIN!r} and one {END!r}")
+        before, rest = text.split(BEGIN)
+        page.write_text(f"{before}{BEGIN}\n{made(results)}\n{END}{rest.split(END)[1]}", "utf-8")
+
+
+def chief(results: Path = RESULTS) -> str:
+    """One line for each work of CHIEF: plain torch beside ours; for the CPU and the GPU."""
+    return "\n\n".join(_chief(device, _newest(device, results)) for device in DEVICES)
 
 
 def tables(results: Path = RESULTS) -> str:
@@ -45,6 +58,34 @@ def _table(device: str, file: Path | None) -> str:
     if file is None:
         return f"{device}: not measured."
     machine, rows = read(file)
+    head = ["work", "done by", "time", "times faster", "of the machine's best", "extra memory"]
+    lines = [_line(row) for row in rows if row.case != "torch"]  # our plain code is no news
+    link = f"[result file](../benchmarks/results/{file.name})"
+    return f"{_heading(device, machine)} ({link}).\n\n{markdown(head, lines)}"
+
+
+def _chief(device: str, file: Path | None) -> str:
+    if file is None:
+        return f"{device}: not measured."
+    machine, rows = read(file)
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.benchmark in CHIEF:
+            groups.setdefault((row.benchmark, row.shape), []).append(row)
+    lines = []
+    for benchmark, shape in sorted(groups, key=lambda each: CHIEF.index(each[0])):
+        group = groups[benchmark, shape]
+        plain = next((row for row in group if row.times_baseline == 1.0), None)
+        ours = next((row for row in group if any(name in row.case for name in OURS)), None)
+        if plain and ours:
+            faster = f"{ours.times_baseline:.2f}"
+            lines.append([f"{WORDS[benchmark]}, {shape}", time(plain.p50), time(ours.p50), faster])
+    return f"{_heading(device, machine)}.\n\n" + markdown(
+        ["work", "plain torch", "here", "times faster"], lines
+    )
+
+
+def _heading(device: str, machine: dict) -> str:
     name = (
         machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']}, {machine['cores']} cores"
     )
@@ -53,12 +94,7 @@ def _table(device: str, file: Path | None) -> str:
         for package in ("torch", "numba", "triton")
         if machine["packages"].get(package)
     )
-    head = ["work", "done by", "time", "times faster", "of the machine's best", "extra memory"]
-    lines = [_line(row) for row in rows if row.case != "torch"]  # our plain code is no news
-    return (
-        f"{device}: {name}; {packages}; load {machine['load']} when it began "
-        f"([all figures](benchmarks/results/{file.name})).\n\n{markdown(head, lines)}"
-    )
+    return f"{device}: {name}; {packages}; load {machine['load']} when it began"
 
 
 def _line(row: Row) -> list[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
@@ -36,9 +36,9 @@ def content_sha256(
     digest = hashlib.sha256(head.encode())
     little = np.dtype(dtype).newbyteorder("<")
     for block in blocks:
-        digest.update(np.ascontiguousarray(block, little))
+        digest.update(np.ascontiguousarray(block, little).data)
     for array, kind in ((labels, "<i8"), (domains, "<i8"), (text_features, "<f4")):
-        digest.update(np.ascontiguousarray(array, kind))
+        digest.update(np.ascontiguousarray(array, kind).data)
     return digest.hexdigest()
 
 
@@ -129,7 +129,8 @@ def crc32_of(file: BinaryIO, begin: int, end: int, crc: int = 0) -> int:
 def file_sha256(file: BinaryIO) -> str:
     """SHA-256 of every byte after the user block."""
     file.seek(BYTES)
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    # BinaryIO does not name readinto, which every file opened "rb" or "r+b" has.
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def read_region(file: BinaryIO, region: Region) -> bytes:
@@ -152,7 +153,7 @@ def _sections(file: BinaryIO, block: UserBlock, paths: bool) -> Iterator[tuple[s
 def _sound_block(table: FeatureTable, start: int) -> np.ndarray:
     block = table.features[start : start + BLOCK_ROWS]
     if table.block_crc32 is not None:
-        if zlib.crc32(block) != table.block_crc32[start // BLOCK_ROWS]:
+        if zlib.crc32(block.data) != table.block_crc32[start // BLOCK_ROWS]:
             raise CacheError(
                 f"{table.source} is damaged in its features, rows {start} to "
                 f"{start + len(block) - 1}; copy or make it again"
@@ -160,7 +161,7 @@ def _sound_block(table: FeatureTable, start: int) -> np.ndarray:
     return block
 
 
-def _for_each_block(work, rows: int) -> None:
+def _for_each_block(work: Callable[[int], None], rows: int) -> None:
     """work(first row) for each block; crc, conversion and comparison all let other threads run."""
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(work, range(0, rows, BLOCK_ROWS)):

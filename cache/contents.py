@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -70,6 +70,10 @@ def read_contents(file: BinaryIO, block: UserBlock, path: Path) -> tuple[Feature
         file, places["features"].dtype, "r", places["features"].offset, places["features"].shape
     )
     metadata, mark = _decode_metadata(array("metadata").tobytes(), path)
+    if ("image_digests" in places) != ("shard" in metadata["identity"]):
+        raise CacheError(
+            f"{path}: has image_digests and is no shard, or lacks them; it is not read"
+        )
     table = FeatureTable(
         source=str(path),
         features=mapped.view(np.ndarray),
@@ -92,7 +96,13 @@ def read_contents(file: BinaryIO, block: UserBlock, path: Path) -> tuple[Feature
     return table, status
 
 
-def _decode_metadata(raw: bytes, path: Path) -> tuple[dict, str]:
+def read_digests(file: BinaryIO, block: UserBlock, path: Path) -> np.ndarray:
+    """A shard's (n, DIGEST_BYTES) uint8, of each row's image; read_contents has let it pass."""
+    place = read_places(path, block.file_bytes)["image_digests"]
+    return np.frombuffer(read_region(file, place.region), np.uint8).reshape(place.shape)
+
+
+def _decode_metadata(raw: bytes, path: Path) -> tuple[dict[str, Any], str]:
     """The metadata, each field of its type, and the identity's fingerprint."""
     try:
         metadata = json.loads(raw.decode())

@@ -2,20 +2,41 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from cache.table import StaleCache
 
 _NOTHING = "nothing"
+DIGEST_BYTES = 40  # of an image: its size as uint64, then its SHA-256; zeros: not readable
 ANEW = "pass --force to make it anew, or another --out to keep both"
 
 
-def fingerprint(identity: dict) -> str:
+def fingerprint(identity: dict[str, Any]) -> str:
     """First 32 hex digits of sha256 over the identity as sorted, compact, ASCII JSON."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def compare_identity(asked: dict, found: dict, source: object, way_out: str = ANEW) -> None:
+def manifest_sha256(paths: Sequence[str], digests: np.ndarray) -> str:
+    """sha256, as hex digits, over path, size and sha256 of the content of every image in order.
+
+    digests  (N, DIGEST_BYTES) uint8; one that is all zeros counts as the word "unreadable"
+    """
+    total = hashlib.sha256()
+    for path, digest in zip(paths, digests, strict=True):
+        raw = digest.tobytes()
+        size, content = int.from_bytes(raw[:8], "little"), raw[8:].hex()
+        what = f"{size}\0{content}" if any(raw) else "unreadable"
+        total.update(f"{path}\0{what}\n".encode())
+    return total.hexdigest()
+
+
+def compare_identity(
+    asked: dict[str, Any], found: dict[str, Any], source: object, way_out: str = ANEW
+) -> None:
     """Raises StaleCache naming the first field in which found differs from asked.
 
     asked, found  JSON-able; nested fields are named as preprocessing.version or class_names.3
@@ -39,7 +60,7 @@ def _leaves(value: object, name: str = "") -> dict[str, str]:
     if isinstance(value, list | tuple):
         value = {str(number): item for number, item in enumerate(value)}
     if isinstance(value, dict) and value:
-        leaves = {}
+        leaves: dict[str, str] = {}
         for key, item in value.items():
             leaves |= _leaves(item, f"{name}.{key}" if name else str(key))
         return leaves

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
+from cache.identity import DIGEST_BYTES
 from cache.table import BLOCK_ROWS, CacheError
 from cache.userblock import BYTES, Region
 
@@ -33,12 +34,13 @@ _MEMBERS = {  # name: the types and the number of axes it may have; in the order
     "domains": (SMALL, 1),
     "split": (("|i1",), 1),
     "text_features": (("<f4",), 2),
+    "image_digests": (("|u1",), 2),
     "row_status": (("|u1",), 1),
     "block_crc32": (("<u4",), 1),
     "paths": (("|u1",), 1),
     "features": (("<f2", "<f4"), 2),
 }
-_OPTIONAL = {"split", "paths"}
+_OPTIONAL = {"split", "paths", "image_digests"}
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ def _check_shapes(places: dict[str, Place], path: Path) -> None:
     (rows, width), classes = places["features"].shape, places["text_features"].shape[0]
     wanted = {
         "text_features": (classes, width),
+        "image_digests": (rows, DIGEST_BYTES),
         "block_crc32": (-(-rows // BLOCK_ROWS),),
         **dict.fromkeys(("labels", "domains", "split", "row_status"), (rows,)),
     }

@@ -5,6 +5,7 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def write_npz(table: FeatureTable, path: Path, *, force: bool = False) -> None:
     if path.exists() and not force:
         raise CacheError(f"{path} exists; pass --force to replace it, or give another name")
     check_features(table)
-    arrays = {
+    arrays: dict[str, Any] = {
         "features": table.features,
         "labels": table.labels,
         "domains": table.domains,
@@ -161,9 +162,7 @@ def _integers(array: np.ndarray, key: str, path: Path) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _scalar(
-    arrays: dict[str, np.ndarray], key: str, path: Path, kinds: str, default: object
-) -> object:
+def _scalar(arrays: dict[str, np.ndarray], key: str, path: Path, kinds: str, default: Any) -> Any:
     if key not in arrays:
         return default
     array = arrays[key]

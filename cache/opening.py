@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -23,7 +24,7 @@ _ZEROS = bytes(1 << 20)
 def open_writer(
     path: Path,
     *,
-    identity: dict,
+    identity: dict[str, Any],
     class_names: Sequence[str],
     domain_names: Sequence[str],
     labels: np.ndarray,
@@ -34,6 +35,7 @@ def open_writer(
     dtype: str,
     paths: Sequence[str] | None = None,
     split: np.ndarray | None = None,
+    image_digests: np.ndarray | None = None,
     force: bool = False,
 ) -> Writer:
     """Begin the cache `path`, or go on with its .partial when that was begun for the same.
@@ -41,6 +43,7 @@ def open_writer(
     identity       JSON-able; what the fingerprint is made from
     labels         (N,) integers;  domains  (N,) integers;  paths  N relative posix paths, or None
     text_features  (C, width) float32;  split  (N,) 0 train, 1 val, 2 test, or None
+    image_digests  (N, DIGEST_BYTES) uint8 of a shard, whose identity vouches for them; else None
     dtype          of the stored features, "float16" or "float32"
     force          replace what is at path, and begin again whatever the .partial holds
 
@@ -72,7 +75,7 @@ def open_writer(
         if force or _half_made(partial):
             partial.unlink(missing_ok=True)
         if not partial.exists():
-            _create(partial, asked, names)
+            _create(partial, asked, names, image_digests)
         return _resume(path, held, asked, names)
     except OSError as error:
         unlock(held)
@@ -103,7 +106,7 @@ def _compare(asked: FeatureTable, found: FeatureTable, partial: Path) -> None:
     """Raises StaleCache for the first difference; text features may differ by rounding and stay."""
     compare_identity(asked.identity, found.identity, partial)
 
-    def about(table: FeatureTable) -> dict:
+    def about(table: FeatureTable) -> dict[str, Any]:
         return {
             "dtype": table.features.dtype.name,
             "rows": len(table.features),
@@ -133,9 +136,13 @@ def _half_made(partial: Path) -> bool:
         return file.read(BYTES).count(0) == min(BYTES, partial.stat().st_size)
 
 
-def _create(partial: Path, asked: FeatureTable, paths: list[str] | None) -> None:
+def _create(
+    partial: Path, asked: FeatureTable, paths: list[str] | None, digests: np.ndarray | None
+) -> None:
     """Make the .partial: all space taken, all small parts written, every row still to do."""
     values = _values(asked, paths)
+    if digests is not None:
+        values["image_digests"] = np.ascontiguousarray(digests, np.uint8)
     rows, width = asked.features.shape
     kind = asked.features.dtype.newbyteorder("<").str
     shapes = {name: (array.dtype.str, array.shape) for name, array in values.items()}
@@ -146,7 +153,7 @@ def _create(partial: Path, asked: FeatureTable, paths: list[str] | None) -> None
         with partial.open("r+b") as file:
             for name, array in values.items():
                 file.seek(places[name].offset)
-                file.write(array)
+                file.write(array.data)
             # Zeros, not a hole: a disk that is too small says so now, not hours later.
             left = asked.features.nbytes
             file.seek(places["features"].offset)

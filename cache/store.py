@@ -5,6 +5,7 @@ What other packages use of the cache on disk is here or is imported here.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from cache.contents import OK, TODO, UNREADABLE, decode_paths, read_contents
 from cache.disk import partial_of
 from cache.identity import compare_identity, fingerprint
 from cache.opening import open_writer
+from cache.shards import merge_shards, shard_identity, shard_path, shard_rows
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable
 from cache.userblock import SCHEMA, UserBlock, open_cache
 from cache.writer import Writer
@@ -37,10 +39,14 @@ __all__ = [
     "fingerprint",
     "info",
     "load_features",
+    "merge_shards",
     "open_writer",
     "partial_of",
     "read_paths",
     "read_table",
+    "shard_identity",
+    "shard_path",
+    "shard_rows",
     "verify",
     "write_table",
 ]
@@ -53,14 +59,25 @@ def read_table(path: Path) -> FeatureTable:
     cache has unreadable rows, its features are loaded and checked here, to leave those out.
     Raises CacheError when the cache is damaged, incomplete or not to be trusted.
     """
+    table = _readable(path)
+    if "shard" in table.identity:
+        raise CacheError(
+            f"{path} is shard {_shard_number(table.identity)} of a cache and not the whole; "
+            "./run.sh cache merge, with all its shards named, makes that"
+        )
+    if not len(table.features):
+        raise CacheError(f"{path}: not one of its images could be read")
+    return table
+
+
+def _readable(path: Path) -> FeatureTable:
+    """The readable rows of a complete cache or shard; perhaps none."""
     with open_cache(path) as (file, block):
         _refuse_partial(block, path)
         table, status = read_contents(file, block, path)
         keep = status == OK
         if keep.all():
             return table
-        if not keep.any():
-            raise CacheError(f"{path}: not one of its {len(keep)} images could be read")
         check_features(table)
         return replace(
             table,
@@ -93,7 +110,7 @@ def verify(path: Path) -> None:
         if file_sha256(file) != block.file_sha256:
             part = damaged_part(file, block)
             raise CacheError(f"{path} is damaged in its {part}; copy or make it again")
-    table = read_table(path)
+    table = _readable(path)
     check_features(table)
     read_paths(path)
     found = content_sha256(
@@ -110,7 +127,7 @@ def verify(path: Path) -> None:
         )
 
 
-def info(path: Path) -> dict:
+def info(path: Path) -> dict[str, Any]:
     """What a cache, complete or .partial, is and holds; JSON-able. The features are not read.
 
     rows counts all of them; rows_done were tried, and unreadable of those gave no features.
@@ -139,6 +156,7 @@ def info(path: Path) -> dict:
         "dataset": table.identity.get("dataset"),
         "model": table.identity.get("model"),
         "schema": SCHEMA,
+        "shard": _shard_number(table.identity),
         "fingerprint": table.fingerprint,
         "content_sha256": table.content_sha256 if block.complete else None,
         "identity": table.identity,
@@ -167,6 +185,12 @@ def write_table(path: Path, table: FeatureTable, *, force: bool = False) -> None
             rows = todo[start : start + BLOCK_ROWS]
             writer.put(rows, table.features[rows], np.full(len(rows), OK))
         writer.publish()
+
+
+def _shard_number(identity: dict[str, Any]) -> str | None:
+    """Of a shard its "2/8"."""
+    facts = identity.get("shard")
+    return f"{facts.get('index')}/{facts.get('count')}" if isinstance(facts, dict) else None
 
 
 def _refuse_partial(block: UserBlock, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class FeatureTable:
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...]
     split: np.ndarray | None
-    identity: dict
+    identity: dict[str, Any]
     fingerprint: str
     content_sha256: str
     block_crc32: np.ndarray | None = None

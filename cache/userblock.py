@@ -118,8 +118,9 @@ def unpack(raw: bytes, size: int, path: Path) -> UserBlock:
     regions = dict(zip(REGIONS, map(Region, rest[0:8:2], rest[1:8:2]), strict=True))
     if state not in (PARTIAL, COMPLETE) or not _fit(regions, size):
         raise CacheError(f"{path} contradicts itself in its first {BYTES} bytes; it is not read")
-    crcs, (content, whole) = rest[8:11], rest[11:]
-    return UserBlock(state == COMPLETE, size, regions, *crcs, content.hex(), whole.hex())
+    static, paths, rows, content, whole = rest[8:]
+    done = state == COMPLETE
+    return UserBlock(done, size, regions, static, paths, rows, content.hex(), whole.hex())
 
 
 def _fit(regions: dict[str, Region], size: int) -> bool:

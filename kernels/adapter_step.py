@@ -49,9 +49,10 @@ def adapter_steps(
     """
     _check(adapters, features, labels, unit_text, rows, settings)
     module = load("adapter_step", backend, features.device)
-    return module.adapter_steps(
+    losses: Tensor = module.adapter_steps(
         adapters, features, labels, unit_text, rows, settings, float(logit_scale)
     )
+    return losses
 
 
 def _check(

@@ -45,4 +45,6 @@ def adapter_top1(
                 f"{int(asked.max())}; there are {len(features)}"
             )
     module = load("adapter_top1", backend, features.device)
-    return module.adapter_top1(adapters, features, unit_text, [r.to(torch.int64) for r in rows])
+    wanted = [asked.to(torch.int64) for asked in rows]
+    answers: list[Tensor] = module.adapter_top1(adapters, features, unit_text, wanted)
+    return answers

@@ -66,5 +66,7 @@ def _argmax(logits: Tensor) -> Tensor:
     return logits.argmax(dim=1)
 
 
-def _by_block(logits: Callable[[Tensor], Tensor], rows: Tensor, then: Callable) -> Tensor:
+def _by_block(
+    logits: Callable[[Tensor], Tensor], rows: Tensor, then: Callable[[Tensor], Tensor]
+) -> Tensor:
     return torch.cat([then(logits(part)) for part in rows.split(BLOCK)] or [rows])

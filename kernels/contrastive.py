@@ -63,7 +63,10 @@ def contrastive(
     scale = torch.as_tensor(logit_scale)
     if scale.numel() != 1:
         raise ValueError(f"contrastive: logit_scale has {scale.numel()} values; give one")
-    return _Contrastive.apply(image, text, scale, precision, backend)
+    loss: Tensor = _Contrastive.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types
+        image, text, scale, precision, backend
+    )
+    return loss
 
 
 class _Contrastive(torch.autograd.Function):
@@ -79,6 +82,7 @@ class _Contrastive(torch.autograd.Function):
         factor = float(scale)
         if not math.isfinite(factor):
             raise ValueError(f"contrastive: logit_scale is {factor}; needs a finite number")
+        loss: Tensor
         loss, by_row, by_column = context.module.forward(image, text, factor, precision)
         context.save_for_backward(image, text, scale, by_row, by_column)
         return loss

@@ -1,13 +1,17 @@
-"""Lanes, and blocks of rows, shared out to threads, with BLAS held to one thread each."""
+"""Lanes, and blocks of rows, shared out to threads."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
+
+Item = TypeVar("Item")
+Scratch = TypeVar("Scratch")
 
 _kept: ContextVar[int | None] = ContextVar("threads of run_all", default=None)
 
@@ -31,14 +35,16 @@ def kernels_alone() -> Iterator[None]:
 
 
 def run_all(
-    work: Callable, items: Iterable, scratch: Callable[[], object], spare: list | None = None
+    work: Callable[[Item, Scratch], object],
+    items: Iterable[Item],
+    scratch: Callable[[], Scratch],
+    spare: list[Scratch] | None = None,
 ) -> None:
     """work(item, scratch) for every item, on torch's number of threads; first come, first run.
 
     work must release the interpreter's lock, and what it computes for an item must not depend on
     what its scratch held before. Each thread owns one scratch: of `spare`, to which it goes back,
-    or a new one. BLAS, for kernels with np.dot, gets
-    one thread, so that what is computed for an item does not depend on how many others there are.
+    or a new one.
     """
     items = list(items)
     queue = iter(items)  # next() on a list's iterator is atomic
@@ -54,13 +60,12 @@ def run_all(
             spare.append(own)
 
     count = min(_kept.get() or torch.get_num_threads(), len(items))
-    limit = _controller().limit(limits=1, user_api="blas")
-    with limit, ThreadPoolExecutor(max(1, count)) as pool:
+    with ThreadPoolExecutor(max(1, count)) as pool:
         for future in [pool.submit(drain) for _ in range(count)]:
             future.result()
 
 
-def _take(spare: list | None) -> object | None:
+def _take(spare: list[Scratch] | None) -> Scratch | None:
     try:
         return spare.pop() if spare else None
     except IndexError:  # another thread took the last
@@ -79,8 +84,7 @@ def one_thread() -> Iterator[None]:
 
 @functools.cache
 def _controller() -> ThreadpoolController:
-    # numba's np.dot calls scipy's own copy of OpenBLAS. The controller only reaches libraries that
-    # are loaded when it is made.
+    # It only reaches libraries that are loaded when it is made: scipy has a BLAS of its own.
     import scipy.linalg.cython_blas  # noqa: F401
 
     return ThreadpoolController()

@@ -137,13 +137,14 @@ def unit_texts(kind: Kind, parts: Named, text: Tensor, classes: Tensor) -> Tenso
 
 def _shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
     d, hidden = kind.width, max(1, kind.width // REDUCTION)
-    return {
+    by_head: dict[str, dict[str, tuple[int, ...]]] = {
         "attention": {"w1": (d, d), "b1": (d,), "w2": (d, d), "b2": (d,)},
         "clip-adapter": {"w1": (hidden, d), "w2": (d, hidden)},
         "linear": {"w": (d, d), "b": (d,)},
         "low-rank": {"a": (kind.rank, d), "b": (d, kind.rank)},
         "cosine": {"w": (kind.classes, d)},
-    }[kind.head]
+    }
+    return by_head[kind.head]
 
 
 def _fan_in(kind: Kind, name: str) -> int:

@@ -1,8 +1,9 @@
 """Heads and their gradients for numba kernels; kernels/heads.py says what each computes.
 
-Activations lie feature-major, (D, n), n rows or classes as columns: a sum over D is then vector
-arithmetic over n. `row` and `gradient` are one adapter's numbers as kernels/heads.py lays them out;
-`spare` is as large as the larger of x and h, and keeps clip-adapter's outer layer in between.
+Activations lie feature-major, (D, p): n rows or classes as columns, and p - n behind them that
+nothing reads, as kernels/numba_matmul.py wants. A sum over D is then vector arithmetic over
+columns. `row` and `gradient` are one adapter's numbers as kernels/heads.py lays them out; `spare`
+is as large as the larger of x and h, and keeps clip-adapter's outer layer in between.
 """
 
 import numpy as np
@@ -11,7 +12,8 @@ from numba import njit
 from kernels.heads import RATIO
 from kernels.names import HEADS
 from kernels.numba_math import LEAST, OPTIONS, F, exp, tanh
-from kernels.rows_numba import back, outer, times
+from kernels.numba_matmul import matmul, matmul_t
+from kernels.rows_numba import by_rows, outer
 
 ATTENTION, CLIP_ADAPTER, LINEAR, LOW_RANK, COSINE = range(len(HEADS))
 NEW, OLD = F(RATIO), F(1 - RATIO)
@@ -19,9 +21,9 @@ NEW, OLD = F(RATIO), F(1 - RATIO)
 
 @njit(**OPTIONS)
 def forward(head, row, x, h, u, spare):
-    """u = what a head makes of x, not normalised; x (D, n) is raw for attention, else at length 1.
+    """u = what a head makes of x, not normalised; x (D, p) is raw for attention, else at length 1.
 
-    h (hidden, n) is kept for `backward`.
+    h (hidden, p) is kept for `backward`.
     """
     if head == ATTENTION:
         _attention(row, x, h, u)
@@ -29,20 +31,22 @@ def forward(head, row, x, h, u, spare):
         _clip_adapter(row, x, h, u, spare)
     elif head == LINEAR:
         w, b = _cut(row, len(u), len(u))
-        times(w, x, u)
+        matmul(w, x, u)
         _add(u, b)
     else:  # low-rank
         a, b = _cut(row, len(h), len(u))
-        times(a, x, h)
-        times(b.reshape(len(u), len(h)), h, u)
+        matmul(a, x, h)
+        matmul(b.reshape(len(u), len(h)), h, u)
         for d in range(u.shape[0]):
             for i in range(u.shape[1]):
                 u[d, i] += x[d, i]
 
 
 @njit(**OPTIONS)
-def backward(head, row, x, h, u, d_u, spare, gradient):
+def backward(head, row, n, x, h, u, d_u, spare, across, gradient):
     """gradient (P,) = d loss / d row, from d_u = d loss / d u, which is overwritten.
+
+    n columns count; across (2, n times the larger padded width) is scratch, for x and h by rows.
 
     attention     d_s = d_u u, d_W2 = d_s h^T, d_b2 = sum d_s, d_a = (W2^T d_s) (1 - h^2),
                   d_W1 = d_a x^T, d_b1 = sum d_a
@@ -51,10 +55,11 @@ def backward(head, row, x, h, u, d_u, spare, gradient):
     low-rank      d_B = d_u (A x)^T, d_A = (B^T d_u) x^T
     """
     width, size = u.shape
+    x_by_row = by_rows(x, n, across[0])
     if head == LINEAR:
         d_w, d_b = _cut(gradient, width, width)
-        outer(d_u, x, d_w)
-        _sum(d_u, d_b)
+        outer(d_u, x_by_row, d_w)
+        _sum(d_u, n, d_b)
         return
     hidden = len(h)
     d_h = spare[:hidden]
@@ -65,24 +70,24 @@ def backward(head, row, x, h, u, d_u, spare, gradient):
         for d in range(width):
             for i in range(size):
                 d_u[d, i] *= u[d, i]
-        _sum(d_u, d_rest[width * width :])
+        _sum(d_u, n, d_rest[width * width :])
     elif head == CLIP_ADAPTER:
         for d in range(width):
             for i in range(size):
                 d_u[d, i] *= NEW if spare[d, i] > F(0) else F(0)
     w = rest[: width * hidden].reshape(width, hidden)
-    outer(d_u, h, d_rest[: width * hidden].reshape(width, hidden))
-    back(w, d_u, d_h)
+    outer(d_u, by_rows(h, n, across[1]), d_rest[: width * hidden].reshape(width, hidden))
+    matmul_t(w, d_u, d_h)
     if head == ATTENTION:
         for d in range(hidden):
             for i in range(size):
                 d_h[d, i] *= F(1) - h[d, i] * h[d, i]
-        _sum(d_h, d_b1)
+        _sum(d_h, n, d_b1)
     elif head == CLIP_ADAPTER:
         for d in range(hidden):
             for i in range(size):
                 d_h[d, i] *= F(1) if h[d, i] > F(0) else F(0)
-    outer(d_h, x, d_first)
+    outer(d_h, x_by_row, d_first)
 
 
 @njit(**OPTIONS)
@@ -91,11 +96,11 @@ def _attention(row, x, h, u):
     w1, rest = _cut(row, width, width)
     b1 = rest[:width]
     w2, b2 = _cut(rest[width:], width, width)
-    times(w1, x, h)
+    matmul(w1, x, h)
     for d in range(width):
         for i in range(size):
             h[d, i] = tanh(h[d, i] + b1[d])
-    times(w2, h, u)
+    matmul(w2, h, u)
     _add(u, b2)
     top = np.full(size, LEAST)
     for d in range(width):
@@ -111,11 +116,11 @@ def _clip_adapter(row, x, h, u, outside):
     width, size = u.shape
     hidden = len(h)
     w1, w2 = _cut(row, hidden, width)
-    times(w1, x, h)
+    matmul(w1, x, h)
     for d in range(hidden):
         for i in range(size):
             h[d, i] = max(h[d, i], F(0))
-    times(w2.reshape(width, hidden), h, outside[:width])
+    matmul(w2.reshape(width, hidden), h, outside[:width])
     for d in range(width):
         for i in range(size):
             u[d, i] = NEW * max(outside[d, i], F(0)) + OLD * x[d, i]
@@ -135,9 +140,9 @@ def _add(values, bias):
 
 
 @njit(**OPTIONS)
-def _sum(values, sums):
+def _sum(values, n, sums):
     for d in range(values.shape[0]):
         total = F(0)
-        for i in range(values.shape[1]):
+        for i in range(n):
             total += values[d, i]
         sums[d] = total

@@ -12,30 +12,32 @@ from numba import njit
 from kernels.heads_numba import ATTENTION, COSINE, backward, forward
 from kernels.losses_numba import CLASS, batch_loss, distinct
 from kernels.numba_math import OPTIONS, F
+from kernels.numba_matmul import gather, matmul, matmul_t, padded, transpose
 from kernels.optimizers_numba import update
 from kernels.rows_numba import (
-    back,
+    by_rows,
     column_lengths,
     gather_columns,
-    gather_rows,
     outer,
     row_lengths,
     subtract_columns,
     subtract_rows,
-    times_in_blocks,
-    transpose,
 )
 
 
 class Buffers(NamedTuple):
-    """What a thread writes over in every step; (..., n D) are cut into matrices of n columns."""
+    """What a thread writes over in every step; (..., p D) are cut into matrices of p columns.
 
-    images: np.ndarray  # (5, B D) float32, D or the hidden width where that is larger
-    texts: np.ndarray  # (5, K D) float32, K the most columns a batch can have
+    p is the next multiple of numba_matmul.LANES to the rows B, or the columns K, of a batch.
+    """
+
+    images: np.ndarray  # (5, p D) float32, D or the hidden width where that is larger
+    texts: np.ndarray  # (5, p D) float32, K the most columns a batch can have
+    across: np.ndarray  # (2, max(B, K) times the largest padded width) float32: by rows
     columns: np.ndarray  # (K, D) float32: what stands for the classes
-    pairs: np.ndarray  # (2, K B) float32: logits and the gradient by them
-    by_row: np.ndarray  # (2, B) float32: inverse lengths and <u, d_u>
-    by_column: np.ndarray  # (3, K) float32: the same of columns, and their counts
+    pairs: np.ndarray  # (2, K p) float32: logits and the gradient by them
+    by_row: np.ndarray  # (2, p) float32: inverse lengths and <u, d_u>
+    by_column: np.ndarray  # (3, p) float32: the same of columns, and their counts
     place: np.ndarray  # (B,) int32: each row's column
     classes: np.ndarray  # (K,) int32: each column's class
     column_of: np.ndarray  # (C,) int32, -1 outside of losses_numba.distinct
@@ -71,15 +73,16 @@ def train_lane(
         classes = buffers.classes[:columns]
         _activate(codes, parts, weight, features, text, asked, classes, buffers, step == 0)
         t = _columns(codes, parts, weight, text, classes, buffers)
-        u = buffers.images[2, : text.shape[1] * n].reshape(text.shape[1], n)
-        z = buffers.pairs[0, : columns * n].reshape(columns, n)
-        d_z = buffers.pairs[1, : columns * n].reshape(columns, n)
-        times_in_blocks(t, u, z)
+        p = padded(n)
+        u = buffers.images[2, : text.shape[1] * p].reshape(text.shape[1], p)
+        z = buffers.pairs[0, : columns * p].reshape(columns, p)
+        d_z = buffers.pairs[1, : columns * p].reshape(columns, p)
+        matmul(t, u, z)
         losses[step] = batch_loss(
-            loss, z, buffers.place, counts, scale, buffers.by_row[0], buffers.by_column[0], d_z,
-            buffers.by_row[1], buffers.by_column[1],
+            loss, z, buffers.place[:n], counts, scale, buffers.by_row[0], buffers.by_column[0],
+            d_z, buffers.by_row[1], buffers.by_column[1],
         )  # fmt: skip
-        _differentiate(codes, parts, weight, t, u, d_z, buffers, gradient)
+        _differentiate(codes, parts, weight, t, u, d_z, n, buffers, gradient)
         update(optimizer, weight, gradient, first, second, anchor, shift, done + step + 1, settings)
     return len(rows)
 
@@ -114,13 +117,14 @@ def _columns(codes, parts, weight, text, classes, buffers):
     columns, width = len(classes), text.shape[1]
     t = buffers.columns[:columns]
     if parts[1] and head != COSINE:
-        transpose(buffers.texts[2, : width * columns].reshape(width, columns), t)
+        p = padded(columns)
+        transpose(buffers.texts[2, : width * p].reshape(width, p), t)
         return t
     table = weight.reshape(len(text), width) if head == COSINE else text
     if loss == CLASS:
         t = table
     else:
-        gather_rows(table, classes, t)
+        gather(table, classes, t)
     if head == COSINE:
         row_lengths(t, lengths)
     else:
@@ -129,55 +133,60 @@ def _columns(codes, parts, weight, text, classes, buffers):
 
 
 @njit(**OPTIONS)
-def _differentiate(codes, parts, weight, t, u, d_z, buffers, gradient):
+def _differentiate(codes, parts, weight, t, u, d_z, n, buffers, gradient):
     """gradient (P,) of a lane: d u = t^T d_z - inner u and d t = d_z u^T - inner t, through heads.
 
-    d_z (K, B) and inner are as batch_loss leaves them.
+    d_z (K, p), of which n columns count, and inner are as batch_loss leaves them.
     """
     head, loss, _ = codes
     columns, width = t.shape
     sides, inner = (buffers.images, buffers.texts), (buffers.by_row[1], buffers.by_column[1])
     if head == COSINE:
-        _cosine(loss, t, u, d_z, inner[1], buffers, gradient.reshape(len(gradient) // width, width))
+        _cosine(loss, t, u, d_z, n, inner[1], buffers, gradient)
         return
     for side in range(2):
         if not parts[side]:
             continue
-        n = columns if side else u.shape[1]
-        x, h, y, d_y, spare = _cut(sides[side], width, buffers.hidden, n)
+        count = columns if side else n
+        x, h, y, d_y, spare = _cut(sides[side], width, buffers.hidden, count)
         if side == 0:
-            back(t, d_z, d_y)
+            matmul_t(t, d_z, d_y)
         else:
-            outer(u, d_z, d_y)
+            outer(u, by_rows(d_z, n, buffers.across[0]), d_y)
         subtract_columns(d_y, inner[side], y)
         start = side * parts[0]
         end = start + parts[side]
-        backward(head, weight[start:end], x, h, y, d_y, spare, gradient[start:end])
+        backward(
+            head, weight[start:end], count, x, h, y, d_y, spare, buffers.across,
+            gradient[start:end],
+        )  # fmt: skip
 
 
 @njit(**OPTIONS)
-def _cosine(loss, t, u, d_z, inner, buffers, gradient):
-    """gradient (C, D): d t in the rows of the batch's classes, 0 in others."""
+def _cosine(loss, t, u, d_z, n, inner, buffers, gradient):
+    """gradient (C D,): d t in the rows of the batch's classes, 0 in others."""
     columns, width = t.shape
+    by_class = gradient.reshape(len(gradient) // width, width)
     if loss == CLASS:
-        d_t = gradient
+        d_t = by_class
     else:
         d_t = buffers.texts[0, : columns * width].reshape(columns, width)
-    outer(d_z, u, d_t)
+    outer(d_z, by_rows(u, n, buffers.across[0]), d_t)
     subtract_rows(d_t, inner, t)
     if loss != CLASS:
         gradient[:] = F(0)
         for k in range(columns):
             for d in range(width):
-                gradient[buffers.classes[k], d] = d_t[k, d]
+                by_class[buffers.classes[k], d] = d_t[k, d]
 
 
 @njit(**OPTIONS)
 def _cut(buffers, width, hidden, n):
-    """x (D, n), h (hidden, n), u (D, n), d_u (D, n) and as many numbers as the larger of those."""
-    x = buffers[0, : width * n].reshape(width, n)
-    h = buffers[1, : hidden * n].reshape(hidden, n)
-    u = buffers[2, : width * n].reshape(width, n)
-    d_u = buffers[3, : width * n].reshape(width, n)
+    """x (D, p), h (hidden, p), u (D, p), d_u (D, p) and as many numbers as the larger of those."""
+    p = padded(n)
+    x = buffers[0, : width * p].reshape(width, p)
+    h = buffers[1, : hidden * p].reshape(hidden, p)
+    u = buffers[2, : width * p].reshape(width, p)
+    d_u = buffers[3, : width * p].reshape(width, p)
     wide = max(width, hidden)
-    return x, h, u, d_u, buffers[4, : wide * n].reshape(wide, n)
+    return x, h, u, d_u, buffers[4, : wide * p].reshape(wide, p)

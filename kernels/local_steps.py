@@ -120,10 +120,11 @@ def local_steps(
         return adapter_steps(
             state, features, labels, unit_text, rows, adam, logit_scale=logit_scale, backend=backend
         )
-    return load("local_steps", backend, features.device).local_steps(
+    losses: Tensor = load("local_steps", backend, features.device).local_steps(
         work, rows_of_adapters, features, labels, text, rows, settings, float(logit_scale),
         moments, pull,
     )  # fmt: skip
+    return losses
 
 
 def _check(

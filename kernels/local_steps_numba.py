@@ -11,6 +11,7 @@ from kernels.lane_numba import Buffers, train_lane
 from kernels.local_steps import Moments, Pull, Settings, Work
 from kernels.names import HEADS, LOSSES, OPTIMIZERS
 from kernels.numba_math import F
+from kernels.numba_matmul import padded
 from kernels.scratch import staggered
 
 NOTHING = np.empty(0, np.float32)
@@ -65,20 +66,25 @@ def local_steps(
 
 
 def _scratch(work: Work, batch: int, kept: bool) -> tuple:
-    """What one thread needs: gradient, first and second moments, and a step's buffers."""
+    """What one thread needs: gradient, first and second moments, and a step's buffers.
+
+    Zeros, so that columns behind a batch hold nothing slow.
+    """
     kind = work.kind
     columns = kind.classes if work.loss == "class" else min(batch, kind.classes)
     hidden = 0 if kind.head == "cosine" else next(iter(shapes(kind).values()))[0]
     wide = max(kind.width, hidden)
+    batch_p, columns_p = padded(batch), padded(columns)
     moments = 0 if kept else 1 if work.optimizer == "sgd" else 2
     lines = staggered(size(kind), 1 + moments) + [NOTHING] * (2 - moments)
     buffers = Buffers(
-        images=np.empty((5, batch * wide), np.float32),
-        texts=np.empty((5, columns * wide), np.float32),
+        images=np.zeros((5, batch_p * wide), np.float32),
+        texts=np.zeros((5, columns_p * wide), np.float32),
+        across=np.zeros((2, max(batch, columns) * padded(max(wide, columns))), np.float32),
         columns=np.empty((columns, kind.width), np.float32),
-        pairs=np.empty((2, columns * batch), np.float32),
-        by_row=np.empty((2, batch), np.float32),
-        by_column=np.empty((3, columns), np.float32),
+        pairs=np.zeros((2, columns * batch_p), np.float32),
+        by_row=np.zeros((2, batch_p), np.float32),
+        by_column=np.zeros((3, columns_p), np.float32),
         place=np.empty(batch, np.int32),
         classes=np.empty(columns, np.int32),
         column_of=np.full(kind.classes, -1, np.int32),

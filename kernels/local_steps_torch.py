@@ -57,8 +57,7 @@ def _train(
     work: Work, adapters: Tensor, features: Tensor, labels: Tensor, text: Tensor, rows: Tensor,
     settings: Settings, scale: float, moments: Moments | None, pull: Pull, losses: Tensor,
 ) -> None:  # fmt: skip
-    fresh = moments is None
-    if fresh:
+    if moments is None:
         second = torch.zeros_like(adapters if work.optimizer != "sgd" else adapters[:, :0])
         steps = torch.zeros(len(adapters), dtype=torch.int64)
         moments = Moments(torch.zeros_like(adapters), second, steps)

@@ -39,8 +39,8 @@ def distinct(labels, rows, place, classes, counts, column_of):
 def batch_loss(loss, z, place, counts, scale, per_row, per_column, gradient, inner, inner_column):
     """One batch's loss, see kernels/local_steps.py, and what going back needs.
 
-    z (K, B) comes as products of vectors v_i, w_k of any length, whose inverse lengths are per_row
-    and per_column, and leaves as Z. With G = d loss / d Z, p_ik = n_k e^Z / sum_k n_k e^Z over a
+    z (K, at least B) comes as products of vectors v_i, w_k of any length, whose inverse lengths are
+    per_row and per_column, and leaves as Z. With G = d loss / d Z, p_ik = n_k e^Z / sum_k n_k e^Z over a
     row, q_ik = e^Z / sum_i e^Z over a column, r_ik = e^Z / sum of e^Z over k's own rows:
 
         class           G = (p - [k = y_i]) / B
@@ -51,7 +51,7 @@ def batch_loss(loss, z, place, counts, scale, per_row, per_column, gradient, inn
     d w = sum_i gradient v - inner_column w, as normalising asks for: <u, d u> = sum_k G Z is a sum
     over K, and not over D.
     """
-    columns, size = z.shape
+    columns, size = len(z), len(place)
     top = np.full(size, LEAST)
     sums = np.zeros(size, np.float32)
     for k in range(columns):
@@ -95,7 +95,7 @@ def batch_loss(loss, z, place, counts, scale, per_row, per_column, gradient, inn
 @njit(**OPTIONS)
 def _over_columns(loss, z, place, counts, share, gradient):
     """Adds what columns and targets have in the gradient; returns the columns' part of the loss."""
-    columns, size = z.shape
+    columns, size = len(z), len(place)
     line = np.empty(size, np.float32)
     peaks = np.full(columns, LEAST)
     sums = np.zeros(columns, np.float32)

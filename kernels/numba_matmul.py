@@ -9,7 +9,7 @@ because numba has no arrays that live in registers. No threads, no global state,
 from llvmlite import binding, ir
 from numba import config, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from kernels.numba_math import OPTIONS
 
@@ -32,6 +32,7 @@ DEPTH = 128
 as much as MKL's products (root mean square)."""
 
 
+@register_jitable
 def padded(count: int) -> int:
     """The next multiple of LANES."""
     return -(-count // LANES) * LANES
@@ -110,8 +111,13 @@ def _tile(rows: int, vectors: int):
 _wide, _narrow = _tile(ROWS, 2), _tile(ROWS, 1)
 _wide_row, _narrow_row = _tile(1, 2), _tile(1, 1)
 
+APART = OPTIONS | {"forceinline": False}
+"""The order of sums stands in the tile, so that products may stay functions of their own and keep
+their bits (numba_math.OPTIONS): compiled into their callers, the general step's kernels would take
+26 s to compile in place of 17."""
 
-@njit(**OPTIONS)
+
+@njit(**APART)
 def _product(a, a_row, a_step, b, out, width, depth, rows):
     """Addresses and strides (in numbers) in place of arrays: compiled once for every layout."""
     size = 4
@@ -137,7 +143,7 @@ def _product(a, a_row, a_step, b, out, width, depth, rows):
                     r += 1
 
 
-@njit(**OPTIONS)
+@njit(**APART)
 def matmul(a, b, out):
     """out = a[:, :K] @ b; a (M, at least K), b (K, N), out (M, N), C-contiguous float32.
 
@@ -147,7 +153,7 @@ def matmul(a, b, out):
              len(out))  # fmt: skip
 
 
-@njit(**OPTIONS)
+@njit(**APART)
 def matmul_t(a, b, out):
     """out = a.T @ b; a (K, M), b (K, N), out (M, N), as for matmul."""
     _product(a.ctypes.data, 1, a.shape[1], b.ctypes.data, out.ctypes.data, out.shape[1], len(b),

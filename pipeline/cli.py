@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli_cache import cache
 from pipeline.cli_flower import flower
+from pipeline.cli_merge import named_shard
 from pipeline.cli_predict import predict
 from pipeline.cli_report import report
 from pipeline.cli_reproduce import reproduce
@@ -20,14 +22,17 @@ from pipeline.cli_shared import (
     tell_report,
 )
 from pipeline.cli_sweep import sweep
-from pipeline.config import RunConfig
+from pipeline.config import ConfigError, RunConfig
 from pipeline.missing import refuse_missing_package
 from pipeline.options import (
     PATH,
     ReleasedSpellings,
+    cache_options,
     choose_held_out,
     config_options,
+    fold_options,
     given_settings,
+    where_options,
 )
 
 DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
@@ -94,6 +99,12 @@ def cli() -> None:
 )
 @click.option("--force", is_flag=True, help="Encode again what is there.")
 @click.option(
+    "--shard",
+    metavar="I/N",
+    help="Encode the I-th of N parts only, on this machine or GPU; `cache merge` joins them."
+    " [default: what torchrun or srun says of this process, else the whole]",
+)
+@click.option(
     "--check",
     type=click.IntRange(1),
     metavar="N",
@@ -104,6 +115,7 @@ def extract(
     dataset: str,
     model: str | None,
     prompts: tuple[str, ...],
+    shard: str | None,
     check: int | None,
     as_json: bool,
     **settings,
@@ -114,13 +126,16 @@ def extract(
         ./run.sh extract --dataset pacs --model ViT-B/32
         ./run.sh extract --dataset my_images --prompt "a photo of a {}"
         ./run.sh extract --dataset pacs --model ViT-B/32 --check 100
+        ./run.sh extract --dataset pacs --model ViT-B/32 --shard 2/8
     """
     if check is not None:
+        if shard:
+            raise ConfigError("--check looks at a whole cache; leave out --shard")
         from pipeline.cli_check import run_check
 
         run_check(dataset, default_model(dataset, model), prompts, check, as_json, settings)
         return
-    report = run_extract(dataset, model, prompts, **settings)
+    report = run_extract(dataset, model, prompts, **named_shard(shard), **settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), default=str))
         return
@@ -132,29 +147,12 @@ def extract(
 
 
 @cli.command(cls=ReleasedSpellings)
-@click.argument("cache", required=False, type=PATH)
-@click.option("--dataset", help="Find the cache by its data set (extract it when missing).")
-@click.option("--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]")
-@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie.")
-@click.option(
-    "--held-out",
-    multiple=True,
-    metavar="DOMAIN|all|none",
-    help="Domain no client trains on; a,b holds both out of one training; all: each in its turn."
-    " [default: all]",
-)
-@click.option(
-    "--test-envs",
-    multiple=True,
-    type=int,
-    metavar="INT...",
-    help="The released spelling: numbers of domains, in sorted order, held out of one training.",
-)
+@cache_options
+@fold_options
 @config_options
 @click.option("--init-adapter", type=PATH, help="safetensors to start from.")
 @click.option("--out", type=PATH, help="Run folder. [default: runs/<run_id>]")
-@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
-@click.option("--backend", default="auto", show_default=True, help="Kernels: auto, torch.")
+@where_options
 @click.option("--force", is_flag=True, help="Train again in a folder that holds a run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def federate(
@@ -210,72 +208,6 @@ def federate(
     tell_report(Path(document["run"]), file, as_json)
 
 
-cli.add_command(sweep)
-
-
-@cli.group()
-def cache() -> None:
-    """Look into, check, import and export cache files."""
-
-
-FILE = click.argument("file", type=PATH)
-
-
-@cache.command()
-@FILE
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(file: Path, as_json: bool) -> None:
-    """What a cache holds and how far it is."""
-    from cache.store import info as run
-
-    facts = run(file)
-    if as_json:
-        click.echo(json.dumps(facts))
-        return
-    for name, value in facts.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        click.echo(f"{name:<16} {shown}")
-
-
-@cache.command()
-@FILE
-def verify(file: Path) -> None:
-    """Read every byte of a cache and compare it with its checksums."""
-    from cache.store import verify as run
-
-    run(file)
-    click.echo(f"{file}: every byte is as it was written")
-
-
-@cache.command("import")
-@click.argument("npz", type=PATH)
-@click.option("--out", type=PATH, help="[default: cache/files/<name>.h5]")
-@click.option("--force", is_flag=True, help="Replace a cache that is there.")
-def import_(npz: Path, out: Path | None, force: bool) -> None:
-    """Make a cache of an .npz: features, labels, text_features (and more, docs/cache-format.md)."""
-    from cache.npz import read_npz
-    from cache.store import write_table
-
-    out = out or HOME / "cache" / "files" / f"{npz.stem}.h5"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_table(out, read_npz(npz), force=force)
-    click.echo(out)
-
-
-@cache.command()
-@FILE
-@click.option("--out", type=PATH, help="[default: FILE with .npz]")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
-def export(file: Path, out: Path | None, force: bool) -> None:
-    """Write a cache as an .npz with the keys that import reads."""
-    from cache.npz import write_npz
-    from cache.store import read_table
-
-    out = out or file.with_suffix(".npz")
-    write_npz(read_table(file), out, force=force)
-    click.echo(out)
-
-
 @cli.command()
 @click.argument("dataset", type=click.Choice(["pacs"]))
 @click.option("--root", type=PATH, default=HOME / "data", show_default=True)
@@ -287,7 +219,5 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     click.echo(download_dataset(dataset, root, url=url, say=say))
 
 
-cli.add_command(flower)
-cli.add_command(predict)
-cli.add_command(report)
-cli.add_command(reproduce)
+for command in (sweep, cache, flower, predict, report, reproduce):
+    cli.add_command(command)

@@ -23,7 +23,7 @@ from pipeline.config import ConfigError
 @click.option(
     "--images-per-second",
     type=click.FloatRange(min=0, min_open=True),
-    help="What extract printed; adds the seconds that encoding takes without a cache.",
+    help="For the seconds that encoding takes without a cache. [default: as extract measured]",
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Write tables beside the page, too.")
 @click.option(

@@ -41,8 +41,8 @@ def find_cache(
                 f"both the cache {file} and --dataset/--model were named; name one of the two"
             )
         return (str(file),), file
-    from pipeline.extract import cache_path
-    from pipeline.extract import find_cache as find
+    from pipeline.cache_files import cache_path
+    from pipeline.cache_files import find_cache as find
 
     words = tuple(
         word

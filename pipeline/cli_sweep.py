@@ -12,10 +12,16 @@ from pipeline.config import ConfigError, RunConfig
 from pipeline.options import (
     PATH,
     ReleasedSpellings,
+    cache_options,
     choose_held_out,
     config_options,
+    fold_options,
     given_settings,
+    where_options,
 )
+
+MEMBERS_OWN = ("joined", "cache", "budget", "memory", "select", "as_json")
+"""What may be said beside --join."""
 
 
 def seconds(words: str) -> float:
@@ -35,10 +41,7 @@ def byte_count(words: str) -> int:
 
 
 @click.command(cls=ReleasedSpellings)
-@click.argument("cache", required=False, type=PATH)
-@click.option("--dataset", help="Find the cache by its data set (extract it when missing).")
-@click.option("--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]")
-@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie.")
+@cache_options
 @click.option(
     "--grid",
     multiple=True,
@@ -59,12 +62,17 @@ def byte_count(words: str) -> int:
     type=click.Choice(["validation", "oracle"]),
     help="oracle looks at test accuracy: an upper bound, not a result.",
 )
-@click.option("--held-out", multiple=True, metavar="DOMAIN|all|none", help="As in federate.")
-@click.option("--test-envs", multiple=True, type=int, metavar="INT...", help="As in federate.")
+@fold_options
 @config_options
+@click.option(
+    "--join",
+    "joined",
+    type=PATH,
+    metavar="DIR",
+    help="Help with the sweep in DIR, begun here or on another machine that shares the disk.",
+)
 @click.option("--out", type=PATH, help="[default: runs/sweep-<id>]")
-@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
-@click.option("--backend", default="auto", show_default=True, help="Kernels.")
+@where_options
 @click.option("--force", is_flag=True, help="Start anew in a folder that holds a sweep.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def sweep(
@@ -84,6 +92,7 @@ def sweep(
     held_out: tuple[str, ...],
     test_envs: tuple[int, ...],
     preset: str,
+    joined: Path | None,
     out: Path | None,
     device: str,
     backend: str,
@@ -100,7 +109,11 @@ def sweep(
         ./run.sh sweep cache.h5 --grid lr=5e-5,3e-4,1e-3 --grid weight_decay=0,0.2 --seeds 3
         ./run.sh sweep cache.h5 --grid lr=1e-5..1e-2 --random 64 --halving 3
         ./run.sh sweep cache.h5 --spec sweep.yaml --budget 10m
+        ./run.sh sweep --join DIR          # on further machines, DIR as in --out on the first
     """
+    if joined is not None:
+        _join(joined, cache, budget, memory, select, as_json)
+        return
     given = given_settings(preset, settings)
     rounds = RunConfig(**given).rounds
     limit = math.inf if budget is None else seconds(budget)
@@ -129,6 +142,34 @@ def sweep(
     )
     click.echo(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
     tell_report(Path(document["sweep"]), file, as_json)
+
+
+def _join(
+    folder: Path,
+    cache: Path | None,
+    budget: str | None,
+    memory: str | None,
+    select: str,
+    as_json: bool,
+) -> None:
+    context = click.get_current_context()
+    named = click.core.ParameterSource.COMMANDLINE
+    for option in context.command.params:
+        own = option.name in MEMBERS_OWN
+        if not own and context.get_parameter_source(option.name) == named:
+            raise ConfigError(
+                f"--join: the sweep in {folder} says what is swept, where and how; leave out "
+                f"{option.opts[0]}"
+            )
+    limit = math.inf if budget is None else seconds(budget)
+    room = None if memory is None else byte_count(memory)
+    from pipeline.sweep_join import join
+    from pipeline.sweep_report import sweep_table
+    from pipeline.sweep_run import read_shared
+
+    document = join(folder, cache=cache, memory=room, budget=limit, select=select, say=say)
+    click.echo(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
+    tell_report(folder, cache or Path(read_shared(folder).cache), as_json)
 
 
 def _spec(

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,7 +112,7 @@ class RunConfig:
                 raise ConflictError(message)
 
 
-PRESETS: dict[str, dict] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "released": {},
     "tuned": {
         "mode": "FedAtTxt",
@@ -129,7 +130,7 @@ PRESETS: dict[str, dict] = {
 }
 """Settings by name: the released code's, and those that docs/findings.md arrives at."""
 
-_CONFLICTS = (
+_CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
     (
         lambda c: c.head == "cosine" and c.mode != "FedAtTxt",
         "head cosine is a classifier in the place of the text features: pass --mode FedAtTxt",
@@ -165,9 +166,10 @@ _CONFLICTS = (
 )  # fmt: skip
 
 
-def as_json(config: RunConfig) -> dict:
+def as_json(config: RunConfig) -> dict[str, Any]:
     """The settings as JSON can hold them: tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return settings
 
 
 def from_json(settings: Any) -> RunConfig:
@@ -182,7 +184,7 @@ def from_json(settings: Any) -> RunConfig:
         raise ConfigError(f"these are no settings of a run ({error})") from error
 
 
-def run_id(described: dict) -> str:
+def run_id(described: dict[str, Any]) -> str:
     """First 12 hex digits of sha256 over `described` as sorted JSON.
 
     described  what decides a run's numbers: settings, cache content, backend, device
@@ -191,7 +193,7 @@ def run_id(described: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _check(each: dataclasses.Field, value: Any) -> None:
+def _check(each: dataclasses.Field[Any], value: Any) -> None:
     limits = each.metadata
     if "choices" in limits and value not in limits["choices"]:
         raise ConfigError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.image_tree import DataError, ImageTree, manifest_sha256, scan
+from pipeline.image_tree import DataError, ImageTree, image_digests, scan
 from pipeline.published_counts import KNOWN, Published, plain
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "ImageTree",
     "compare_counts",
     "find_dataset",
+    "image_digests",
     "known_dataset",
-    "manifest_sha256",
     "scan",
 ]
 
@@ -33,10 +33,11 @@ def known_dataset(name: str) -> str:
     for key, known in KNOWN.items():
         if plain(name) in (plain(key), *known.spellings):
             return key
-    near = difflib.get_close_matches(plain(name), [plain(key) for key in KNOWN], n=1)
-    hint = "".join(f" Did you mean {key}?" for key in KNOWN if plain(key) in near)
+    there = ("demo", *KNOWN)  # the built-in one has no published counts
+    near = difflib.get_close_matches(plain(name), [plain(key) for key in there], n=1)
+    hint = "".join(f" Did you mean {key}?" for key in there if plain(key) in near)
     raise DataError(
-        f"data set {name!r} is not known; there are {', '.join(KNOWN)}, or name a folder.{hint}"
+        f"data set {name!r} is not known; there are {', '.join(there)}, or name a folder.{hint}"
     )
 
 

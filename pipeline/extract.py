@@ -1,30 +1,39 @@
 """Stage one: the images and prompts of a data set through frozen CLIP, once, into a cache."""
 
-import hashlib
 import json
 import platform
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from cache.store import SCHEMA, compare_identity, info, open_writer, partial_of
+from cache.identity import manifest_sha256
+from cache.store import (
+    SCHEMA,
+    compare_identity,
+    info,
+    open_writer,
+    partial_of,
+    shard_identity,
+    shard_path,
+)
 from kernels.backends import pick_device
+from pipeline.cache_files import TEMPLATES, cache_path
 from pipeline.clip_model import ClipModel, encode_prompts, load_model
-from pipeline.clip_weights import MODEL_NAMES, OPENAI_NAMES, find_weights
 from pipeline.config import ConfigError
 from pipeline.encode_rows import Encoded, Pace, encode_rows
+from pipeline.extraction_rate import Rate, keep_rate
 from pipeline.image_sets import dataset_name, find_images
-from pipeline.image_tree import ImageTree, manifest_sha256
+from pipeline.image_tree import ImageTree, image_digests
 from pipeline.pixels import PREPROCESSING
+from pipeline.shards import parse_shard, part_of, pick_card
 from pipeline.signals import Interrupted
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA, CACHES = ROOT / "data", ROOT / "cache" / "files"
-TEMPLATES = ("a picture of a {}",)  # the released code's prompt
+DATA = Path(__file__).resolve().parent.parent / "data"
 STORE = {"fp16": "float16", "fp32": "float32"}
 BATCH = {"cpu": 16, "cuda": 256}  # on the CPU a batch is one thread's, and 16 is as fast as 64
 NOTHING = Encoded(0, 0, {})
@@ -52,38 +61,6 @@ class ExtractReport:
     images_per_second: float
 
 
-def cache_path(dataset: str, model: str, templates: tuple[str, ...] = TEMPLATES) -> Path:
-    """Where `extract` puts the cache of these words when it is not told where."""
-    name = find_weights(model)[0]
-    stem = name if name in MODEL_NAMES else Path(name).stem
-    words = [re.sub(r"[^\w.+-]+", "-", word) for word in (dataset_name(dataset), stem)]
-    if templates != TEMPLATES:
-        words.append(hashlib.sha256(json.dumps(templates).encode()).hexdigest()[:8])
-    return CACHES / f"{'-'.join(words)}.h5"
-
-
-def find_cache(dataset: str, model: str) -> Path | None:
-    """The cache that `extract` makes of these words where it is not told where, if it is there.
-
-    Raises StaleCache when it was made of another data set, with other prompts or another model; a
-    model that is a file is loaded for that. The images are not looked at: they need not be here.
-    """
-    path, name = cache_path(dataset, model), find_weights(model)[0]
-    if not path.exists():
-        return None
-    found = info(path)["identity"]
-    asked = {"dataset": dataset_name(dataset), "templates": list(TEMPLATES)}
-    if name in OPENAI_NAMES:
-        asked["model"] = name
-    elif name not in MODEL_NAMES:
-        asked["weights_sha256"] = load_model(model, torch.device("cpu")).weights_sha256
-    # An imported cache knows less of where it comes from, and is taken at its name.
-    asked = {field: value for field, value in asked.items() if found.get(field) is not None}
-    way_out = "./run.sh extract --force makes it anew; or name the file of another cache"
-    compare_identity(asked, {field: found[field] for field in asked}, path, way_out)
-    return path
-
-
 def extract(
     dataset: str,
     *,
@@ -97,17 +74,21 @@ def extract(
     store: str = "fp16",
     on_bad_image: str = "fail",
     force: bool = False,
+    shard: str | None = None,
+    card: int | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExtractReport:
     """Encode what the cache does not have yet; killed at any moment, the next call goes on.
 
     dataset       "demo", a known name (KNOWN) looked for in `root`, or a folder
     model         a name of MODEL_NAMES, or a file of weights
-    out           the cache; None: cache_path
+    out           the cache; None: cache_path. A shard's file is named after it, x.shard-2-of-8.h5
     batch         images encoded together; None: 16 on the CPU, 256 on a GPU
     workers       processes that decode; 0: this one does; None: one a core
     on_bad_image  "fail" stops at an unreadable image, "skip" leaves its row without features
     force         make the cache anew, whatever is there
+    shard         "2/8": only the rows of that part, which cache.store.merge_shards puts together
+    card          of several GPUs, the number of the one to use
     say           takes lines for the user
 
     An undisturbed extraction and a resumed one of the same batch end with the same bytes.
@@ -115,21 +96,30 @@ def extract(
     cache of other images, weights, prompts or settings, and Interrupted after SIGINT or SIGTERM.
     """
     _check_settings(templates, batch, workers, store, on_bad_image)
-    where, pace = pick_device(device), Pace()
+    part = parse_shard(shard) if shard else None
+    where, pace = pick_card(pick_device(device), card), Pace()
+    batch = batch or BATCH[where.type]
     usual = cache_path(dataset, model, templates)  # refuses an unknown model before images are read
     out = out or usual
+    if part:
+        out = shard_path(out, *part)
     with pace.part("scan"):
-        tree = find_images(dataset, root or DATA, say)
+        whole = find_images(dataset, root or DATA, say)
+        tree = part_of(whole, part, batch) if part else whole
     with pace.part("model"):
         clip = load_model(model, where)
     with pace.part("manifest"):
-        identity = _identity(dataset_name(dataset), tree, clip, templates, STORE[store])
+        digests = image_digests(tree)
+        identity = _identity(dataset_name(dataset), tree, clip, templates, STORE[store], digests)
+    if part:
+        identity = shard_identity(identity, whole.paths, **part._asdict(), batch=batch)
     if out.exists() and not force:
         found = info(out)
         compare_identity(identity, found["identity"], out)
         say(f"{out} is up to date: {found['rows']:,} rows, {found['unreadable']} unreadable")
         return _report(out, found, pace)
-    say(f"encoding {len(tree.paths):,} images with {clip.name} on {device_name(where)}")
+    named = f"shard {part.index}/{part.count}, " if part else ""
+    say(f"encoding {named}{len(tree.paths):,} images with {clip.name} on {device_name(where)}")
     with pace.part("prompts"):
         text_features = encode_prompts(clip, tree.class_names, templates)
     with open_writer(
@@ -144,6 +134,7 @@ def extract(
         logit_scale=clip.logit_scale,
         width=clip.width,
         dtype=STORE[store],
+        image_digests=digests if part else None,
         force=force,
     ) as writer:
         if len(writer.todo) < len(tree.paths):
@@ -154,7 +145,7 @@ def extract(
                 tree,
                 writer,
                 pace,
-                batch=batch or BATCH[where.type],
+                batch=batch,
                 workers=workers,
                 skip=on_bad_image == "skip",
             )
@@ -166,7 +157,11 @@ def extract(
         with pace.part("publishing"):
             writer.publish()
     _say_what_was_odd(done, say)
-    return _report(out, info(out), pace, done)
+    found = info(out)
+    if done.images and not part:  # of a merged cache nobody measured one rate
+        rate = Rate(done.images, pace.seconds["rows"], device_name(where))
+        keep_rate(out, found["content_sha256"], rate)
+    return _report(out, found, pace, done)
 
 
 def device_name(device: torch.device) -> str:
@@ -197,8 +192,13 @@ def _check_settings(
 
 
 def _identity(
-    dataset: str, tree: ImageTree, clip: ClipModel, templates: tuple[str, ...], store: str
-) -> dict:
+    dataset: str,
+    tree: ImageTree,
+    clip: ClipModel,
+    templates: tuple[str, ...],
+    store: str,
+    digests: np.ndarray,
+) -> dict[str, Any]:
     """All that decides the cache's content, as JSON; a field of it that differs is another cache.
 
     Not in it: the batch, torch's version and the processor, which move a feature by float rounding.
@@ -217,9 +217,11 @@ def _identity(
         "normalised": False,
         "class_names": tree.class_names,
         "domain_names": tree.domain_names,
-        "manifest_sha256": manifest_sha256(tree),
+        "manifest_sha256": manifest_sha256(tree.paths, digests),
     }
-    return json.loads(json.dumps(identity))  # tuples as lists, as they come back from the cache
+    return dict(
+        json.loads(json.dumps(identity))
+    )  # tuples as lists, as they come back from the cache
 
 
 def _say_what_was_odd(done: Encoded, say: Callable[[str], None]) -> None:
@@ -231,7 +233,7 @@ def _say_what_was_odd(done: Encoded, say: Callable[[str], None]) -> None:
         say(f"{done.turned:,} images carry an EXIF turn; as in CLIP's preprocessing it is ignored")
 
 
-def _report(out: Path, found: dict, pace: Pace, done: Encoded = NOTHING) -> ExtractReport:
+def _report(out: Path, found: dict[str, Any], pace: Pace, done: Encoded = NOTHING) -> ExtractReport:
     seconds = pace.seconds | {"total": time.perf_counter() - pace.began}
     busy = seconds.get("rows", 0.0)
     return ExtractReport(

@@ -12,8 +12,9 @@ from cache.checksums import check_features
 from cache.store import compare_identity, info, read_paths, read_table
 from cache.table import CacheError, FeatureTable
 from kernels.backends import pick_device
+from pipeline.cache_files import TEMPLATES, cache_path
 from pipeline.clip_model import ClipModel, encode_images, encode_prompts, load_model
-from pipeline.extract import DATA, TEMPLATES, cache_path
+from pipeline.extract import DATA
 from pipeline.image_sets import dataset_name, find_images
 from pipeline.image_tree import DataError
 from pipeline.pixels import PREPROCESSING, UnreadableImage, load_pixels
@@ -88,7 +89,10 @@ def check_cache(
     identity = info(path)["identity"]
     table, paths = read_table(path), read_paths(path)
     if not all(paths) or not identity.get("weights_sha256"):
-        raise CacheError(f"{path}: was imported and does not say which images its rows are")
+        raise CacheError(
+            f"{path}: was imported and does not say which images its rows are, so "
+            "none can be encoded again; ./run.sh cache verify compares it with its checksums"
+        )
     check_features(table)
     tree = find_images(dataset, root or DATA, say)
     clip = load_model(model, where)

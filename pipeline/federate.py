@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,11 +16,11 @@ from pipeline.checkpoint import from_tensors, to_tensors
 from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.evaluate import mean
 from pipeline.lanes import Orders, Plan, build_plan, seeded_order
+from pipeline.local_round import Engine
 from pipeline.outcomes import outcomes
 from pipeline.privacy import epsilon
 from pipeline.process import progress_bar, threads
 from pipeline.report import mean_results
-from pipeline.rounds import Engine
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.signals import Interrupted, noted_signals
 from pipeline.training import Progress, advance, begin, pick_plan_backend, to_device
@@ -42,7 +43,7 @@ def federate(
     file: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda message: None,
-) -> dict:
+) -> dict[str, Any]:
     """Trains what `config` says on a table and returns the object `federate --json` prints.
 
     Every fold of config.held_out trains at the same time. The run's files go to `out`, or to
@@ -96,7 +97,7 @@ def federate(
     return document
 
 
-def privacy(config: RunConfig, say: Callable[[str], None]) -> dict | None:
+def privacy(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any] | None:
     """What central DP guarantees; None without noise. epsilon None: no accountant is installed."""
     if not config.noise:
         return None
@@ -115,7 +116,7 @@ def describe(
     device: torch.device,
     backend: str,
     first_adapter: torch.Tensor | None,
-) -> dict:
+) -> dict[str, Any]:
     """All that decides a run's numbers, as config.json has it; its hash is the run_id."""
     start = None
     if first_adapter is not None:
@@ -156,7 +157,8 @@ def _train(
         folder.add_round(report.to_json())
         stopping = bool(stop)  # read once: a signal during the saving waits for the next round
         _save(folder, engine, progress, now=stopping)
-        bar.set_postfix(val=f"{mean([c.val_accuracy for c in progress.chosen]):.4f}", refresh=False)
+        best = mean([kept.val_accuracy for kept in progress.chosen if kept])
+        bar.set_postfix(val=f"{best:.4f}", refresh=False)
         if stopping and progress.rounds_done < config.rounds:
             bar.close()
             raise Interrupted(
@@ -177,7 +179,9 @@ def _say_what_is_doubtful(plan: Plan, say: Callable[[str], None]) -> None:
         )
 
 
-def _say_what_got_worse(results: list[dict], config: RunConfig, say: Callable[[str], None]) -> None:
+def _say_what_got_worse(
+    results: list[dict[str, Any]], config: RunConfig, say: Callable[[str], None]
+) -> None:
     for result in results:
         reached, start = result["val_accuracy"], result["zero_shot"]["val_accuracy"]
         if reached is not None and reached < start:
@@ -196,7 +200,7 @@ def _save(folder: RunFolder, engine: Engine, progress: Progress, *, now: bool) -
     folder.checkpoint(tensors, facts, now=now)
 
 
-def cache_facts(table: FeatureTable) -> dict:
+def cache_facts(table: FeatureTable) -> dict[str, Any]:
     """What config.json and results say of a cache."""
     return {
         "rows": len(table.labels),

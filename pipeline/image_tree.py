@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.identity import DIGEST_BYTES
+
 # torchvision.datasets.folder.IMG_EXTENSIONS, so that the rows are the ones ImageFolder finds.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _LAYOUT = "expected FOLDER/domain/class/image, or FOLDER/class/image for one domain"
@@ -69,7 +71,9 @@ def scan(root: Path) -> ImageTree:
         strays += [f"{name}/{image}" for name, f in top.folders.items() for image in f.images]
     class_names = tuple(sorted({name for _, classes in domains.values() for name in classes}))
     label_of = {name: label for label, name in enumerate(class_names)}
-    paths, labels, rows = [], [], []
+    paths: list[str] = []
+    labels: list[int] = []
+    rows: list[int] = []
     for prefix, classes in domains.values():
         before = len(paths)
         for name, folder in classes.items():
@@ -88,21 +92,21 @@ def scan(root: Path) -> ImageTree:
     )
 
 
-def manifest_sha256(tree: ImageTree, progress: Callable[[int], object] | None = None) -> str:
-    """sha256, as hex digits, over path, size and sha256 of the content of every row in order.
+def image_digests(tree: ImageTree, progress: Callable[[int], object] | None = None) -> np.ndarray:
+    """Size and sha256 of the content of every row's image, (N, DIGEST_BYTES) uint8.
 
-    A file that cannot be read counts as "unreadable" instead of its size and hash. `progress`
-    is called with the number of files hashed since its last call.
+    Zeros for a file that cannot be read. `progress` is called with the number of files hashed
+    since its last call. cache.identity.manifest_sha256 makes one hash of them and the paths.
     """
-    total = hashlib.sha256()
+    rows: list[bytes] = []
     starts = range(0, len(tree.paths), _HASH_ROWS)
     # Reading and hashing release the GIL; more threads than cores keep a slow disk busy.
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        for rows in pool.map(lambda start: _hash_rows(tree, start), starts):
-            total.update("".join(rows).encode())
+        for some in pool.map(lambda start: _hash_rows(tree, start), starts):
+            rows += some
             if progress:
-                progress(len(rows))
-    return total.hexdigest()
+                progress(len(some))
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _read(path: str, relative: str, above: frozenset[tuple[int, int]]) -> _Folder:
@@ -202,7 +206,7 @@ def _check_names(root: Path, paths: list[str]) -> None:
         raise DataError(f"{root}: the name {ascii(bad)} is not UTF-8; rename it") from None
 
 
-def _hash_rows(tree: ImageTree, start: int) -> list[str]:
+def _hash_rows(tree: ImageTree, start: int) -> list[bytes]:
     rows = []
     for path in tree.paths[start : start + _HASH_ROWS]:
         try:
@@ -210,7 +214,7 @@ def _hash_rows(tree: ImageTree, start: int) -> list[str]:
                 content = hashlib.sha256()
                 while block := file.read(_HASH_BYTES):
                     content.update(block)
-                rows.append(f"{path}\0{file.tell()}\0{content.hexdigest()}\n")
+                rows.append(file.tell().to_bytes(8, "little") + content.digest())
         except OSError:
-            rows.append(f"{path}\0unreadable\n")
+            rows.append(bytes(DIGEST_BYTES))
     return rows

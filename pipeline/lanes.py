@@ -229,13 +229,17 @@ def _models(
 ) -> list[tuple[int, int, Lane | None, tuple[int, ...], bool]]:
     """What one server's lanes are scored as: fold, server, lane, clients, unseen."""
     if config.method == "local":
-        return [(fold, server, None, (lanes[0].client,), True)]
+        return [(fold, server, None, _client_of(lanes[0]), True)]
     if config.method == "fedper":
-        return [(fold, server, lane, (lane.client,), True) for lane in lanes]
+        return [(fold, server, lane, _client_of(lane), True) for lane in lanes]
     if config.method == "ditto":
-        own = [(fold, server, lane, (lane.client,), False) for lane in lanes if lane.personal]
+        own = [(fold, server, lane, _client_of(lane), False) for lane in lanes if lane.personal]
         return [(fold, server, None, (), True), *own]
     return [(fold, server, None, tuple(range(count)), True)]
+
+
+def _client_of(lane: Lane) -> tuple[int, ...]:
+    return () if lane.client is None else (lane.client,)
 
 
 def _weights(lanes: Sequence[Lane]) -> tuple[float, ...]:

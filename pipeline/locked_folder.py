@@ -13,7 +13,9 @@ MISSING = object()
 
 
 @contextlib.contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
+def locked(
+    folder: Path, doing: str, way_out: str = "wait for it, or pass another --out"
+) -> Iterator[None]:
     """Makes the folder when missing and holds its lock, which a dying process lets go of.
 
     Raises ConfigError when another process holds it, or the folder cannot be written.
@@ -24,8 +26,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise ConfigError(
-            f"{folder}: another process is {doing} in this folder; wait for it, or pass another "
-            "--out"
+            f"{folder}: another process is {doing} in this folder; {way_out}"
         ) from None
     except OSError as error:
         raise ConfigError(cannot_write(folder, error)) from error
@@ -44,8 +45,11 @@ def cannot_write(folder: Path, error: OSError) -> str:
 
 
 def replace_whole(file: Path, content: bytes) -> None:
-    """Writes the whole file or leaves the old one: a kill never leaves half of it."""
-    fresh = file.with_name(file.name + ".tmp")
+    """Writes the whole file or leaves the old one: a kill never leaves half of it.
+
+    Several processes may write one file at the same time, as members of a sweep do its report.
+    """
+    fresh = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     fresh.write_bytes(content)
     os.replace(fresh, file)
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,6 +11,7 @@ from pipeline.config import PRESETS, ConfigError, RunConfig
 
 ALIASES = {"rounds": "--iters", "local_epochs": "--wk-iters", "split": "--datapercent"}
 """What the released code calls a setting."""
+Command = Callable[..., Any]
 
 
 def config_options(command: Callable) -> Callable:
@@ -58,6 +60,53 @@ class NamedPath(click.Path):
 
 
 PATH = NamedPath(path_type=Path)
+
+
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several of click's decorators as one, in the order in which --help shows them."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+cache_options = together(
+    click.argument("cache", required=False, type=PATH),
+    click.option("--dataset", help="Find the cache by its data set (extract it when missing)."),
+    click.option(
+        "--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]"
+    ),
+    click.option("--root", "--root-dir", type=PATH, help="Where data sets lie."),
+)
+"""Which cache is trained on: its file, or the words that find it (cli_shared.find_cache)."""
+
+fold_options = together(
+    click.option(
+        "--held-out",
+        multiple=True,
+        metavar="DOMAIN|all|none",
+        help="Domain no client trains on; a,b holds both out of one training; all: each in its "
+        "turn. [default: all]",
+    ),
+    click.option(
+        "--test-envs",
+        multiple=True,
+        type=int,
+        metavar="INT...",
+        help="The released spelling: numbers of domains, in sorted order, held out of one "
+        "training.",
+    ),
+)
+"""What is held out: choose_held_out's two arguments."""
+
+where_options = together(
+    click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"])),
+    click.option("--backend", default="auto", show_default=True, help="Kernels: auto, torch."),
+)
+"""What the training runs on."""
 
 
 class ReleasedSpellings(click.Command):

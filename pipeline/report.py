@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from pipeline.evaluate import mean
 
@@ -41,17 +42,17 @@ def held_out_name(held_out: Sequence[str]) -> str | None:
     return ",".join(held_out) or None
 
 
-def mean_results(results: Sequence[dict]) -> dict:
+def mean_results(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Plain mean of the accuracies over folds; None where no fold has one."""
     names = ("unseen", "participants", "overall")
 
-    def means(rows: Sequence[dict]) -> dict:
+    def means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {n: mean([row[n] for row in rows if row[n] is not None]) for n in names}
 
     return {**means(results), "zero_shot": means([row["zero_shot"] for row in results])}
 
 
-def table(document: dict) -> str:
+def table(document: dict[str, Any]) -> str:
     """The results of `federate --json` as text for people, accuracies in percent."""
     released = _released(document["cache"])
     head = ["held out", "round", "unseen", "participants", "overall"]
@@ -77,12 +78,12 @@ def table(document: dict) -> str:
     return f"{_aligned(rows)}\n{note}"
 
 
-def _released(cache: dict) -> dict[str, float]:
+def _released(cache: dict[str, Any]) -> dict[str, float]:
     is_pacs = cache["dataset"] == "pacs" and cache["model"] == "ViT-B/32"
     return RELEASED_PACS if is_pacs else {}
 
 
-def _both(result: dict, name: str) -> str:
+def _both(result: dict[str, Any], name: str) -> str:
     if result[name] is None:
         return "-"
     return f"{_percent(result['zero_shot'][name])} -> {_percent(result[name])}"
@@ -98,7 +99,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(
             cell.ljust(width) if at == 0 else cell.rjust(width)
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

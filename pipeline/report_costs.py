@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from pipeline.extraction_rate import Rate
 from pipeline.report_data import RunData
 from pipeline.report_maps import Answers
 from pipeline.report_parts import Cell, cards, figure, section, table
@@ -18,20 +19,19 @@ class Cost(NamedTuple):
     there: float | None
 
 
-def costs_part(
-    run: RunData, answers: Answers | str, images_per_second: float | None = None
-) -> Markup:
+def costs_part(run: RunData, answers: Answers | str, rate: Rate | float | None = None) -> Markup:
     """Images encoded, seconds and bytes: this run, the uncached protocol, and their ratio.
 
-    images_per_second  at which this machine encodes, as extract prints it: gives the uncached
-                       protocol's seconds, which nobody measured; without it they are left out
+    rate  at which images are encoded: as extract measured it, or images a second that somebody
+          named. The uncached protocol's seconds, which nobody measured, are images / rate; without
+          one they are left out
     """
     images = _images(run, answers)
-    costs = [images, *_seconds(run, images, images_per_second), *_bytes(run)]
+    costs = [images, *_seconds(run, images, rate), *_bytes(run)]
     lead = Markup(
         "Uncached is the released code's loop: it encodes a train row once a local epoch, and "
         "every row once more a round for the accuracies. {}"
-    ).format(_missing(answers, images_per_second))
+    ).format(_rate_in_words(answers, rate))
     rows = [
         [Cell(cost.name, None, "word"), Cell(_text(cost.here, cost.unit)),
          Cell(_text(cost.there, cost.unit)), Cell(_ratio(cost))]
@@ -45,15 +45,21 @@ def costs_part(
     )
 
 
-def _missing(answers: Answers | str, images_per_second: float | None) -> Markup:
+def _rate_in_words(answers: Answers | str, rate: Rate | float | None) -> Markup:
     if isinstance(answers, str):
         return Markup("Its images cannot be counted here: {}").format(printable(answers))
-    if images_per_second is None:
+    if rate is None:
         return Markup(
-            "Its seconds were not measured: <code>--images-per-second</code> with the rate that "
-            "extract printed adds what the encoding alone would take."
+            "Its seconds cannot be worked out: no measured rate lies beside the cache (it was "
+            "imported, merged or copied alone). <code>--images-per-second</code> with the rate "
+            "that extract printed adds what the encoding alone would take."
         )
-    return Markup("")
+    if isinstance(rate, Rate):
+        return Markup(
+            "Its seconds of encoding are computed: images over the rate that extract measured, "
+            "{} images in {} on {}."
+        ).format(f"{rate.images:,}", duration(rate.seconds), printable(rate.device))
+    return Markup("Its seconds of encoding are computed from the rate that was named.")
 
 
 def _images(run: RunData, answers: Answers | str) -> Cost:
@@ -62,11 +68,12 @@ def _images(run: RunData, answers: Answers | str) -> Cost:
     return Cost("Images encoded: once, or uncached", "", here, there)
 
 
-def _seconds(run: RunData, images: Cost, rate: float | None) -> list[Cost]:
+def _seconds(run: RunData, images: Cost, rate: Rate | float | None) -> list[Cost]:
     costs = [Cost("Seconds of training, measured", "s", run.seconds.get("train"), None)]
     if rate and images.here and images.there:
-        name = f"Seconds of encoding at {rate:,.0f} images/s: once, or uncached"
-        costs.insert(0, Cost(name, "s", images.here / rate, images.there / rate))
+        speed = rate.per_second if isinstance(rate, Rate) else rate
+        name = f"Seconds of encoding, computed at {speed:,.0f} images/s: once, or uncached"
+        costs.insert(0, Cost(name, "s", images.here / speed, images.there / speed))
     return costs
 
 

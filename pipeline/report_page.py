@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import ConfigError
+from pipeline.extraction_rate import Rate, read_rate
 from pipeline.report_bench import bench_part
 from pipeline.report_data import RunData, read_run
 from pipeline.report_files import replace_file
@@ -26,7 +27,7 @@ def write_report(
     """Writes <folder>/report.html of one run or sweep, finished or not, and returns its path.
 
     cache              where the run's features lie, if not where its summary.json says
-    images_per_second  see pipeline.report_costs.costs_part
+    images_per_second  at which images are encoded; None: as extract measured it, where it did
 
     Raises ConfigError, in one line, for a folder that is neither or cannot be written.
     """
@@ -61,7 +62,8 @@ def report_html(
     body = runs_part(runs) if len(runs) > 1 else Markup("")
     for (anchor, _), one in zip(links, data, strict=True):
         if isinstance(one, RunData):
-            body += run_part(one, anchor, answers_of(one, cache), images_per_second)
+            rate = images_per_second or _measured(one, cache)
+            body += run_part(one, anchor, answers_of(one, cache), rate)
         elif isinstance(one, SweepData):
             body += sweep_part(one, anchor)
         else:
@@ -70,6 +72,11 @@ def report_html(
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
     footer = f"Written {written} by ./run.sh report. Accuracies are of the files named here alone."
     return page(title, links, body, footer).encode("utf-8")
+
+
+def _measured(run: RunData, cache: Path | None) -> Rate | None:
+    file = cache or run.cache_file
+    return read_rate(file, str(run.cache.get("content_sha256"))) if file else None
 
 
 def _kind(one: Data) -> str:

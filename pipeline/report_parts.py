@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from pipeline.report_files import word
 from pipeline.svg import Markup, element, percent, printable
 
 GAINS = tuple(name for which in ACCURACIES for name in (which, "gain"))
+DEPTH = 3  # levels of a value inside a value that get lines of their own; below, it is JSON
 PAGE = Path(__file__).resolve().parent / "page"
 
 
@@ -117,8 +118,11 @@ def warnings(sentences: Sequence[str]) -> Markup:
 
 
 def facts(pairs: Sequence[tuple[str, object]]) -> Markup:
-    """Names and values, one pair a line."""
-    items = [element("dt", name) + element("dd", str(value)) for name, value in pairs]
+    """Names and values, one pair a line; what is inside a value follows it, set in."""
+    items = [
+        element("dt", name, class_=f"in{depth}" if depth else None) + element("dd", value)
+        for name, value, depth in _lines(pairs)
+    ]
     return element("dl", *items, class_="facts")
 
 
@@ -171,6 +175,17 @@ def page(title: str, links: Sequence[tuple[str, str]], body: Markup, footer: str
             footer=footer, script=Markup(script),
         )
     )  # fmt: skip
+
+
+def _lines(pairs: Iterable[tuple[str, object]], depth: int = 0) -> Iterator[tuple[str, str, int]]:
+    for name, value in pairs:
+        if isinstance(value, dict) and value and depth < DEPTH:
+            yield name, "", depth
+            yield from _lines(((str(key), inner) for key, inner in value.items()), depth + 1)
+        elif isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+            yield name, ", ".join(value), depth
+        else:
+            yield name, str(value) if isinstance(value, Path) else word(value), depth
 
 
 def _row(row: Sequence[Cell], style: str | None) -> Markup:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeline.extraction_rate import Rate
 from pipeline.report_answers import confusion_part, map_part
 from pipeline.report_costs import costs_part, duration
 from pipeline.report_data import ACCURACIES, FoldData, Result, RunData, Scores
@@ -32,7 +33,7 @@ STILL = 0.005  # a gate this near to uniform is zero-shot for every practical pu
 
 
 def run_part(
-    run: RunData, anchor: str, answers: Answers | str, images_per_second: float | None = None
+    run: RunData, anchor: str, answers: Answers | str, rate: Rate | float | None = None
 ) -> Markup:
     """Everything about one run, under a heading with its name."""
     heading = f"Run {run.name}: {word(run.settings.get('method', '?'))} on {_data(run)}"
@@ -47,7 +48,7 @@ def run_part(
         _clients(run),
         confusion_part(run, answers),
         map_part(run, answers),
-        costs_part(run, answers, images_per_second),
+        costs_part(run, answers, rate),
         _settings(run),
         id=anchor,
     )
@@ -216,9 +217,9 @@ def _reached(value: float, start: float | None) -> str:
 
 def _settings(run: RunData) -> Markup:
     pairs: Sequence[tuple[str, object]] = [
-        *((name, word(value)) for name, value in run.settings.items() if name != "held_out"),
+        *((name, value) for name, value in run.settings.items() if name != "held_out"),
         ("held out", "; ".join(fold.name for fold in run.folds)),
-        *((f"cache {name}", word(value)) for name, value in run.cache.items()),
+        *((f"cache {name}", value) for name, value in run.cache.items()),
         ("folder", run.folder),
     ]
     summary = element("summary", "All settings, and the cache they were run on")

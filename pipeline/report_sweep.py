@@ -19,31 +19,33 @@ from pipeline.report_parts import (
 )
 from pipeline.report_reproduced import reproduced_part
 from pipeline.report_threads import parallel_card
-from pipeline.report_trials import STATUSES, SweepData, Trial, chosen_trials
+from pipeline.report_trials import STATUSES, SweepData, Trial, chosen
 from pipeline.svg import Markup, element, percent
+from pipeline.sweep_report import Candidate
 
 LISTED = 2000  # trials in the table; the rest are in trials.csv
 
 
 def sweep_part(sweep: SweepData, anchor: str) -> Markup:
     """Everything about one sweep, under a heading with its name."""
-    chosen = chosen_trials(sweep.trials)
-    threads = parallel_card(sweep, chosen)
+    best = chosen(sweep)
+    trials = best.records if best else ()
+    threads = parallel_card(sweep, trials)
     return element(
         "article",
         element("h2", f"Sweep {sweep.name}"),
         element("p", _lead(sweep), class_="lead"),
         warnings([*sweep.notes, *_doubts(sweep)]),
-        tiles(_tiles(sweep, chosen)) if sweep.trials else "",
+        tiles(_tiles(sweep, best)) if sweep.trials else "",
         reproduced_part(sweep.folder),
-        _chosen(sweep, chosen),
+        _chosen(sweep, trials),
         section("Settings and validation accuracy", "Each line is a trial.", cards(threads))
         if threads
         else "",
         _seeds(sweep),
-        section("Trials", _listed(sweep), _table(sweep, chosen)) if sweep.trials else "",
+        section("Trials", _listed(sweep), _table(sweep, trials)) if sweep.trials else "",
         section("Specification", "", element("details", element("summary", "spec.json"),
-                facts([(name, word(value)) for name, value in sweep.spec.items()])))
+                facts(list(sweep.spec.items()))))
         if sweep.spec
         else "",
         id=anchor,
@@ -52,9 +54,12 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
 
 def _lead(sweep: SweepData) -> str:
     names = ", ".join(sweep.varied) or "nothing but the seed"
-    return (
-        f"{len(sweep.trials):,} trials ended; they differ in {names}. Chosen on validation alone."
+    by = (
+        "Chosen by ORACLE, by accuracy on test rows: an upper bound, and no result."
+        if sweep.select == "oracle"
+        else "Chosen on validation alone."
     )
+    return f"{len(sweep.trials):,} trials ended; they differ in {names}. {by}"
 
 
 def _doubts(sweep: SweepData) -> list[str]:
@@ -66,16 +71,17 @@ def _doubts(sweep: SweepData) -> list[str]:
     return said
 
 
-def _tiles(sweep: SweepData, chosen: Sequence[Trial]) -> list[tuple[str, str, str]]:
+def _tiles(sweep: SweepData, best: Candidate[Trial] | None) -> list[tuple[str, str, str]]:
     counts = {name: sum(t.status == name for t in sweep.trials) for name in STATUSES}
     others = ", ".join(f"{counts[name]:,} {name}" for name in STATUSES[1:] if counts[name])
     shown = [("Trials done", f"{counts['done']:,}", others or "none stopped early")]
     done = sorted(t.val_accuracy for t in sweep.trials
                   if t.status == "done" and t.val_accuracy is not None)  # fmt: skip
-    if chosen:
-        mean, spread = _mean_and_deviation([trial.val_accuracy for trial in chosen])
-        beside = _called(chosen) + ("" if spread is None else f", std {percent(spread)}")
-        shown.append(("Best on validation", f"{percent(mean)} %", beside))
+    if best:
+        mean, spread = _mean_and_deviation(best.scores)
+        beside = _called(best.records) + ("" if spread is None else f", std {percent(spread)}")
+        name = "Best by oracle (test)" if sweep.select == "oracle" else "Best on validation"
+        shown.append((name, f"{percent(mean)} %", beside))
     if done:
         middle = percent(done[len(done) // 2])
         shown.append(("Median trial", f"{middle} %", f"worst {percent(done[0])} %"))
@@ -90,11 +96,11 @@ def _called(chosen: Sequence[Trial]) -> str:
     return f"{many} {', '.join(str(trial.number) for trial in chosen)}"
 
 
-def _chosen(sweep: SweepData, chosen: Sequence[Trial]) -> Markup:
-    if not chosen:
+def _chosen(sweep: SweepData, trials: Sequence[Trial]) -> Markup:
+    if not trials:
         return Markup("")
-    names = sweep.varied or tuple(sorted(chosen[0].settings))
-    settings = ", ".join(f"{name} {word(chosen[0].settings.get(name))}" for name in names)
+    names = sweep.varied or tuple(sorted(trials[0].settings))
+    settings = ", ".join(f"{name} {word(trials[0].settings.get(name))}" for name in names)
     rows = [
         [
             Cell(held_out, None, "word name"),
@@ -102,15 +108,20 @@ def _chosen(sweep: SweepData, chosen: Sequence[Trial]) -> Markup:
             *gains(result),
             accuracy(result.scores.val_accuracy),
         ]
-        for trial in chosen
+        for trial in trials
         for held_out, result in zip(trial.held_out, trial.results, strict=True)
     ]
     heads = ["held out", "seed", *GAINS, "validation"]
     caption = "Accuracy in % on test rows; gain: points above zero-shot CLIP"
+    why = (
+        "by oracle: test accuracy chose it, which nobody has who does not know the answers."
+        if sweep.select == "oracle"
+        else "on validation; test rows are looked at for this one only."
+    )
     return section(
         "The chosen configuration",
-        f"{_called(chosen).capitalize()}: {settings}. Of the configurations with all their seeds "
-        "done it has the highest mean on validation; test rows are looked at for this one only.",
+        f"{_called(trials).capitalize()}: {settings}. Of the configurations with all their seeds "
+        f"done it has the highest mean {why}",
         table("The chosen configuration", heads, rows, caption=caption),
     )
 

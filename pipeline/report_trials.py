@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError
+from pipeline.evaluate import mean
 from pipeline.report_data import Result, read_result
 from pipeline.report_files import content_of, fraction, read_lines, read_object, whole, word
-from pipeline.sweep_report import candidates
+from pipeline.sweep_report import SELECTIONS, Candidate, candidates
+from pipeline.trials import trial_files
 
 STATUSES = ("done", "pruned", "diverged", "failed")
 
@@ -31,10 +33,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class SweepData:
-    """A sweep so far; `varied` are the settings in which its trials differ, without the seed."""
+    """A sweep so far; `varied` are the settings in which its trials differ, without the seed.
+
+    select  by what its best is chosen: "validation", or "oracle" (test accuracy)
+    """
 
     name: str
     folder: Path
+    select: str
     trials: tuple[Trial, ...]
     varied: tuple[str, ...]
     spec: dict[str, Any]
@@ -72,10 +78,16 @@ def read_sweep(folder: Path) -> SweepData:
 
     Raises ConfigError, in one line, for files that are not what a sweep writes.
     """
-    file = folder / "trials.jsonl"
-    lines, notes = read_lines(file)
-    with content_of(file):
-        last = {trial.id: trial for trial in map(_trial, lines)}  # a failed one was tried again
+    last: dict[str, Trial] = {}
+    notes: list[str] = []
+    for file in trial_files(folder):
+        lines, more = read_lines(file)
+        notes += more
+        with content_of(file):
+            own = {trial.id: trial for trial in map(_trial, lines)}  # a failed one was tried again
+        for trial in own.values():
+            if trial.id not in last or last[trial.id].status == "failed":
+                last[trial.id] = trial
     trials = tuple(sorted(last.values(), key=lambda trial: trial.number))
     spec = folder / "spec.json"
     if not trials:
@@ -83,6 +95,7 @@ def read_sweep(folder: Path) -> SweepData:
     return SweepData(
         name=folder.resolve().name,
         folder=folder,
+        select=_selection(folder / "selection.json"),
         trials=trials,
         varied=varied([trial.settings for trial in trials]),
         spec=read_object(spec) if spec.exists() else {},
@@ -104,16 +117,41 @@ def read_bench(file: Path) -> BenchData:
     return BenchData(file.stem, file, machine, cases, tuple(notes))
 
 
-def chosen_trials(trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """The seeds of the configuration that sweep itself calls the best on validation."""
-    ranked = candidates(trials, "validation")
-    return ranked[0].records if ranked else ()
+def chosen(sweep: SweepData) -> Candidate[Trial] | None:
+    """The configuration that sweep itself calls the best, by its own selection; None for none."""
+    ranked = candidates((trial, score(trial, sweep.select)) for trial in sweep.trials)
+    return ranked[0] if ranked else None
+
+
+def score(trial: Trial, select: str) -> float | None:
+    """What a trial counts as: its validation accuracy, or, by oracle, what it reached on test rows.
+
+    The same numbers as pipeline.sweep_report's, which reads them from trials.jsonl itself.
+    """
+    if trial.status != "done":
+        return None
+    if select == "validation":
+        return trial.val_accuracy
+    sides = [result.scores for result in trial.results]
+    tested = [s.unseen if s.unseen is not None else s.participants for s in sides]
+    return mean([each for each in tested if each is not None])
 
 
 def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     """Names of the settings with more than one value, in the order of their first appearance."""
     names = dict.fromkeys(name for one in settings for name in one if name != "seed")
     return tuple(name for name in names if len({word(one.get(name)) for one in settings}) > 1)
+
+
+def _selection(file: Path) -> str:
+    """What the sweep was last told to choose by; sweeps of older versions knew validation alone."""
+    if not file.exists():
+        return "validation"
+    with content_of(file):
+        select = read_object(file)["select"]
+        if select not in SELECTIONS:
+            raise ValueError(f"no such selection: {str(select)[:60]!r}")
+    return str(select)
 
 
 def _trial(line: dict[str, Any]) -> Trial:

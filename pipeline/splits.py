@@ -98,9 +98,10 @@ def _share_out(table: FeatureTable, whole: ClientSplit, config: RunConfig) -> li
     )
     first = len(table.domain_names) + 1 + whole.domain * config.clients  # behind the domains' own
     return [
-        replace(whole, name=f"{whole.name}/{k}", stream=first + k, **own)
+        replace(whole, name=f"{whole.name}/{k}", stream=first + k,
+                train=own["train"], val=own["val"], test=own["test"])
         for k, own in enumerate(dealt)
-    ]
+    ]  # fmt: skip
 
 
 def _spans(train: int, held: int) -> list[tuple[int, int]]:

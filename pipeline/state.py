@@ -30,7 +30,7 @@ def first_state(plan: Plan, text: Tensor, given: Tensor | None) -> State:
 
     text  (C, D) float32 raw, on the device where the state shall lie
     """
-    made: dict[tuple, Tensor] = {}
+    made: dict[tuple[str, int], Tensor] = {}
     rows = []
     for server in plan.servers:
         rows.append(_start(plan.work.kind, plan.folds[server.fold].config, text, given, made))
@@ -89,7 +89,11 @@ def own_part(plan: Plan, device: torch.device) -> Tensor:
 
 
 def _start(
-    kind: Kind, config: RunConfig, text: Tensor, given: Tensor | None, made: dict[tuple, Tensor]
+    kind: Kind,
+    config: RunConfig,
+    text: Tensor,
+    given: Tensor | None,
+    made: dict[tuple[str, int], Tensor],
 ) -> Tensor:
     if given is not None:
         return given

@@ -6,7 +6,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup as Markup  # this is its door: others import it from here
+from markupsafe import escape
 
 WIDTH = 400
 """Units across a chart: about its pixels on a narrow screen, so its text is readable there."""

@@ -2,67 +2,24 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
-import torch
-from tqdm import tqdm
-
-from cache.table import FeatureTable
-from kernels.heads import size
 from pipeline.captured import capture_rounds
 from pipeline.checkpoint import from_tensors, to_tensors
-from pipeline.config import ConfigError, RunConfig
-from pipeline.evaluate import Cached, mean
-from pipeline.halving import rungs, survivors, trial_rounds
-from pipeline.joint import common_key, join_plans, join_progress, split_progress
-from pipeline.lanes import Plan, build_plan, steps_a_round
+from pipeline.config import RunConfig
+from pipeline.evaluate import mean
+from pipeline.halving import rungs, survivors
+from pipeline.joint import join_plans, join_progress, split_progress
+from pipeline.lanes import steps_a_round
+from pipeline.local_round import Engine
 from pipeline.outcomes import outcomes
 from pipeline.process import threads
-from pipeline.rounds import Engine
 from pipeline.run_folder import read_adapters, write_adapters
 from pipeline.search import Search
-from pipeline.sweep_spec import SweepSpec, batch_size, config_of
+from pipeline.sweep_floor import Floor, Running, Stopped, chunks_of, end_trial, foresee, planned
+from pipeline.sweep_spec import SweepSpec, batch_size
 from pipeline.training import Progress, advance, begin, pick_plan_backend
-from pipeline.trials import Record, SweepFolder, Trial, record
-
-LANES = 96
-"""Lanes side by side on a CPU: enough for threads to share, few enough that trials end one by one.
-More gain nothing there; on a GPU memory alone is the limit."""
-
-
-class Stopped(Exception):
-    """The budget is used up or a signal came; the trials that ended are written."""
-
-
-@dataclass
-class Running:
-    """A trial that trains: its config, its own plan, and how far it is between two rungs."""
-
-    trial: Trial
-    config: RunConfig
-    plan: Plan
-    progress: Progress | None = None  # None: not begun, in a joint one, or parked
-    parked: Path | None = None
-    seconds: float = 0.0
-    val: float | None = None
-    died: str | None = None  # why it diverged
-
-
-@dataclass
-class Floor:
-    """Where trials train: what they share, what limits them, and who is told."""
-
-    table: FeatureTable
-    cached: Cached
-    device: torch.device
-    backend: str
-    folder: SweepFolder
-    memory: int
-    deadline: float
-    stop: list[int]
-    bar: tqdm
-    steps: int = field(default=0)  # lane-steps made
+from pipeline.trials import Trial
 
 
 def train_all(search: Search, spec: SweepSpec, base: RunConfig, floor: Floor, batch: int) -> None:
@@ -76,36 +33,23 @@ def train_all(search: Search, spec: SweepSpec, base: RunConfig, floor: Floor, ba
         search.tell([r for i, r in floor.folder.records.items() if before.get(i) is not r])
 
 
-def lane_bytes(plan: Plan, device: torch.device) -> int:
-    """Memory that a trial takes while it trains, over its lanes, servers and models."""
-    lanes, servers, models = len(plan.lanes), len(plan.servers), len(plan.models)
-    # A lane: where it starts and where it is; on a GPU Adam's two moments beside them. A server:
-    # before and after its round. A model: the best so far.
-    rows = lanes * (2 if device.type == "cpu" else 4) + 2 * servers + models
-    return 4 * size(plan.work.kind) * max(rows, 1)
-
-
 def _train(asked: Sequence[Trial], spec: SweepSpec, base: RunConfig, floor: Floor) -> None:
-    live = []
-    for trial in asked:
-        try:
-            config = config_of(trial, base)
-            live.append(Running(trial, config, build_plan(floor.table, config)))
-        except ConfigError as error:  # this trial cannot be; its neighbours can
-            _end(floor, trial, "failed", error=str(error))
+    live, broken = planned(asked, base, floor.table)
+    for trial, why in broken:
+        end_trial(floor, trial, "failed", error=why)
     rounds = live[0].config.rounds if live else base.rounds  # with halving they all agree
     marks = rungs(rounds, spec.halving) if spec.halving else ()
-    _foresee(live, spec, rounds, floor)
+    foresee(live, spec, rounds, floor)
     reached = 0
     for mark in (*marks, None):
-        chunks = _chunks(live, floor)
+        chunks = chunks_of(live, floor)
         for chunk in chunks:
-            _advance_to(chunk, mark, floor)
+            advance_to(chunk, mark, floor)
             for each in chunk:
                 if each.died:
-                    _end_running(floor, each, "diverged", each.died)
+                    end_running(floor, each, "diverged", each.died)
                 elif mark is None:
-                    _end_running(floor, each, "done")
+                    end_running(floor, each, "done")
             if mark is not None and len(chunks) > 1:
                 _park(chunk, floor)
         live = [each for each in live if not each.died]
@@ -115,37 +59,7 @@ def _train(asked: Sequence[Trial], spec: SweepSpec, base: RunConfig, floor: Floo
         reached = mark
 
 
-def _foresee(live: list[Running], spec: SweepSpec, rounds: int, floor: Floor) -> None:
-    """Tells the bar how many lane-steps there will be, that it can tell the time left."""
-    steps = [sum(map(steps_a_round, e.plan.lanes)) * e.config.rounds for e in live]
-    share = 1.0
-    if spec.halving and live:
-        seeds = len(spec.seeds)
-        planned = trial_rounds(len(live) // seeds * seeds, seeds, rounds, spec.halving)
-        share = planned / max(1, len(live) * rounds)
-    floor.bar.total = floor.steps + int(share * sum(steps))
-    floor.bar.refresh()
-
-
-def _chunks(live: Sequence[Running], floor: Floor) -> list[list[Running]]:
-    """Trials that train side by side: alike in shape, and together within the memory."""
-    groups: dict[tuple, list[Running]] = {}
-    for each in live:
-        groups.setdefault((common_key(each.plan), each.config.rounds), []).append(each)
-    most = LANES if floor.device.type == "cpu" else 1 << 30
-    chunks = []
-    for group in groups.values():
-        lanes = room = 0
-        for each in group:
-            lanes, room = lanes + len(each.plan.lanes), room + lane_bytes(each.plan, floor.device)
-            if not lanes - len(each.plan.lanes) or lanes > most or room > floor.memory:
-                chunks.append([])
-                lanes, room = len(each.plan.lanes), lane_bytes(each.plan, floor.device)
-            chunks[-1].append(each)
-    return chunks
-
-
-def _advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
+def advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
     """Trains a chunk up to `mark` rounds, or to its end; what diverges leaves it at once."""
     going = list(chunk)
     while going:
@@ -242,7 +156,7 @@ def _cut(
     going = {trial.id for trial in survivors(trials, scores, spec.halving.eta)}
     for each in live:
         if each.trial.id not in going:
-            _end_running(floor, each, "pruned")
+            end_running(floor, each, "pruned")
     return [each for each in live if each.trial.id in going]
 
 
@@ -250,7 +164,8 @@ def _val(progress: Progress) -> float | None:
     return mean([chosen.val_accuracy for chosen in progress.chosen if chosen])
 
 
-def _end_running(floor: Floor, each: Running, status: str, error: str | None = None) -> None:
+def end_running(floor: Floor, each: Running, status: str, error: str | None = None) -> None:
+    """Puts a trial that trained, and what it reached, on record."""
     progress, results = _progress(each, floor), []
     if status != "diverged":
         backend = pick_plan_backend(each.plan, floor.backend, floor.device)
@@ -258,15 +173,8 @@ def _end_running(floor: Floor, each: Running, status: str, error: str | None = N
         results = outcomes(engine, progress)
     if each.config.method == "zero-shot":
         each.val = mean([result["zero_shot"]["val_accuracy"] for result in results])
-    _end(
+    end_trial(
         floor, each.trial, status, rounds=progress.rounds_done, results=results,
         val_accuracy=each.val, seconds=each.seconds, error=error,
     )  # fmt: skip
     each.progress = None
-
-
-def _end(floor: Floor, trial: Trial, status: str, **facts) -> None:
-    blank = {"rounds": 0, "results": [], "val_accuracy": None, "seconds": 0.0}
-    ended: Record = record(trial, status=status, **{**blank, **facts})
-    floor.folder.add(ended)
-    floor.bar.set_postfix_str(f"{len(floor.folder.records)} trials ended", refresh=False)

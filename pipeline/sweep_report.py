@@ -5,6 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,11 +21,23 @@ TOP = 10
 SCORES = {"validation": "val_accuracy", "oracle": "oracle_accuracy"}
 
 
+class _Ended(Protocol):
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+
+Ended = TypeVar("Ended", bound=_Ended)
+"""A trial that ended: a Record, or what a report has read of one."""
+
+
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Generic[Ended]):
     """A configuration with a score for each of its seeds."""
 
-    records: tuple[Record, ...]
+    records: tuple[Ended, ...]
     scores: tuple[float, ...]
 
 
@@ -46,10 +59,9 @@ def sweep_report(
 
     Raises ConfigError for an unknown selection.
     """
-    if select not in SELECTIONS:
-        raise ConfigError(f"--select {select!r} is unknown; there are {', '.join(SELECTIONS)}")
+    check_selection(select)
     records = sorted(records, key=lambda each: each.number)
-    ranked = candidates(records, select)
+    ranked = candidates((each, _score(each, select)) for each in records)
     statuses = Counter(each.status for each in records)
     done = [(each, s) for each in records if (s := _score(each, select)) is not None]
     mattered = influences(
@@ -66,15 +78,24 @@ def sweep_report(
     }
 
 
-def candidates(records: Sequence[Record], select: str) -> list[Candidate]:
-    """The configurations that count, the best first."""
-    groups: dict[str, list[Record]] = {}
-    for each in records:
-        groups.setdefault(configuration_id(each.settings), []).append(each)
+def check_selection(select: str) -> None:
+    """Raises ConfigError for what is not in SELECTIONS."""
+    if select not in SELECTIONS:
+        raise ConfigError(f"--select {select!r} is unknown; there are {', '.join(SELECTIONS)}")
+
+
+def candidates(scored_trials: Iterable[tuple[Ended, float | None]]) -> list[Candidate[Ended]]:
+    """The configurations that count, the best first.
+
+    scored_trials  what ended, with its score; None where it has none
+    """
+    groups: dict[str, list[tuple[Ended, float | None]]] = {}
+    for each, score in scored_trials:
+        groups.setdefault(configuration_id(each.settings), []).append((each, score))
     scored = [
-        Candidate(tuple(group), tuple(scores))
+        Candidate(tuple(each for each, _ in group), tuple(scores))
         for group in groups.values()
-        if None not in (scores := [_score(each, select) for each in group])
+        if None not in (scores := [score for _, score in group])
     ]
     most = max((len(each.scores) for each in scored), default=0)
     return sorted(
@@ -131,7 +152,7 @@ def _score(record: Record, select: str) -> float | None:
     return mean([each for each in tested if each is not None])
 
 
-def _best(best: Candidate, base: RunConfig, cache: Sequence[str], select: str) -> dict:
+def _best(best: Candidate[Record], base: RunConfig, cache: Sequence[str], select: str) -> dict:
     first = best.records[0]
     means = [mean_results(each.results) for each in best.records]
     start = [m["zero_shot"] for m in means]
@@ -143,7 +164,7 @@ def _best(best: Candidate, base: RunConfig, cache: Sequence[str], select: str) -
     }
 
 
-def _described(each: Candidate, select: str) -> dict:
+def _described(each: Candidate[Record], select: str) -> dict:
     return {
         "number": each.records[0].number,
         "settings": each.records[0].settings,

@@ -1,22 +1,49 @@
 """A sweep from its spec to its report: opens the folder, trains what is not yet there, tells."""
 
+import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from cache.table import FeatureTable
 from kernels.backends import pick_backend, pick_device
-from pipeline.config import RunConfig, as_json, run_id
+from pipeline.claims import Claims, joined
+from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.federate import cache_facts
+from pipeline.locked_folder import cannot_write, replace_whole
 from pipeline.process import free_memory, progress_bar
-from pipeline.search import open_search
+from pipeline.report_files import replace_file
+from pipeline.search import Search, open_search
 from pipeline.signals import Interrupted, noted_signals
-from pipeline.sweep import Floor, Stopped, train_all
-from pipeline.sweep_report import sweep_report
+from pipeline.sweep import train_all
+from pipeline.sweep_floor import Floor, Stopped
+from pipeline.sweep_folder import SweepFolder, open_sweep
+from pipeline.sweep_report import check_selection, sweep_report
+from pipeline.sweep_share import train_shared
 from pipeline.sweep_spec import SweepSpec, batch_size, describe
 from pipeline.training import to_device
-from pipeline.trials import open_sweep
+from pipeline.trials import Record
+
+SHARED = "shared.json"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What who joins a sweep needs beside its spec.json.
+
+    cache    where the first member found the cache;  words  that name it on a command line
+    backend  that trains: the spec may say auto, and another machine's auto may be another
+    """
+
+    cache: str
+    words: tuple[str, ...]
+    backend: str
 
 
 def sweep(
@@ -34,12 +61,13 @@ def sweep(
     cache: Sequence[str] = (),
     force: bool = False,
     say: Callable[[str], None] = lambda message: None,
-) -> dict:
+) -> dict[str, Any]:
     """Trains the trials of a spec as lanes side by side and returns what `sweep --json` prints.
 
     trials.jsonl in `out`, or in runs/sweep-<id>, is the truth: a trial that stands there is not
     trained again, so a killed sweep goes on where it was, and the same spec gives the same results
-    whatever the batching (what a lane computes does not depend on its neighbours).
+    whatever the batching (what a lane computes does not depend on its neighbours). Without halving
+    other processes may help meanwhile: pipeline.sweep_join.join.
 
     base     what the swept settings are put into; its held_out is every trial's
     memory   bytes for trials that train at the same time; None: half of what is free (GPU: 0.8)
@@ -49,10 +77,9 @@ def sweep(
 
     Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
     """
-    started = time.monotonic()
+    check_selection(select)
     on = pick_device(device)
-    if backend != "auto":
-        pick_backend(backend, on)  # refuses a wrong name before anything is trained
+    trains = pick_backend(backend, on)  # refuses a wrong name before anything is trained
     described = {
         "spec": describe(spec),
         "base": as_json(base),
@@ -63,33 +90,70 @@ def sweep(
     for note in spec.notes:
         say(note)
     folder = out or runs / f"sweep-{run_id(described)}"
-    with open_sweep(folder, described, force=force) as opened:
-        search = open_search(spec, base, folder, opened.records)
-        state = search.state()
-        say(
-            f"{table.source}: {state.most} trials, {len(opened.records)} of them on record, with "
-            f"{len(base.held_out)} training(s) each, on {on.type}; results in {folder}"
-        )
-        left_over = None
-        with (
-            noted_signals() as stop,
-            progress_bar(total=0, unit="lane-step", unit_scale=True, smoothing=0.1) as bar,
-        ):
-            floor = Floor(
-                table, to_device(table, on), on, backend, opened,
-                free_memory(on) if memory is None else memory, started + budget, stop, bar,
-            )  # fmt: skip
-            try:
+    with open_sweep(folder, described, force=force) as opened, joined(folder) as claims:
+        _write_shared(folder, Shared(str(Path(table.source).resolve()), tuple(cache), trains))
+        # Beside spec.json: by what is chosen decides no trial, and may be another next time.
+        replace_file(folder / "selection.json", json.dumps({"select": select}).encode())
+        return train_and_tell(
+            table, spec, base, opened, claims, open_search(spec, base, folder, opened.records),
+            on=on, backend=backend, memory=memory, budget=budget, select=select, cache=cache,
+            say=say, again={i: r for i, r in opened.records.items() if r.status == "failed"},
+        )  # fmt: skip
+
+
+def train_and_tell(
+    table: FeatureTable,
+    spec: SweepSpec,
+    base: RunConfig,
+    opened: SweepFolder,
+    claims: Claims,
+    search: Search,
+    *,
+    on: torch.device,
+    backend: str,
+    memory: int | None,
+    budget: float,
+    select: str,
+    cache: Sequence[str],
+    say: Callable[[str], None],
+    again: dict[str, Record],
+) -> dict[str, Any]:
+    """Trains until every trial has ended, at whichever member, and returns the report; see sweep.
+
+    again  failed trials that are tried again
+    """
+    started = time.monotonic()
+    state, folder = search.state(), opened.folder
+    say(
+        f"{table.source}: {state.most} trials, {len(opened.records)} of them on record, with "
+        f"{len(base.held_out)} training(s) each, on {on.type}; results in {folder}"
+    )
+    left_over = None
+    with (
+        noted_signals() as stop,
+        progress_bar(total=0, unit="lane-step", unit_scale=True, smoothing=0.1) as bar,
+    ):
+        floor = Floor(
+            table, to_device(table, on), on, backend, opened,
+            free_memory(on) if memory is None else memory, started + budget, stop, bar,
+        )  # fmt: skip
+        try:
+            if spec.halving:
                 train_all(search, spec, base, floor, batch_size(spec))
-            except Stopped:
-                left_over = state.most - len(opened.records)
-        spent = time.monotonic() - started
-        if left_over:
-            told = f"{left_over} trials are left; the same command goes on with them"
-            if stop:
-                raise Interrupted(f"stopped; {folder} holds what ended. {told}", stop[0])
-            say(f"the budget is used up: {told}")
-        report = sweep_report(opened.records.values(), base, cache, select=select)
+            else:
+                train_shared(search, spec, base, floor, batch_size(spec), claims, again)
+        except Stopped:
+            left_over = state.most - len(opened.records)
+    spent = time.monotonic() - started
+    if left_over:
+        told = f"{left_over} trials are left; the same command goes on with them"
+        if stop:
+            raise Interrupted(f"stopped; {folder} holds what ended. {told}", stop[0])
+        say(f"the budget is used up: {told}")
+    else:
+        opened.gather()
+        claims.clear()
+    report = sweep_report(opened.records.values(), base, cache, select=select)
     speed = floor.steps / spent if spent else 0.0
     return {
         **report,
@@ -98,3 +162,25 @@ def sweep(
         "lane_steps_a_second": speed,
         "wall_seconds": spent,
     }
+
+
+def read_shared(folder: Path) -> Shared:
+    """What the first member left for those who join; ConfigError when it is not there."""
+    file = folder / SHARED
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        words = tuple(map(str, found["words"]))
+        return Shared(str(found["cache"]), words, str(found["backend"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{file}: does not say which cache the sweep is of ({error!r}); start the sweep's own "
+            "command once more, and join it then"
+        ) from error
+
+
+def _write_shared(folder: Path, shared: Shared) -> None:
+    content = json.dumps(dataclasses.asdict(shared), indent=2) + "\n"
+    try:
+        replace_whole(folder / SHARED, content.encode())
+    except OSError as error:
+        raise ConfigError(cannot_write(folder, error)) from error

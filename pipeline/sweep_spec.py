@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from pipeline.config import ConfigError, ConflictError, RunConfig
 from pipeline.halving import Halving
@@ -16,6 +17,7 @@ from pipeline.sweep_space import (
     Range,
     Steps,
     ends_of,
+    from_words,
     in_words,
     parse_words,
 )
@@ -109,7 +111,7 @@ def split_seeds(
         raise ConfigError("the seeds are given twice; say --seeds N, or list values of seed once")
     if not isinstance(named[0], Choices):
         raise ConfigError("seed: list its values; every configuration trains with each of them")
-    return others, named[0].values
+    return others, cast(tuple[int, ...], named[0].values)  # parse_words made whole numbers
 
 
 def trial_count(spec: SweepSpec) -> float:
@@ -120,7 +122,7 @@ def trial_count(spec: SweepSpec) -> float:
     return configurations * len(spec.seeds)
 
 
-def describe(spec: SweepSpec) -> dict:
+def describe(spec: SweepSpec) -> dict[str, Any]:
     """All of a spec that decides its trials, as spec.json has it."""
     return {
         "method": spec.method,
@@ -133,12 +135,25 @@ def describe(spec: SweepSpec) -> dict:
     }
 
 
+def read_description(found: dict[str, Any]) -> SweepSpec:
+    """The spec that `describe` gave this of; ConfigError, KeyError, TypeError for what is none."""
+    halving = found["halving"]
+    return SweepSpec(
+        found["method"],
+        tuple((name, from_words(words)) for name, words in sorted(found["parameters"].items())),
+        tuple(found["seeds"]),
+        found["count"],
+        Halving(**halving) if halving else None,
+        found["draw_seed"],
+    )
+
+
 def batch_size(spec: SweepSpec) -> int:
     """Configurations to ask for at a time: a quarter of a bayes search's, at most BATCH; else all.
 
     A number of the spec and not of the memory, or the same sweep would differ between machines.
     """
-    if spec.method != "bayes":
+    if spec.method != "bayes" or spec.count is None:
         return MOST
     return max(1, min(BATCH, spec.count // 4))
 
@@ -154,7 +169,7 @@ def check_ends(spec: SweepSpec, base: RunConfig) -> None:
     Raises ConfigError for one that cannot be, before anything is trained.
     """
     ends = {name: ends_of(name, domain) for name, domain in spec.parameters}
-    first = {name: values[0] for name, values in ends.items()}
+    first: dict[str, Any] = {name: values[0] for name, values in ends.items()}
     for name, values in ends.items():
         for value in values:
             # A value may need another than the others' first: head cosine needs mode FedAtTxt.
@@ -164,7 +179,7 @@ def check_ends(spec: SweepSpec, base: RunConfig) -> None:
         dataclasses.replace(base, seed=seed)
 
 
-def seeded(spec: SweepSpec, configuration: int, settings: dict) -> tuple[Trial, ...]:
+def seeded(spec: SweepSpec, configuration: int, settings: dict[str, Any]) -> tuple[Trial, ...]:
     """One configuration's trials, numbered configuration * seeds + place of the seed."""
     first = configuration * len(spec.seeds)
     return tuple(make_trial(first + at, settings, seed) for at, seed in enumerate(spec.seeds))

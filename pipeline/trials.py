@@ -1,24 +1,22 @@
 """A sweep on disk: spec.json says what it is, trials.jsonl holds every trial that ended.
 
-trials.jsonl is the truth: one object a trial, appended as each ends and never rewritten. Of two
-objects with one id the later counts: a trial that failed is tried again by the next start.
+trials.jsonl is the truth: one object a trial, appended as each ends. Of two objects with one id the
+later counts: a trial that failed is tried again by the next start. Who joins a sweep writes a
+trials-<member>.jsonl of its own, for lines that two machines append to one file on a network disk
+may overwrite each other; when all trials have ended they are gathered in trials.jsonl.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import ConfigError, run_id
-from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole
 
 STATUSES = ("done", "diverged", "failed", "pruned")
 """Trained to the end; its numbers left the finite ones; an error, told in `error`; cut."""
-OURS = ("trials.jsonl", "study.journal", "spec.json")
+TRIALS = "trials.jsonl"
 
 
 @dataclass(frozen=True)
@@ -65,57 +63,6 @@ def record(trial: Trial, **ended) -> Record:
     return Record(trial.id, trial.number, trial.settings, trial.seed, **ended)
 
 
-class SweepFolder:
-    """The files of one sweep, held by a lock; records has the last Record of every id."""
-
-    def __init__(self, folder: Path, records: dict[str, Record]) -> None:
-        self.folder = folder
-        self.records = records
-        self._lines = (folder / "trials.jsonl").open("ab")
-
-    def add(self, ended: Record) -> None:
-        """Appends one trial, handed to the system before this returns.
-
-        Raises ConfigError when it cannot be written.
-        """
-        assert ended.status in STATUSES, ended.status
-        finite = _finite(dataclasses.asdict(ended))
-        line = json.dumps(finite, allow_nan=False)
-        try:
-            self._lines.write(line.encode() + b"\n")
-            self._lines.flush()
-        except OSError as error:
-            raise ConfigError(cannot_write(self.folder, error)) from error
-        self.records[ended.id] = Record(**finite)
-
-    def close(self) -> None:
-        """Closes trials.jsonl."""
-        # After a full disk the unwritten bytes cannot be flushed either: that was told by add.
-        with contextlib.suppress(OSError):
-            self._lines.close()
-
-
-@contextlib.contextmanager
-def open_sweep(folder: Path, described: dict, *, force: bool = False) -> Iterator[SweepFolder]:
-    """The folder of the sweep that `described` says, made when missing, locked while it is open.
-
-    described  all that decides the trials and their numbers, as JSON can hold it
-    force      start anew: what the folder holds of a sweep is deleted
-
-    Raises ConfigError when it holds another sweep (the first field that differs is named), when
-    another process sweeps in it, and for a line, not the last, that is no trial.
-    """
-    with locked(folder, "sweeping"):
-        try:
-            sweep = SweepFolder(folder, _prepare(folder, described, force))
-        except OSError as error:
-            raise ConfigError(cannot_write(folder, error)) from error
-        try:
-            yield sweep
-        finally:
-            sweep.close()
-
-
 def read_trials(file: Path) -> tuple[dict[str, Record], int]:
     """The last Record of every id, in the order of first lines, and how many bytes are good.
 
@@ -138,39 +85,33 @@ def read_trials(file: Path) -> tuple[dict[str, Record], int]:
     return records, good
 
 
-def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
-    spec, trials = folder / "spec.json", folder / "trials.jsonl"
-    described = json.loads(json.dumps(described, allow_nan=False))
-    if force:
-        for name in OURS:
-            (folder / name).unlink(missing_ok=True)
-    if spec.exists():
-        _refuse_other(spec, described)
-    elif trials.exists():
-        raise ConfigError(f"{folder}: has trials.jsonl but no spec.json; --force starts anew")
-    else:
-        replace_whole(spec, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
-    records, good = read_trials(trials)
-    if trials.exists():
-        os.truncate(trials, good)
-        if records and not trials.read_bytes().endswith(b"\n"):
-            with trials.open("ab") as opened:
-                opened.write(b"\n")
+def trial_files(folder: Path) -> list[Path]:
+    """trials.jsonl and then those of members that joined, by name; as far as they are there."""
+    first = folder / TRIALS
+    return [first] * first.exists() + sorted(folder.glob("trials-*.jsonl"))
+
+
+def read_all(folder: Path) -> dict[str, Record]:
+    """The Record that counts of every id in a sweep's folder, whoever of its members wrote it.
+
+    One that failed counts less than another; else the one that stands in the earlier file.
+    """
+    records: dict[str, Record] = {}
+    for file in trial_files(folder):
+        add_better(records, read_trials(file)[0])
     return records
 
 
-def _refuse_other(spec: Path, described: dict) -> None:
-    try:
-        found = json.loads(spec.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{spec}: is no JSON ({error}); --force starts anew") from error
-    differs = first_difference(found, described)
-    if differs:
-        name, old, new = differs
-        raise ConfigError(
-            f"{spec.parent}: holds a sweep with {name or 'spec'} = {old}, but {new} is asked for; "
-            "pass another --out, or --force to delete it and start anew"
-        )
+def add_better(records: dict[str, Record], more: dict[str, Record]) -> None:
+    """Puts into records what is new in more, or stands there as failed only."""
+    for id, each in more.items():
+        if id not in records or (records[id].status == "failed" and each.status != "failed"):
+            records[id] = each
+
+
+def line_of(record: dict) -> bytes:
+    """A line of trials.jsonl."""
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
 def _parse(line: bytes) -> Record:
@@ -188,11 +129,12 @@ def _parse(line: bytes) -> Record:
     return record
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
+    """The value with None for each number in it that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
+        return {name: finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return value

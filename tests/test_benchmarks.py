@@ -25,29 +25,38 @@ def machine(gpu=None, date="2026-01-02"):
     return {"date": date, "cpu": "A", "cores": 2, "load": 0.5, "gpu": gpu, "packages": packages}
 
 
-def test_the_readme_s_tables_are_those_of_the_result_files():
-    text = (ROOT / "README.md").read_text("utf-8")
+@pytest.mark.parametrize(
+    ("page", "made"), [("README.md", readme.chief), ("docs/kernels.md", readme.tables)]
+)
+def test_the_tables_are_those_of_the_result_files(page, made):
+    text = (ROOT / page).read_text("utf-8")
     shown = text.split(readme.BEGIN)[1].split(readme.END)[0].strip()
-    assert shown == readme.tables(), "run ./run.sh bench --readme"
+    assert shown == made(), "run ./run.sh bench --readme"
 
 
-def test_readme_takes_the_newest_file_of_each_device_and_says_what_was_not_measured(tmp_path):
-    rows.RESULTS, kept = tmp_path, rows.RESULTS
-    try:
-        for date, seconds in (("2026-01-02", 0.5), ("2026-01-03", 0.25)):
-            rows.write([row(p50=seconds)], machine(date=date), "a-2-cores")
-    finally:
-        rows.RESULTS = kept
-    text = readme.tables(tmp_path)
+def test_tables_take_the_newest_file_of_each_device_and_say_what_was_not_measured(
+    tmp_path, monkeypatch
+):
+    results = tmp_path / "results"
+    monkeypatch.setattr(rows, "RESULTS", results)
+    plain = row(case="torch eager", p50=2.0, times_baseline=1.0)
+    for date, seconds in (("2026-01-02", 0.5), ("2026-01-03", 0.25)):
+        rows.write([plain, row(p50=seconds)], machine(date=date), "a-2-cores")
+    text, chief = readme.tables(results), readme.chief(results)
     assert "250 ms" in text and "500 ms (" not in text and "5.25" in text
-    assert text.endswith("GPU: not measured.")
-    file = tmp_path / "README.md"
-    file.write_text(f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow\n", "utf-8")
-    readme.rewrite(file, tmp_path)
-    assert file.read_text("utf-8") == f"above\n{readme.BEGIN}\n{text}\n{readme.END}\nbelow\n"
-    file.write_text("no marks", "utf-8")
+    assert text.endswith("GPU: not measured.") and chief.endswith("GPU: not measured.")
+    cells = [[cell.strip() for cell in line.split("|")] for line in chief.splitlines()]
+    assert ["", "one training step, B 32, D 512", "2 s", "250 ms", "5.25", ""] in cells
+    (tmp_path / "docs").mkdir()
+    pages = {tmp_path / "README.md": chief, tmp_path / "docs" / "kernels.md": text}
+    for page in pages:
+        page.write_text(f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow\n", "utf-8")
+    readme.rewrite(tmp_path, results)
+    for page, made in pages.items():
+        assert page.read_text("utf-8") == f"above\n{readme.BEGIN}\n{made}\n{readme.END}\nbelow\n"
+    (tmp_path / "README.md").write_text("no marks", "utf-8")
     with pytest.raises(ValueError, match="needs one line"):
-        readme.rewrite(file, tmp_path)
+        readme.rewrite(tmp_path, results)
 
 
 def test_rows_of_other_benchmarks_of_the_day_are_kept(tmp_path, monkeypatch):

@@ -65,8 +65,8 @@ def test_help_answers_without_the_heavy_packages(command):
 
 def test_bare_run_sh_lists_the_commands_there_are():
     shown = subprocess.run([ROOT / "run.sh"], capture_output=True, text=True, check=True).stdout
-    listed = set(re.findall(r"^  (\w+) ", shown, re.MULTILINE))
-    assert listed == set(cli.commands) | {"bench", "test", "check"}
+    listed = set(re.findall(r"^  ([\w-]+) ", shown, re.MULTILINE))
+    assert listed == set(cli.commands) | {"bench", "test", "check", "docs-check"}
 
 
 def test_released_spellings():
@@ -105,6 +105,7 @@ def test_federate_prints_one_json_object_or_a_table(file, tmp_path):
         assert word in text
     shown = f"{100 * document['results'][0]['unseen']:.2f}"
     assert shown in text.splitlines()[2]
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
 
 
 def test_released_command_line_runs_with_both_spellings(file, tmp_path):
@@ -134,6 +135,10 @@ def test_what_a_person_may_get_wrong_in_federate(file, tmp_path):
     refused("federate", file, "--test_envs", 7, *out, code=1, match="0 a, 1 b, 2 c")
     refused("federate", file, "--batch", 1, *out, code=1, match="batch of one row")
     refused("federate", file, "--dataset", "pacs", *out, code=1, match="name one")
+    refused("extract", "--dataset", "nosuch", "--out", tmp_path / "no.h5", code=6,
+            match="there are demo, pacs")  # fmt: skip
+    refused("extract", "--dataset", "dmo", "--out", tmp_path / "no.h5", code=6,
+            match="Did you mean demo")  # fmt: skip
     refused("federate", file, "--backend", "fortran", *out, code=5, match="there is")
     refused("federate", file, "--init-adapter", tmp_path / "no", *out, code=1, match="no such file")
     (tmp_path / "page.h5").write_text("<!DOCTYPE html><html>")

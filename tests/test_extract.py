@@ -20,6 +20,7 @@ from pipeline import encode_rows
 from pipeline.clip_model import import_clip
 from pipeline.demo import WEIGHTS
 from pipeline.encode_rows import row_ranges
+from pipeline.extraction_rate import read_rate
 from tests import clips
 from tests.extraction import draw_tree, run
 
@@ -211,3 +212,14 @@ def test_how_many_blocks_are_handed_over_at_once_changes_no_byte(tree, weights, 
             report, said = run(tree, weights, out, workers=1, batch=3, on_bad_image="skip")
         found.append((out.read_bytes(), report.turned, report.unreadable, said[1:]))
     assert found[0] == found[1] and found[0][1:3] == (3, 2)
+
+
+def test_the_measured_rate_lies_beside_the_cache_and_is_of_its_content(tree, weights, tmp_path):
+    out = tmp_path / "cache.h5"
+    report, _ = run(tree, weights, out)
+    rate = read_rate(out, read_table(out).content_sha256)
+    assert rate.images == report.encoded == 23 and rate.device.startswith("cpu (")
+    assert rate.per_second == pytest.approx(report.images_per_second, abs=0.06)
+    before = (tmp_path / "cache.h5.rate.json").read_bytes()
+    run(tree, weights, out)  # nothing to encode: nothing measured
+    assert (tmp_path / "cache.h5.rate.json").read_bytes() == before

@@ -14,7 +14,7 @@ from PIL import Image
 from cache.npz import read_npz
 from cache.store import info, write_table
 from cache.table import CacheError, StaleCache
-from pipeline import encode_rows
+from pipeline import cache_files, encode_rows
 from tests import clips
 from tests.extraction import draw_tree, run
 
@@ -100,7 +100,7 @@ def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(tree, weights, tmp_pa
     code = f"""
 import os, sys
 from pathlib import Path
-from pipeline import encode_rows
+from pipeline import cache_files, encode_rows
 from pipeline.cli import cli
 plain, calls = encode_rows.encode_images, []
 def encode(clip, pixels):
@@ -130,22 +130,23 @@ cli(["extract", "--dataset", {str(tree)!r}, "--model", {str(weights)!r}, "--out"
 
 
 def test_federate_by_name_refuses_a_cache_of_other_weights(tree, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(extract, "CACHES", tmp_path / "files")
+    monkeypatch.setattr(cache_files, "CACHES", tmp_path / "files")
     mine = shutil.copy(weights, tmp_path / "mine.safetensors")
-    assert extract.find_cache(str(tree), str(mine)) is None
-    run(tree, mine, extract.cache_path(str(tree), str(mine)))
-    assert extract.find_cache(str(tree), str(mine)) == tmp_path / "files" / "images-mine.h5"
+    assert cache_files.find_cache(str(tree), str(mine)) is None
+    run(tree, mine, cache_files.cache_path(str(tree), str(mine)))
+    assert cache_files.find_cache(str(tree), str(mine)) == tmp_path / "files" / "images-mine.h5"
     clips.save(clips.build(seed=1), mine, "safetensors")  # trained on, under the same name
     with pytest.raises(StaleCache, match="weights_sha256.*extract --force"):
-        extract.find_cache(str(tree), str(mine))
-    shutil.copy(extract.cache_path(str(tree), str(mine)), extract.cache_path("pacs", "ViT-B/32"))
+        cache_files.find_cache(str(tree), str(mine))
+    theirs = cache_files.cache_path("pacs", "ViT-B/32")
+    shutil.copy(cache_files.cache_path(str(tree), str(mine)), theirs)
     with pytest.raises(StaleCache, match='dataset = "images", asked for "pacs"'):
-        extract.find_cache("pacs", "vit-b/32")
+        cache_files.find_cache("pacs", "vit-b/32")
 
 
 def test_federate_by_name_takes_an_imported_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(extract, "CACHES", tmp_path)
+    monkeypatch.setattr(cache_files, "CACHES", tmp_path)
     rows = {"features": np.eye(3, dtype=np.float32), "labels": np.arange(3)}
     np.savez(tmp_path / "x.npz", text_features=np.eye(3, dtype=np.float32), **rows)
     write_table(tmp_path / "pacs-ViT-B-32.h5", read_npz(tmp_path / "x.npz"))
-    assert extract.find_cache("PACS", "ViT-B/32") == tmp_path / "pacs-ViT-B-32.h5"
+    assert cache_files.find_cache("PACS", "ViT-B/32") == tmp_path / "pacs-ViT-B-32.h5"

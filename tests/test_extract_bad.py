@@ -16,10 +16,10 @@ from cache.store import info, read_paths, read_table
 from cache.table import CacheError
 from kernels.backends import BackendUnavailable
 from pipeline import encode_rows
+from pipeline.cache_files import cache_path
 from pipeline.clip_weights import WeightsError
 from pipeline.config import ConfigError
 from pipeline.domains import DataError
-from pipeline.extract import cache_path
 from tests import clips
 from tests.extraction import Said, draw_tree, run
 

@@ -8,8 +8,13 @@ import sys
 import numpy as np
 import pytest
 
+from cache.identity import manifest_sha256 as manifest
 from pipeline.clip_model import import_clip
-from pipeline.domains import DataError, manifest_sha256, scan
+from pipeline.domains import DataError, image_digests, scan
+
+
+def manifest_sha256(tree, progress=None) -> str:
+    return manifest(tree.paths, image_digests(tree, progress))
 
 
 def make(root, *paths):

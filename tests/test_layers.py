@@ -18,8 +18,10 @@ DOORS = {  # outside package -> the files that may import it
     "click": {
         "benchmarks/__main__.py",
         "pipeline/cli.py",
+        "pipeline/cli_cache.py",
         "pipeline/cli_check.py",
         "pipeline/cli_flower.py",
+        "pipeline/cli_merge.py",
         "pipeline/cli_predict.py",
         "pipeline/cli_report.py",
         "pipeline/cli_reproduce.py",

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from cache.store import read_table
+from pipeline.extraction_rate import Rate, keep_rate, read_rate
 from pipeline.predictions import encodes_a_round, predictions
 from pipeline.report_data import read_run
 from pipeline.report_maps import answers_of, confusions, feature_map, mistakes
 from pipeline.report_page import read, report_html, write_report
+from pipeline.report_parts import facts
 from pipeline.training import to_device
 from tests import naive
 from tests.report_folders import HOSTILE, copy, made_run, real_run, weights_of
@@ -168,6 +170,34 @@ def test_costs_count_what_the_released_loop_encodes(run):
     page = Page(report_html([read(run)], images_per_second=10.0).decode())
     assert f"{sent / 1e6:,.2f} MB" in page.text
     assert f"{encodes * 4:,}" in page.text and "at 10 images/s" in page.text
+
+
+def test_seconds_are_worked_out_from_the_measured_rate(run, tmp_path):
+    cache = tmp_path / "cache.h5"
+    cache.write_bytes((run.parent / "cache.h5").read_bytes())
+    content = read_run(run).cache["content_sha256"]
+    plain = Page(report_html([read(run)], cache=cache).decode()).text
+    assert "no measured rate lies beside the cache" in plain and "images/s" not in plain
+    keep_rate(cache, content, Rate(600, 2.0, "cpu (Test & Co)"))
+    text = Page(report_html([read(run)], cache=cache).decode()).text
+    assert "600 images in 2 s on cpu (Test & Co)" in text and "computed at 300 images/s" in text
+    assert f"{read_run(run).cache['rows'] / 300:.3g} s" in text
+    keep_rate(cache, "0" * 64, Rate(600, 2.0, "cpu"))  # of another cache that lay here
+    assert read_rate(cache, content) is None
+    for odd in ("[]", "{}", '{"content_sha256": 1}', json.dumps({"content_sha256": content})):
+        (tmp_path / "cache.h5.rate.json").write_text(odd)
+        assert read_rate(cache, content) is None
+
+
+def test_what_is_inside_a_setting_gets_lines_of_its_own():
+    deep: dict = {"d": 1}
+    for _ in range(100):
+        deep = {"d": deep}
+    page = Page(str(facts([("encoder", {"size": 224, "names": ["a", "b"]}), ("deep", deep)])))
+    assert "a, b" in page.text and "{" in page.text and '"names"' not in page.text
+    assert [a.get("class") for t, a in page.tags if t == "dt"] == [
+        None, "in1", "in1", None, "in1", "in2", "in3"
+    ]  # fmt: skip
 
 
 def test_left_out_with_a_reason(run, tmp_path):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from pipeline.cli import cli
 from pipeline.config import ConfigError
 from pipeline.report_page import write_report
-from pipeline.report_trials import chosen_trials, read_bench, read_sweep
+from pipeline.report_trials import chosen, read_bench, read_sweep
 from tests.report_folders import (
     made_bench,
     made_sweep,
@@ -31,7 +31,7 @@ def test_a_sweep_is_chosen_by_validation_alone(tmp_path):
         if all(t.status == "done" for t in seeds):
             whole[first] = sum(t.val_accuracy for t in seeds)
     best = max(whole, key=whole.get)
-    assert [t.number for t in chosen_trials(sweep.trials)] == [best, best + 1, best + 2]
+    assert [t.number for t in chosen(sweep).records] == [best, best + 1, best + 2]
     assert set(sweep.varied) == {"lr", "loss", "head", "weight_decay"}
     page = harmless(write_report(tmp_path / "sweep").read_bytes())
     assert "diverged or failed" in page.text and "Over seeds" in page.text
@@ -40,6 +40,29 @@ def test_a_sweep_is_chosen_by_validation_alone(tmp_path):
     assert len(threads) == len(known) + 3  # the legend has three
     assert sum("best" in a["class"] for a in threads) == 3 + 1
     assert "Trials " + ", ".join(str(best + k) for k in range(3)) in page.text
+
+
+def test_a_sweep_by_oracle_is_called_so(tmp_path):
+    folder = made_sweep(tmp_path / "sweep")
+    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    for line in lines:  # what is best on validation is worst when tested
+        for result in line["results"]:
+            result["unseen"] = 1 - line["val_accuracy"]
+    (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole = {}
+    for group in (lines[at : at + 3] for at in range(0, 60, 3)):
+        if all(line["status"] == "done" for line in group):
+            whole[group[0]["number"]] = sum(line["val_accuracy"] for line in group)
+    worst, best = min(whole, key=whole.get), max(whole, key=whole.get)
+    for select, number in (("oracle", worst), ("validation", best)):
+        (folder / "selection.json").write_text(json.dumps({"select": select}))
+        assert chosen(read_sweep(folder)).records[0].number == number
+        text = harmless(write_report(folder).read_bytes()).text
+        assert ("by oracle" in text, "no result" in text) == (select == "oracle",) * 2
+        assert ("Best on validation" in text) == (select == "validation")
+    (folder / "selection.json").write_text('{"select": "wishes"}')
+    with pytest.raises(ConfigError, match="selection.json: is not what"):
+        read_sweep(folder)
 
 
 def test_sweeps_without_trials_and_with_thousands(tmp_path):

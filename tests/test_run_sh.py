@@ -82,3 +82,13 @@ def test_a_venv_of_somebody_else_without_pip_is_left_alone(project):
     done = call("say", script=project / "run.sh", FEDCLIP_PYTHON="")
     assert done.returncode == 1 and "was not made here" in done.stderr
     assert (project / ".venv" / "mine").exists()
+
+
+@pytest.mark.parametrize("word", ["test", "check", "bench", "docs-check"])
+def test_every_word_explains_itself_and_does_nothing_else(word):
+    for option in ("--help", "-h"):
+        done = call(word, option)
+        assert done.returncode == 0 and done.stdout.startswith("Usage:"), done.stderr
+        assert len(done.stdout.splitlines()) > 3 and not done.stderr
+    asked = call("check", "tests/test_svg.py")
+    assert asked.returncode == 1 and "./run.sh test tests/test_svg.py" in asked.stderr

@@ -119,7 +119,7 @@ FORGERIES = {
     "soft link": (soft, "link to elsewhere"),
     "external link": (outside, "link to elsewhere"),
     "group": (group, "split is no dataset"),
-    "more members": (lambda file: file.create_dataset("zzz", data=1), "datasets, more than"),
+    "more members": (lambda file: file.create_dataset("zzz", data=1), "lacks or adds .zzz."),
     "2000 members": (many, "datasets, more than"),
     "missing member": (lambda file: file.pop("labels"), "labels"),
     "root attribute": (big_attribute, "attributes"),

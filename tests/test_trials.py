@@ -12,7 +12,8 @@ import time
 import pytest
 
 from pipeline.config import ConfigError
-from pipeline.trials import Record, make_trial, open_sweep, read_trials, record
+from pipeline.sweep_folder import open_sweep
+from pipeline.trials import Record, make_trial, read_trials, record
 from tests.conftest import ROOT
 
 SPEC = {"sweep": {"parameters": {"lr": {"values": [1e-4, 1e-3]}}, "seeds": [0]}, "backend": "torch"}
@@ -167,7 +168,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.test_trials import SPEC, ended
-from pipeline.trials import open_sweep
+from pipeline.sweep_folder import open_sweep
 with open_sweep(Path(sys.argv[1]), SPEC) as sweep:
     sweep.add(ended(0))
     print("held", flush=True)

@@ -1,0 +1,245 @@
+"""Caches that are one of n parts of an extraction: which rows each has, and the whole of all."""
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from cache.checksums import read_region, refuse_damage
+from cache.contents import decode_paths, encode_paths, read_contents, read_digests
+from cache.disk import partial_of
+from cache.identity import compare_identity, manifest_sha256
+from cache.opening import open_writer
+from cache.table import BLOCK_ROWS, CacheError, FeatureTable
+from cache.userblock import Region, UserBlock, open_cache
+from cache.writer import Writer
+
+_NAME = re.compile(r"\.shard-\d+-of-\d+$")
+_COUNTS = ("index", "count", "rows", "batch")
+_DIGESTS = ("paths_sha256", "manifest_sha256")
+_SHOWN = 8  # missing shards named; the rest is a count
+
+
+@dataclass(frozen=True)
+class _Shard:
+    path: Path
+    file: BinaryIO
+    block: UserBlock
+    table: FeatureTable
+    status: np.ndarray
+    paths: list[str]
+    facts: dict[str, Any]
+
+    @property
+    def rows(self) -> range:
+        """Which rows of the whole these are."""
+        return shard_rows(*(self.facts[name] for name in ("rows", "batch", "index", "count")))
+
+
+def shard_rows(rows: int, batch: int, index: int, count: int) -> range:
+    """The rows of shard `index` of `count`, counted from 1: neighbours, whole batches.
+
+    Blocks of `batch` rows are dealt out in order, floor(blocks * index / count) of them to the
+    shards up to this one. A feature's last bits depend on the images it is encoded with, so a
+    batch that was cut in two would not give the bytes of an extraction in one piece.
+    """
+    blocks = -(-rows // batch)
+    first, stop = (blocks * number // count * batch for number in (index - 1, index))
+    return range(first, min(stop, rows))
+
+
+def shard_path(whole: Path, index: int, count: int) -> Path:
+    """The file of a shard beside the file of the whole: x.h5 -> x.shard-2-of-8.h5."""
+    return whole.with_name(f"{whole.stem}.shard-{index}-of-{count}{whole.suffix}")
+
+
+def shard_identity(
+    whole: dict[str, Any], paths: Sequence[str], *, index: int, count: int, batch: int
+) -> dict[str, Any]:
+    """The identity of a shard: the whole's, but its manifest is of the shard's own rows.
+
+    whole  as of a cache in one piece, with the manifest_sha256 of the shard's images
+    paths  of all rows of the whole, in order
+    """
+    shared = {name: value for name, value in whole.items() if name != "manifest_sha256"}
+    shared["shard"] = {
+        "index": index,
+        "count": count,
+        "rows": len(paths),
+        "batch": batch,
+        "paths_sha256": _paths_sha256(paths),
+        "manifest_sha256": whole["manifest_sha256"],
+    }
+    return shared
+
+
+def merge_shards(files: Iterable[Path], out: Path | None = None, *, force: bool = False) -> Path:
+    """One cache of all shards of an extraction: the bytes that it would have had in one piece.
+
+    files  every shard once, in any order;  out  None: their name without .shard-i-of-n
+    force  replace what is at out
+
+    Features are read, compared with their checksums and written BLOCK_ROWS rows at a time; killed,
+    the next call goes on. Text features are those of shard 1. Returns out.
+    Raises StaleCache for shards of different extractions, with the first field that differs;
+    CacheError for one that is missing, given twice, unfinished, damaged or no shard.
+    """
+    with ExitStack() as stack:
+        shards = [_open(stack, path) for path in files]
+        if not shards:
+            raise CacheError("no shard is given; name all of one extraction")
+        shards.sort(key=lambda shard: shard.facts["index"])
+        for shard in shards[1:]:
+            compare_identity(
+                _common(shards[0]),
+                _common(shard),
+                shard.path,
+                f"it does not belong to {shards[0].path}; leave one of the two out",
+            )
+        _refuse_gaps(shards)
+        first, table = shards[0], shards[0].table
+        out = out or first.path.with_name(_NAME.sub("", first.path.stem) + first.path.suffix)
+        paths = [path for shard in shards for path in shard.paths]
+        with open_writer(
+            out,
+            identity=_whole_identity(shards, paths),
+            class_names=table.class_names,
+            domain_names=table.domain_names,
+            labels=np.concatenate([shard.table.labels for shard in shards]),
+            domains=np.concatenate([shard.table.domains for shard in shards]),
+            paths=paths,
+            text_features=table.text_features,
+            logit_scale=table.logit_scale,
+            width=table.features.shape[1],
+            dtype=table.features.dtype.name,
+            force=force,
+        ) as writer:
+            for shard in shards:
+                _copy(shard, writer)
+            writer.publish()
+    return out
+
+
+def _open(stack: ExitStack, path: Path) -> _Shard:
+    file, block = stack.enter_context(open_cache(path))
+    if not block.complete:
+        raise CacheError(f"{path} is not complete; the command that began it goes on with it")
+    refuse_damage(file, block, path, paths=True)
+    table, status = read_contents(file, block, path)
+    facts = table.identity.get("shard")
+    if facts is None:
+        raise CacheError(f"{path} is a cache in one piece, not a shard; there is nothing to merge")
+    if not _sound(facts, block.rows):
+        raise CacheError(f"{path}: what it says of itself as a shard cannot be; it is not read")
+    paths = decode_paths(read_region(file, block.regions["paths"]), block.rows, str(path))
+    return _Shard(path, file, block, table, status, paths, facts)
+
+
+def _sound(facts: object, rows: int) -> bool:
+    """Whether these are a shard's facts, of so many rows."""
+    if not isinstance(facts, dict) or facts.keys() != {*_COUNTS, *_DIGESTS}:
+        return False
+    counts = [facts[name] for name in _COUNTS]
+    if any(type(count) is not int or not 0 < count < 1 << 40 for count in counts):
+        return False
+    index, count, whole, batch = counts
+    return index <= count and len(shard_rows(whole, batch, index, count)) == rows
+
+
+def _common(shard: _Shard) -> dict[str, Any]:
+    """What all shards of one extraction have alike."""
+    table = shard.table
+    own = {"index", "manifest_sha256"}
+    return {
+        **table.identity,
+        "shard": {name: value for name, value in shard.facts.items() if name not in own},
+        "dtype": table.features.dtype.name,
+        "width": table.features.shape[1],
+        "classes": table.class_names,
+        "domains": table.domain_names,
+        "logit_scale": table.logit_scale,
+    }
+
+
+def _refuse_gaps(shards: Sequence[_Shard]) -> None:
+    for one, other in zip(shards, shards[1:], strict=False):
+        if one.facts["index"] == other.facts["index"]:
+            raise CacheError(
+                f"{one.path} and {other.path} are both shard {_number(one)}; leave one of them out"
+            )
+    count, there = shards[0].facts["count"], {shard.facts["index"] for shard in shards}
+    missing = count - len(there)
+    if missing:
+        named = list(_missing(shards[0].path, count, there))
+        more = f" and {missing - len(named)} more" if missing > len(named) else ""
+        raise CacheError(
+            f"of {count} shards {missing} are missing: {', '.join(named)}{more}; name all of them, "
+            "and make what is not there with ./run.sh extract --shard"
+        )
+
+
+def _missing(beside: Path, count: int, there: set[int]) -> Iterator[str]:
+    """The first missing shards in words; an unfinished file of one is named."""
+    whole = beside.with_name(_NAME.sub("", beside.stem) + beside.suffix)
+    numbers = (number for number in range(1, count + 1) if number not in there)
+    for number, _ in zip(numbers, range(_SHOWN), strict=False):
+        partial = partial_of(shard_path(whole, number, count))
+        yield f"{number}/{count}" + (f" ({partial} is unfinished)" if partial.exists() else "")
+
+
+def _number(shard: _Shard) -> str:
+    return f"{shard.facts['index']}/{shard.facts['count']}"
+
+
+def _whole_identity(shards: Sequence[_Shard], paths: list[str]) -> dict[str, Any]:
+    facts = shards[0].facts
+    if _paths_sha256(paths) != facts["paths_sha256"]:
+        raise CacheError(
+            f"{shards[0].path} and the others: their paths are not those of the data set that "
+            "they were cut from; make them again"
+        )
+    digests = []
+    for shard in shards:
+        own = read_digests(shard.file, shard.block, shard.path)
+        if manifest_sha256(shard.paths, own) != shard.facts["manifest_sha256"]:
+            raise CacheError(f"{shard.path}: its images' digests are not those it was made from")
+        digests.append(own)
+    identity = {name: value for name, value in shards[0].table.identity.items() if name != "shard"}
+    return identity | {"manifest_sha256": manifest_sha256(paths, np.concatenate(digests))}
+
+
+def _copy(shard: _Shard, writer: Writer) -> None:
+    """Puts the shard's rows that are still to do, each block of them checked."""
+    todo = np.zeros(shard.facts["rows"], bool)
+    todo[writer.todo] = True
+    todo = todo[shard.rows.start : shard.rows.stop]
+    features, crcs = shard.table.features, shard.table.block_crc32
+    assert crcs is not None  # read_contents always has them
+    offset, nbytes = shard.block.regions["features"]
+    row_bytes = nbytes // len(todo)
+    for number, start in enumerate(range(0, len(todo), BLOCK_ROWS)):
+        stop = min(start + BLOCK_ROWS, len(todo))
+        # Read, not mapped: the pages of a mapped file count as this process's memory.
+        raw = read_region(
+            shard.file, Region(offset + start * row_bytes, (stop - start) * row_bytes)
+        )
+        if zlib.crc32(raw) != crcs[number]:
+            raise CacheError(
+                f"{shard.path} is damaged in its features, rows {start} to {stop - 1}; copy or "
+                f"make shard {_number(shard)} again"
+            )
+        block = np.frombuffer(raw, features.dtype.newbyteorder("<")).reshape(stop - start, -1)
+        new = np.flatnonzero(todo[start:stop])
+        rows = shard.rows.start + start + new
+        writer.put(rows, block[new], shard.status[start:stop][new])
+    writer.flush()
+
+
+def _paths_sha256(paths: Sequence[str]) -> str:
+    return hashlib.sha256(encode_paths(list(paths), len(paths), "paths")).hexdigest()

@@ -1,0 +1,119 @@
+"""Where trials of a sweep train: what they share, which of them side by side, how they end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from cache.table import FeatureTable
+from kernels.heads import size
+from pipeline.config import ConfigError, RunConfig
+from pipeline.evaluate import Cached
+from pipeline.halving import trial_rounds
+from pipeline.joint import common_key
+from pipeline.lanes import Plan, build_plan, steps_a_round
+from pipeline.sweep_folder import SweepFolder
+from pipeline.sweep_spec import SweepSpec, config_of
+from pipeline.training import Progress
+from pipeline.trials import Record, Trial, record
+
+LANES = 96
+"""Lanes side by side on a CPU: enough for threads to share, few enough that trials end one by one.
+More gain nothing there; on a GPU memory alone is the limit."""
+
+
+class Stopped(Exception):
+    """The budget is used up or a signal came; the trials that ended are written."""
+
+
+@dataclass
+class Running:
+    """A trial that trains: its config, its own plan, and how far it is between two rungs."""
+
+    trial: Trial
+    config: RunConfig
+    plan: Plan
+    progress: Progress | None = None  # None: not begun, in a joint one, or parked
+    parked: Path | None = None
+    seconds: float = 0.0
+    val: float | None = None
+    died: str | None = None  # why it diverged
+
+
+@dataclass
+class Floor:
+    """Where trials train: what they share, what limits them, and who is told."""
+
+    table: FeatureTable
+    cached: Cached
+    device: torch.device
+    backend: str
+    folder: SweepFolder
+    memory: int
+    deadline: float
+    stop: list[int]
+    bar: tqdm
+    steps: int = field(default=0)  # lane-steps made
+
+
+def planned(
+    asked: Sequence[Trial], base: RunConfig, table: FeatureTable
+) -> tuple[list[Running], list[tuple[Trial, str]]]:
+    """The trials with their plans; and those that cannot be (their neighbours can), with why."""
+    live, broken = [], []
+    for trial in asked:
+        try:
+            config = config_of(trial, base)
+            live.append(Running(trial, config, build_plan(table, config)))
+        except ConfigError as error:
+            broken.append((trial, str(error)))
+    return live, broken
+
+
+def foresee(live: list[Running], spec: SweepSpec, rounds: int, floor: Floor) -> None:
+    """Tells the bar how many lane-steps there will be, that it can tell the time left."""
+    steps = [sum(map(steps_a_round, e.plan.lanes)) * e.config.rounds for e in live]
+    share = 1.0
+    if spec.halving and live:
+        seeds = len(spec.seeds)
+        planned = trial_rounds(len(live) // seeds * seeds, seeds, rounds, spec.halving)
+        share = planned / max(1, len(live) * rounds)
+    floor.bar.total = floor.steps + int(share * sum(steps))
+    floor.bar.refresh()
+
+
+def chunks_of(live: Sequence[Running], floor: Floor) -> list[list[Running]]:
+    """Trials that train side by side: alike in shape, and together within the memory."""
+    groups: dict[tuple, list[Running]] = {}
+    for each in live:
+        groups.setdefault((common_key(each.plan), each.config.rounds), []).append(each)
+    most = LANES if floor.device.type == "cpu" else 1 << 30
+    chunks = []
+    for group in groups.values():
+        lanes = room = 0
+        for each in group:
+            lanes, room = lanes + len(each.plan.lanes), room + lane_bytes(each.plan, floor.device)
+            if not lanes - len(each.plan.lanes) or lanes > most or room > floor.memory:
+                chunks.append([])
+                lanes, room = len(each.plan.lanes), lane_bytes(each.plan, floor.device)
+            chunks[-1].append(each)
+    return chunks
+
+
+def lane_bytes(plan: Plan, device: torch.device) -> int:
+    """Memory that a trial takes while it trains, over its lanes, servers and models."""
+    lanes, servers, models = len(plan.lanes), len(plan.servers), len(plan.models)
+    # A lane: where it starts and where it is; on a GPU Adam's two moments beside them. A server:
+    # before and after its round. A model: the best so far.
+    rows = lanes * (2 if device.type == "cpu" else 4) + 2 * servers + models
+    return 4 * size(plan.work.kind) * max(rows, 1)
+
+
+def end_trial(floor: Floor, trial: Trial, status: str, **facts) -> None:
+    """Puts a trial on record; facts that are not given are those of one that never began."""
+    blank = {"rounds": 0, "results": [], "val_accuracy": None, "seconds": 0.0}
+    ended: Record = record(trial, status=status, **{**blank, **facts})
+    floor.folder.add(ended)
+    floor.bar.set_postfix_str(f"{len(floor.folder.records)} trials ended", refresh=False)

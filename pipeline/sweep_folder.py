@@ -1,0 +1,154 @@
+"""A sweep's folder while a process works in it: its lock, its own file of trials, others'."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.config import ConfigError
+from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole
+from pipeline.trials import (
+    STATUSES,
+    TRIALS,
+    Record,
+    add_better,
+    finite,
+    line_of,
+    read_all,
+    read_trials,
+    trial_files,
+)
+
+OURS = (TRIALS, "study.journal", "spec.json", "shared.json", "selection.json")
+
+
+class SweepFolder:
+    """The files of one sweep; records has the Record that counts of every id.
+
+    Its own file of trials nobody else writes: trials.jsonl is held by a lock, others by their name.
+    """
+
+    def __init__(self, folder: Path, records: dict[str, Record], own: str = TRIALS) -> None:
+        self.folder = folder
+        self.records = records
+        self._own, self._sizes = own, {}
+        self._lines = (folder / own).open("ab")
+
+    def add(self, ended: Record) -> None:
+        """Appends one trial, handed to the system before this returns.
+
+        Raises ConfigError when it cannot be written.
+        """
+        assert ended.status in STATUSES, ended.status
+        said = finite(dataclasses.asdict(ended))
+        try:
+            self._lines.write(line_of(said))
+            self._lines.flush()
+        except OSError as error:
+            raise ConfigError(cannot_write(self.folder, error)) from error
+        self.records[ended.id] = Record(**said)
+
+    def sync(self) -> None:
+        """Brings what was added to where other machines see it."""
+        try:
+            os.fsync(self._lines.fileno())
+        except OSError as error:
+            raise ConfigError(cannot_write(self.folder, error)) from error
+
+    def refresh(self) -> None:
+        """Takes up what other members have added since; ConfigError for lines that are none."""
+        for file in trial_files(self.folder):
+            if file.name == self._own:
+                continue
+            with file.open("rb") as opened:  # opening it, unlike stat, asks a network disk anew
+                size = os.fstat(opened.fileno()).st_size
+            if self._sizes.get(file.name) != size:
+                self._sizes[file.name] = size
+                add_better(self.records, read_trials(file)[0])
+
+    def gather(self) -> None:
+        """Every member's trials into trials.jsonl, by number, once all have ended.
+
+        Whichever members do it, and however often: the file is the same.
+        """
+        others = [file for file in trial_files(self.folder) if file.name != TRIALS]
+        if not any(file.stat().st_size for file in others):
+            return
+        self.records = read_all(self.folder)
+        ended = sorted(self.records.values(), key=lambda each: each.number)
+        fresh = self.folder / f"{self._own}.gathered"
+        try:
+            fresh.write_bytes(b"".join(line_of(dataclasses.asdict(each)) for each in ended))
+            os.replace(fresh, self.folder / TRIALS)
+        except OSError as error:
+            raise ConfigError(cannot_write(self.folder, error)) from error
+
+    def close(self) -> None:
+        """Closes its file of trials, and removes one of a member that ended none."""
+        # After a full disk the unwritten bytes cannot be flushed either: that was told by add.
+        with contextlib.suppress(OSError):
+            self._lines.close()
+            if self._own != TRIALS and not (self.folder / self._own).stat().st_size:
+                (self.folder / self._own).unlink()
+
+
+@contextlib.contextmanager
+def open_sweep(folder: Path, described: dict, *, force: bool = False) -> Iterator[SweepFolder]:
+    """The folder of the sweep that `described` says, made when missing, locked while it is open.
+
+    described  all that decides the trials and their numbers, as JSON can hold it
+    force      start anew: what the folder holds of a sweep is deleted
+
+    Raises ConfigError when it holds another sweep (the first field that differs is named), when
+    another process sweeps in it, and for a line, not the last, that is no trial.
+    """
+    way_out = f"wait for it, help it with ./run.sh sweep --join {folder}, or pass another --out"
+    with locked(folder, "sweeping", way_out):
+        try:
+            sweep = SweepFolder(folder, _prepare(folder, described, force))
+        except OSError as error:
+            raise ConfigError(cannot_write(folder, error)) from error
+        try:
+            yield sweep
+        finally:
+            sweep.close()
+
+
+def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
+    spec, trials = folder / "spec.json", folder / "trials.jsonl"
+    described = json.loads(json.dumps(described, allow_nan=False))
+    if force:
+        for file in [*(folder / name for name in OURS), *trial_files(folder)]:
+            file.unlink(missing_ok=True)
+        for name in ("claims", "members"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    if spec.exists():
+        _refuse_other(spec, described)
+    elif trials.exists():
+        raise ConfigError(f"{folder}: has trials.jsonl but no spec.json; --force starts anew")
+    else:
+        replace_whole(spec, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+    own, good = read_trials(trials)
+    if trials.exists():
+        os.truncate(trials, good)
+        if own and not trials.read_bytes().endswith(b"\n"):
+            with trials.open("ab") as opened:
+                opened.write(b"\n")
+    return read_all(folder)
+
+
+def _refuse_other(spec: Path, described: dict) -> None:
+    try:
+        found = json.loads(spec.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{spec}: is no JSON ({error}); --force starts anew") from error
+    differs = first_difference(found, described)
+    if differs:
+        name, old, new = differs
+        raise ConfigError(
+            f"{spec.parent}: holds a sweep with {name or 'spec'} = {old}, but {new} is asked for; "
+            "pass another --out, or --force to delete it and start anew"
+        )
