@@ -10,6 +10,7 @@ Usage: ./run.sh COMMAND [OPTIONS]
   extract    images and prompts -> feature cache (stage one)
   federate   feature cache -> federated adapters and their accuracies (stage two)
   sweep      many configurations on one cache, side by side; the best by validation
+  flower     federate over real machines: superlink, supernode, run
   cache      look into, check, import and export caches
   download   fetch a public data set
   predict    classify images of your own with a trained adapter
@@ -103,6 +104,7 @@ else
     install requirements.txt
     case "$1" in
         bench) install requirements-bench.txt ;;
+        flower) install requirements-flower.txt ;;
         test | check | docs-check) install requirements-dev.txt ;;
     esac
     python="$home/.venv/bin/python"

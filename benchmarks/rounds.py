@@ -25,8 +25,9 @@ from kernels.heads import attention_state, first_row
 from pipeline.config import RunConfig
 from pipeline.evaluate import Cached
 from pipeline.lanes import Plan, build_plan, round_rows, seeded_order
+from pipeline.local_round import Engine
 from pipeline.published_counts import KNOWN
-from pipeline.rounds import Engine, run_round
+from pipeline.rounds import run_round
 from pipeline.training import begin, to_device
 
 ROOT = Path(__file__).resolve().parent.parent

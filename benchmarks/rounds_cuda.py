@@ -18,7 +18,7 @@ from kernels.backends import BACKENDS
 from pipeline.captured import capture_rounds
 from pipeline.joint import join_plans
 from pipeline.lanes import Plan, build_plan, steps_a_round
-from pipeline.rounds import Engine
+from pipeline.local_round import Engine
 from pipeline.training import Progress, advance, begin, to_device
 
 MOVED = 6 * 4 * 2 * rounds.WIDTH * (rounds.WIDTH + 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli_cache import cache
+from pipeline.cli_flower import flower
 from pipeline.cli_merge import named_shard
 from pipeline.cli_predict import predict
 from pipeline.cli_report import report
@@ -218,5 +219,5 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     click.echo(download_dataset(dataset, root, url=url, say=say))
 
 
-for command in (sweep, cache, predict, report, reproduce):
+for command in (sweep, cache, flower, predict, report, reproduce):
     cli.add_command(command)

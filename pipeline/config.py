@@ -172,6 +172,18 @@ def as_json(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
+def from_json(settings: Any) -> RunConfig:
+    """The inverse of as_json, for settings that came from elsewhere.
+
+    Raises ConfigError for what is no settings, and for settings that cannot be.
+    """
+    try:
+        held_out = tuple(tuple(str(name) for name in names) for names in settings["held_out"])
+        return RunConfig(**{**settings, "held_out": held_out})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"these are no settings of a run ({error})") from error
+
+
 def run_id(described: dict[str, Any]) -> str:
     """First 12 hex digits of sha256 over `described` as sorted JSON.
 

@@ -16,11 +16,11 @@ from pipeline.checkpoint import from_tensors, to_tensors
 from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.evaluate import mean
 from pipeline.lanes import Orders, Plan, build_plan, seeded_order
+from pipeline.local_round import Engine
 from pipeline.outcomes import outcomes
 from pipeline.privacy import epsilon
 from pipeline.process import progress_bar, threads
 from pipeline.report import mean_results
-from pipeline.rounds import Engine
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.signals import Interrupted, noted_signals
 from pipeline.training import Progress, advance, begin, pick_plan_backend, to_device
@@ -84,7 +84,7 @@ def federate(
             "config": {**as_json(config), "backend": backend, "device": on.type},
             "results": results,
             "mean": mean_results(results),
-            "privacy": _privacy(config, say),
+            "privacy": privacy(config, say),
             "run": str(folder.folder),
             "seconds": {
                 "load": loaded - started,
@@ -97,7 +97,7 @@ def federate(
     return document
 
 
-def _privacy(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any] | None:
+def privacy(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any] | None:
     """What central DP guarantees; None without noise. epsilon None: no accountant is installed."""
     if not config.noise:
         return None

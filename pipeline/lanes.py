@@ -18,10 +18,13 @@ from cache.table import FeatureTable, domain_index
 from kernels.heads import Kind
 from kernels.local_steps import Settings, Work
 from pipeline.config import ConfigError, RunConfig
-from pipeline.splits import ClientSplit, split_domain
+from pipeline.splits import NO_ROWS, ClientSplit, split_domain
 
 Orders = Callable[[int, int, int, int, int], np.ndarray]
 """(seed, round, local epoch, stream, n) -> a permutation of n: positions in the train rows."""
+
+Shares = tuple[tuple[str, ...], tuple[ClientSplit, ...], tuple[ClientSplit, ...]]
+"""Of one fold: the held-out domains, its clients, and the held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,18 @@ def build_plan(table: FeatureTable, config: RunConfig) -> Plan:
     Raises ConfigError for a fold without clients or a client that cannot be trained, CacheError for
     a domain that the table does not have.
     """
+    shares = [(held_out, *_take_part(table, config, held_out)) for held_out in config.held_out]
+    return plan_of(config, kind_of(table, config), len(table.domain_names), shares)
+
+
+def plan_of(config: RunConfig, kind: Kind, domains: int, shares: Sequence[Shares]) -> Plan:
+    """build_plan where it is known who has which rows; domains: how many there are in all."""
     folds: list[Fold] = []
     groups: list[list[Lane]] = []  # the lanes of each server
     drafts: list[tuple[int, int, Lane | None, tuple[int, ...], bool]] = []  # models to be
-    for held_out in config.held_out:
-        clients, unseen = _take_part(table, config, held_out)
+    for held_out, clients, unseen in shares:
         start = len(drafts)
-        for lanes in _groups(table, config, clients, len(folds), len(groups)):
+        for lanes in _groups(domains, config, clients, len(folds), len(groups)):
             drafts += _models(config, lanes, len(folds), len(groups), len(clients))
             groups.append(lanes)
         folds.append(Fold(config, held_out, clients, unseen, tuple(range(start, len(drafts)))))
@@ -111,7 +119,7 @@ def build_plan(table: FeatureTable, config: RunConfig) -> Plan:
         Model(fold, server, None if own is None else place[id(own)], answered, unseen)
         for fold, server, own, answered, unseen in drafts
     )
-    work = Work(kind_of(table, config), config.loss, config.optimizer)
+    work = Work(kind, config.loss, config.optimizer)
     return Plan(work, tuple(folds), tuple(servers), models, tuple(lanes))
 
 
@@ -184,27 +192,26 @@ def _take_part(
             f"{table.source}: all of its domains ({', '.join(table.domain_names)}) are held out; "
             "nobody is left to train. Hold out fewer, or none"
         )
-    none = np.empty(0, np.int64)
     clients: list[ClientSplit] = []
     unseen = []
     for domain, name in enumerate(table.domain_names):
         if domain in out:
             rows = np.flatnonzero(table.domains == domain)
-            unseen.append(ClientSplit(name, domain, name, domain, none, none, rows))
+            unseen.append(ClientSplit(name, domain, name, domain, NO_ROWS, NO_ROWS, rows))
         else:
             clients += split_domain(table, domain, config)
     return tuple(clients), tuple(unseen)
 
 
 def _groups(
-    table: FeatureTable, config: RunConfig, clients: tuple[ClientSplit, ...], fold: int, first: int
+    domains: int, config: RunConfig, clients: tuple[ClientSplit, ...], fold: int, first: int
 ) -> list[list[Lane]]:
     """The lanes of each of a fold's servers; servers are numbered from `first`."""
     if config.method == "zero-shot":
         return []
     if config.method == "central":
         rows = np.concatenate([client.train for client in clients])
-        return [[Lane(config, fold, first, None, len(table.domain_names), rows)]]
+        return [[Lane(config, fold, first, None, domains, rows)]]
     alone = config.method == "local"
     lanes = [
         Lane(config, fold, first + k * alone, k, client.stream, client.train)
@@ -238,5 +245,5 @@ def _client_of(lane: Lane) -> tuple[int, ...]:
 def _weights(lanes: Sequence[Lane]) -> tuple[float, ...]:
     if lanes[0].config.weighting == "uniform":
         return (1 / len(lanes),) * len(lanes)
-    total = sum(len(lane.train) for lane in lanes)
+    total = sum(len(lane.train) for lane in lanes) or 1  # 0 before sites told their rows
     return tuple(len(lane.train) / total for lane in lanes)

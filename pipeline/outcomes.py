@@ -22,11 +22,11 @@ from pipeline.evaluate import (
     zero_shot_top1,
 )
 from pipeline.lanes import Fold
+from pipeline.local_round import Engine
 from pipeline.metrics import accuracy_by, calibration_error, macro_f1, spread
 from pipeline.payload import clip_bytes, payload_bytes
 from pipeline.personal import personalised
 from pipeline.report import held_out_name
-from pipeline.rounds import Engine
 from pipeline.training import Progress
 
 

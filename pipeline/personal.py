@@ -6,8 +6,8 @@ from torch import Tensor
 from kernels.answers import top1
 from kernels.local_steps import local_steps
 from pipeline.lanes import Lane, round_rows, settings_of, steps_a_round
+from pipeline.local_round import Engine
 from pipeline.metrics import spread
-from pipeline.rounds import Engine
 
 
 def personalised(engine: Engine, adapters: Tensor, f: int) -> dict | None:

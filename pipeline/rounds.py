@@ -1,36 +1,27 @@
 """A round of all lanes: local work, then aggregation. Pure: state in, state out."""
 
-import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.adapter import AdamSettings
-from kernels.local_steps import Moments, Pull, local_steps
 from pipeline.aggregate import Reports, aggregate, renormalised
-from pipeline.cohort import cohort, steps_of
-from pipeline.evaluate import Cached
-from pipeline.lanes import Fold, Orders, Plan, round_rows, seeded_order, settings_of, steps_a_round
+from pipeline.lanes import Fold, Plan, settings_of
+from pipeline.local_round import (
+    Engine,
+    Trained,
+    attendance,
+    rows_of_lanes,
+    steps_of_lanes,
+    stream_of,
+    train_lanes,
+)
 from pipeline.payload import received
 from pipeline.scaffold import client_controls, server_control
 from pipeline.server_rules import unsound
-from pipeline.state import State, own_part
-
-if TYPE_CHECKING:
-    from kernels.round_graph import RoundGraph
-
-
-class Engine(NamedTuple):
-    """What a run computes with, besides its state."""
-
-    plan: Plan
-    cached: Cached
-    backend: str
-    orders: Orders = seeded_order
-    model: str | None = None  # whose features these are, for what sending all of it would cost
-    graph: "RoundGraph | None" = None  # pipeline/captured.py: all rounds alike, on a GPU
+from pipeline.state import State
 
 
 class Told(NamedTuple):
@@ -47,110 +38,32 @@ def run_round(state: State, engine: Engine, round: int) -> tuple[State, list[Tol
     state    see pipeline/state.py; not changed
     returns  the state after the round, and what each fold tells
     """
-    plan, cached = engine.plan, engine.cached
-    steps = _attendance(plan, round)
-    taking = sorted(np.flatnonzero(steps).tolist(), key=lambda at: (-steps[at], at))
-    lanes = [plan.lanes[at] for at in taking]
-    rows = round_rows(lanes, round, engine.orders)
-    for column, at in enumerate(taking):
-        rows[steps[at] :, column] = -1  # a straggler's time is up
-    rows = rows[: steps.max(initial=0)]
+    plan = engine.plan
+    steps = steps_of_lanes(plan, attendance(plan, round))
     if engine.graph is not None:
-        adam = AdamSettings(*settings_of(lanes, round)[: len(AdamSettings._fields)])
+        lanes, rows = rows_of_lanes(engine, steps, round)
+        settings = settings_of([plan.lanes[at] for at in lanes], round)
+        adam = AdamSettings(*settings[: len(AdamSettings._fields)])
         made = engine.graph.replay(state["server"], rows, adam)
         if made.finite:  # else below, where the clients that diverged are named
-            return {**state, "server": made.servers}, _losses(plan, taking, made.losses, steps)
-    start = _starts(plan, state, taking)
-    clients = start.clone()
-    moments = _moments(state, taking)
-    losses = local_steps(
-        plan.work,
-        clients,
-        cached.features,
-        cached.labels,
-        cached.text,
-        cached.unit_text,
-        rows,
-        settings_of(lanes, round),
-        logit_scale=cached.logit_scale,
-        moments=moments,
-        pull=_pull(plan, state, taking),
-        backend=engine.backend,
-    )
-    after = dict(state)
-    if moments is not None:
-        for name, value in zip(("first_moment", "second_moment", "steps"), moments, strict=True):
-            after[name] = _put(state[name], taking, value)
-    if "personal" in state:
-        own = [c for c, at in enumerate(taking) if plan.method == "fedper" or lanes[c].personal]
-        after["personal"] = _put(state["personal"], [taking[c] for c in own], clients[own])
+            return {**state, "server": made.servers}, _losses(plan, lanes, made.losses, steps)
+    after, trained = train_lanes(state, engine, round, steps)
+    return settle(plan, state, after, trained, round)
+
+
+def settle(
+    plan: Plan, state: State, after: State, trained: Trained, round: int
+) -> tuple[State, list[Told]]:
+    """The servers' half of a round: unsound updates are left out, the others aggregated.
+
+    state, after  before the round, and as train_lanes returns it; neither is changed
+    """
+    after = dict(after)
+    taking, start, clients, losses, steps = trained
     told = _losses(plan, taking, losses, steps)
     _note_lost_personal(plan, taking, clients, round, told)
     _average(plan, state, after, taking, start, clients, steps, round, told)
     return after, told
-
-
-def stream_of(fold: Fold) -> int:
-    """A number that names a fold by what it holds out, whatever else trains beside it."""
-    return zlib.crc32(",".join(fold.held_out).encode())
-
-
-def _attendance(plan: Plan, round: int) -> np.ndarray:
-    """Steps that each lane makes in a round and reports, 0 for one that takes no part; (L,)."""
-    steps = np.array([steps_a_round(lane) for lane in plan.lanes], np.int64)
-    for f, fold in enumerate(plan.folds):
-        c = fold.config
-        if plan.method == "central" or (c.client_fraction, c.dropout, c.stragglers) == (1, 0, 0):
-            continue
-        drawn = cohort(
-            len(fold.clients), round, c.seed, stream_of(fold), client_fraction=c.client_fraction,
-            dropout=c.dropout, stragglers=c.stragglers, poisson=c.noise > 0,
-        )  # fmt: skip
-        work = np.zeros(len(fold.clients))
-        work[drawn.clients[drawn.reports]] = drawn.work[drawn.reports]
-        for at, lane in enumerate(plan.lanes):
-            if lane.fold == f:
-                share = work[lane.client]
-                steps[at] = steps_of(share, int(steps[at])) if share else 0
-    return steps
-
-
-def _starts(plan: Plan, state: State, taking: list[int]) -> Tensor:
-    servers = state["server"]
-    if "origin" in state:
-        servers = servers.clone()
-        for s, server in enumerate(plan.servers):
-            payload = plan.folds[server.fold].config.payload
-            servers[s] = received(servers[s], state["origin"][s], payload)
-    rows = servers[[plan.lanes[at].server for at in taking]]
-    if plan.method == "fedper":
-        mask = own_part(plan, rows.device)
-        return torch.where(mask, state["personal"][taking], rows)
-    for column, at in enumerate(taking):
-        if plan.lanes[at].personal:
-            rows[column] = state["personal"][at]
-    return rows
-
-
-def _moments(state: State, taking: list[int]) -> Moments | None:
-    if "steps" not in state:
-        return None
-    return Moments(*(state[n][taking] for n in ("first_moment", "second_moment", "steps")))
-
-
-def _pull(plan: Plan, state: State, taking: list[int]) -> Pull:
-    servers = [plan.lanes[at].server for at in taking]
-    if plan.method in ("fedprox", "ditto"):
-        return Pull(anchor=state["server"][servers])
-    if plan.method == "scaffold":
-        return Pull(shift=state["control"][servers] - state["controls"][taking])
-    return Pull()
-
-
-def _put(whole: Tensor, at: list[int], values: Tensor) -> Tensor:
-    whole = whole.clone()
-    whole[at] = values
-    return whole
 
 
 def _note_lost_personal(

@@ -9,6 +9,7 @@ from pipeline.config import ConfigError, RunConfig
 from pipeline.partitions import few_shot, partition
 
 TRAIN, VAL, TEST = 0, 1, 2
+NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)

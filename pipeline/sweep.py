@@ -11,9 +11,9 @@ from pipeline.evaluate import mean
 from pipeline.halving import rungs, survivors
 from pipeline.joint import join_plans, join_progress, split_progress
 from pipeline.lanes import steps_a_round
+from pipeline.local_round import Engine
 from pipeline.outcomes import outcomes
 from pipeline.process import threads
-from pipeline.rounds import Engine
 from pipeline.run_folder import read_adapters, write_adapters
 from pipeline.search import Search
 from pipeline.sweep_floor import Floor, Running, Stopped, chunks_of, end_trial, foresee, planned

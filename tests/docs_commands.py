@@ -82,6 +82,8 @@ def plan(command: str) -> Plan:
     name = words[1] if len(words) > 1 else ""
     if name == "download":
         return Plan(words, run=False, why="network")
+    if name == "flower" and "--help" not in words:
+        return Plan(words, run=False, why="needs several machines; tests/test_flower_loopback.py")
     if "--help" in words or name not in ("test", "check", "docs-check", "bench", *cli.commands):
         return Plan(words if name in ("", *cli.commands) or "--help" in words else None)
     if name in ("check", "docs-check") or (name == "bench" and "--readme" not in words):

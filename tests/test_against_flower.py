@@ -10,8 +10,7 @@ from pipeline.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi, fi
 from pipeline.server_rules import krum, mean, median, shares_of, trimmed_mean
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # flwr reads it when it is imported
-WHY = "flwr is not installed: pip install -r requirements-flower.txt, in an environment of its own"
-pytest.importorskip("flwr", reason=WHY)
+pytest.importorskip("flwr", reason="flwr is not installed: pip install -r requirements-dev.txt")
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.serverapp import strategy as flower  # noqa: E402

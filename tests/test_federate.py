@@ -373,3 +373,11 @@ def test_a_signal_finishes_the_round_and_says_how_to_go_on(tmp_path, table):
     assert "Error" in message.splitlines()[-1] and "goes on from there" in message.splitlines()[-1]
     _, facts = read_adapters(tmp_path / "run" / "adapter.safetensors")
     assert facts["rounds_done"] == log.read_bytes().count(b"\n")
+
+
+def test_rounds_that_choose_nobody_send_noise_only(table, tmp_path):
+    settings = config(clip=1.0, noise=1.0, client_fraction=1e-6)  # Poisson: 0 of 2 clients
+    run(table, tmp_path / "run", settings)
+    log = (tmp_path / "run" / "rounds.jsonl").read_text("utf-8")
+    told = [json.loads(line) for line in log.splitlines()]
+    assert len(told) == 4 and not any(fold["train_loss"] for fold in told[0]["folds"])

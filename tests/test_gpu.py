@@ -19,7 +19,7 @@ from pipeline.captured import capture_rounds
 from pipeline.config import RunConfig
 from pipeline.federate import federate
 from pipeline.lanes import build_plan
-from pipeline.rounds import Engine
+from pipeline.local_round import Engine
 from pipeline.run_folder import read_adapters
 from pipeline.training import advance, begin, to_device
 from tests import naive

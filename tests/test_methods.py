@@ -11,11 +11,12 @@ from kernels.heads import first_row, named
 from kernels.local_steps_torch import losses_of
 from pipeline.config import PRESETS, ConfigError, RunConfig
 from pipeline.lanes import build_plan, round_rows, seeded_order, settings_of
+from pipeline.local_round import Engine, stream_of
 from pipeline.options import given_settings
 from pipeline.outcomes import outcomes
 from pipeline.payload import received
 from pipeline.privacy import private_mean
-from pipeline.rounds import Engine, run_round, stream_of
+from pipeline.rounds import run_round
 from pipeline.state import first_state, model_rows, own_part
 from pipeline.training import advance, begin, to_device
 from tests import naive_heads, naive_server

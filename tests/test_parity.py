@@ -18,7 +18,7 @@ from kernels.heads import Kind, as_rows
 from pipeline.config import RunConfig
 from pipeline.federate import federate
 from pipeline.lanes import build_plan
-from pipeline.rounds import Engine
+from pipeline.local_round import Engine
 from pipeline.run_folder import read_adapters
 from pipeline.training import advance, begin, to_device
 from tests.conftest import ON_GPU, ROOT

@@ -14,7 +14,7 @@ from kernels.heads import size
 from pipeline.captured import capture_rounds
 from pipeline.config import RunConfig
 from pipeline.lanes import build_plan
-from pipeline.rounds import Engine
+from pipeline.local_round import Engine
 from pipeline.training import advance, begin, to_device
 from tests.test_adapter_step import assert_as_exact_as_plain_torch, draw, settings
 from tests.test_contrastive import assert_fast_as_exact_as_bfloat16, pairs, plain
