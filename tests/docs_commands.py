@@ -17,6 +17,11 @@ BEGIN = r"(?:\./run\.sh|python -m|pip install)(?= |$)"
 ASSIGNMENT = re.compile(r"([A-Z]+)=\"([^\"]*)\"")
 WEIGHTS = "the built-in CLIP for OpenAI's 350 MB"
 MINUTES = "takes minutes"
+LAUNCHERS = {
+    "torchrun": "needs several GPUs; tests/test_extract_shards.py",
+    "srun": "needs Slurm",
+    "/usr/bin/time": MINUTES,
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ def plan(command: str) -> Plan:
     words = shlex.split(command)
     if words[:3] == ["python", "-m", "pipeline"]:
         return plan(shlex.join(["./run.sh", *words[3:]]))
+    if words[0] in LAUNCHERS and "./run.sh" in words:
+        own = plan(shlex.join(words[words.index("./run.sh") :]))
+        return Plan(own.words, run=False, why=LAUNCHERS[words[0]])
+    if "$SLURM" in command:
+        return Plan(words, run=False, why="needs Slurm")
     if words[:2] in (["pip", "install"], ["python", "-m"]):
         why = "network" if words[0] == "pip" else "needs a GPU or packages of its own"
         return Plan(words, run=False, why=why)
@@ -104,6 +114,8 @@ def parse(command: str) -> None:
     modules that are not there.
     """
     words = shlex.split(command)
+    if words[0] in LAUNCHERS:
+        words = words[words.index("./run.sh") :]
     if words[:2] == ["pip", "install"]:
         names = [words[at + 1] for at, word in enumerate(words) if word == "-r"]
     elif words[:2] == ["python", "-m"] and words[2] == "pytest":
