@@ -20,8 +20,9 @@ FIRST = (  # results that later commands name, made before the first of them
 
 
 def make_standins(folder: Path) -> None:
-    """FOLDER/, data/PACS, photo.jpg, holiday/, and .npz of features under the names of the docs."""
+    """FOLDER/, my_images/, data/PACS, photo.jpg, holiday/, and .npz of features under the names of the docs."""
     draw_dataset(folder / "FOLDER", pictures=PICTURES)
+    shutil.copytree(folder / "FOLDER", folder / "my_images")
     names = sorted(path.name for path in (folder / "FOLDER" / "sketch").iterdir() if path.is_dir())
     classes = dict(zip(names, PACS_CLASSES, strict=True))
     for style, domain in PACS.items():
