@@ -20,7 +20,7 @@ FIRST = (  # results that later commands name, made before the first of them
 
 
 def make_standins(folder: Path) -> None:
-    """FOLDER/, my_images/, data/PACS, photo.jpg, holiday/, and .npz of features under the names of the docs."""
+    """Folders of images, photo.jpg, and .npz of features, under the names that the docs use."""
     draw_dataset(folder / "FOLDER", pictures=PICTURES)
     shutil.copytree(folder / "FOLDER", folder / "my_images")
     names = sorted(path.name for path in (folder / "FOLDER" / "sketch").iterdir() if path.is_dir())
