@@ -18,7 +18,7 @@ from pipeline.lanes import Orders, Plan, build_plan, seeded_order
 from pipeline.outcomes import outcomes
 from pipeline.privacy import epsilon
 from pipeline.process import progress_bar, threads
-from pipeline.report import mean_results
+from pipeline.report import RoundReport, mean_results
 from pipeline.rounds import Engine
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.signals import Interrupted, noted_signals
@@ -74,7 +74,7 @@ def federate(
         say(_opening(table, plan, on, backend, folder.folder))
         _say_what_is_doubtful(plan, say)
         with noted_signals() as stop, threads(on, table.features.shape[1], backend):
-            progress = _train(folder, engine, config, progress, stop)
+            progress = _train(folder, engine, config, progress, stop, say)
         trained = time.perf_counter()
         results = outcomes(engine, progress)
         _say_what_got_worse(results, config, say)
@@ -140,16 +140,19 @@ def _start(folder: RunFolder, plan: Plan, first: Progress, say: Callable[[str], 
 
 
 def _train(
-    folder: RunFolder, engine: Engine, config: RunConfig, progress: Progress, stop: list[int]
-) -> Progress:
+    folder: RunFolder, engine: Engine, config: RunConfig, progress: Progress, stop: list[int],
+    say: Callable[[str], None],
+) -> Progress:  # fmt: skip
     if not engine.plan.lanes:
         return progress
     rounds = range(progress.rounds_done, config.rounds)
     bar = progress_bar(
         iterable=rounds, initial=progress.rounds_done, total=config.rounds, unit="round"
     )
+    told: set[tuple] = set()
     for round in bar:
         progress, report = advance(engine, progress)
+        _say_who_is_left_out(report, told, say)
         for why in progress.diverged.values():
             bar.close()
             raise ConfigError(why)
@@ -165,6 +168,18 @@ def _train(
                 stop[0],
             )
     return progress
+
+
+def _say_who_is_left_out(report: RoundReport, told: set[tuple], say: Callable[[str], None]) -> None:
+    """The first time of each client of each fold; rounds.jsonl has every time."""
+    for fold in report.folds:
+        for name, why in fold.rejected.items():
+            if (fold.held_out, name) not in told:
+                told.add((fold.held_out, name))
+                say(
+                    f"round {report.round}, held out {fold.held_out or 'nothing'}: client {name} "
+                    f"is left out: {why}; later rounds in rounds.jsonl, as `rejected`"
+                )
 
 
 def _say_what_is_doubtful(plan: Plan, say: Callable[[str], None]) -> None:
