@@ -207,6 +207,7 @@ def _save(folder: RunFolder, engine: Engine, progress: Progress, *, now: bool) -
     if not engine.plan.models:
         return
     tensors, facts = to_tensors(engine.plan, progress)
+    facts["rounds_sha256"] = folder.rounds_sha256
     facts["belongs_to"] = json.loads((folder.folder / "config.json").read_text("utf-8"))
     folder.checkpoint(tensors, facts, now=now)
 

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.config import ConfigError
 from pipeline.report_data import Result, read_result
 from pipeline.report_files import content_of, fraction, read_lines, read_object, whole, word
+from pipeline.seals import unsealed
 from pipeline.sweep_report import candidates
 
 STATUSES = ("done", "pruned", "diverged", "failed")
@@ -75,9 +76,12 @@ def read_sweep(folder: Path) -> SweepData:
     file = folder / "trials.jsonl"
     lines, notes = read_lines(file)
     with content_of(file):
-        last = {trial.id: trial for trial in map(_trial, lines)}  # a failed one was tried again
+        found = [_trial(unsealed(line)) for line in lines]
+        last = {trial.id: trial for trial in found}  # a failed one was tried again
     trials = tuple(sorted(last.values(), key=lambda trial: trial.number))
     spec = folder / "spec.json"
+    with content_of(spec):
+        described = unsealed(read_object(spec)) if spec.exists() else {}
     if not trials:
         notes.append("No trial has ended yet.")
     return SweepData(
@@ -85,7 +89,7 @@ def read_sweep(folder: Path) -> SweepData:
         folder=folder,
         trials=trials,
         varied=varied([trial.settings for trial in trials]),
-        spec=read_object(spec) if spec.exists() else {},
+        spec=described,
         notes=tuple(notes),
     )
 

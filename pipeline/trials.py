@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError, run_id
 from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole
+from pipeline.seals import sealed, unsealed
 
 STATUSES = ("done", "diverged", "failed", "pruned")
 """Trained to the end; its numbers left the finite ones; an error, told in `error`; cut."""
@@ -80,7 +81,7 @@ class SweepFolder:
         """
         assert ended.status in STATUSES, ended.status
         finite = _finite(dataclasses.asdict(ended))
-        line = json.dumps(finite, allow_nan=False)
+        line = json.dumps(sealed(finite), allow_nan=False)
         try:
             self._lines.write(line.encode() + b"\n")
             self._lines.flush()
@@ -149,7 +150,8 @@ def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
     elif trials.exists():
         raise ConfigError(f"{folder}: has trials.jsonl but no spec.json; --force starts anew")
     else:
-        replace_whole(spec, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+        whole = json.dumps(sealed(described), indent=2, sort_keys=True) + "\n"
+        replace_whole(spec, whole.encode())
     records, good = read_trials(trials)
     if trials.exists():
         os.truncate(trials, good)
@@ -161,9 +163,9 @@ def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
 
 def _refuse_other(spec: Path, described: dict) -> None:
     try:
-        found = json.loads(spec.read_text("utf-8"))
+        found = unsealed(json.loads(spec.read_text("utf-8")))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{spec}: is no JSON ({error}); --force starts anew") from error
+        raise ConfigError(f"{spec}: is damaged ({error}); --force starts anew") from error
     differs = first_difference(found, described)
     if differs:
         name, old, new = differs
@@ -174,9 +176,7 @@ def _refuse_other(spec: Path, described: dict) -> None:
 
 
 def _parse(line: bytes) -> Record:
-    found = json.loads(line)
-    if not isinstance(found, dict):
-        raise ValueError("not an object")
+    found = unsealed(json.loads(line))
     known = {field.name for field in dataclasses.fields(Record)}
     record = Record(**{name: value for name, value in found.items() if name in known})
     if record.status not in STATUSES or not isinstance(record.results, list):
