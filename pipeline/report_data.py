@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report_files import content_of, fraction, read_lines, read_object, whole
+from pipeline.run_folder import unlike_checkpoint
 from pipeline.seals import check_done
 
 ACCURACIES = ("unseen", "participants", "overall")
@@ -120,6 +121,7 @@ def read_run(folder: Path) -> RunData:
     if not finished:
         wanted = settings.get("rounds", "?")
         notes.append(f"This run is not finished: {len(rounds)} of {wanted} rounds are there.")
+        notes += unlike_checkpoint(folder)
     return RunData(
         name=folder.resolve().name,
         folder=folder,

@@ -169,6 +169,21 @@ def read_adapters(file: Path) -> tuple[dict[str, Tensor], dict]:
     return tensors, rest
 
 
+def unlike_checkpoint(folder: Path) -> list[str]:
+    """Sentences on why what an unfinished run's files tell is doubtful; none when it is not."""
+    file, log = folder / "adapter.safetensors", folder / "rounds.jsonl"
+    if not file.exists() or not log.exists():
+        return []
+    try:
+        _, facts = read_adapters(file)
+    except ConfigError as error:
+        return [str(error)]
+    lines = log.read_bytes().splitlines(keepends=True)[: facts["rounds_done"]]
+    if facts.get("rounds_sha256") == hashlib.sha256(b"".join(lines)).hexdigest()[:16]:
+        return []
+    return ["rounds.jsonl is not what the checkpoint was saved with: damaged, or edited."]
+
+
 def read_first_adapter(file: Path, kind: Kind) -> Tensor:
     """One adapter to start from, (P,): a safetensors file of its parts, or a run's own.
 
