@@ -11,7 +11,8 @@ a finding, kept under --out: a crash of the interpreter, more than 10 s, any oth
 content taken for the sound one. Exit code 1 when there are any.
 
 With atheris (requirements-fuzz.txt) libFuzzer watches which lines and branches of cache/ and
-pipeline/ a file reaches and damages those further that reach new ones.
+pipeline/ a file reaches and damages those further that reach new ones: a third of all damage. A
+third is ours on top of such files, a third ours of the sound ones.
 """
 
 import argparse
@@ -101,8 +102,11 @@ def run_atheris(judge: Judge, count: int, seed: int, corpus: Path) -> None:
     draw = random.Random(seed)
 
     def damage(data: bytes, largest: int, number: int) -> bytes:
-        mine = draw.random() < 0.5
-        return mutate(data, draw, judge.sound)[:largest] if mine else atheris.Mutate(data, largest)
+        # libFuzzer's corpus shrinks to the shortest file for each line: whole ones, too.
+        base = draw.choice((draw.choice(judge.sound), data, None))
+        if base is None:
+            return atheris.Mutate(data, largest)
+        return mutate(base, draw, judge.sound)[:largest]
 
     def one(data: bytes) -> None:
         judge.look(data)
