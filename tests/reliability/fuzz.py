@@ -39,6 +39,7 @@ class Judge:
     def __init__(self, name: str, place: Path, out: Path) -> None:
         from tests.reliability.readers import KINDS
 
+        place.mkdir(exist_ok=True)
         self.kind, self.name, self.place, self.out = KINDS[name], name, place, out
         self.sound = self.kind.prepare(place)
         self.wanted = [self.kind.read(place, data) for data in self.sound]
