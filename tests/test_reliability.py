@@ -71,7 +71,7 @@ def test_eight_processes_at_one_folder(tmp_path):
     )
     found = _apart(code, tmp_path)
     assert found["races"] == 6 and found["WRONG"] == 0 and found["done"] >= 6
-    assert sum(found[n] for n in ("done", "told: busy", "told: there already")) == 48
+    assert sum(found.get(n, 0) for n in ("done", "told: busy", "told: there already")) == 48
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills by process group, forks")
@@ -79,7 +79,7 @@ def test_some_kills_change_nothing(tmp_path):
     with serving() as server:
         prepare(tmp_path, server)
         nursery = Nursery(tmp_path / "log")
-        for name in ("sweep --halving", "cache import", "download"):
+        for name in ("sweep --halving", "cache import"):
             killing, seed = Killing(COMMANDS[name], nursery, tmp_path, server.url), 0
             while sum(killing.hits.values()) < 2:
                 killing.trial(seed)

@@ -96,6 +96,7 @@ class Nursery:
         """Ends the process."""
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
     @property
     def stdout(self) -> str:
