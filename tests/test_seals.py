@@ -9,6 +9,8 @@ from click.testing import CliRunner
 
 from pipeline.cli import cli
 from pipeline.config import ConfigError
+from pipeline.report_data import read_run
+from pipeline.report_maps import answers_of
 from pipeline.run_folder import read_adapters, write_adapters
 from pipeline.seals import check_done, sealed, unsealed
 from tests.report_folders import real_run
@@ -102,3 +104,18 @@ def test_done_of_an_older_version_says_nothing(whole, tmp_path):
         (folder / "done").write_bytes(content)
         with pytest.raises(ConfigError, match="done is damaged"):
             check_done(folder)
+
+
+def test_an_unfinished_run_with_a_damaged_adapter_still_has_its_page(whole, tmp_path):
+    """Found by the fuzzer: a NaN in an adapter reached the map of features."""
+    cache, file = whole.parent / "cache.h5", tmp_path / "run" / "adapter.safetensors"
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("done", "summary.json"):
+        (tmp_path / "run" / name).unlink()
+    tensors, facts = read_adapters(file)
+    nan = {name: tensor * float("nan") for name, tensor in tensors.items()}
+    write_adapters(file, nan, facts)
+    assert "not finite" in answers_of(read_run(tmp_path / "run"), cache)
+    file.write_bytes(file.read_bytes().replace(b"sha256", b"sha257"))
+    data = read_run(tmp_path / "run")
+    assert "damaged" in answers_of(data, cache) and "damaged" in data.notes[-1]
