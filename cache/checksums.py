@@ -117,6 +117,44 @@ def rows_crc32(file: BinaryIO, regions: dict[str, Region]) -> int:
     return crc
 
 
+def done_crc32(file: BinaryIO, block: UserBlock, status: np.ndarray, number: int) -> int:
+    """What block_crc32 holds of a block of rows until the cache is complete.
+
+    CRC-32 of the block's rows that are done, then of their status: rows still to do may hold what
+    a killed writer had not vouched for.
+    """
+    raw, rows = _block_of(file, block, status, number)
+    done = np.frombuffer(raw, np.uint8).reshape(len(rows), -1)[rows != 0]
+    return zlib.crc32(rows.tobytes(), zlib.crc32(done.tobytes()))
+
+
+def unvouched_blocks(
+    file: BinaryIO, block: UserBlock, status: np.ndarray, written: np.ndarray
+) -> list[int]:
+    """Blocks of an unfinished cache whose done rows are not those that were written.
+
+    status   (N,) uint8 row_status;  written  (blocks,) block_crc32
+    """
+    found = []
+    for number, crc in enumerate(written):
+        raw, rows = _block_of(file, block, status, number)
+        # A writer killed while it published has put the complete cache's checksum there already.
+        complete = rows.all() and zlib.crc32(raw) == crc
+        if rows.any() and not complete and done_crc32(file, block, status, number) != crc:
+            found.append(number)
+    return found
+
+
+def _block_of(
+    file: BinaryIO, block: UserBlock, status: np.ndarray, number: int
+) -> tuple[bytes, np.ndarray]:
+    rows = status[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS]
+    offset, nbytes = block.regions["features"]
+    row_bytes = nbytes // block.rows
+    begin = offset + number * BLOCK_ROWS * row_bytes
+    return read_region(file, Region(begin, len(rows) * row_bytes)), rows
+
+
 def crc32_of(file: BinaryIO, begin: int, end: int, crc: int = 0) -> int:
     """CRC-32 of the bytes begin to end, continued from crc."""
     file.seek(begin)

@@ -1,6 +1,9 @@
 """Taking arrays out of an .npz that somebody else made."""
 
+import lzma
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -9,6 +12,12 @@ import numpy as np
 
 from cache.table import CacheError
 
+DAMAGED = (
+    *(ValueError, TypeError, EOFError, zlib.error, lzma.LZMAError, struct.error),
+    *(NotImplementedError, RuntimeError, MemoryError, ArithmeticError),
+    tokenize.TokenError,  # of numpy's reading of a header
+)
+"""What zipfile and numpy raise for bytes that they cannot read, found by damaging files."""
 _UNPACKED, _SLACK = 100, 1 << 26  # refused: above 100 times the file's size and 64 MiB unpacked
 
 
@@ -31,6 +40,10 @@ def read_members(
             total = sum(archive.getinfo(f"{key}.npy").file_size for key in keys)
             if total > _UNPACKED * path.stat().st_size + _SLACK:
                 raise CacheError(f"{path}: claims to unpack to {total:,} bytes; it is not read")
+            for member in archive.infolist():
+                # Compares its name in the directory with the one before its bytes: an optional key
+                # whose name is damaged would pass for one that is not known.
+                archive.open(member).close()
             for key in keys:
                 _check_header(archive, key, path)
             return {key: _read(archive, key) for key in keys}
@@ -40,7 +53,7 @@ def read_members(
         raise CacheError(f"{path}: there is no such file") from error
     except OSError as error:
         raise CacheError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except DAMAGED as error:
         raise CacheError(f"{path}: a damaged .npz: {str(error)[:200]!r}") from error
 
 

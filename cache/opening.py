@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from cache.checksums import crc32_of, read_region, refuse_damage, static_crc32
-from cache.contents import decode_paths, encode_metadata, encode_paths, read_contents
+from cache.checksums import (
+    crc32_of,
+    read_region,
+    refuse_damage,
+    static_crc32,
+    unvouched_blocks,
+)
+from cache.contents import TODO, decode_paths, encode_metadata, encode_paths, read_contents
 from cache.disk import disk_error, lock, partial_of, sync_folder, unlock
 from cache.identity import compare_identity, fingerprint
 from cache.layout import SMALL, lay_out
@@ -91,6 +97,9 @@ def _resume(path: Path, held: FileLock, asked: FeatureTable, paths: list[str] | 
         with open_cache(partial) as (file, block):
             refuse_damage(file, block, partial, paths=True)
             found, status = read_contents(file, block, partial)
+            assert found.block_crc32 is not None  # of every file that was read
+            for number in unvouched_blocks(file, block, status, found.block_crc32):
+                status[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS] = TODO  # made again
             raw = read_region(file, block.regions["paths"])
             names = decode_paths(raw, len(status), str(partial)) if raw else None
     except CacheError as error:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from filelock import FileLock
 
-from cache.checksums import content_sha256, file_sha256, read_region, rows_crc32
+from cache.checksums import content_sha256, done_crc32, file_sha256, read_region, rows_crc32
 from cache.contents import OK, TODO, UNREADABLE
 from cache.disk import disk_error, partial_of, sync_folder, unlock
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable
@@ -40,7 +40,8 @@ class Writer:
         """A writer into path's .partial, which has this user block and this (N,) row_status."""
         self._path, self._partial = path, partial_of(path)
         self._lock, self._block, self._table = lock, block, table
-        self._status, self._paths, self._unflushed = status, paths, False
+        self._status, self._paths = status, paths
+        self._unflushed: set[int] = set()  # blocks of rows
         self._file: BinaryIO = self._partial.open("r+b")
 
     def __enter__(self) -> "Writer":
@@ -91,16 +92,23 @@ class Writer:
                     begin = self._block.regions["features"].offset + int(rows[run[0]]) * row_bytes
                     self._write(begin, kept[run].tobytes())
         self._status[rows] = status
-        self._unflushed = True
+        self._unflushed |= set((rows // BLOCK_ROWS).tolist())
 
     def flush(self) -> None:
-        """Bring what was put onto the disk: features first, then the status that vouches for it."""
+        """Bring what was put onto the disk: features first, then what vouches for it."""
         if self._unflushed:
             with self._disk_errors():
                 self._sync()
+                crcs = [
+                    (number, done_crc32(self._file, self._block, self._status, number))
+                    for number in sorted(self._unflushed)
+                ]
                 self._write(self._block.regions["row_status"].offset, self._status.tobytes())
+                for number, crc in crcs:
+                    begin = self._block.regions["block_crc32"].offset + 4 * number
+                    self._write(begin, np.array(crc, "<u4").tobytes())
                 self._sync()
-            self._unflushed = False
+            self._unflushed = set()
 
     def publish(self) -> None:
         """Checksum the full cache and rename it to its name. Raises CacheError if rows are left."""

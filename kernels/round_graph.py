@@ -26,6 +26,8 @@ from kernels.heads import Kind, attention_state, size
 
 Average = Callable[[Tensor, Sequence[float]], Tensor]
 """(K, P) clients' adapters and their shares -> (P,); must not wait for the device."""
+Outsized = Callable[[Tensor], Tensor]
+"""(S, K) update lengths a step, 0 for none -> (S, K) bool; must not wait for the device."""
 
 
 class Layout(NamedTuple):
@@ -46,7 +48,7 @@ class Round(NamedTuple):
     servers: Tensor  # (S, P) float32: the next adapters
     losses: Tensor  # (T, L) float32
     answers: list[Tensor]  # for each server (n_s,) int64: classes, by its next adapter
-    finite: bool  # whether every lane's adapter is; if not, nothing else here is to be used
+    sound: bool  # whether every lane's adapter is finite and none outsized; else use nothing here
 
 
 class RoundGraph:
@@ -60,6 +62,7 @@ class RoundGraph:
         unit_text: Tensor,
         logit_scale: float,
         average: Average,
+        outsized: Outsized,
     ) -> None:
         """On CUDA this runs a round once, which compiles its kernels, and captures it.
 
@@ -67,7 +70,8 @@ class RoundGraph:
         them, on one device. On the CPU, under Triton's interpreter, rounds run without a graph.
         """
         device, lanes = features.device, len(layout.starts)
-        self.layout, self.average, self.logit_scale = layout, average, float(logit_scale)
+        self.layout, self.logit_scale = layout, float(logit_scale)
+        self.average, self.outsized = average, outsized
         self.data = features.contiguous(), labels.contiguous(), unit_text.contiguous()
         self.servers = torch.zeros(len(layout.members), size(layout.kind), device=device)
         self.following = torch.zeros_like(self.servers)
@@ -80,7 +84,8 @@ class RoundGraph:
         self.work.losses.zero_()  # those of lanes without rows are never written
         self.asked = questions(layout.asked, features)
         self.losses = torch.zeros(len(layout.live), lanes, device=device)
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.sound = torch.ones((), dtype=torch.bool, device=device)
+        self.paces = _pace_table(layout).to(device)
         self.graph = self._capture() if device.type == "cuda" else None
         self.latest: Round | None = None
 
@@ -104,7 +109,7 @@ class RoundGraph:
             self.following.clone(),
             self.losses.clone(),
             [self.asked.answers[places] for places in self.asked.places],
-            bool(self.finite),
+            bool(self.sound),
         )
         return self.latest
 
@@ -118,12 +123,18 @@ class RoundGraph:
         """All device work of a round, from and into this object's tensors."""
         kind = self.layout.kind
         torch.index_select(self.servers, 0, self.starts, out=self.clients)
-        clients = attention_state(kind, self.clients)
-        take_steps(clients, *self.data, self.work, self.layout.live, self.logit_scale)
+        lanes_state = attention_state(kind, self.clients)
+        take_steps(lanes_state, *self.data, self.work, self.layout.live, self.logit_scale)
         torch.sum(self.work.losses, dim=2, out=self.losses)
+        lengths = torch.zeros_like(self.paces)
         for s, (lanes, shares) in enumerate(zip(self.members, self.layout.shares, strict=True)):
-            self.following[s].copy_(self.average(self.clients.index_select(0, lanes), shares))
-        self.finite.copy_(self.clients.sum(dim=1).isfinite().all())
+            clients = self.clients.index_select(0, lanes)
+            self.following[s].copy_(self.average(clients, shares))
+            updates = clients.sub_(self.servers[s])
+            lengths[s, : len(shares)] = torch.linalg.vector_norm(updates, dim=1)
+        # A length that is not finite may be one too long for float32: looked at closely elsewhere.
+        lost = ~lengths.isfinite() | self.outsized(lengths * self.paces)
+        self.sound.copy_(~lost.any())
         features, _, unit_text = self.data
         answer(attention_state(kind, self.following), features, unit_text, self.asked)
 
@@ -139,3 +150,12 @@ class RoundGraph:
         with torch.cuda.graph(graph):
             self._round()
         return graph
+
+
+def _pace_table(layout: Layout) -> Tensor:
+    """(S, K) float32: 1 / steps of each server's lanes; 0 behind the shorter rows."""
+    made = [sum(lane < live for live in layout.live) for lane in range(len(layout.starts))]
+    table = torch.zeros(len(layout.members), max(map(len, layout.members)))
+    for s, lanes in enumerate(layout.members):
+        table[s, : len(lanes)] = 1 / torch.tensor([made[lane] for lane in lanes])
+    return table

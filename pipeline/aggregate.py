@@ -1,8 +1,10 @@
 """Client adapters -> server adapter, by the plan's method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline import server_optimizers, server_rules
@@ -19,6 +21,58 @@ class Reports(NamedTuple):
     weights: tuple[float, ...]  # of those K; sum 1
     round: int
     stream: int  # names the noise: of the fold, whatever else trains beside it
+
+
+class Admitted(NamedTuple):
+    """Who of those that sent something is let into a round."""
+
+    clients: Tensor  # (K, P) float32, in the order of names
+    names: tuple[str, ...]  # K
+    refused: dict[str, str]  # client -> why
+
+
+def admit(
+    sent: Mapping[str, object], start: Tensor, steps: Mapping[str, int] | None = None
+) -> Admitted:
+    """What clients sent over a wire as rows for `aggregate`, without what cannot be averaged.
+
+    sent   client -> its adapter, to be (P,) of floats: array, tensor or list
+    start  (P,) float32, what they started from
+    steps  client -> its local steps, see unsound; None: alike
+
+    A client is refused by name for anything but P finite numbers, and for an outsized update
+    (pipeline/server_rules.py); the others are let in. Raises nothing of what clients send.
+    """
+    rows, refused = {}, {}
+    for name, values in sent.items():
+        row, why = _as_row(values, len(start))
+        if why is None:
+            rows[name] = row.to(start.device)
+        else:
+            refused[name] = why
+    names = list(rows)
+    clients = torch.stack(list(rows.values())) if rows else start.new_empty(0, len(start))
+    made = None if steps is None else [steps[name] for name in names]
+    wrong = server_rules.unsound(clients, start, made)
+    refused |= {names[k]: why for k, why in wrong.items()}
+    sound = [k for k in range(len(names)) if k not in wrong]
+    in_order = {name: refused[name] for name in sent if name in refused}
+    return Admitted(clients[sound], tuple(names[k] for k in sound), in_order)
+
+
+def _as_row(values: object, size: int) -> tuple[Tensor, None] | tuple[None, str]:
+    try:
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.array(values)
+    except (ValueError, TypeError, RuntimeError):  # ragged lists; tensors numpy has no type for
+        array = None
+    if array is None or array.dtype.kind not in "fiuc":
+        return None, "what it sent is no array of numbers"
+    if array.dtype.kind != "f":
+        return None, f"it sent {array.dtype}, float32 is needed"
+    if array.shape != (size,):
+        return None, f"it sent shape {array.shape}, needs ({size},)"
+    with np.errstate(over="ignore"):  # what overflows is refused as Inf
+        return torch.from_numpy(array.astype(np.float32)), None
 
 
 def aggregate(

@@ -6,7 +6,7 @@ from kernels.local_steps import has_fused_step
 from pipeline.config import RunConfig
 from pipeline.evaluate import Cached, parts_of, rows_of
 from pipeline.lanes import Plan, steps_a_round
-from pipeline.server_rules import mean
+from pipeline.server_rules import mean, outsized
 
 if TYPE_CHECKING:
     from kernels.round_graph import RoundGraph
@@ -41,9 +41,8 @@ def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | No
             for model in plan.models
         ],
     )
-    return RoundGraph(
-        layout, cached.features, cached.labels, cached.unit_text, cached.logit_scale, mean
-    )
+    numbers = cached.features, cached.labels, cached.unit_text, cached.logit_scale
+    return RoundGraph(layout, *numbers, mean, outsized)
 
 
 def _alike(config: RunConfig) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from torch import Tensor
 
 from kernels.heads import as_rows, named
+from pipeline.config import ConfigError
 from pipeline.lanes import Plan
 from pipeline.report import held_out_name
 from pipeline.state import model_rows
@@ -39,7 +40,17 @@ def to_tensors(plan: Plan, progress: Progress) -> tuple[dict[str, Tensor], dict]
 
 
 def from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Progress) -> Progress:
-    """The inverse of to_tensors; first is the plan's progress before round 0, on its device."""
+    """The inverse of to_tensors; first is the plan's progress before round 0, on its device.
+
+    Raises ConfigError for tensors that do not fit the plan.
+    """
+    try:
+        return _from_tensors(plan, tensors, facts, first)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"the checkpoint is not one of this training ({error})") from error
+
+
+def _from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Progress) -> Progress:
     device = first.best.device
     state = {
         name: tensors[f"state.{name}"].to(device if name != "steps" else "cpu")
@@ -48,6 +59,10 @@ def from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Pro
         for name in first.state
     }
     best = as_rows(plan.work.kind, _under(tensors, "best.")).to(device)
+    for name, value in {**state, "best": best}.items():
+        wanted = first.best if name == "best" else first.state[name]
+        if value.shape != wanted.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, needs {tuple(wanted.shape)}")
     chosen = tuple(Chosen(**each) if each else None for each in facts["chosen"])
     return Progress(facts["rounds_done"], state, best, chosen)
 

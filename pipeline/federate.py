@@ -20,7 +20,7 @@ from pipeline.local_round import Engine
 from pipeline.outcomes import outcomes
 from pipeline.privacy import epsilon
 from pipeline.process import progress_bar, threads
-from pipeline.report import mean_results
+from pipeline.report import RoundReport, mean_results
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.signals import Interrupted, noted_signals
 from pipeline.training import Progress, advance, begin, pick_plan_backend, to_device
@@ -75,7 +75,7 @@ def federate(
         say(_opening(table, plan, on, backend, folder.folder))
         _say_what_is_doubtful(plan, say)
         with noted_signals() as stop, threads(on, table.features.shape[1], backend):
-            progress = _train(folder, engine, config, progress, stop)
+            progress = _train(folder, engine, config, progress, stop, say)
         trained = time.perf_counter()
         results = outcomes(engine, progress)
         _say_what_got_worse(results, config, say)
@@ -141,16 +141,19 @@ def _start(folder: RunFolder, plan: Plan, first: Progress, say: Callable[[str], 
 
 
 def _train(
-    folder: RunFolder, engine: Engine, config: RunConfig, progress: Progress, stop: list[int]
-) -> Progress:
+    folder: RunFolder, engine: Engine, config: RunConfig, progress: Progress, stop: list[int],
+    say: Callable[[str], None],
+) -> Progress:  # fmt: skip
     if not engine.plan.lanes:
         return progress
     rounds = range(progress.rounds_done, config.rounds)
     bar = progress_bar(
         iterable=rounds, initial=progress.rounds_done, total=config.rounds, unit="round"
     )
+    told: set[tuple[str | None, str]] = set()
     for round in bar:
         progress, report = advance(engine, progress)
+        _say_who_is_left_out(report, told, say)
         for why in progress.diverged.values():
             bar.close()
             raise ConfigError(why)
@@ -167,6 +170,20 @@ def _train(
                 stop[0],
             )
     return progress
+
+
+def _say_who_is_left_out(
+    report: RoundReport, told: set[tuple[str | None, str]], say: Callable[[str], None]
+) -> None:
+    """The first time of each client of each fold; rounds.jsonl has every time."""
+    for fold in report.folds:
+        for name, why in fold.rejected.items():
+            if (fold.held_out, name) not in told:
+                told.add((fold.held_out, name))
+                say(
+                    f"round {report.round}, held out {fold.held_out or 'nothing'}: client {name} "
+                    f"is left out: {why}; later rounds in rounds.jsonl, as `rejected`"
+                )
 
 
 def _say_what_is_doubtful(plan: Plan, say: Callable[[str], None]) -> None:
@@ -196,6 +213,7 @@ def _save(folder: RunFolder, engine: Engine, progress: Progress, *, now: bool) -
     if not engine.plan.models:
         return
     tensors, facts = to_tensors(engine.plan, progress)
+    facts["rounds_sha256"] = folder.rounds_sha256
     facts["belongs_to"] = json.loads((folder.folder / "config.json").read_text("utf-8"))
     folder.checkpoint(tensors, facts, now=now)
 

@@ -110,6 +110,8 @@ def _best(file: Path, held_out: str | None, models: int, kind: Kind) -> Tensor:
         rows = as_rows(kind, parts)
     except ValueError as error:
         raise ConfigError(f"{file}: {error}") from error
+    if not rows.isfinite().all():
+        raise ConfigError(f"{file}: an adapter of it holds numbers that are not finite")
     if len(rows) != models:
         raise ConfigError(f"{file}: holds {len(rows)} adapters; {models} were trained")
     return rows

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report_files import content_of, fraction, read_lines, read_object, whole
+from pipeline.run_folder import unlike_checkpoint
+from pipeline.seals import check_done
 
 ACCURACIES = ("unseen", "participants", "overall")
 
@@ -95,6 +97,9 @@ def read_run(folder: Path) -> RunData:
 
     Raises ConfigError, in one line, for files that are not what federate writes.
     """
+    finished = (folder / "summary.json").exists() and (folder / "done").exists()
+    if finished:
+        check_done(folder)
     described = read_object(folder / "config.json")
     with content_of(folder / "config.json"):
         settings = {**described["settings"], **_where(described)}
@@ -113,10 +118,10 @@ def read_run(folder: Path) -> RunData:
             folds = [_with_result(fold, found) for fold, found in pairs]
         seconds = {name: fraction(s) for name, s in summary.get("seconds", {}).items()}
         named = summary.get("cache", {}).get("file")
-    finished = bool(summary) and (folder / "done").exists()
     if not finished:
         wanted = settings.get("rounds", "?")
         notes.append(f"This run is not finished: {len(rounds)} of {wanted} rounds are there.")
+        notes += unlike_checkpoint(folder)
     return RunData(
         name=folder.resolve().name,
         folder=folder,

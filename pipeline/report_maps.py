@@ -20,6 +20,7 @@ from pipeline.predictions import (
     settings_of,
 )
 from pipeline.report_data import RunData
+from pipeline.run_folder import read_adapters
 from pipeline.training import to_device
 
 FOLDS = 8  # trainings of a run whose answers are drawn: more is no longer looked at
@@ -130,6 +131,7 @@ def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
         table = read_table(file)
         if table.content_sha256 != run.cache.get("content_sha256"):
             return f"{file} holds other features now than those this run read."
+        read_adapters(adapter_file)  # its digest: below only parts of it are read
         if any(run.settings.get(k) != v for k, v in settings_of(adapter_file).items()):
             return f"{adapter_file} belongs to a run with other settings."
         cached = to_device(table, torch.device("cpu"))

@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.report_files import content_of, fraction, read_object
 from pipeline.report_parts import Cell, accuracy, gain, section, table, warnings
 from pipeline.reproduced import FIGURES, NAME, doubts
+from pipeline.seals import unsealed
 from pipeline.svg import Markup
 
 
@@ -17,8 +18,8 @@ def reproduced_part(folder: Path) -> Markup:
     file = folder / NAME
     if not file.exists():
         return Markup("")
-    document = read_object(file)
     with content_of(file):
+        document = unsealed(read_object(file))
         released = any(row["released"] is not None for row in document["rows"])
         rows = [_cells(row, released) for row in [*document["rows"], document["mean"]]]
         seeds, said = len(document["seeds"]), doubts(document)

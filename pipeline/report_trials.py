@@ -9,6 +9,7 @@ from pipeline.config import ConfigError
 from pipeline.evaluate import mean
 from pipeline.report_data import Result, read_result
 from pipeline.report_files import content_of, fraction, read_lines, read_object, whole, word
+from pipeline.seals import unsealed
 from pipeline.sweep_report import SELECTIONS, Candidate, candidates
 from pipeline.trials import trial_files
 
@@ -84,12 +85,15 @@ def read_sweep(folder: Path) -> SweepData:
         lines, more = read_lines(file)
         notes += more
         with content_of(file):
-            own = {trial.id: trial for trial in map(_trial, lines)}  # a failed one was tried again
+            found = [_trial(unsealed(line)) for line in lines]
+            own = {trial.id: trial for trial in found}  # a failed one was tried again
         for trial in own.values():
             if trial.id not in last or last[trial.id].status == "failed":
                 last[trial.id] = trial
     trials = tuple(sorted(last.values(), key=lambda trial: trial.number))
     spec = folder / "spec.json"
+    with content_of(spec):
+        described = unsealed(read_object(spec)) if spec.exists() else {}
     if not trials:
         notes.append("No trial has ended yet.")
     return SweepData(
@@ -98,7 +102,7 @@ def read_sweep(folder: Path) -> SweepData:
         select=_selection(folder / "selection.json"),
         trials=trials,
         varied=varied([trial.settings for trial in trials]),
-        spec=read_object(spec) if spec.exists() else {},
+        spec=described,
         notes=tuple(notes),
     )
 

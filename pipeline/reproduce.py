@@ -14,6 +14,7 @@ from pipeline.image_sets import dataset_name, find_images
 from pipeline.locked_folder import replace_whole
 from pipeline.report import _released
 from pipeline.reproduced import NAME, compared
+from pipeline.seals import sealed
 from pipeline.sweep_run import sweep
 from pipeline.sweep_spec import from_options
 from pipeline.trials import read_trials
@@ -95,5 +96,7 @@ def reproduce(
         "sweep": str(folder),
         "again": told["best"]["command"],
     }
-    replace_whole(folder / NAME, (json.dumps(document, allow_nan=False, indent=2) + "\n").encode())
+    replace_whole(
+        folder / NAME, (json.dumps(sealed(document), allow_nan=False, indent=2) + "\n").encode()
+    )
     return document

@@ -45,7 +45,7 @@ def run_round(state: State, engine: Engine, round: int) -> tuple[State, list[Tol
         settings = settings_of([plan.lanes[at] for at in lanes], round)
         adam = AdamSettings(*settings[: len(AdamSettings._fields)])
         made = engine.graph.replay(state["server"], rows, adam)
-        if made.finite:  # else below, where the clients that diverged are named
+        if made.sound:  # else below, where the clients that are not are named
             return {**state, "server": made.servers}, _losses(plan, lanes, made.losses, steps)
     after, trained = train_lanes(state, engine, round, steps)
     return settle(plan, state, after, trained, round)
@@ -88,10 +88,14 @@ def _average(
     for s, server in enumerate(plan.servers):
         fold = plan.folds[server.fold]
         here = [k for k, lane in enumerate(server.lanes) if lane in column]
-        columns = [column[server.lanes[k]] for k in here]
-        sent = received(clients[columns], start[columns], fold.config.payload)
-        finite = bool(sent.sum(dim=1).isfinite().all())  # 30 times cheaper than looking closely
-        wrong = {} if finite else unsound(sent, state["server"][s])
+        columns = torch.tensor([column[server.lanes[k]] for k in here], device=start.device).long()
+        # index_select copies rows, 0.2 ms of 3 x 525,312 numbers; a list in [] takes 0.9.
+        begun = start.index_select(0, columns)
+        sent = received(clients.index_select(0, columns), begun, fold.config.payload)
+        # Under central DP whether a client counts must not depend on the others' rows; clip bounds
+        # what a long update does.
+        made = [int(steps[server.lanes[k]]) for k in here]
+        wrong = unsound(sent, begun, made, by_itself=bool(fold.config.clip))
         for k, why in wrong.items():
             told[server.fold].rejected[_name(plan, server.lanes[here[k]])] = why
         sound = [k for k in range(len(here)) if k not in wrong]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError
 from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole
+from pipeline.seals import sealed, unsealed
 from pipeline.trials import (
     STATUSES,
     TRIALS,
@@ -130,7 +131,8 @@ def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
     elif trials.exists():
         raise ConfigError(f"{folder}: has trials.jsonl but no spec.json; --force starts anew")
     else:
-        replace_whole(spec, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+        whole = json.dumps(sealed(described), indent=2, sort_keys=True) + "\n"
+        replace_whole(spec, whole.encode())
     own, good = read_trials(trials)
     if trials.exists():
         os.truncate(trials, good)
@@ -142,9 +144,9 @@ def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
 
 def _refuse_other(spec: Path, described: dict) -> None:
     try:
-        found = json.loads(spec.read_text("utf-8"))
+        found = unsealed(json.loads(spec.read_text("utf-8")))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{spec}: is no JSON ({error}); --force starts anew") from error
+        raise ConfigError(f"{spec}: is damaged ({error}); --force starts anew") from error
     differs = first_difference(found, described)
     if differs:
         name, old, new = differs

@@ -13,6 +13,7 @@ from kernels.backends import BackendUnavailable, pick_backend, pick_device
 from pipeline.claims import joined
 from pipeline.config import ConfigError, RunConfig
 from pipeline.federate import cache_facts
+from pipeline.seals import unsealed
 from pipeline.search import open_search
 from pipeline.sweep_folder import SweepFolder
 from pipeline.sweep_run import read_shared, train_and_tell
@@ -82,15 +83,15 @@ def read_described(folder: Path) -> dict[str, Any]:
     """A sweep's spec.json; ConfigError when there is none or it is damaged."""
     file = folder / "spec.json"
     try:
-        found = json.loads(file.read_text("utf-8"))
+        found = unsealed(json.loads(file.read_text("utf-8")))
     except OSError as error:
         raise ConfigError(
             f"--join {folder}: there is no sweep to join ({file.name}: "
             f"{error.strerror or error}); name the folder that the sweep was begun in"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: is no JSON ({error})") from error
-    if not isinstance(found, dict) or not {"spec", "base", "cache", "backend"} <= found.keys():
+        raise ConfigError(f"{file}: is damaged ({error})") from error
+    if not {"spec", "base", "cache", "backend"} <= found.keys():
         raise ConfigError(f"{file}: does not describe a sweep")
     return found
 

@@ -170,9 +170,12 @@ def _continues(response: http.client.HTTPResponse, remote: _Remote, start: int) 
 
 def _read_note(note: Path) -> _Remote | None:
     try:
-        return _Remote(**json.loads(note.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        found = _Remote(**json.loads(note.read_text("utf-8")))
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
+    words = (found.url, found.etag or "", found.modified or "")
+    sound = all(isinstance(one, str) for one in words) and isinstance(found.length, int | None)
+    return found if sound else None
 
 
 def beside(target: Path) -> tuple[Path, Path]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import ConfigError, run_id
+from pipeline.seals import sealed, unsealed
 
 STATUSES = ("done", "diverged", "failed", "pruned")
 """Trained to the end; its numbers left the finite ones; an error, told in `error`; cut."""
@@ -111,13 +112,11 @@ def add_better(records: dict[str, Record], more: dict[str, Record]) -> None:
 
 def line_of(record: dict) -> bytes:
     """A line of trials.jsonl."""
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
+    return json.dumps(sealed(record), allow_nan=False).encode() + b"\n"
 
 
 def _parse(line: bytes) -> Record:
-    found = json.loads(line)
-    if not isinstance(found, dict):
-        raise ValueError("not an object")
+    found = unsealed(json.loads(line))
     known = {field.name for field in dataclasses.fields(Record)}
     record = Record(**{name: value for name, value in found.items() if name in known})
     if record.status not in STATUSES or not isinstance(record.results, list):

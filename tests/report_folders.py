@@ -11,6 +11,7 @@ import numpy as np
 from cache.store import write_table
 from pipeline.config import RunConfig
 from pipeline.federate import federate
+from pipeline.seals import digests_of, sealed
 from tests.test_federate import small
 
 HOSTILE = (
@@ -41,6 +42,7 @@ def name_cache(run: Path, cache: Path) -> None:
     summary = json.loads((run / "summary.json").read_text("utf-8"))
     summary["cache"]["file"] = str(cache)
     (run / "summary.json").write_text(json.dumps(summary), "utf-8")
+    (run / "done").write_text(digests_of(run))
 
 
 def made_run(folder: Path, domains: int, rounds: int, folds: int) -> Path:
@@ -96,9 +98,10 @@ def made_sweep(folder: Path, trials: int = 60) -> Path:
             chosen = {"lr": draw.choice([5e-5, 3e-4, 1e-3, 1e-2]), "weight_decay": number,
                       "loss": draw.choice(["contrastive", HOSTILE[0]]),
                       "head": draw.choice(["attention", "cosine"]), "rounds": 20}  # fmt: skip
-        lines.append(json.dumps(_trial(number, chosen, draw)))
+        lines.append(json.dumps(sealed(_trial(number, chosen, draw))))
     (folder / "trials.jsonl").write_text("".join(line + "\n" for line in lines))
-    (folder / "spec.json").write_text(json.dumps({"method": "random", "metric": "val_accuracy"}))
+    spec = sealed({"method": "random", "metric": "val_accuracy"})
+    (folder / "spec.json").write_text(json.dumps(spec))
     return folder
 
 

@@ -188,3 +188,11 @@ def test_help_is_quick():
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 1.0
+
+
+def test_a_signal_while_the_words_are_read_is_130(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "make_context", interrupted)
+    assert CliRunner().invoke(cli, ["cache", "info", "x.h5"]).exit_code == 130

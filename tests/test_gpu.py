@@ -38,6 +38,7 @@ from tests.test_contrastive import (
     pairs,
 )
 from tests.test_federate import small
+from tests.test_hostile_clients import assert_captured_round_names_the_outsized
 
 pytestmark = ON_GPU
 
@@ -149,6 +150,10 @@ def test_rounds_as_one_graph_equal_rounds_step_by_step(changed):
         runs.append((progress, reports))
     (one, told), (other, also) = runs
     assert torch.equal(one.state["server"], other.state["server"]) and told == also
+
+
+def test_a_graph_leaves_an_outsized_client_to_the_code_that_names_it():
+    assert_captured_round_names_the_outsized(DEVICE)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

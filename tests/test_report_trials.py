@@ -10,6 +10,7 @@ from pipeline.cli import cli
 from pipeline.config import ConfigError
 from pipeline.report_page import write_report
 from pipeline.report_trials import chosen, read_bench, read_sweep
+from pipeline.seals import sealed
 from tests.report_folders import (
     made_bench,
     made_sweep,
@@ -71,7 +72,7 @@ def test_sweeps_without_trials_and_with_thousands(tmp_path):
     many = harmless(write_report(made_sweep(tmp_path / "many", 3000)).read_bytes())
     assert "The best 2,000 of 3,000" in many.text and "trials are drawn" in many.text
     lines = (tmp_path / "many" / "trials.jsonl").read_text().splitlines()[:2]
-    again = json.loads(lines[0]) | {"status": "failed"}
+    again = sealed(json.loads(lines[0]) | {"status": "failed"})
     (empty / "trials.jsonl").write_text("\n".join([*lines, json.dumps(again)]) + "\n")
     assert [t.status for t in read_sweep(empty).trials][0] == "failed"  # the later line counts
     (tmp_path / "empty" / "trials.jsonl").write_text('{"number": 1}\n')

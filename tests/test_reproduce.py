@@ -14,6 +14,7 @@ from pipeline.report import RELEASED_PACS
 from pipeline.report_page import write_report
 from pipeline.reproduce import reproduce
 from pipeline.reproduced import FIGURES, compared, doubts, table_of
+from pipeline.seals import sealed, unsealed
 from tests.extraction import Said
 from tests.test_cli import call, refused
 
@@ -46,7 +47,7 @@ def test_the_whole_path_ends_in_a_report(made):
 
 def test_its_figures_are_those_of_runs_alone(made, tmp_path):
     folder, *_ = made
-    document = json.loads((folder / "sweep" / "reproduced.json").read_text("utf-8"))
+    document = unsealed(json.loads((folder / "sweep" / "reproduced.json").read_text("utf-8")))
     table = read_table(folder / "c.h5")
     alone = []
     for seed in range(SEEDS):
@@ -78,13 +79,17 @@ def test_the_same_command_makes_nothing_again(made):
     assert (folder / "sweep" / "trials.jsonl").read_bytes() == trials
     assert (folder / "c.h5").read_bytes() == cache
     document = json.loads(call(*words, "--json").stdout)
-    assert document == json.loads((folder / "sweep" / "reproduced.json").read_text("utf-8"))
+    assert document == unsealed(
+        json.loads((folder / "sweep" / "reproduced.json").read_text("utf-8"))
+    )
     refused(*words[:-4], "--rounds", 3, *words[-4:], code=1, match="rounds")  # another experiment
 
 
 def test_the_command_that_it_ends_with_trains_an_adapter_for_predict(made, tmp_path):
     folder, *_ = made
-    command = json.loads((folder / "sweep" / "reproduced.json").read_text("utf-8"))["again"]
+    command = unsealed(json.loads((folder / "sweep" / "reproduced.json").read_text("utf-8")))[
+        "again"
+    ]
     _, *words = command.split()
     call(*words, "--out", tmp_path / "run", "--device", "cpu")
     picture = next((folder / "sweep").parent.rglob("*.h5"))  # no image: named, not a traceback
@@ -100,7 +105,7 @@ def test_a_known_data_set_is_held_to_its_counts(shared, tmp_path):
              "--out", tmp_path / "sweep"]  # fmt: skip
     result = call(*words)
     assert "differs from the published PACS" in result.stderr
-    document = json.loads((tmp_path / "sweep" / "reproduced.json").read_text("utf-8"))
+    document = unsealed(json.loads((tmp_path / "sweep" / "reproduced.json").read_text("utf-8")))
     assert "photo/dog: 0 images, 189 short of the 189 published" in document["counts"]
     assert "not the published images: " in result.stdout
     assert "the released figures are ViT-B/32's" in result.stdout
@@ -138,7 +143,7 @@ def test_the_report_has_the_released_cells(made, tmp_path):
     assert ">difference<" not in (folder / "report.html").read_text("utf-8")
     ours = {0: [fold(name, value + 0.0123) for name, value in RELEASED_PACS.items()]}
     facts = {"dataset": "pacs", "model": "ViT-B/32", "counts": [], "rounds": 200, "lost": []}
-    document = json.dumps({**facts, **compared(ours, RELEASED_PACS)})
+    document = json.dumps(sealed({**facts, **compared(ours, RELEASED_PACS)}))
     (folder / "reproduced.json").write_text(document)
     page = write_report(folder).read_text("utf-8")
     assert ">difference<" in page and page.count(">+1.23<") == 5 and ">95.46<" in page

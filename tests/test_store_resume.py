@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import disk, store
+from cache import disk, store, userblock
 from cache.table import CacheError, StaleCache
 from tests import caches
 
@@ -149,3 +149,49 @@ class Reaped(subprocess.Popen):
         self.stdout.close()
         self.stderr.close()
         return code
+
+
+def test_rows_of_an_unfinished_cache_that_were_damaged_are_made_again(tmp_path):
+    """Features and status of done rows alike: a resumed cache vouches for every byte of it."""
+    drawn = caches.draw(9000, 4)
+    whole = caches.make(tmp_path / "whole.h5", drawn).read_bytes()
+    path = tmp_path / "a.h5"
+    for rows in (np.arange(5000), np.arange(8900)):
+        with caches.begin(path, drawn) as writer:
+            todo = np.intersect1d(writer.todo, rows)
+            writer.put(todo, drawn["features"][todo], np.ones(len(todo)))
+    begun = disk.partial_of(path).read_bytes()
+    with userblock.open_cache(disk.partial_of(path)) as (_, block):
+        places = block.regions
+    draw = random.Random(0)
+    for name, left in (("features", 71_200), ("row_status", 9000), ("block_crc32", 12)):
+        for at in [0, left - 1, *(draw.randrange(left) for _ in range(10))]:
+            raw = bytearray(begun)
+            raw[places[name].offset + at] ^= 1 << draw.randrange(8)
+            disk.partial_of(path).write_bytes(raw)
+            try:
+                with caches.begin(path, drawn) as writer:
+                    redone = len(writer.todo)
+                    caches.fill(writer, drawn)
+                    writer.publish()
+            except CacheError as error:  # a status that no writer leaves
+                assert name == "row_status" and "row_status" in str(error)
+                continue
+            assert path.read_bytes() == whole and 100 <= redone <= 100 + 4096
+            path.unlink()
+
+
+def test_a_writer_killed_while_it_publishes_makes_nothing_again(tmp_path, monkeypatch):
+    drawn = caches.draw(5000, 4)
+    whole = caches.make(tmp_path / "whole.h5", drawn).read_bytes()
+    path = tmp_path / "a.h5"
+    with caches.begin(path, drawn) as writer:
+        caches.fill(writer, drawn)
+        monkeypatch.setattr("cache.writer.file_sha256", lambda file: 1 / 0)  # the checksums stand
+        with pytest.raises(ZeroDivisionError):
+            writer.publish()
+    monkeypatch.undo()
+    with caches.begin(path, drawn) as writer:
+        assert len(writer.todo) == 0
+        writer.publish()
+    assert path.read_bytes() == whole

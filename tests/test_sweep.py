@@ -15,6 +15,7 @@ from cache.store import read_table, write_table
 from pipeline.config import ConfigError, RunConfig
 from pipeline.federate import federate
 from pipeline.halving import Halving
+from pipeline.seals import unsealed
 from pipeline.sweep_run import sweep
 from pipeline.sweep_space import Range
 from pipeline.sweep_spec import SweepSpec, from_options
@@ -42,7 +43,7 @@ def records(out) -> dict[str, dict]:
     lines = (out / "trials.jsonl").read_text().splitlines()
     found = {}
     for line in lines:
-        each = json.loads(line)
+        each = unsealed(json.loads(line))
         del each["seconds"]
         assert each["id"] not in found
         found[each["id"]] = each

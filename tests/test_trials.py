@@ -12,6 +12,7 @@ import time
 import pytest
 
 from pipeline.config import ConfigError
+from pipeline.seals import unsealed
 from pipeline.sweep_folder import open_sweep
 from pipeline.trials import Record, make_trial, read_trials, record
 from tests.conftest import ROOT
@@ -34,8 +35,8 @@ def write(folder, *records):
 def test_what_is_added_is_read_again(tmp_path):
     file = write(tmp_path / "a", ended(0), ended(1, status="failed", error="out of memory 🦆"))
     lines = file.read_text("utf-8").splitlines()
-    assert json.loads(lines[0]) == dataclasses.asdict(ended(0))
-    assert list(json.loads(lines[0])) == [f.name for f in dataclasses.fields(Record)]
+    assert unsealed(json.loads(lines[0])) == dataclasses.asdict(ended(0))
+    assert list(json.loads(lines[0])) == [f.name for f in dataclasses.fields(Record)] + ["sha256"]
     with open_sweep(tmp_path / "a", SPEC) as sweep:
         assert list(sweep.records.values())[0] == ended(0)
         assert [r.status for r in sweep.records.values()] == ["done", "failed"]

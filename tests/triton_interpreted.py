@@ -19,6 +19,7 @@ from pipeline.training import advance, begin, to_device
 from tests.test_adapter_step import assert_as_exact_as_plain_torch, draw, settings
 from tests.test_contrastive import assert_fast_as_exact_as_bfloat16, pairs, plain
 from tests.test_federate import small
+from tests.test_hostile_clients import assert_captured_round_names_the_outsized
 
 STEPS = [  # lanes, steps, batch, width, classes
     (1, 2, 1, 64, 3),
@@ -136,6 +137,10 @@ def test_triton_graph_leaves_a_diverging_round_to_the_plain_code():
     lost = torch.full((size(plan.work.kind),), float("nan"))
     progress, _ = advance(engine, begin(plan, cached, lost))
     assert "diverged" in progress.diverged[0]
+
+
+def test_triton_graph_leaves_an_outsized_client_to_the_code_that_names_it():
+    assert_captured_round_names_the_outsized(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
