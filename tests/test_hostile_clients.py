@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import rounds
+from pipeline import local_round, rounds
 from pipeline.aggregate import admit
 from pipeline.captured import capture_rounds
 from pipeline.joint import join_plans
 from pipeline.lanes import build_plan
-from pipeline.rounds import Engine, run_round
+from pipeline.local_round import Engine
+from pipeline.rounds import run_round
 from pipeline.server_rules import MOST, mean, outsized, unsound, update_lengths
 from pipeline.state import first_state
 from pipeline.training import to_device
@@ -29,7 +30,7 @@ SPOILS = {
 
 def spoil(monkeypatch, spoiler, lane: int = -1) -> list[torch.Tensor]:
     """Every round the sent adapter of a lane is spoilt; the list gets each round's, spoilt."""
-    honest, sent = rounds.local_steps, []
+    honest, sent = local_round.local_steps, []
 
     def hostile(work, clients, *data, **settings):
         start = clients[lane].clone()
@@ -38,7 +39,7 @@ def spoil(monkeypatch, spoiler, lane: int = -1) -> list[torch.Tensor]:
         sent.append(clients.clone())
         return losses
 
-    monkeypatch.setattr(rounds, "local_steps", hostile)
+    monkeypatch.setattr(local_round, "local_steps", hostile)
     return sent
 
 

@@ -77,19 +77,21 @@ def test_optimizers_step_as_torch_optim_does(optimizer, kept, backend):
         for v in draw("FedAtBoth", "linear", lanes=2)
     )
     work = Work(kind, "class", optimizer)
-    rows = torch.randint(30, (3, 2, 6), dtype=torch.int32)
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randint(30, (3, 2, 6), generator=draws, dtype=torch.int32)
     rows[2, 1] = -1  # the second lane has a step less
+    eps = 1e-3  # beside 1e-6 Adam turns the rounding of a gradient near 0 into a step
     ours = adapters.clone()
     moments = Moments(torch.zeros_like(ours), torch.zeros_like(ours), torch.zeros(2).long())
     for part in rows.split(1) if kept else [rows]:  # in one call, or a call a step that remembers
         local_steps(
-            work, ours, features, labels, text, text, part, settings(2), logit_scale=SCALE,
-            moments=moments if kept else None, backend=backend,
+            work, ours, features, labels, text, text, part, settings(2, eps=eps),
+            logit_scale=SCALE, moments=moments if kept else None, backend=backend,
         )  # fmt: skip
     assert moments.steps.tolist() == ([3, 2] if kept else [0, 0])
     for lane, steps in enumerate((3, 2)):
         weights = adapters[lane : lane + 1].clone().requires_grad_()
-        adam = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+        adam = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": eps, "weight_decay": 0.1}
         theirs = {
             "adam": lambda w: torch.optim.Adam([w], **adam),  # noqa: B023
             "adamw": lambda w: torch.optim.AdamW([w], **adam),  # noqa: B023

@@ -49,7 +49,7 @@ def test_a_sweep_by_oracle_is_called_so(tmp_path):
     for line in lines:  # what is best on validation is worst when tested
         for result in line["results"]:
             result["unseen"] = 1 - line["val_accuracy"]
-    (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "trials.jsonl").write_text("".join(json.dumps(sealed(line)) + "\n" for line in lines))
     whole = {}
     for group in (lines[at : at + 3] for at in range(0, 60, 3)):
         if all(line["status"] == "done" for line in group):

@@ -18,6 +18,7 @@ from pipeline import claims as claiming
 from pipeline import sweep_join
 from pipeline.claims import Claims, joined
 from pipeline.config import ConfigError, RunConfig
+from pipeline.seals import unsealed
 from pipeline.sweep_join import join
 from pipeline.sweep_run import sweep
 from pipeline.sweep_space import Choices, Normal, Range, Steps
@@ -92,7 +93,7 @@ def members(table, out, method: str, dies: tuple[int, ...]) -> list[subprocess.P
 
 def ended(out: Path, name: str = "trials.jsonl") -> list[dict]:
     """The lines of a file of trials, less the seconds that each took."""
-    lines = [json.loads(line) for line in (out / name).read_text().splitlines()]
+    lines = [unsealed(json.loads(line)) for line in (out / name).read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 

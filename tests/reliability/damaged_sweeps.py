@@ -14,6 +14,7 @@ from pipeline.report_page import read, report_html
 from pipeline.report_trials import read_sweep
 from pipeline.reproduced import FIGURES, compared
 from pipeline.search import listed_trials
+from pipeline.sweep_folder import open_sweep
 from pipeline.sweep_run import sweep
 from pipeline.sweep_spec import from_options
 from pipeline.sweep_wandb import from_wandb
@@ -43,7 +44,7 @@ def read_sweep_file(name: str) -> Callable[[Path, bytes], dict[str, str]]:
         whole, _ = trials.read_trials(sound / "trials.jsonl")
 
         def go_on() -> str:
-            with trials.open_sweep(folder, described) as opened:
+            with open_sweep(folder, described) as opened:
                 # A line that is lost is trained again; one that is there must be as it was.
                 lines = opened.records.values()
                 return "sound" if all(whole.get(r.id) == r for r in lines) else "changed"
