@@ -173,7 +173,7 @@ def test_no_worker_outlives_its_parent(nursery, undisturbed, tmp_path):
     time.sleep(0.1)
     os.kill(group, signal.SIGKILL)
     nursery.end()
-    # A worker looks for its parent every 5 seconds, once it has started: 13 in all on an idle machine.
+    # A worker looks for its parent every 5 seconds once it has started: 13 s on an idle machine.
     patience = time.monotonic() + 60
     left = set().union(*map(members, nursery.groups))
     while left and time.monotonic() < patience:
