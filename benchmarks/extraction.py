@@ -23,10 +23,10 @@ from pipeline.extract import BATCH, extract
 
 def run(device: torch.device, quick: bool) -> list[Row]:
     """All rows of `bench extract`, with the built-in drawings and the CLIP that belongs to them."""
-    repeats = 2 if quick else 5
+    repeats = 1 if quick else 5
     model = load_model("demo", device)
     with tempfile.TemporaryDirectory() as folder:
-        tree = scan(draw_dataset(Path(folder) / "demo", pictures=500 if quick else 3000))
+        tree = scan(draw_dataset(Path(folder) / "demo", pictures=400 if quick else 3000))
         cases = ("decode", "encode", "decode, then encode", "extract")
         times = {name: Times() for name in cases}
         for turn in range(repeats + 1):
