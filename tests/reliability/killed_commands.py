@@ -92,6 +92,16 @@ COMMANDS = {
         " --device cpu --batch 2 --workers 2",
         files("x.h5"),
     ),
+    "extract --shard": Command(
+        "extract --dataset {data}/images --model {data}/clip.safetensors --out {out}/x.h5"
+        " --device cpu --batch 2 --workers 2 --shard 2/3",
+        files("x.shard-2-of-3.h5"),
+    ),
+    "cache merge": Command(
+        "cache merge {data}/s.shard-1-of-3.h5 {data}/s.shard-2-of-3.h5 {data}/s.shard-3-of-3.h5"
+        " --out {out}/x.h5",
+        files("x.h5"),
+    ),
     "federate": Command(
         "federate {data}/small.h5 --rounds 250 --batch 8 --lr 1e-3 --device cpu --out {out}/run",
         run_left,

@@ -111,6 +111,11 @@ def ready(data: Path, nursery: Nursery) -> None:
         " --device cpu --workers 0",
         "federate {data}/x.h5 --rounds 5 --batch 8 --device cpu --out {data}/run",
         "cache import {data}/big.npz --out {data}/big.h5",
+        *(
+            "extract --dataset {data}/images --model {data}/clip.safetensors --out {data}/s.h5"
+            f" --device cpu --batch 8 --workers 0 --shard {shard}/3"
+            for shard in (1, 2, 3)
+        ),
     ):
         nursery.begin(shlex.split(words.format(data=data)))
         assert nursery.end() == 0, nursery.log.read_text()
