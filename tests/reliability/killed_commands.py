@@ -101,6 +101,7 @@ COMMANDS = {
         "cache merge {data}/s.shard-1-of-3.h5 {data}/s.shard-2-of-3.h5 {data}/s.shard-3-of-3.h5"
         " --out {out}/x.h5",
         files("x.h5"),
+        there=4,
     ),
     "federate": Command(
         "federate {data}/small.h5 --rounds 250 --batch 8 --lr 1e-3 --device cpu --out {out}/run",
