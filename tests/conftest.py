@@ -28,3 +28,20 @@ def shared() -> Path:
             pytest.fail(f"FEDCLIP_SHARED={named}: there is no {folder / 'data'}")
         pytest.skip(f"no shared data at {folder}; set FEDCLIP_SHARED to the folder that has it")
     return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """The file of a small random CLIP."""
+    from tests import clips
+
+    folder = tmp_path_factory.mktemp("clip")
+    return clips.save(clips.build(), folder / "small.safetensors", "safetensors")
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """A folder of 23 images in two domains of two classes."""
+    from tests.extraction import draw_tree
+
+    return draw_tree(tmp_path)

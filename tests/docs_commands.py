@@ -18,7 +18,7 @@ ASSIGNMENT = re.compile(r"([A-Z]+)=\"([^\"]*)\"")
 WEIGHTS = "the built-in CLIP for OpenAI's 350 MB"
 MINUTES = "takes minutes"
 LAUNCHERS = {
-    "torchrun": "needs several GPUs; tests/test_extract_shards.py",
+    "torchrun": "needs several GPUs; tests/test_shard_words.py",
     "srun": "needs Slurm",
     "/usr/bin/time": MINUTES,
 }

@@ -7,12 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from cache.checksums import content_sha256, row_blocks
-from cache.store import write_table
+from cache.store import read_table, write_table
 from cache.table import FeatureTable
 from pipeline.config import RunConfig
 from pipeline.site import Site, answer, reason
 from pipeline.site_messages import read_ask, write_answer
 from pipeline.site_server import Terms, serve
+from tests.test_federate import small
+
+
+def whole(folder: Path) -> FeatureTable:
+    """Four domains in one cache file."""
+    write_table(folder / "whole.h5", small(rows=(60, 45, 80, 30)))
+    return read_table(folder / "whole.h5")
 
 
 def of_domains(table: FeatureTable, *names: str) -> FeatureTable:

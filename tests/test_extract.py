@@ -22,22 +22,11 @@ from pipeline.demo import WEIGHTS
 from pipeline.encode_rows import row_ranges
 from pipeline.extraction_rate import read_rate
 from tests import clips
-from tests.extraction import draw_tree, run
+from tests.extraction import run
 
 extract = import_module("pipeline.extract")  # the module; the package's is the function
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    return clips.save(clips.build(), folder / "small.safetensors", "safetensors")
-
-
-@pytest.fixture
-def tree(tmp_path) -> Path:
-    return draw_tree(tmp_path)
 
 
 @pytest.fixture(scope="module")

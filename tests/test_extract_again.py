@@ -16,22 +16,11 @@ from cache.store import info, write_table
 from cache.table import CacheError, StaleCache
 from pipeline import cache_files, encode_rows
 from tests import clips
-from tests.extraction import draw_tree, run
+from tests.extraction import run
 
 extract = import_module("pipeline.extract")  # the module; the package's is the function
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    return clips.save(clips.build(), folder / "small.safetensors", "safetensors")
-
-
-@pytest.fixture
-def tree(tmp_path) -> Path:
-    return draw_tree(tmp_path)
 
 
 def test_a_cache_that_is_there_is_not_made_again(tree, weights, tmp_path, monkeypatch):

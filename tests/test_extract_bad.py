@@ -20,23 +20,11 @@ from pipeline.cache_files import cache_path
 from pipeline.clip_weights import WeightsError
 from pipeline.config import ConfigError
 from pipeline.domains import DataError
-from tests import clips
-from tests.extraction import Said, draw_tree, run
+from tests.extraction import Said, run
 
 extract = import_module("pipeline.extract")  # the module; the package's is the function
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    return clips.save(clips.build(), folder / "small.safetensors", "safetensors")
-
-
-@pytest.fixture
-def tree(tmp_path) -> Path:
-    return draw_tree(tmp_path)
 
 
 def spoil(tree: Path) -> dict[str, str]:

@@ -12,15 +12,12 @@ from pipeline.federate import federate
 from pipeline.run_folder import read_adapters
 from pipeline.site import Site
 from pipeline.trained import read_trained
-from tests.sites import Network, config, cut, lines, run, sites
-from tests.test_federate import small
+from tests.sites import Network, config, cut, lines, run, sites, whole
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    file = tmp_path_factory.mktemp("whole") / "whole.h5"
-    write_table(file, small(rows=(60, 45, 80, 30)))
-    return read_table(file)
+    return whole(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")

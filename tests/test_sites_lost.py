@@ -13,15 +13,12 @@ from pipeline.payload import Encoded
 from pipeline.run_folder import read_adapters
 from pipeline.site import Site, answer, demand_of, refuse_other
 from pipeline.site_messages import Ask
-from tests.sites import Network, config, cut, lines, of_domains, run, sites
-from tests.test_federate import small
+from tests.sites import Network, config, cut, lines, of_domains, run, sites, whole
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    file = tmp_path_factory.mktemp("whole") / "whole.h5"
-    write_table(file, small(rows=(60, 45, 80, 30)))
-    return read_table(file)
+    return whole(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
