@@ -29,6 +29,8 @@ def info(file: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     for name, value in facts.items():
+        if value is None:  # as the shard of a whole cache
+            continue
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         click.echo(f"{name:<16} {shown}")
 
