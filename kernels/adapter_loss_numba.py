@@ -3,11 +3,11 @@
 import numpy as np
 from numba import njit
 
-from kernels.numba_math import LEAST, OPTIONS, F, exp
+from kernels.numba_math import LEAST, SPLICED, F, exp
 from kernels.numba_matmul import gather, matmul, matmul_t
 
 
-@njit(**OPTIONS)
+@njit(**SPLICED)
 def unit(x, z, u):
     """u = normalize(exp(z - max z) * x), each column of x, z and u (D, P)."""
     width, size = z.shape
@@ -29,7 +29,7 @@ def unit(x, z, u):
             u[d, i] *= squares[i]
 
 
-@njit(**OPTIONS)
+@njit(**SPLICED)
 def loss(u, labels, rows, unit_text, scale, d_scores, d_u):
     """The loss of one batch, and its gradient by the scores into d_scores; d_u is scratch.
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from kernels.adapter import AdamSettings, AdapterState
 from kernels.adapter_loss_numba import loss, unit
 from kernels.cpu_threads import run_all
-from kernels.numba_math import OPTIONS, F, tanh
-from kernels.numba_matmul import LANES, ROWS, gather, matmul, matmul_t, padded, transpose
+from kernels.numba_math import OPTIONS, PART, F, tanh
+from kernels.numba_matmul import LANES, ROWS, gather, matmul, matmul_t, matrix, padded, transpose
 from kernels.scratch import staggered
 
 
@@ -85,13 +85,13 @@ def _train_lane(
         if size == 0:
             return
         p = (size + LANES - 1) // LANES * LANES
-        x = by_row[0, : size * wide].reshape(size, wide)
-        h_by_row = by_row[1, : size * wide].reshape(size, wide)
-        x_by_feature = by_feature[0, : width * p].reshape(width, p)
-        h = by_feature[1, : width * p].reshape(width, p)
-        z = by_feature[2, : width * p].reshape(width, p)
-        u = by_feature[3, : width * p].reshape(width, p)
-        d_h = by_feature[4, : width * p].reshape(width, p)
+        x = matrix(by_row[0], 0, size, wide)
+        h_by_row = matrix(by_row[1], 0, size, wide)
+        x_by_feature = matrix(by_feature[0], 0, width, p)
+        h = matrix(by_feature[1], 0, width, p)
+        z = matrix(by_feature[2], 0, width, p)
+        u = matrix(by_feature[3], 0, width, p)
+        d_h = matrix(by_feature[4], 0, width, p)
         gather(features, rows[step, :size], x)
         transpose(x, x_by_feature)
         scores(x_by_feature, w1, b1, w2, b2, h, z)
@@ -116,7 +116,7 @@ def _train_lane(
         _adam(b2, db2, vectors[2], vectors[3], adam)
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def _update(weight, d_out, inputs, m, v, gradient, adam):
     """Adam on weight (D, D) with the gradient d_out (D, P) @ inputs (B, D), ROWS rows at a time."""
     width = len(weight)
@@ -127,7 +127,7 @@ def _update(weight, d_out, inputs, m, v, gradient, adam):
             _adam(weight[d], gradient[d - start, :width], m[d], v[d], adam)
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def scores(x, w1, b1, w2, b2, h, z):
     """h = tanh(W1 x + b1), z = W2 h + b2; x, h and z (D, P)."""
     width, size = h.shape
@@ -141,7 +141,7 @@ def scores(x, w1, b1, w2, b2, h, z):
             z[d, i] += b2[d]
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def _sum_rows(values, size, sums):
     for d in range(values.shape[0]):
         total = F(0)
@@ -150,7 +150,7 @@ def _sum_rows(values, size, sums):
         sums[d] = total
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def _adam(weight, gradient, m, v, settings):
     """torch.optim.Adam with coupled L2; rate = lr / (1 - beta1^t), shrink = (1 - beta2^t)^-1/2."""
     rate, shrink, weight_decay, beta1, rest1, beta2, rest2, eps = settings

@@ -12,7 +12,7 @@ from kernels.adapter import AdapterState
 from kernels.adapter_step_numba import scores
 from kernels.cpu_threads import run_all
 from kernels.numba_math import LEAST, OPTIONS, exp
-from kernels.numba_matmul import LANES, gather, matmul, padded, transpose
+from kernels.numba_matmul import LANES, gather, matmul, matrix, padded, transpose
 
 BLOCK = 256  # rows at a time: at D = 512 the two activations are 1 MiB, one core's L2
 
@@ -54,10 +54,10 @@ def _spare(width: int, columns: int, classes: int) -> list:
 def _answer_block(w1, b1, w2, b2, features, text, rows, activations, logits, answers):
     size, width, classes = len(rows), features.shape[1], len(text)
     p = (size + LANES - 1) // LANES * LANES
-    by_row = activations[0, : size * width].reshape(size, width)
-    x = activations[1, : width * p].reshape(width, p)
-    h = activations[2, : width * p].reshape(width, p)
-    z = activations[3, : width * p].reshape(width, p)
+    by_row = matrix(activations[0], 0, size, width)
+    x = matrix(activations[1], 0, width, p)
+    h = matrix(activations[2], 0, width, p)
+    z = matrix(activations[3], 0, width, p)
     gather(features, rows, by_row)
     transpose(by_row, x)
     scores(x, w1, b1, w2, b2, h, z)
@@ -68,7 +68,7 @@ def _answer_block(w1, b1, w2, b2, features, text, rows, activations, logits, ans
     for d in range(width):
         for i in range(p):
             x[d, i] *= exp(z[d, i] - top[i])
-    by_class = logits[: classes * p].reshape(classes, p)
+    by_class = matrix(logits, 0, classes, p)
     matmul(text, x, by_class)
     for i in range(size):  # by hand: assigning a row costs 4 s of compiling, for its error message
         top[i] = by_class[0, i]

@@ -12,7 +12,7 @@ from numba import njit
 from torch import Tensor
 
 from kernels.cpu_threads import run_all
-from kernels.numba_math import LEAST, OPTIONS, F, exp
+from kernels.numba_math import LEAST, OPTIONS, PART, F, exp
 from kernels.numba_matmul import LANES, matmul, matmul_t, padded, transpose
 
 BLOCK = 512  # rows and columns of Z at a time: 1 MiB, one core's L2
@@ -141,7 +141,7 @@ def _forward_rows(x, y, scale, start, block, across, logits, by_row, at_pair, to
         by_row[start + i] = top[i] + np.log(total[i])
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def _images(x, start, rows, scale, across):
     """scale * x[start : start + rows] as columns, (D, rows padded)."""
     width = x.shape[1]

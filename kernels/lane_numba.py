@@ -11,8 +11,8 @@ from numba import njit
 
 from kernels.heads_numba import ATTENTION, COSINE, backward, forward
 from kernels.losses_numba import CLASS, batch_loss, distinct
-from kernels.numba_math import OPTIONS, F
-from kernels.numba_matmul import gather, matmul, matmul_t, padded, transpose
+from kernels.numba_math import OPTIONS, SPLICED, F
+from kernels.numba_matmul import gather, matmul, matmul_t, matrix, padded, transpose
 from kernels.optimizers_numba import update
 from kernels.rows_numba import (
     by_rows,
@@ -41,6 +41,8 @@ class Buffers(NamedTuple):
     place: np.ndarray  # (B,) int32: each row's column
     classes: np.ndarray  # (K,) int32: each column's class
     column_of: np.ndarray  # (C,) int32, -1 outside of losses_numba.distinct
+    lines: np.ndarray  # (7, the larger p) float32: sums over rows and over columns
+    widened: np.ndarray  # (largest gradient of a matrix, its columns padded,) float32
     hidden: int  # rows of a head's inner activations
 
 
@@ -74,20 +76,20 @@ def train_lane(
         _activate(codes, parts, weight, features, text, asked, classes, buffers, step == 0)
         t = _columns(codes, parts, weight, text, classes, buffers)
         p = padded(n)
-        u = buffers.images[2, : text.shape[1] * p].reshape(text.shape[1], p)
-        z = buffers.pairs[0, : columns * p].reshape(columns, p)
-        d_z = buffers.pairs[1, : columns * p].reshape(columns, p)
+        u = matrix(buffers.images[2], 0, text.shape[1], p)
+        z = matrix(buffers.pairs[0], 0, columns, p)
+        d_z = matrix(buffers.pairs[1], 0, columns, p)
         matmul(t, u, z)
         losses[step] = batch_loss(
             loss, z, buffers.place[:n], counts, scale, buffers.by_row[0], buffers.by_column[0],
-            d_z, buffers.by_row[1], buffers.by_column[1],
+            d_z, buffers.by_row[1], buffers.by_column[1], buffers.lines,
         )  # fmt: skip
         _differentiate(codes, parts, weight, t, u, d_z, n, buffers, gradient)
         update(optimizer, weight, gradient, first, second, anchor, shift, done + step + 1, settings)
     return len(rows)
 
 
-@njit(**OPTIONS)
+@njit(**SPLICED)
 def _activate(codes, parts, weight, features, text, asked, classes, buffers, begins):
     """What heads make of the batch's rows and of its classes, with inverse lengths.
 
@@ -102,14 +104,15 @@ def _activate(codes, parts, weight, features, text, asked, classes, buffers, beg
         x, h, u, _, spare = _cut(sides[side], text.shape[1], buffers.hidden, len(picked[side]))
         unit = side == 0 and parts[0] > 0 and head != ATTENTION  # text comes as its head wants it
         if side == 0 or begins or loss != CLASS:
-            gather_columns(tables[side], picked[side], unit, x if parts[side] else u)
+            out = x if parts[side] else u
+            gather_columns(tables[side], picked[side], unit, out, buffers.lines[0])
         if parts[side]:
             start = side * parts[0]
-            forward(head, weight[start : start + parts[side]], x, h, u, spare)
-        column_lengths(u, lengths[side])
+            forward(head, weight[start : start + parts[side]], x, h, u, spare, buffers.lines[0])
+        column_lengths(u, lengths[side], buffers.lines[0])
 
 
-@njit(**OPTIONS)
+@njit(**SPLICED)
 def _columns(codes, parts, weight, text, classes, buffers):
     """t (K, D), what stands for the classes; lengths of rows that no head made are written."""
     head, loss, _ = codes
@@ -118,9 +121,9 @@ def _columns(codes, parts, weight, text, classes, buffers):
     t = buffers.columns[:columns]
     if parts[1] and head != COSINE:
         p = padded(columns)
-        transpose(buffers.texts[2, : width * p].reshape(width, p), t)
+        transpose(matrix(buffers.texts[2], 0, width, p), t)
         return t
-    table = weight.reshape(len(text), width) if head == COSINE else text
+    table = matrix(weight, 0, len(text), width) if head == COSINE else text
     if loss == CLASS:
         t = table
     else:
@@ -132,7 +135,7 @@ def _columns(codes, parts, weight, text, classes, buffers):
     return t
 
 
-@njit(**OPTIONS)
+@njit(**SPLICED)
 def _differentiate(codes, parts, weight, t, u, d_z, n, buffers, gradient):
     """gradient (P,) of a lane: d u = t^T d_z - inner u and d t = d_z u^T - inner t, through heads.
 
@@ -152,26 +155,26 @@ def _differentiate(codes, parts, weight, t, u, d_z, n, buffers, gradient):
         if side == 0:
             matmul_t(t, d_z, d_y)
         else:
-            outer(u, by_rows(d_z, n, buffers.across[0]), d_y)
+            outer(u, by_rows(d_z, n, buffers.across[0]), d_y, buffers.widened)
         subtract_columns(d_y, inner[side], y)
         start = side * parts[0]
         end = start + parts[side]
         backward(
             head, weight[start:end], count, x, h, y, d_y, spare, buffers.across,
-            gradient[start:end],
+            gradient[start:end], buffers.widened,
         )  # fmt: skip
 
 
-@njit(**OPTIONS)
+@njit(**SPLICED)
 def _cosine(loss, t, u, d_z, n, inner, buffers, gradient):
     """gradient (C D,): d t in the rows of the batch's classes, 0 in others."""
     columns, width = t.shape
-    by_class = gradient.reshape(len(gradient) // width, width)
+    by_class = matrix(gradient, 0, len(gradient) // width, width)
     if loss == CLASS:
         d_t = by_class
     else:
-        d_t = buffers.texts[0, : columns * width].reshape(columns, width)
-    outer(d_z, by_rows(u, n, buffers.across[0]), d_t)
+        d_t = matrix(buffers.texts[0], 0, columns, width)
+    outer(d_z, by_rows(u, n, buffers.across[0]), d_t, buffers.widened)
     subtract_rows(d_t, inner, t)
     if loss != CLASS:
         gradient[:] = F(0)
@@ -180,13 +183,13 @@ def _cosine(loss, t, u, d_z, n, inner, buffers, gradient):
                 by_class[buffers.classes[k], d] = d_t[k, d]
 
 
-@njit(**OPTIONS)
+@njit(**SPLICED)
 def _cut(buffers, width, hidden, n):
     """x (D, p), h (hidden, p), u (D, p), d_u (D, p) and as many numbers as the larger of those."""
     p = padded(n)
-    x = buffers[0, : width * p].reshape(width, p)
-    h = buffers[1, : hidden * p].reshape(hidden, p)
-    u = buffers[2, : width * p].reshape(width, p)
-    d_u = buffers[3, : width * p].reshape(width, p)
+    x = matrix(buffers[0], 0, width, p)
+    h = matrix(buffers[1], 0, hidden, p)
+    u = matrix(buffers[2], 0, width, p)
+    d_u = matrix(buffers[3], 0, width, p)
     wide = max(width, hidden)
-    return x, h, u, d_u, buffers[4, : wide * p].reshape(wide, p)
+    return x, h, u, d_u, matrix(buffers[4], 0, wide, p)

@@ -88,6 +88,8 @@ def _scratch(work: Work, batch: int, kept: bool) -> tuple:
         place=np.empty(batch, np.int32),
         classes=np.empty(columns, np.int32),
         column_of=np.full(kind.classes, -1, np.int32),
+        lines=np.empty((7, max(batch_p, columns_p)), np.float32),
+        widened=np.empty(max(wide, columns) * padded(max(wide, columns)), np.float32),
         hidden=hidden,
     )
     return (*lines, buffers)

@@ -8,12 +8,12 @@ import numpy as np
 from numba import njit
 
 from kernels.names import LOSSES
-from kernels.numba_math import LEAST, OPTIONS, F, exp
+from kernels.numba_math import LEAST, SPLICED, F, exp
 
 CONTRASTIVE, CLASS, MULTI_POSITIVE = range(len(LOSSES))
 
 
-@njit(**OPTIONS)
+@njit(**SPLICED)
 def distinct(labels, rows, place, classes, counts, column_of):
     """K, the number of distinct labels of a batch, in order of first appearance.
 
@@ -35,8 +35,10 @@ def distinct(labels, rows, place, classes, counts, column_of):
     return columns
 
 
-@njit(**OPTIONS)
-def batch_loss(loss, z, place, counts, scale, per_row, per_column, gradient, inner, inner_column):
+@njit(**SPLICED)
+def batch_loss(
+    loss, z, place, counts, scale, per_row, per_column, gradient, inner, inner_column, lines,
+):  # fmt: skip
     """One batch's loss, see kernels/local_steps.py, and what going back needs.
 
     z (K, at least B) comes as products of vectors v_i, w_k of any length, whose inverse lengths are
@@ -50,11 +52,12 @@ def batch_loss(loss, z, place, counts, scale, per_row, per_column, gradient, inn
 
     Written: gradient = scale G / (|v_i| |w_k|), so that d v = sum_k gradient w - inner v and
     d w = sum_i gradient v - inner_column w, as normalising asks for: <u, d u> = sum_k G Z is a sum
-    over K, and not over D.
+    over K, and not over D. lines (7, at least K and B) is scratch.
     """
     columns, size = len(z), len(place)
-    top = np.full(size, LEAST)
-    sums = np.zeros(size, np.float32)
+    top, sums = lines[0], lines[1]
+    top[:size] = LEAST
+    sums[:size] = F(0)
     for k in range(columns):
         factor = scale * per_column[k]
         for i in range(size):
@@ -77,7 +80,7 @@ def batch_loss(loss, z, place, counts, scale, per_row, per_column, gradient, inn
         for i in range(size):
             gradient[place[i], i] -= share
     else:
-        total += _over_columns(loss, z, place, counts, share, gradient)
+        total += _over_columns(loss, z, place, counts, share, gradient, lines)
     inner[:size] = F(0)
     for k in range(columns):
         over = F(0)
@@ -93,13 +96,11 @@ def batch_loss(loss, z, place, counts, scale, per_row, per_column, gradient, inn
     return F(total * share)
 
 
-@njit(**OPTIONS)
-def _over_columns(loss, z, place, counts, share, gradient):
+@njit(**SPLICED)
+def _over_columns(loss, z, place, counts, share, gradient, lines):
     """Adds what columns and targets have in the gradient; returns the columns' part of the loss."""
     columns, size = len(z), len(place)
-    line = np.empty(size, np.float32)
-    peaks = np.full(columns, LEAST)
-    sums = np.zeros(columns, np.float32)
+    line, peaks, sums = lines[2], lines[3], lines[4]
     for k in range(columns):
         peak, over = LEAST, F(0)
         for i in range(size):
@@ -119,8 +120,9 @@ def _over_columns(loss, z, place, counts, share, gradient):
             total += (peaks[k] - z[k, i]) + np.log(sums[k])
             gradient[k, i] -= F(2) * share
         return total
-    own_peaks = np.full(columns, LEAST)
-    own_sums = np.zeros(columns, np.float32)
+    own_peaks, own_sums = lines[5], lines[6]
+    own_peaks[:columns] = LEAST
+    own_sums[:columns] = F(0)
     for i in range(size):
         own_peaks[place[i]] = max(own_peaks[place[i]], z[place[i], i])
     for i in range(size):

@@ -8,8 +8,9 @@ because numba has no arrays that live in registers. No threads, no global state,
 
 from llvmlite import binding, ir
 from numba import config, njit, types
-from numba.core import cgutils
+from numba.core import cgutils, imputils
 from numba.extending import intrinsic, register_jitable
+from numba.np import arrayobj
 
 from kernels.numba_math import OPTIONS
 
@@ -160,7 +161,30 @@ def matmul_t(a, b, out):
              len(out))  # fmt: skip
 
 
-@njit(**OPTIONS)
+@intrinsic
+def matrix(typing, numbers, start, rows, columns):
+    """numbers[start : start + rows * columns] as (rows, columns); nothing is checked or copied."""
+    result = types.Array(numbers.dtype, 2, "C")
+
+    def emit(context, code, signature, arguments):
+        _, start, rows, columns = arguments
+        source = arrayobj.make_array(signature.args[0])(context, code, arguments[0])
+        out = arrayobj.make_array(result)(context, code)
+        arrayobj.populate_array(
+            out,
+            data=code.gep(source.data, [start]),
+            shape=[rows, columns],
+            strides=[code.mul(columns, source.itemsize), source.itemsize],
+            itemsize=source.itemsize,
+            meminfo=source.meminfo,
+            parent=source.parent,
+        )
+        return imputils.impl_ret_borrowed(context, code, result, out._getvalue())
+
+    return result(numbers, types.intp, types.intp, types.intp), emit
+
+
+@njit(**APART)
 def gather(table, rows, out):
     """out[i, :D] = table[rows[i]]; assigning whole rows costs 3 s of compiling."""
     for i in range(len(rows)):
@@ -169,7 +193,7 @@ def gather(table, rows, out):
             out[i, d] = table[row, d]
 
 
-@njit(**OPTIONS)
+@njit(**APART)
 def transpose(x, out):
     """out = x.T where both have a place, 8 x 8 at a time: 8 us for 32 x 512, row by row 17."""
     size, width = min(len(x), out.shape[1]), min(len(out), x.shape[1])

@@ -4,12 +4,12 @@ import numpy as np
 from numba import njit
 
 from kernels.names import OPTIMIZERS
-from kernels.numba_math import OPTIONS, F
+from kernels.numba_math import PART, SPLICED, F
 
 ADAM, ADAMW, SGD = range(len(OPTIMIZERS))
 
 
-@njit(**OPTIONS)
+@njit(**SPLICED)
 def update(optimizer, weight, gradient, first, second, anchor, shift, step, settings):
     """One step of torch.optim's Adam, AdamW or SGD on weight (P,), in place.
 
@@ -38,14 +38,14 @@ def update(optimizer, weight, gradient, first, second, anchor, shift, step, sett
     _adam(weight, gradient, first, second, numbers)
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def _sgd(weight, gradient, first, lr, weight_decay, momentum):
     for i in range(len(weight)):
         first[i] = momentum * first[i] + (gradient[i] + weight_decay * weight[i])
         weight[i] -= lr * first[i]
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def _adam(weight, gradient, m, v, numbers):
     decay, keep, rate, shrink, beta1, rest1, beta2, rest2, eps = numbers
     for i in range(len(weight)):

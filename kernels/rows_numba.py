@@ -3,45 +3,46 @@
 import numpy as np
 from numba import njit
 
-from kernels.numba_math import OPTIONS, F
-from kernels.numba_matmul import matmul, padded, transpose
+from kernels.numba_math import PART, SPLICED, F
+from kernels.numba_matmul import APART, matmul, matrix, padded, transpose
 
 SHORTEST = F(1e-12)  # as torch's normalize: what is shorter counts as that long
 
 
-@njit(**OPTIONS)
+@njit(**SPLICED)
 def by_rows(x, n, buffer):
     """The first n columns of x (M, at least n) as rows (n, padded M), in `buffer`."""
     wide = padded(len(x))
-    out = buffer[: n * wide].reshape(n, wide)
+    out = matrix(buffer, 0, n, wide)
     transpose(x, out)
     return out
 
 
-@njit(**OPTIONS)
-def outer(d, by_row, out):
-    """out (M, N) = d[:, :n] @ by_row; d (M, at least n), by_row (n, N or the padded N)."""
+@njit(**APART)
+def outer(d, by_row, out, spare):
+    """out (M, N) = d[:, :n] @ by_row; d (M, at least n), by_row (n, N or the padded N).
+
+    spare is as large as out with padded N; without padding it is not used.
+    """
     if by_row.shape[1] == out.shape[1]:
         matmul(d, by_row, out)
         return
-    wide = np.empty((len(out), by_row.shape[1]), np.float32)
+    wide = matrix(spare, 0, len(out), by_row.shape[1])
     matmul(d, by_row, wide)
     for r in range(out.shape[0]):
         for c in range(out.shape[1]):
             out[r, c] = wide[r, c]
 
 
-@njit(**OPTIONS)
-def gather_columns(table, rows, unit, out):
+@njit(**APART)
+def gather_columns(table, rows, unit, out, scale):
     """out[:, i] = table[rows[i]], at length 1 if `unit`; further columns of out stay as they are.
 
     8 x 8 at a time: 10 us for 32 rows of 512, row by row twice that.
     """
     width, size = len(out), len(rows)
-    scale = np.ones(size, np.float32)
-    if unit:
-        for i in range(size):
-            scale[i] = _inverse_length(table[rows[i]])
+    for i in range(size):
+        scale[i] = _inverse_length(table[rows[i]]) if unit else F(1)
     for d in range(0, width, 8):
         for i in range(0, size, 8):
             if i + 8 <= size and d + 8 <= width:  # lengths that the compiler knows
@@ -55,7 +56,7 @@ def gather_columns(table, rows, unit, out):
                         out[b, a] = table[rows[a], b] * scale[a]
 
 
-@njit(**OPTIONS)
+@njit(**PART)
 def _inverse_length(row):
     squares = F(0)
     for d in range(len(row)):
@@ -63,33 +64,33 @@ def _inverse_length(row):
     return F(1) / max(np.sqrt(squares), SHORTEST)
 
 
-@njit(**OPTIONS)
+@njit(**APART)
 def row_lengths(x, inverse):
     """inverse[i] = 1 / |x[i]|; x (n, D)."""
     for i in range(len(x)):
         inverse[i] = _inverse_length(x[i])
 
 
-@njit(**OPTIONS)
-def column_lengths(x, inverse):
+@njit(**PART)
+def column_lengths(x, inverse, part):
     """inverse[i] = 1 / |x[:, i]|; x (D, n).
 
     In sums of 32: 512 squares one after another are off by 3e-7, and a logit of 100 by 3e-5.
     """
     width, size = x.shape
-    squares, part = np.zeros(size, np.float32), np.empty(size, np.float32)
+    inverse[:size] = F(0)
     for start in range(0, width, 32):
-        part[:] = F(0)
+        part[:size] = F(0)
         for d in range(start, min(width, start + 32)):
             for i in range(size):
                 part[i] += x[d, i] * x[d, i]
         for i in range(size):
-            squares[i] += part[i]
+            inverse[i] += part[i]
     for i in range(size):
-        inverse[i] = F(1) / max(np.sqrt(squares[i]), SHORTEST)
+        inverse[i] = F(1) / max(np.sqrt(inverse[i]), SHORTEST)
 
 
-@njit(**OPTIONS)
+@njit(**APART)
 def subtract_columns(x, factor, y):
     """x[:, i] -= factor[i] * y[:, i]; x and y (D, n)."""
     for d in range(x.shape[0]):
@@ -97,7 +98,7 @@ def subtract_columns(x, factor, y):
             x[d, i] -= factor[i] * y[d, i]
 
 
-@njit(**OPTIONS)
+@njit(**APART)
 def subtract_rows(x, factor, y):
     """x[i] -= factor[i] * y[i]; x and y (n, D)."""
     for i in range(x.shape[0]):
