@@ -12,6 +12,7 @@ from kernels.adapter_step import adapter_steps
 from kernels.adapter_top1 import adapter_top1
 from kernels.backends import BACKENDS
 from kernels.contrastive import contrastive
+from pipeline.process import threads
 
 SCALE = 100.0
 RELEASED = {"lr": 5e-5, "weight_decay": 0.2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6}
@@ -62,10 +63,11 @@ def _lane_steps(device: torch.device, ceilings: dict, quick: bool) -> list[Row]:
         return eager.train(one, features, labels, text, batches, SCALE, fused=fused)
 
     def ours(backend: str) -> AdapterState:
-        state = AdapterState(*(w.clone() for w in adapters))
-        adapter_steps(
-            state, features, labels, text, rows, settings, logit_scale=SCALE, backend=backend
-        )
+        with threads(device, width, backend):
+            state = AdapterState(*(w.clone() for w in adapters))
+            adapter_steps(
+                state, features, labels, text, rows, settings, logit_scale=SCALE, backend=backend
+            )
         return state
 
     truth = eager.train(
@@ -109,7 +111,8 @@ def _top1(device: torch.device, ceilings: dict, quick: bool) -> list[Row]:
     for backend in BACKENDS[device.type]:
 
         def ours(backend: str = backend) -> list[Tensor]:
-            return adapter_top1(adapters, features, text, rows, backend=backend)
+            with threads(device, width, backend):
+                return adapter_top1(adapters, features, text, rows, backend=backend)
 
         wrong = float((ours()[0] != truth).float().mean())
         error = checked(f"adapter_top1 {backend}", wrong, plain_error + 1 / count)

@@ -12,6 +12,7 @@ from benchmarks.rows import Row
 from kernels.heads import Kind, first_row, shapes
 from kernels.local_steps import Moments, Settings, Work, local_steps
 from kernels.local_steps_torch import losses_of
+from pipeline.process import threads
 
 WIDTH, BATCH, STEPS = 512, 32, 20
 WORKS = (
@@ -44,8 +45,9 @@ def _rows(work: Work, device: torch.device, ceilings: dict[str, float], quick: b
     errors, plain_error = _errors(work, adapters, *given, rows[:1], device)
 
     def train(backend: str) -> None:
-        local_steps(work, adapters.clone(), *given, normalize(text, dim=1), rows,
-                    _settings(lanes), logit_scale=SCALE, backend=backend)  # fmt: skip
+        with threads(device, WIDTH, backend):
+            local_steps(work, adapters.clone(), *given, normalize(text, dim=1), rows,
+                        _settings(lanes), logit_scale=SCALE, backend=backend)  # fmt: skip
 
     cases = {
         name: compare.Case(lambda name=name: train(name), units=STEPS * lanes, error=error)

@@ -15,7 +15,8 @@ from kernels.cpu_threads import run_all
 from kernels.numba_math import LEAST, OPTIONS, PART, F, exp
 from kernels.numba_matmul import LANES, matmul, matmul_t, padded, transpose
 
-BLOCK = 512  # rows and columns of Z at a time: 1 MiB, one core's L2
+BLOCK = 512  # rows and columns of Z at a time, at most: 1 MiB, one core's L2
+LEAST_BLOCK = 128  # and at least: packing images would show in smaller ones
 RUN = 32  # terms summed in sequence: thousands would err 3 times as much as torch's sums
 STRIPES = 16  # of row blocks in the forward pass, each with column sums of its own
 
@@ -26,14 +27,15 @@ def forward(
     """The loss (), and the log-sum-exps of Z's rows (N,) and of its columns (N,)."""
     x, y = _array(image), _array(text)
     count = len(x)
-    stripes = min(STRIPES, -(-count // BLOCK))
+    block = _block(count)
+    stripes = min(STRIPES, -(-count // block))
     by_row, at_pair = np.empty(count, np.float32), np.empty(count, np.float32)
     tops = np.full((stripes, count), LEAST)
     sums = np.zeros((stripes, count), np.float32)
 
     def work(stripe: int, scratch: tuple) -> None:
-        for start in range(stripe * BLOCK, count, stripes * BLOCK):
-            _forward_rows(x, y, F(scale), start, BLOCK, *scratch, by_row, at_pair, tops[stripe],
+        for start in range(stripe * block, count, stripes * block):
+            _forward_rows(x, y, F(scale), start, block, *scratch, by_row, at_pair, tops[stripe],
                           sums[stripe])  # fmt: skip
 
     run_all(work, range(stripes), lambda: _scratch(count, x.shape[1]))
@@ -55,12 +57,13 @@ def backward(
     count, width = x.shape
     rows, columns = by_row.numpy(), by_column.numpy()
     d_image, d_text = np.empty_like(x), np.zeros_like(y)
-    shares = np.empty((-(-count // BLOCK), min(BLOCK, count) * width), np.float32)
+    block = _block(count)
+    shares = np.empty((-(-count // block), min(block, count) * width), np.float32)
     factor = F(scale / (2 * count))
-    for start in range(0, count, BLOCK):
+    for start in range(0, count, block):
 
         def work(k: int, own: tuple, start: int = start) -> None:
-            _backward_block(x, y, F(scale), factor, start, k * BLOCK, BLOCK, rows, columns, *own,
+            _backward_block(x, y, F(scale), factor, start, k * block, block, rows, columns, *own,
                             shares[k], d_text)  # fmt: skip
 
         run_all(
@@ -68,18 +71,27 @@ def backward(
             range(len(shares)),
             lambda: (
                 *_scratch(count, width),
-                np.empty(min(BLOCK, count) * width, np.float32),
+                np.empty(min(block, count) * width, np.float32),
             ),
         )
-        part = d_image[start : start + BLOCK]
+        part = d_image[start : start + block]
         np.sum(shares[:, : part.size], axis=0, out=part.reshape(-1))
     width = image.shape[1]
     return torch.from_numpy(d_image[:, :width]), torch.from_numpy(d_text[:, :width])
 
 
+def _block(count: int) -> int:
+    """An even number of blocks, so that two threads have equal work: N 512 takes 8.4 ms, not 14.
+
+    Of N alone: sums must not depend on the number of threads.
+    """
+    pairs = -(-count // (2 * BLOCK))
+    return max(LEAST_BLOCK, padded(-(-count // (2 * pairs))))
+
+
 def _scratch(count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """A block of images transposed, and a block of logits; zeros, so that no rest is slow."""
-    block = min(BLOCK, count)
+    block = min(_block(count), count)
     return (
         np.zeros(width * padded(block), np.float32),
         np.zeros(block * padded(block), np.float32),
