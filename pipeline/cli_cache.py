@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli_merge import merge
-from pipeline.cli_shared import HOME
+from pipeline.cli_shared import HOME, printable
 from pipeline.options import PATH
 
 FILE = click.argument("file", type=PATH)
@@ -28,11 +28,31 @@ def info(file: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
         return
+    identity = facts.pop("identity")
     for name, value in facts.items():
-        if value is None:  # as the shard of a whole cache
-            continue
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        click.echo(f"{name:<16} {shown}")
+        if value is not None:  # as the shard of a whole cache
+            click.echo(f"{name:<16} {_shown(value)}")
+    click.echo("what it was made of:")
+    for name, value in identity.items():
+        if name not in facts:
+            click.echo(f"  {printable(name):<16} {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """A fact for people: "3,000", "yes", "a, b", "width 128; resolution 48"."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, dict):
+        return "; ".join(f"{printable(key)} {_nested(inner)}" for key, inner in value.items())
+    return printable(value)
+
+
+def _nested(value: object) -> str:
+    return f"({_shown(value)})" if isinstance(value, dict) else _shown(value)
 
 
 @cache.command()

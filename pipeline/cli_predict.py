@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_shared import say
+from pipeline.cli_shared import printable, say
 from pipeline.options import PATH, ReleasedSpellings
 
 NAMED = 3  # bad images in the last line; each has its own line above it
@@ -84,11 +84,6 @@ def predict(
         raise DataError(
             f"{len(bad)} of {len(answers)} could not be answered: {'; '.join(bad[:NAMED])}{more}"
         )
-
-
-def printable(path: Path) -> str:
-    """The path with what could steer a terminal, or is no text, as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
 
 def _as_json(one) -> dict:

@@ -15,6 +15,11 @@ def say(message: str) -> None:
     click.echo(message, err=True)
 
 
+def printable(value: object) -> str:
+    """As text, with what could steer a terminal, or is no text, as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+
+
 def default_model(dataset: str, model: str | None) -> str:
     """The model that was named; else the demo's own, or ViT-B/32."""
     return model or ("demo" if dataset == "demo" else "ViT-B/32")

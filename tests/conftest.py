@@ -39,6 +39,14 @@ def weights(tmp_path_factory) -> Path:
     return clips.save(clips.build(), folder / "small.safetensors", "safetensors")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder of images, two small CLIPs and a run of each kind (tests/predictions.py)."""
+    from tests.predictions import make_runs
+
+    return make_runs(tmp_path_factory.mktemp("predict"))
+
+
 @pytest.fixture
 def tree(tmp_path) -> Path:
     """A folder of 23 images in two domains of two classes."""

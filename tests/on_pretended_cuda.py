@@ -14,9 +14,9 @@ from pipeline.extract import extract
 from pipeline.federate import federate
 from pipeline.run_folder import read_adapters
 from tests.pretended_cuda import DEVICE, Graph, Refused
+from tests.small_runs import config, small
 from tests.test_adapter_step import draw, on
 from tests.test_cli import call
-from tests.test_federate import config, small
 
 SGD = {"optimizer": "sgd", "momentum": 0.0}
 RUNS = {

@@ -12,7 +12,7 @@ from cache.store import write_table
 from pipeline.config import RunConfig
 from pipeline.federate import federate
 from pipeline.seals import digests_of, sealed
-from tests.test_federate import small
+from tests.small_runs import small
 
 HOSTILE = (
     "<script>document.title='owned'</script>",

@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.site import Site, answer, reason
 from pipeline.site_messages import read_ask, write_answer
 from pipeline.site_server import Terms, serve
-from tests.test_federate import small
+from tests.small_runs import small
 
 
 def whole(folder: Path) -> FeatureTable:

@@ -14,7 +14,7 @@ from cache.store import write_table
 from pipeline.cli import cli
 from pipeline.options import spelled_for_click
 from tests.conftest import ROOT
-from tests.test_federate import small
+from tests.small_runs import small
 
 COMMANDS = (
     ["extract"],
@@ -170,7 +170,9 @@ def test_import_info_verify_export_round_trip(tmp_path):
     call("cache", "import", tmp_path / "mine.npz", "--out", cache)
     facts = json.loads(call("cache", "info", cache, "--json").stdout)
     assert (facts["rows"], facts["width"], facts["complete"]) == (185, 12, True)
-    assert "fingerprint" in call("cache", "info", cache).stdout
+    shown = call("cache", "info", cache).stdout
+    assert re.search(r"^rows_per_domain +a 60; b 45; c 80$", shown, re.M) and "{" not in shown
+    assert re.search(rf"^fingerprint +{facts['fingerprint']}$", shown, re.M)
     call("cache", "verify", cache)
     call("cache", "export", cache, "--out", tmp_path / "back.npz")
     call("cache", "import", tmp_path / "back.npz", "--out", tmp_path / "again.h5")

@@ -13,7 +13,7 @@ import pytest
 from cache.store import read_table, write_table
 from pipeline.run_folder import read_adapters
 from tests.conftest import ROOT
-from tests.test_federate import FILES, figures, run, small
+from tests.small_runs import FILES, figures, run, small
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pipeline.config import ConfigError, as_json  # noqa: E402
 from pipeline.run_folder import read_adapters  # noqa: E402
 from pipeline.site_messages import Ask, write_ask  # noqa: E402
 from tests.sites import Network, config, cut, run, sites  # noqa: E402
-from tests.test_federate import small  # noqa: E402
+from tests.small_runs import small  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from pipeline.run_folder import read_adapters  # noqa: E402
 from tests import certificates  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
 from tests.sites import config, cut, lines  # noqa: E402
-from tests.test_federate import small  # noqa: E402
+from tests.small_runs import small  # noqa: E402
 
 PATIENCE = 300  # seconds for what takes 25 on two idle cores
 RECEIVING = "Receiving: train message"

@@ -24,6 +24,7 @@ from pipeline.run_folder import read_adapters
 from pipeline.training import advance, begin, to_device
 from tests import naive
 from tests.conftest import ON_GPU
+from tests.small_runs import small
 from tests.test_adapter_step import (
     SHAPES,
     assert_as_exact_as_plain_torch,
@@ -37,7 +38,6 @@ from tests.test_contrastive import (
     assert_fast_as_exact_as_bfloat16,
     pairs,
 )
-from tests.test_federate import small
 from tests.test_hostile_clients import assert_captured_round_names_the_outsized
 
 pytestmark = ON_GPU

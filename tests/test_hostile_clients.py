@@ -17,7 +17,7 @@ from pipeline.rounds import run_round
 from pipeline.server_rules import MOST, mean, outsized, unsound, update_lengths
 from pipeline.state import first_state
 from pipeline.training import to_device
-from tests.test_federate import FILES, config, run, small
+from tests.small_runs import FILES, config, run, small
 
 SPOILS = {
     "nan": lambda sent, start: sent.fill_(float("nan")),

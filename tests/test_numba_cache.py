@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 RUN = """
 import sys
 from pathlib import Path
-from tests.test_federate import config, run, small
+from tests.small_runs import config, run, small
 for width, classes, batch in ((12, 4, 8), (130, 9, 32)):
     out = Path(sys.argv[1], str(width))
     table = small(width=width, classes=classes)

@@ -14,14 +14,14 @@ from pipeline import locked_folder, run_folder
 from pipeline.config import ConfigError
 from pipeline.run_folder import open_run
 from tests.conftest import ROOT
-from tests.test_federate import FILES, config, run, small
+from tests.small_runs import FILES, config, run, small
 
 SMALL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from cache.store import read_table
 from pipeline.config import ConfigError
-from tests.test_federate import config, run
+from tests.small_runs import config, run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
 try:

@@ -11,7 +11,7 @@ import pytest
 
 from cache.store import write_table
 from tests.conftest import ROOT
-from tests.test_federate import small
+from tests.small_runs import small
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="run.sh is for bash")
 

@@ -14,7 +14,7 @@ from pipeline.report_maps import answers_of
 from pipeline.run_folder import read_adapters, write_adapters
 from pipeline.seals import check_done, sealed, unsealed
 from tests.report_folders import real_run
-from tests.test_federate import FILES, config, run, small
+from tests.small_runs import FILES, config, run, small
 
 
 @pytest.fixture(scope="module")

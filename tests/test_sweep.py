@@ -20,7 +20,7 @@ from pipeline.sweep_run import sweep
 from pipeline.sweep_space import Range
 from pipeline.sweep_spec import SweepSpec, from_options
 from tests.conftest import ROOT
-from tests.test_federate import small
+from tests.small_runs import small
 
 runner = import_module("pipeline.sweep")  # the module; the package's is the function
 

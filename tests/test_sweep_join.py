@@ -23,7 +23,7 @@ from pipeline.sweep_space import Choices, Normal, Range, Steps
 from pipeline.sweep_spec import SweepSpec, describe, from_options, read_description
 from pipeline.trials import read_all
 from tests.conftest import ROOT
-from tests.test_federate import small
+from tests.small_runs import small
 
 BASE = RunConfig(held_out=(("a",), ("b",)), rounds=6, batch=8)
 GRID = ("lr=1e-3,1e-2,3e-2", "head=attention,low-rank", "method=fedavg,ditto")  # 12 trials

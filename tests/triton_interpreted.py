@@ -16,9 +16,9 @@ from pipeline.config import RunConfig
 from pipeline.lanes import build_plan
 from pipeline.local_round import Engine
 from pipeline.training import advance, begin, to_device
+from tests.small_runs import small
 from tests.test_adapter_step import assert_as_exact_as_plain_torch, draw, settings
 from tests.test_contrastive import assert_fast_as_exact_as_bfloat16, pairs, plain
-from tests.test_federate import small
 from tests.test_hostile_clients import assert_captured_round_names_the_outsized
 
 STEPS = [  # lanes, steps, batch, width, classes

@@ -17,7 +17,7 @@ from pipeline.report_page import read, report_html
 from pipeline.trained import read_trained
 from tests.reliability.taken import digest, taken
 from tests.report_folders import real_run
-from tests.test_federate import KIND
+from tests.small_runs import KIND
 
 
 def make_run(name: str, finished: bool) -> Callable[[Path], list[bytes]]:

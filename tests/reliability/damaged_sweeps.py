@@ -21,7 +21,7 @@ from pipeline.sweep_wandb import from_wandb
 from pipeline.sweep_yaml import read_yaml
 from tests.reliability.taken import taken
 from tests.report_folders import made_bench
-from tests.test_federate import config, small
+from tests.small_runs import config, small
 
 
 def make_sweep(name: str) -> Callable[[Path], list[bytes]]:

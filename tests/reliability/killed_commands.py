@@ -15,7 +15,7 @@ from cache.store import write_table
 from pipeline.seals import unsealed
 from tests import clips
 from tests.loopback import Server
-from tests.test_federate import small
+from tests.small_runs import small
 
 
 class Command(NamedTuple):

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pipeline.config import RunConfig
-from tests.test_federate import small
+from tests.small_runs import small
 
 module = import_module("pipeline.federate")  # `from pipeline import federate` is the function
 

@@ -24,7 +24,7 @@ from cache.table import CacheError
 from pipeline.config import ConfigError
 from pipeline.sweep_run import sweep
 from pipeline.sweep_spec import from_options
-from tests.test_federate import FILES, config, run, small
+from tests.small_runs import FILES, config, run, small
 
 PROCESSES = 8
 DONE, BUSY, OTHER, WRONG = 0, 1, 2, 3
