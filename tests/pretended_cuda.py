@@ -20,7 +20,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_suffix(".cpp")
 
 
-def _load() -> None:
+def _load() -> ctypes.CDLL:
     """Builds pretended_cuda.cpp and loads it, before torch asks who can do CUDA."""
     torch = Path(importlib.util.find_spec("torch").origin).parent
     with tempfile.TemporaryDirectory() as folder:
@@ -30,10 +30,11 @@ def _load() -> None:
              f"-L{torch}/lib", "-lc10", "-ltorch_cpu"], check=True,
         )  # fmt: skip
         for library in (torch / "lib/libc10.so", torch / "lib/libtorch_cpu.so", built):
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    return loaded
 
 
-_load()
+native = _load()
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -238,6 +239,7 @@ def _pretend_triton() -> None:
 
 
 def _pretend_torch() -> None:
+    native.take_over()
     cuda, make, start = torch.cuda, torch.tensor, threading.Thread.run
     cuda._lazy_init = lambda: None
     cuda.is_available = lambda: True
@@ -257,6 +259,10 @@ def _pretend_torch() -> None:
     # A subclass's tensors can neither be an inference tensor nor become a Parameter's .data.
     torch.inference_mode = lambda *_: torch.no_grad()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
+    backends = torch.backends.cuda  # attention without a kernel that asks what the GPU can do
+    for fused in (backends.enable_flash_sdp, backends.enable_mem_efficient_sdp,
+                  backends.enable_cudnn_sdp):  # fmt: skip
+        fused(False)
 
     def tensor(data: object, *, device: object = None, **keywords: object) -> Tensor:
         made = make(data, **keywords)
