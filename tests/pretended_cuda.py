@@ -202,7 +202,7 @@ def _without_lists(at: object) -> object:
     """torch makes tensors of lists with its modes off, where nothing of this file is asked."""
     if isinstance(at, tuple):
         return tuple(map(_without_lists, at))
-    return torch.tensor(at).to(DEVICE) if isinstance(at, list) else at
+    return (torch.tensor(at) if at else torch.arange(0)).to(DEVICE) if isinstance(at, list) else at
 
 
 class _Ordered:
