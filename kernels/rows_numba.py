@@ -34,7 +34,7 @@ def outer(d, by_row, out, spare):
             out[r, c] = wide[r, c]
 
 
-@njit(**APART)
+@njit(**PART)
 def gather_columns(table, rows, unit, out, scale):
     """out[:, i] = table[rows[i]], at length 1 if `unit`; further columns of out stay as they are.
 
@@ -64,7 +64,7 @@ def _inverse_length(row):
     return F(1) / max(np.sqrt(squares), SHORTEST)
 
 
-@njit(**APART)
+@njit(**PART)
 def row_lengths(x, inverse):
     """inverse[i] = 1 / |x[i]|; x (n, D)."""
     for i in range(len(x)):

@@ -16,6 +16,9 @@ for width, classes, batch in ((12, 4, 8), (130, 9, 32)):
     run(table, out, config(batch=batch), backend="numba")
     both = config(batch=batch, mode="FedAtBoth", head="attention", loss="multi-positive")
     run(table, out / "both", both, backend="numba")
+    for head, mode in (("cosine", "FedAtTxt"), ("linear", "FedAtImg")):  # these take row lengths
+        other = config(batch=batch, mode=mode, head=head, loss="class")
+        run(table, out / head, other, backend="numba")
 """
 
 
@@ -28,7 +31,7 @@ def test_the_run_that_compiles_ends_with_the_bytes_of_later_ones(tmp_path):
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr[-2000:]
-    for width in ("12", "130", "12/both", "130/both"):
+    for width in (f"{w}{name}" for w in (12, 130) for name in ("", "/both", "/cosine", "/linear")):
         for file in ("rounds.jsonl", "adapter.safetensors"):
             cold, warm = (tmp_path / name / width / file for name in ("cold", "warm"))
             assert cold.read_bytes() == warm.read_bytes(), f"{file} of {width}"
