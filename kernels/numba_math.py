@@ -36,7 +36,7 @@ PART = OPTIONS | {"no_cpython_wrapper": True}
 SPLICED = {"inline": "always"}
 """Of kernels called in one or two places: numba puts their statements there, with the caller's
 options. forceinline compiles each by itself, with all it calls, and then again inside its caller:
-four levels of that made local_steps compile for 20 s, of which 9 are left."""
+four levels of that made local_steps compile for 20 s, of which 10 are left."""
 
 
 def _cache_folder(here: Path) -> Path:
