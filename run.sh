@@ -23,7 +23,7 @@ Usage: ./run.sh COMMAND [OPTIONS]
 
 ./run.sh federate, with nothing else, runs the main job on the built-in data.
 ./run.sh COMMAND --help explains a command. FEDCLIP_PYTHON=python3 uses that interpreter and
-installs nothing.
+installs nothing. FEDCLIP_UNLOCKED=1 installs requirements.txt without checking hashes.
 TEXT
 }
 
@@ -76,17 +76,47 @@ make_venv() {
 
 # install FILE: pip install -r FILE into .venv unless this very FILE was installed before
 install() {
-    local venv="$home/.venv"
-    cmp -s "$home/$1" "$venv/.installed-$1" && return
+    local venv="$home/.venv" kept="$home/.venv/.installed-${1//\//-}"
+    cmp -s "$home/$1" "$kept" && return
     echo "installing $1 into .venv (once; a few minutes on a slow line)" >&2
-    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-        make_venv "$venv"
-    fi
-    if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$home/$1" >"$venv/pip.log" 2>&1; then
+    have_pip
+    if ! pip_in_venv install -r "$home/$1" >"$venv/pip.log" 2>&1; then
         tail -n 5 "$venv/pip.log" >&2
         die "pip could not install $1; the whole log is in $venv/pip.log"
     fi
-    cp "$home/$1" "$venv/.installed-$1"
+    cp "$home/$1" "$kept"
+}
+
+# install_locked SET: with the pins and hashes of locks/ on Linux, else by the requirement files they are made
+# from. SET is "" for what running needs, "-test" for the tests as well.
+install_locked() {
+    local venv="$home/.venv" build
+    if [ -n "${FEDCLIP_UNLOCKED:-}" ] || [ "$(uname -s)" != Linux ]; then
+        install requirements.txt
+        [ -z "$1" ] || install requirements-dev.txt
+        return
+    fi
+    if [ ! -e "$venv/.torch-build" ]; then
+        have_pip
+        if finds_cpu_torch; then build=cpu; else build=cuda; fi
+        echo "$build" >"$venv/.torch-build"
+    fi
+    install "locks/$(cat "$venv/.torch-build")$1.txt"
+}
+
+# finds_cpu_torch: does this machine's pip find the CPU build of torch that locks/cpu.txt pins?
+finds_cpu_torch() {
+    local pin="$home/.venv/torch.txt"
+    sed -n '/^torch==/,/[^\\]$/p' "$home/locks/cpu.txt" >"$pin"
+    pip_in_venv install --dry-run --ignore-installed --no-deps --require-hashes -r "$pin" >/dev/null 2>&1
+}
+
+have_pip() {
+    "$home/.venv/bin/python" -m pip --version >/dev/null 2>&1 || make_venv "$home/.venv"
+}
+
+pip_in_venv() {
+    "$home/.venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"
 }
 
 case "${1:-}" in
@@ -101,11 +131,13 @@ if [ -n "${FEDCLIP_PYTHON:-}" ]; then
         die "FEDCLIP_PYTHON=$FEDCLIP_PYTHON: there is no such interpreter; name one, or unset it to have .venv made"
     python="$(cd -- "$(dirname -- "$python")" && pwd)/$(basename -- "$python")" # cd below
 else
-    install requirements.txt
+    case "$1" in
+        test | check | docs-check) install_locked -test ;;
+        *) install_locked "" ;;
+    esac
     case "$1" in
         bench) install requirements-bench.txt ;;
         flower) install requirements-flower.txt ;;
-        test | check | docs-check) install requirements-dev.txt ;;
     esac
     python="$home/.venv/bin/python"
 fi

@@ -55,7 +55,9 @@ def test_an_interpreter_that_cannot_is_one_line(tmp_path):
 def project(tmp_path) -> Path:
     """run.sh in a folder of its own, which needs no packages and prints the words it gets."""
     shutil.copy(ROOT / "run.sh", tmp_path)
-    (tmp_path / "requirements.txt").touch()
+    (tmp_path / "locks").mkdir()
+    for lock in ("cpu.txt", "cuda.txt"):
+        (tmp_path / "locks" / lock).touch()
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "__main__.py").write_text("import sys; print(sys.argv[1:])")
     return tmp_path
@@ -69,9 +71,10 @@ def test_venv_is_made_once_and_again_when_it_is_half_made_or_unlike(project):
 
     run(1)
     run(0)
-    (project / "requirements.txt").write_text("# changed\n")
+    lock = project / "locks" / f"{(project / '.venv/.torch-build').read_text().strip()}.txt"
+    lock.write_text("# changed\n")
     run(1)
-    (project / ".venv/.installed-requirements.txt").unlink()
+    (project / f".venv/.installed-locks-{lock.name}").unlink()
     (project / ".venv/bin/python").unlink()  # as a kill, or an upgrade of the system, leaves it
     run(1)
 
