@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cache.checksums import check_features, content_sha256, row_blocks
-from cache.disk import disk_error
+from cache.disk import AnyPath, disk_error, refuse_folder, sync_folder
 from cache.identity import fingerprint
 from cache.npz_members import read_members
 from cache.table import CacheError, FeatureTable, check_table
@@ -29,7 +29,7 @@ _OPTIONAL = (
 _LOGIT_SCALE = 100.0  # every released CLIP was trained until its multiplier met this bound
 
 
-def read_npz(path: Path) -> FeatureTable:
+def read_npz(path: AnyPath) -> FeatureTable:
     """The table in an .npz; keys it does not know are left alone, pickles are never read.
 
     features       (N, D) float16, float32, or float64, which becomes float32
@@ -44,6 +44,7 @@ def read_npz(path: Path) -> FeatureTable:
 
     Raises CacheError for a missing key, Python objects, wrong shapes or numbers.
     """
+    path = Path(path)
     arrays = read_members(path, _NEEDED, _OPTIONAL)
     features = _floats(arrays["features"], "features", path)
     text = _floats(arrays["text_features"], "text_features", path).astype(np.float32)
@@ -79,11 +80,13 @@ def read_npz(path: Path) -> FeatureTable:
     return _identified(table, model, _unit_length(features) if unit is None else unit)
 
 
-def write_npz(table: FeatureTable, path: Path, *, force: bool = False) -> None:
+def write_npz(table: FeatureTable, path: AnyPath, *, force: bool = False) -> None:
     """Write the keys of read_npz, so that importing them again gives the same content_sha256.
 
     Raises CacheError when path exists, the features are damaged, or the disk refuses.
     """
+    path = Path(path)
+    refuse_folder(path)
     if path.exists() and not force:
         raise CacheError(f"{path} exists; pass --force to replace it, or give another name")
     check_features(table)
@@ -108,10 +111,13 @@ def write_npz(table: FeatureTable, path: Path, *, force: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+        sync_folder(path.parent)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise disk_error(path, error, table.features.nbytes) from error
+        if isinstance(error, OSError):
+            raise disk_error(path, error, table.features.nbytes) from error
+        raise
 
 
 def _identified(table: FeatureTable, model: str | None, unit: bool) -> FeatureTable:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from filelock import FileLock
+from filelock import BaseFileLock
 
 from cache.checksums import content_sha256, done_crc32, file_sha256, read_region, rows_crc32
 from cache.contents import OK, TODO, UNREADABLE
@@ -31,7 +31,7 @@ class Writer:
     def __init__(
         self,
         path: Path,
-        lock: FileLock,
+        lock: BaseFileLock,
         block: UserBlock,
         table: FeatureTable,
         status: np.ndarray,

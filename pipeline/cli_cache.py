@@ -75,7 +75,6 @@ def import_(npz: Path, out: Path | None, force: bool) -> None:
     from cache.store import write_table
 
     out = out or HOME / "cache" / "files" / f"{npz.stem}.h5"
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_table(out, read_npz(npz), force=force)
     click.echo(out)
 
