@@ -79,7 +79,7 @@ def _readable(path: Path) -> FeatureTable:
         keep = status == OK
         if keep.all():
             return table
-        check_features(table)
+        check_features(table, keep)
         return replace(
             table,
             features=table.features[keep],
@@ -105,7 +105,7 @@ def read_paths(path: AnyPath) -> list[str]:
 def verify(path: AnyPath) -> None:
     """Read every byte of a complete cache; CacheError says where one is not as it was written.
 
-    Also that the numbers are finite and content_sha256 is theirs.
+    Also that every row is usable (docs/cache-format.md) and content_sha256 is theirs.
     """
     path = Path(path)
     with open_cache(path) as (file, block):
