@@ -31,7 +31,7 @@ def positions(
         say(f"{key} has shape ({len(array)}, 1): read as ({len(array)},)")
     if array.ndim == 2 and array.shape[1] == count and _one_hot(array):
         say(f"{key} are one-hot rows: read as the position of each row's 1")
-        return array.argmax(axis=1).astype(np.int64)
+        return np.asarray(array.argmax(axis=1), np.int64)
     if array.dtype.kind == "U":
         return _looked_up(array, key, names, say)
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():

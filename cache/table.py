@@ -1,6 +1,7 @@
 """FeatureTable: what stage one leaves for stage two, its checks, and the errors of a cache."""
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,8 +167,7 @@ def _check_names(source: str, kind: str, names: tuple[str, ...]) -> None:
         if not isinstance(name, str) or not name or not name.isprintable():
             raise CacheError(f"{source}: {name!r} is no {kind} name; a name is printable text")
     if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))
+        twice = Counter(names).most_common(1)[0][0]
         raise CacheError(f"{source}: {kind} name {twice!r} stands there more than once")
 
 
