@@ -115,7 +115,7 @@ WRONG = {
     "domain": ({"domains": np.ones(40, int), "domain_names": np.array(["a"])}, "--domains-from 1"),
     "no domains": ({"domains": np.zeros(0, int)}, r"domains must be \(40,\)"),
     "names": ({"class_names": np.array(["a", "b"])}, "text_features must be"),
-    "zeros": ({"features": np.zeros((40, 5), "f2")}, "zeros only .* 40 of rows 0 to 39"),
+    "zeros": ({"features": np.zeros((40, 5), "f2")}, "zeros only.* 40 of rows 0 to 39"),
     "overflowing squares": ({"features": np.full((40, 5), 1e30)}, "squares overflow float32"),
     "zero text": ({"text_features": np.zeros((3, 5), "f4")}, "'class_0' has zeros only"),
     "names bytes": ({"class_names": np.array([b"a", b"b", b"c"])}, "list of text"),
