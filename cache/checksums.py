@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cache.table import BLOCK_ROWS, CacheError, FeatureTable, refuse_not_finite
+from cache.table import BLOCK_ROWS, CacheError, FeatureTable, refuse_unusable
 from cache.userblock import BYTES, Region, UserBlock
 
 _CHUNK = 1 << 20
@@ -51,24 +51,28 @@ def row_blocks(features: np.ndarray) -> Iterator[np.ndarray]:
 def load_features(table: FeatureTable) -> np.ndarray:
     """The table's features as (N, D) float32 in memory, each block's checksum and numbers checked.
 
-    Raises CacheError that names the rows when a block is damaged or holds NaN or Inf.
+    Raises CacheError that names the rows when a block is damaged or has unusable rows.
     """
     out = np.empty(table.features.shape, np.float32)
 
     def load(start: int) -> None:
         block = _sound_block(table, start)
         out[start : start + BLOCK_ROWS] = block
-        refuse_not_finite(table.source, out[start : start + BLOCK_ROWS], start)
+        refuse_unusable(table.source, out[start : start + BLOCK_ROWS], start)
 
     _for_each_block(load, len(out))
     return out
 
 
-def check_features(table: FeatureTable) -> None:
-    """load_features without keeping them: every block's checksum, and no NaN or Inf."""
+def check_features(table: FeatureTable, keep: np.ndarray | None = None) -> None:
+    """load_features without keeping them: every block's checksum, and no unusable row.
+
+    keep  (N,) bool, the rows that must be usable; None for all
+    """
 
     def check(start: int) -> None:
-        refuse_not_finite(table.source, _sound_block(table, start), start)
+        some = None if keep is None else keep[start : start + BLOCK_ROWS]
+        refuse_unusable(table.source, _sound_block(table, start), start, some)
 
     _for_each_block(check, len(table.features))
 

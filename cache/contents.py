@@ -1,6 +1,7 @@
 """The small parts of a cache (names, labels, status, text features) to and from their bytes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,9 @@ from cache.table import CacheError, FeatureTable, check_small
 from cache.userblock import SCHEMA, UserBlock
 
 TODO, OK, UNREADABLE = 0, 1, 2  # row_status
+_MOST_KEYS, _MOST_VALUES, _LONGEST_TEXT, _DEEPEST = 10_000, 250_000, 1 << 16, 32  # of metadata
+# A text of JSON; one that is not closed is taken to the end, so that each byte is read once.
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+\\?(?:"|\Z)', re.DOTALL)
 
 
 def encode_metadata(table: FeatureTable) -> bytes:
@@ -30,6 +34,7 @@ def encode_metadata(table: FeatureTable) -> bytes:
             f"{table.source}: names and identity take {len(raw):,} bytes as JSON, more than the "
             f"{METADATA_BYTES:,} a cache may hold"
         )
+    refuse_excess(raw, table.source)
     return raw
 
 
@@ -102,8 +107,37 @@ def read_digests(file: BinaryIO, block: UserBlock, path: Path) -> np.ndarray:
     return np.frombuffer(read_region(file, place.region), np.uint8).reshape(place.shape)
 
 
+def refuse_excess(raw: bytes, source: object) -> None:
+    """Raises CacheError when JSON has more keys, values or depth, or longer texts, than a cache's.
+
+    Before it is parsed: a million keys in 4 MiB would take seconds to parse, hash and compare.
+    """
+    longest = max(map(len, _TEXT.findall(raw)), default=0)
+    structure = _TEXT.sub(b"", raw)
+    counts = {
+        "keys": (structure.count(b":"), _MOST_KEYS),
+        "values": (structure.count(b","), _MOST_VALUES),
+        "bytes in one text": (longest, _LONGEST_TEXT),
+    }
+    for what, (count, most) in counts.items():
+        if count > most:
+            raise CacheError(
+                f"{source}: its names and identity have {count:,} {what} as JSON, more than the "
+                f"{most:,} a cache may have"
+            )
+    brackets = re.sub(rb"[^][{}]+", b"", structure)
+    for _ in range(_DEEPEST):  # each pass takes away what has nothing inside
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    if brackets:
+        raise CacheError(
+            f"{source}: its metadata is not the JSON of a cache, or nested more than {_DEEPEST} "
+            "levels deep"
+        )
+
+
 def _decode_metadata(raw: bytes, path: Path) -> tuple[dict[str, Any], str]:
     """The metadata, each field of its type, and the identity's fingerprint."""
+    refuse_excess(raw, path)
     try:
         metadata = json.loads(raw.decode())
         mark = fingerprint(metadata["identity"])

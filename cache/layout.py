@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
+from cache.disk import HDF5_LOCK, disk_error
 from cache.identity import DIGEST_BYTES
 from cache.table import BLOCK_ROWS, CacheError
 from cache.userblock import BYTES, Region
@@ -67,7 +68,12 @@ def lay_out(path: Path, shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[
     """
     try:
         with h5py.File(
-            path, "w", userblock_size=BYTES, alignment_threshold=1, alignment_interval=64
+            path,
+            "w",
+            locking=False,  # cache.disk.lock guards it, and many network disks cannot lock
+            userblock_size=BYTES,
+            alignment_threshold=1,
+            alignment_interval=64,
         ) as file:
             for name in sorted(shapes, key=list(_MEMBERS).index):
                 _add(file, name, *shapes[name])
@@ -88,6 +94,8 @@ def read_places(path: Path, file_bytes: int) -> dict[str, Place]:
         with h5py.File(path, "r", locking=False) as file:
             places = _places(file, path, file_bytes)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        if HDF5_LOCK in str(error):
+            raise disk_error(path, OSError(str(error)), file_bytes) from error
         reason = str(error)[:200].strip("'\"")
         raise CacheError(f"{path}: HDF5 cannot read its structure: {reason!r}") from error
     _check_shapes(places, path)

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import math
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,80 +12,101 @@ from typing import Any
 import numpy as np
 
 from cache.checksums import check_features, content_sha256, row_blocks
-from cache.disk import disk_error
+from cache.described import is_unit, row_lengths, summary, surprises
+from cache.disk import AnyPath, disk_error, refuse_folder, sync_folder
 from cache.identity import fingerprint
+from cache.npz_keys import NEEDED, OPTIONAL
 from cache.npz_members import read_members
-from cache.table import CacheError, FeatureTable, check_table
+from cache.npz_values import Say, distinct, positions, shown, splits
+from cache.table import BLOCK_ROWS, CacheError, FeatureTable, check_table
 from cache.userblock import SCHEMA
 
-_NEEDED = ("features", "labels", "text_features")
-_OPTIONAL = (
-    "domains",
-    "class_names",
-    "domain_names",
-    "split",
-    "logit_scale",
-    "model",
-    "normalised",
-)
 _LOGIT_SCALE = 100.0  # every released CLIP was trained until its multiplier met this bound
+_NAME_LENGTH = 200
+_KEPT = {"schema", "imported", *NEEDED, *OPTIONAL}  # of an identity, in an .npz
+_LOG_BELOW = 10.0  # a multiplier is above it: CLIP's starts at 14.3, its logarithm ends at 4.605
 
 
-def read_npz(path: Path) -> FeatureTable:
-    """The table in an .npz; keys it does not know are left alone, pickles are never read.
+def _silent(sentence: str) -> None:
+    """Say nothing."""
+
+
+def read_npz(
+    path: AnyPath,
+    *,
+    logit_scale: float | None = None,
+    feature_scale: float = 1.0,
+    labels_from: int = 0,
+    domains_from: int = 0,
+    dataset: str | None = None,
+    ignore: Collection[str] = (),
+    say: Say = _silent,
+) -> FeatureTable:
+    """The table in an .npz; pickles are never read.
 
     features       (N, D) float16, float32, or float64, which becomes float32
-    labels         (N,) integers from 0
+    labels         (N,) integers from labels_from, text that is in class_names, or (N, C) one-hot
     text_features  (C, D) float, one for each class
     and where they are there
-    domains        (N,) integers from 0 (else all are 0)
+    domains        (N,) as labels, of domain_names (else all are 0)
     class_names    (C,) text (else class_0 ...);  domain_names likewise
-    split          (N,) 0 train, 1 val, 2 test
+    split          (N,) 0 train, 1 val, 2 test, or those words
     logit_scale    the multiplier (else 100)
-    model          text;  normalised  whether features have length 1 (else measured)
+    model, dataset  text;  normalised  whether features have length 1 (else measured)
 
-    Raises CacheError for a missing key, Python objects, wrong shapes or numbers.
+    logit_scale    instead of the file's; needed where that looks like a logarithm, at most 10
+    feature_scale  features are multiplied by it: 10 gives CLIP's unit rows about their raw length
+    dataset        its name; None for the file's key, or else the file's name
+    ignore         keys that are not read though they look like a known one
+    say            is given a sentence for each thing that was understood or looks unmeant
+
+    Raises CacheError for a missing or misnamed key, Python objects, wrong shapes or numbers.
     """
-    arrays = read_members(path, _NEEDED, _OPTIONAL)
-    features = _floats(arrays["features"], "features", path)
-    text = _floats(arrays["text_features"], "text_features", path).astype(np.float32)
-    if features.ndim != 2 or text.ndim != 2 or 0 in features.shape:
-        raise CacheError(
-            f"{path}: features must be (N, D) and text_features (C, D), N and D above 0; got "
-            f"{features.shape} and {text.shape}"
-        )
-    domains = arrays.get("domains", np.zeros(len(features), np.int64))
-    domains = _integers(domains, "domains", path)
-    split = _integers(arrays["split"], "split", path) if "split" in arrays else None
-    if split is not None and not np.isin(split, (0, 1, 2)).all():
-        raise CacheError(f"{path}: split must be 0 train, 1 val or 2 test in every row")
-    table = FeatureTable(
-        source=str(path),
-        features=features,
-        labels=_integers(arrays["labels"], "labels", path),
-        domains=domains,
-        text_features=text,
-        logit_scale=float(_scalar(arrays, "logit_scale", path, "fiu", _LOGIT_SCALE)),
-        class_names=_names(arrays, "class_names", path, "class", len(text)),
-        domain_names=_names(
-            arrays, "domain_names", path, "domain", int(domains.max(initial=0)) + 1
-        ),
-        split=None if split is None else split.astype(np.int8),
-        identity={},
-        fingerprint="",
-        content_sha256="",
-    )
+    path = Path(path)
+    options = {"logit_scale": logit_scale, "dataset": dataset}
+    given = [key for key, value in options.items() if value is not None]
+    arrays = read_members(path, NEEDED, OPTIONAL, ignore, given, say)
+    try:
+        table = _table(arrays, path, labels_from, domains_from, say)
+        scale = _logit_scale(arrays, path) if logit_scale is None else float(logit_scale)
+        scaled = _scaled(table.features, feature_scale)
+        table = replace(table, logit_scale=scale, features=scaled)
+    except CacheError as error:
+        prefix = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise CacheError(f"{prefix}{error}") from error
     check_table(table)
-    model = _scalar(arrays, "model", path, "U", None)
-    unit = _scalar(arrays, "normalised", path, "b", None)
-    return _identified(table, model, _unit_length(features) if unit is None else unit)
+    if "logit_scale" not in (*arrays, *given):
+        say(f"no logit_scale: taking {_LOGIT_SCALE:g}")
+    lengths = row_lengths(table.features)
+    unit = bool(is_unit(lengths).all())
+    claimed = _scalar(arrays, "normalised", path, "b", None) if feature_scale == 1 else None
+    if claimed is not None and claimed != unit:
+        say(
+            f"warning: the key normalised is {claimed}, and the mean length of the rows is "
+            f"{lengths.mean():.4g}"
+        )
+    facts = {
+        "dataset": _dataset(arrays, path, dataset),
+        "model": _scalar(arrays, "model", path, "U", None),
+        "normalised": unit if claimed is None else claimed,
+    }
+    if feature_scale != 1:
+        facts["feature_scale"] = float(feature_scale)
+    table = _identified(table, facts)
+    for sentence in summary(table, lengths):
+        say(sentence)
+    for sentence in surprises(table, lengths):
+        say(f"warning: {sentence}")
+    return table
 
 
-def write_npz(table: FeatureTable, path: Path, *, force: bool = False) -> None:
+def write_npz(table: FeatureTable, path: AnyPath, *, force: bool = False) -> None:
     """Write the keys of read_npz, so that importing them again gives the same content_sha256.
 
     Raises CacheError when path exists, the features are damaged, or the disk refuses.
     """
+    path = Path(path)
+    refuse_folder(path)
     if path.exists() and not force:
         raise CacheError(f"{path} exists; pass --force to replace it, or give another name")
     check_features(table)
@@ -95,12 +118,15 @@ def write_npz(table: FeatureTable, path: Path, *, force: bool = False) -> None:
         "class_names": np.array(table.class_names),
         "domain_names": np.array(table.domain_names),
         "logit_scale": np.float64(table.logit_scale),
-        "normalised": np.bool_(table.identity.get("normalised") or _unit_length(table.features)),
+        "normalised": np.bool_(
+            table.identity.get("normalised") or is_unit(row_lengths(table.features)).all()
+        ),
     }
     if table.split is not None:
         arrays["split"] = table.split
-    if isinstance(table.identity.get("model"), str):
-        arrays["model"] = np.array(table.identity["model"])
+    for key in ("model", "dataset"):
+        if isinstance(table.identity.get(key), str):
+            arrays[key] = np.array(table.identity[key])
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -108,13 +134,108 @@ def write_npz(table: FeatureTable, path: Path, *, force: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+        sync_folder(path.parent)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise disk_error(path, error, table.features.nbytes) from error
+        if isinstance(error, OSError):
+            raise disk_error(path, error, table.features.nbytes) from error
+        raise
 
 
-def _identified(table: FeatureTable, model: str | None, unit: bool) -> FeatureTable:
+def not_exported(facts: dict[str, Any]) -> list[str]:
+    """What an .npz leaves out of a cache, whose cache.store.info this is, a sentence each."""
+    left = [name for name in facts["identity"] if name not in _KEPT]
+    sentences = []
+    if facts["unreadable"]:
+        sentences.append(f"not exported: {facts['unreadable']:,} rows of unreadable images")
+    if facts["paths"]:
+        sentences.append("not exported: the images' paths")
+    if left:
+        sentences.append(f"not exported, of what the cache was made from: {shown(left)}")
+    return sentences
+
+
+def _table(
+    arrays: dict[str, np.ndarray], path: Path, labels_from: int, domains_from: int, say: Say
+) -> FeatureTable:
+    """The arrays as a table without identity, logit scale 1; CacheError for wrong ones."""
+    features = _floats(arrays["features"], "features", path)
+    text = _floats(arrays["text_features"], "text_features", path).astype(np.float32)
+    if features.ndim != 2 or text.ndim != 2 or 0 in features.shape:
+        raise CacheError(
+            f"{path}: features must be (N, D) and text_features (C, D), N and D above 0; got "
+            f"{features.shape} and {text.shape}"
+        )
+    named = _names(arrays, "class_names", path)
+    labels = positions(arrays["labels"], "labels", named, len(text), labels_from, say)
+    domain_names = _names(arrays, "domain_names", path)
+    given = arrays.get("domains", np.full(len(features), domains_from))
+    if domain_names is None and given.dtype.kind == "U":
+        domain_names = tuple(np.unique(given).tolist())
+    count = len(domain_names or ())
+    domains = positions(given, "domains", domain_names, count, domains_from, say)
+    if domain_names is None:
+        domain_names = _numbered("domain", int(domains.max(initial=0)) + 1)
+        if len(domains) and domains.min() == 1:
+            say("no row is of domain 0; if they count from 1, pass --domains-from 1")
+    return FeatureTable(
+        source=str(path),
+        features=features,
+        labels=labels,
+        domains=domains,
+        text_features=text,
+        logit_scale=1.0,
+        class_names=_numbered("class", len(text)) if named is None else distinct(named, say),
+        domain_names=domain_names,
+        split=splits(arrays["split"], say) if "split" in arrays else None,
+        identity={},
+        fingerprint="",
+        content_sha256="",
+    )
+
+
+def _logit_scale(arrays: dict[str, np.ndarray], path: Path) -> float:
+    """The file's multiplier; CacheError when it looks like its logarithm."""
+    scale = float(_scalar(arrays, "logit_scale", path, "fiu", _LOGIT_SCALE))
+    if 0 < scale <= _LOG_BELOW:
+        power = math.exp(scale)
+        raise CacheError(
+            f"{path}: {scale:.4g} looks like CLIP's logit_scale parameter, a logarithm: its "
+            f"exponential is {power:.1f}; pass --logit-scale {power:.4g} (the multiplier) or "
+            f"--logit-scale {scale:.4g} to keep it"
+        )
+    return scale
+
+
+def _scaled(features: np.ndarray, factor: float) -> np.ndarray:
+    """features times factor in float32, rounded to their dtype; CacheError for a factor <= 0."""
+    if factor == 1:
+        return features
+    if not (math.isfinite(factor) and factor > 0):
+        raise CacheError(f"--feature-scale must be a number above 0; got {factor}")
+    out = np.empty_like(features)
+    with np.errstate(over="ignore"):  # what overflows is refused as Inf
+        for start in range(0, len(features), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            out[rows] = features[rows].astype(np.float32) * np.float32(factor)
+    return out
+
+
+def _dataset(arrays: dict[str, np.ndarray], path: Path, given: str | None) -> str | None:
+    """The data set's name: given, the file's key, or the file's name where that can be shown."""
+    name = _scalar(arrays, "dataset", path, "U", None) if given is None else given
+    if name is None:
+        return path.stem if path.stem.isprintable() else None
+    if not name or not name.isprintable() or len(name) > _NAME_LENGTH:
+        raise CacheError(
+            f"{path}: a data set's name is printable text of at most {_NAME_LENGTH} characters; "
+            f"got {name[:_NAME_LENGTH]!r}"
+        )
+    return str(name)
+
+
+def _identified(table: FeatureTable, facts: dict[str, Any]) -> FeatureTable:
     """The table with its identity: what the numbers are, as nobody knows where they came from."""
     content = content_sha256(
         row_blocks(table.features),
@@ -127,8 +248,7 @@ def _identified(table: FeatureTable, model: str | None, unit: bool) -> FeatureTa
     identity = {
         "schema": SCHEMA,
         "imported": content,
-        "model": model,
-        "normalised": bool(unit),
+        **facts,
         "class_names": list(table.class_names),
         "domain_names": list(table.domain_names),
         "logit_scale": table.logit_scale,
@@ -139,27 +259,12 @@ def _identified(table: FeatureTable, model: str | None, unit: bool) -> FeatureTa
     )
 
 
-def _unit_length(features: np.ndarray) -> bool:
-    """Whether every row has length 1, within the rounding of float16."""
-    for block in row_blocks(features):
-        lengths = np.linalg.norm(block.astype(np.float32), axis=1)
-        if abs(lengths - 1).max() > 0.01:
-            return False
-    return True
-
-
 def _floats(array: np.ndarray, key: str, path: Path) -> np.ndarray:
     """Native float16 or float32, row-major; float64 becomes float32."""
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise CacheError(f"{path}: {key} must be float16, float32 or float64; got {array.dtype}")
     with np.errstate(over="ignore"):  # what overflows is refused as Inf
         return np.ascontiguousarray(array, np.float16 if array.dtype.itemsize == 2 else np.float32)
-
-
-def _integers(array: np.ndarray, key: str, path: Path) -> np.ndarray:
-    if array.dtype.kind not in "iu":
-        raise CacheError(f"{path}: {key} must be integers; got {array.dtype}")
-    return array.astype(np.int64)
 
 
 def _scalar(arrays: dict[str, np.ndarray], key: str, path: Path, kinds: str, default: Any) -> Any:
@@ -171,11 +276,16 @@ def _scalar(arrays: dict[str, np.ndarray], key: str, path: Path, kinds: str, def
     return array.reshape(()).item()
 
 
-def _names(
-    arrays: dict[str, np.ndarray], key: str, path: Path, kind: str, count: int
-) -> tuple[str, ...]:
+def _names(arrays: dict[str, np.ndarray], key: str, path: Path) -> tuple[str, ...] | None:
     if key not in arrays:
-        return tuple(f"{kind}_{number}" for number in range(count))
+        return None
     if arrays[key].dtype.kind != "U" or arrays[key].ndim != 1:
-        raise CacheError(f"{path}: {key} must be a list of text; got {arrays[key].dtype}")
+        raise CacheError(
+            f"{path}: {key} must be a list of text, as np.array(names, dtype=str); got "
+            f"{arrays[key].shape} {arrays[key].dtype}"
+        )
     return tuple(arrays[key].tolist())
+
+
+def _numbered(kind: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{kind}_{number}" for number in range(count))

@@ -6,10 +6,13 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
+from cache.npz_keys import misnamed
+from cache.npz_values import Say, shown
 from cache.table import CacheError
 
 DAMAGED = (
@@ -18,24 +21,32 @@ DAMAGED = (
     tokenize.TokenError,  # of numpy's reading of a header
 )
 """What zipfile and numpy raise for bytes that they cannot read, found by damaging files."""
+_MOST_KEYS, _SHOWN = 10_000, 4
 _UNPACKED, _SLACK = 100, 1 << 26  # refused: above 100 times the file's size and 64 MiB unpacked
 
 
 def read_members(
-    path: Path, needed: tuple[str, ...], optional: tuple[str, ...]
+    path: Path,
+    needed: tuple[str, ...],
+    optional: tuple[str, ...],
+    ignore: Collection[str],
+    given: Collection[str],
+    say: Say,
 ) -> dict[str, np.ndarray]:
-    """The arrays of these keys, each looked at before it is unpacked; other keys are left alone.
+    """The arrays of these keys, each looked at before it is unpacked; others are named as ignored.
 
-    Raises CacheError when a needed one is missing, or a shape, a size or a pickle is not to be
-    trusted.
+    ignore  keys that are left alone even where they look like one that is missing
+    given   known keys that are not needed, as an option has their value
+
+    Raises CacheError when a needed key is missing, another is probably a misnamed one of them, or a
+    shape, a size or a pickle is not to be trusted.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise CacheError(f"{path}: cannot be read: not an ordinary file")
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            missing = [key for key in needed if f"{key}.npy" not in names]
-            if missing:
-                there = ", ".join(repr(name.removesuffix(".npy")) for name in names)[:200]
-                raise CacheError(f"{path}: it lacks {', '.join(missing)}; it has {there}")
+            _check_keys(names, path, needed, optional, ignore, given, say)
             keys = [key for key in (*needed, *optional) if f"{key}.npy" in names]
             total = sum(archive.getinfo(f"{key}.npy").file_size for key in keys)
             if total > _UNPACKED * path.stat().st_size + _SLACK:
@@ -55,6 +66,38 @@ def read_members(
         raise CacheError(f"{path}: cannot be read: {error.strerror or error}") from error
     except DAMAGED as error:
         raise CacheError(f"{path}: a damaged .npz: {str(error)[:200]!r}") from error
+
+
+def _check_keys(
+    names: list[str],
+    path: Path,
+    needed: tuple[str, ...],
+    optional: tuple[str, ...],
+    ignore: Collection[str],
+    given: Collection[str],
+    say: Say,
+) -> None:
+    """Raises CacheError for keys that are missing, misnamed, twice or too many."""
+    if len(names) > _MOST_KEYS:
+        raise CacheError(f"{path}: has {len(names):,} keys, more than {_MOST_KEYS:,}; not read")
+    keys = [name.removesuffix(".npy") for name in names]
+    twice = next((key for key in (*needed, *optional) if names.count(f"{key}.npy") > 1), None)
+    if twice:
+        raise CacheError(f"{path}: has the key {twice} more than once; it is not read")
+    odd = misnamed([*keys, *given], ignore)
+    missing = [key for key in needed if f"{key}.npy" not in names]
+    if missing:
+        there = ", ".join(map(repr, keys))[:200]
+        hint = f"; {'; '.join(odd[:_SHOWN])}: rename it" if odd else ""
+        raise CacheError(f"{path}: it lacks {', '.join(missing)}; it has {there}{hint}")
+    if odd:
+        raise CacheError(
+            f"{path}: {'; '.join(odd[:_SHOWN])}; rename the key, or pass --ignore KEY to import "
+            "without it"
+        )
+    others = sorted(key for key in set(keys) if key not in (*needed, *optional))
+    if others:
+        say(f"ignored keys: {shown([ascii(key)[1:-1] for key in others])}")
 
 
 def _read(archive: zipfile.ZipFile, key: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Beginning or resuming a cache: the .partial file exists in full, or is seen to be half made."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import BaseFileLock
 
 from cache.checksums import (
     crc32_of,
@@ -17,7 +18,15 @@ from cache.checksums import (
     unvouched_blocks,
 )
 from cache.contents import TODO, decode_paths, encode_metadata, encode_paths, read_contents
-from cache.disk import disk_error, lock, partial_of, sync_folder, unlock
+from cache.disk import (
+    AnyPath,
+    disk_error,
+    lock,
+    partial_of,
+    refuse_folder,
+    sync_folder,
+    unlock,
+)
 from cache.identity import compare_identity, fingerprint
 from cache.layout import SMALL, lay_out
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable, StaleCache, check_small
@@ -28,7 +37,7 @@ _ZEROS = bytes(1 << 20)
 
 
 def open_writer(
-    path: Path,
+    path: AnyPath,
     *,
     identity: dict[str, Any],
     class_names: Sequence[str],
@@ -57,6 +66,7 @@ def open_writer(
     .partial keeps the text features it has. Raises CacheError when path exists, another writer has
     it, or the disk refuses; StaleCache when the .partial was begun for something else.
     """
+    path = Path(path)
     asked = FeatureTable(
         source=str(path),
         features=np.broadcast_to(np.zeros((), dtype), (len(labels), width)),
@@ -73,6 +83,7 @@ def open_writer(
     )
     check_small(asked)
     names = None if paths is None else list(paths)
+    refuse_folder(path)
     held = lock(path)
     try:
         if path.exists() and not force:
@@ -91,7 +102,7 @@ def open_writer(
         raise
 
 
-def _resume(path: Path, held: FileLock, asked: FeatureTable, paths: list[str] | None) -> Writer:
+def _resume(path: Path, held: BaseFileLock, asked: FeatureTable, paths: list[str] | None) -> Writer:
     partial = partial_of(path)
     try:
         with open_cache(partial) as (file, block):
@@ -186,9 +197,12 @@ def _create(
             file.flush()
             os.fsync(file.fileno())
         sync_folder(partial.parent)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise disk_error(partial, error, need) from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise disk_error(partial, error, need) from error
+        raise
 
 
 def _values(asked: FeatureTable, paths: list[str] | None) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Caches that are one of n parts of an extraction: which rows each has, and the whole of all."""
 
 import hashlib
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from cache.checksums import read_region, refuse_damage
 from cache.contents import decode_paths, encode_paths, read_contents, read_digests
-from cache.disk import partial_of
+from cache.disk import AnyPath, partial_of
 from cache.identity import compare_identity, manifest_sha256
 from cache.opening import open_writer
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable
@@ -54,8 +55,9 @@ def shard_rows(rows: int, batch: int, index: int, count: int) -> range:
     return range(first, min(stop, rows))
 
 
-def shard_path(whole: Path, index: int, count: int) -> Path:
+def shard_path(whole: AnyPath, index: int, count: int) -> Path:
     """The file of a shard beside the file of the whole: x.h5 -> x.shard-2-of-8.h5."""
+    whole = Path(whole)
     return whole.with_name(f"{whole.stem}.shard-{index}-of-{count}{whole.suffix}")
 
 
@@ -79,7 +81,9 @@ def shard_identity(
     return shared
 
 
-def merge_shards(files: Iterable[Path], out: Path | None = None, *, force: bool = False) -> Path:
+def merge_shards(
+    files: AnyPath | Iterable[AnyPath], out: AnyPath | None = None, *, force: bool = False
+) -> Path:
     """One cache of all shards of an extraction: the bytes that it would have had in one piece.
 
     files  every shard once, in any order;  out  None: their name without .shard-i-of-n
@@ -90,8 +94,10 @@ def merge_shards(files: Iterable[Path], out: Path | None = None, *, force: bool 
     Raises StaleCache for shards of different extractions, with the first field that differs;
     CacheError for one that is missing, given twice, unfinished, damaged or no shard.
     """
+    if isinstance(files, str | os.PathLike):
+        files = [files]
     with ExitStack() as stack:
-        shards = [_open(stack, path) for path in files]
+        shards = [_open(stack, Path(path)) for path in files]
         if not shards:
             raise CacheError("no shard is given; name all of one extraction")
         shards.sort(key=lambda shard: shard.facts["index"])
@@ -104,7 +110,8 @@ def merge_shards(files: Iterable[Path], out: Path | None = None, *, force: bool 
             )
         _refuse_gaps(shards)
         first, table = shards[0], shards[0].table
-        out = out or first.path.with_name(_NAME.sub("", first.path.stem) + first.path.suffix)
+        whole = first.path.with_name(_NAME.sub("", first.path.stem) + first.path.suffix)
+        out = Path(out) if out else whole
         paths = [path for shard in shards for path in shard.paths]
         with open_writer(
             out,

@@ -1,12 +1,15 @@
 """FeatureTable: what stage one leaves for stage two, its checks, and the errors of a cache."""
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 BLOCK_ROWS = 4096  # rows checked, hashed and converted at a time: 4 MiB at 512 x float16
+LOGIT_SCALE_BOUND = 1e6  # CLIP's own is 100; scores up to this times 1 keep 1 / 16 in float32
+_SQUARES = 1e-37, 1e37  # of lengths: ten times within what float32 holds
 SPLITS = ("train", "val", "test")  # what 0, 1 and 2 mean in FeatureTable.split
 
 
@@ -60,7 +63,7 @@ def check_table(table: FeatureTable) -> None:
     """Everything that can be wrong with a table; reads all features once. Raises CacheError."""
     check_small(table)
     for start in range(0, len(table.features), BLOCK_ROWS):
-        refuse_not_finite(table.source, table.features[start : start + BLOCK_ROWS], start)
+        refuse_unusable(table.source, table.features[start : start + BLOCK_ROWS], start)
 
 
 def check_small(table: FeatureTable) -> None:
@@ -80,30 +83,60 @@ def check_small(table: FeatureTable) -> None:
             f"{source}: text_features must be ({len(table.class_names)}, {width}) float32, a row a "
             f"class, as wide as the features; got {text.shape} {text.dtype}"
         )
-    if not np.isfinite(text).all():
-        name = table.class_names[int(np.argmin(np.isfinite(text).all(axis=1)))]
-        raise CacheError(f"{source}: the text feature of class {name!r} has NaN or Inf in it")
-    if not (np.isfinite(table.logit_scale) and table.logit_scale > 0):
-        raise CacheError(f"{source}: logit_scale must be above 0; got {table.logit_scale}")
+    bad, what = unusable_rows(text)
+    if len(bad):
+        name = table.class_names[int(bad[0])]
+        raise CacheError(f"{source}: the text feature of class {name!r} has {what}")
+    if not 1 / LOGIT_SCALE_BOUND <= table.logit_scale <= LOGIT_SCALE_BOUND:
+        raise CacheError(
+            f"{source}: logit_scale must be above 0, from {1 / LOGIT_SCALE_BOUND:g} to "
+            f"{LOGIT_SCALE_BOUND:g}; got {table.logit_scale}"
+        )
     _check_numbers(source, "labels", table.labels, np.int64, rows, len(table.class_names))
     _check_numbers(source, "domains", table.domains, np.int64, rows, len(table.domain_names))
     if table.split is not None:
         _check_numbers(source, "split", table.split, np.int8, rows, len(SPLITS))
 
 
-def refuse_not_finite(source: str, features: np.ndarray, first_row: int) -> None:
-    """Raises CacheError when features (n, D) hold NaN or Inf, with the count and the first row.
+def refuse_unusable(
+    source: str, features: np.ndarray, first_row: int, keep: np.ndarray | None = None
+) -> None:
+    """Raises CacheError when `unusable_rows` of features (n, D) are any, with the first of them.
 
     first_row  the number that the first of the n rows has in its table
+    keep       (n,) bool, the rows to look at; None for all
     """
-    finite = np.isfinite(features)
-    if not finite.all():
-        bad = np.flatnonzero(~finite.all(axis=1))
+    bad, what = unusable_rows(features, keep)
+    if len(bad):
         row, last = first_row + int(bad[0]), first_row + len(features) - 1
         raise CacheError(
-            f"{source}: NaN or Inf in the features of {len(bad)} of rows {first_row} to {last}, "
+            f"{source}: {what} in the features of {len(bad)} of rows {first_row} to {last}, "
             f"first in row {row}; make the cache again from sound features"
         )
+
+
+def unusable_rows(rows: np.ndarray, keep: np.ndarray | None = None) -> tuple[np.ndarray, str]:
+    """Which of rows (n, D) float have no direction in float32, as cosines need, and why.
+
+    keep     (n,) bool, the rows to look at; None for all
+    returns  ascending row numbers, and what the first of them has: NaN or Inf, nothing but zeros,
+             or numbers whose squares overflow float32
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        wide = rows.astype(np.float32, copy=False)
+        squares = np.einsum("ij,ij->i", wide, wide)
+    sound = (squares > _SQUARES[0]) & (squares < _SQUARES[1])  # False for NaN
+    if keep is not None:
+        sound |= ~keep
+    bad = np.flatnonzero(~sound)
+    if not len(bad):
+        return bad, ""
+    first = rows[bad[0]]
+    if not np.isfinite(first).all():
+        return bad, "NaN or Inf"
+    if squares[bad[0]] < 1:
+        return bad, "zeros only, or nearly (no length, so no direction)"
+    return bad, "numbers too large (their squares overflow float32)"
 
 
 def domain_index(table: FeatureTable, name: str) -> int:
@@ -134,7 +167,7 @@ def _check_names(source: str, kind: str, names: tuple[str, ...]) -> None:
         if not isinstance(name, str) or not name or not name.isprintable():
             raise CacheError(f"{source}: {name!r} is no {kind} name; a name is printable text")
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise CacheError(f"{source}: {kind} name {twice!r} stands there more than once")
 
 

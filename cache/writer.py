@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from filelock import FileLock
+from filelock import BaseFileLock
 
 from cache.checksums import content_sha256, done_crc32, file_sha256, read_region, rows_crc32
 from cache.contents import OK, TODO, UNREADABLE
 from cache.disk import disk_error, partial_of, sync_folder, unlock
-from cache.table import BLOCK_ROWS, CacheError, FeatureTable
+from cache.table import BLOCK_ROWS, CacheError, FeatureTable, unusable_rows
 from cache.userblock import Region, UserBlock, pack
 
 
@@ -31,7 +31,7 @@ class Writer:
     def __init__(
         self,
         path: Path,
-        lock: FileLock,
+        lock: BaseFileLock,
         block: UserBlock,
         table: FeatureTable,
         status: np.ndarray,
@@ -69,7 +69,8 @@ class Writer:
         features  (n, D) float of any width, stored in the cache's dtype
         status    (n,) 1 ok, 2 unreadable; unreadable rows are stored as zeros
 
-        Raises ValueError for arguments that do not fit, CacheError for NaN, Inf or a full disk.
+        Raises ValueError for arguments that do not fit; CacheError for a full disk, and for rows
+        that have NaN, Inf, zeros only or numbers too large (cache.table.unusable_rows).
         """
         rows, status = np.asarray(rows, np.int64), np.asarray(status, np.uint8)
         width, kind = self._table.features.shape[1], self._table.features.dtype
@@ -82,9 +83,9 @@ class Writer:
         with np.errstate(over="ignore", invalid="ignore"):
             kept = np.asarray(features).astype(kind)
         kept[status == UNREADABLE] = 0
-        bad = np.flatnonzero(~np.isfinite(kept).all(axis=1))
+        bad, what = unusable_rows(kept, status == OK)
         if len(bad):
-            self._refuse(int(rows[bad[0]]), features[bad[0]])
+            self._refuse(int(rows[bad[0]]), features[bad[0]], what)
         row_bytes = width * kind.itemsize
         with self._disk_errors():
             for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
@@ -166,11 +167,11 @@ class Writer:
         kind, labels, domains = table.features.dtype, table.labels[keep], table.domains[keep]
         return content_sha256(readable(), kind, labels, domains, table.text_features), crcs
 
-    def _refuse(self, row: int, given: np.ndarray) -> None:
+    def _refuse(self, row: int, given: np.ndarray, what: str) -> None:
         name = f" ({self._paths[row]})" if self._paths else ""
-        kind = self._table.features.dtype
-        what = f"numbers too large for {kind}" if np.isfinite(given).all() else "NaN or Inf"
-        way = "store float32" if np.isfinite(given).all() else "check the weights and that image"
+        kind, way = self._table.features.dtype, "check the weights and that image"
+        if kind == np.float16 and not len(unusable_rows(given[None])[0]):
+            what, way = f"numbers too large for {kind}, or all too small", "store float32"
         raise CacheError(f"{self._partial}: row {row}{name} has {what} in its features; {way}")
 
     def _write(self, begin: int, raw: bytes) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli_merge import merge
-from pipeline.cli_shared import HOME, printable
+from pipeline.cli_shared import HOME, printable, say
 from pipeline.options import PATH
 
 FILE = click.argument("file", type=PATH)
@@ -69,14 +69,31 @@ def verify(file: Path) -> None:
 @click.argument("npz", type=PATH)
 @click.option("--out", type=PATH, help="[default: cache/files/<name>.h5]")
 @click.option("--force", is_flag=True, help="Replace a cache that is there.")
-def import_(npz: Path, out: Path | None, force: bool) -> None:
+@click.option("--dataset-name", "dataset", help="Name of the data set.  [default: the file's name]")
+@click.option(
+    "--feature-scale",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Multiply the features: 10 gives unit rows about the length of raw ViT-B/32 features.",
+)
+@click.option(
+    "--logit-scale",
+    type=float,
+    help="The multiplier, instead of the file's; 100 for every released CLIP.",
+)
+@click.option("--labels-from", type=click.IntRange(0, 1), default=0, help="First label: 0 or 1.")
+@click.option("--domains-from", type=click.IntRange(0, 1), default=0, help="First domain: 0 or 1.")
+@click.option(
+    "--ignore", multiple=True, metavar="KEY", help="A key to leave out that looks like another."
+)
+def import_(npz: Path, out: Path | None, force: bool, **settings) -> None:
     """Make a cache of an .npz: features, labels, text_features (and more, docs/cache-format.md)."""
     from cache.npz import read_npz
     from cache.store import write_table
 
     out = out or HOME / "cache" / "files" / f"{npz.stem}.h5"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_table(out, read_npz(npz), force=force)
+    write_table(out, read_npz(npz, say=say, **settings), force=force)
     click.echo(out)
 
 
@@ -86,11 +103,15 @@ def import_(npz: Path, out: Path | None, force: bool) -> None:
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def export(file: Path, out: Path | None, force: bool) -> None:
     """Write a cache as an .npz with the keys that import reads."""
-    from cache.npz import write_npz
+    from cache.described import row_lengths, summary
+    from cache.npz import not_exported, write_npz
+    from cache.store import info as facts
     from cache.store import read_table
 
-    out = out or file.with_suffix(".npz")
-    write_npz(read_table(file), out, force=force)
+    out, table = out or file.with_suffix(".npz"), read_table(file)
+    write_npz(table, out, force=force)
+    for sentence in (*summary(table, row_lengths(table.features)), *not_exported(facts(file))):
+        say(sentence)
     click.echo(out)
 
 

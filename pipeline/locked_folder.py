@@ -7,6 +7,7 @@ from pathlib import Path
 
 import filelock
 
+from cache.locks import let_go, on_lock_file, take
 from pipeline.config import ConfigError
 
 MISSING = object()
@@ -22,18 +23,20 @@ def locked(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
+    except OSError as error:
+        raise ConfigError(cannot_write(folder, error)) from error
+    try:
+        lock = take(folder / ".lock")
     except filelock.Timeout:
         raise ConfigError(
             f"{folder}: another process is {doing} in this folder; {way_out}"
         ) from None
     except OSError as error:
-        raise ConfigError(cannot_write(folder, error)) from error
+        raise ConfigError(cannot_write(folder, on_lock_file(error))) from error
     try:
         yield
     finally:
-        lock.release()
+        let_go(lock)
 
 
 def cannot_write(folder: Path, error: OSError) -> str:

@@ -108,14 +108,16 @@ WRONG = {
     "overflow": ({"features": np.full((40, 5), 1e300)}, "NaN or Inf"),
     "text NaN": ({"text_features": np.full((3, 5), np.inf, "f4")}, "class 'class_0'"),
     "width": ({"text_features": np.zeros((3, 6), "f4")}, "text_features must be"),
-    "float labels": ({"labels": np.zeros(40)}, "labels must be integers"),
+    "float labels": ({"labels": np.full(40, 0.5)}, "labels must be integers"),
     "few labels": ({"labels": np.zeros(39, int)}, r"labels must be \(40,\)"),
     "labels from 1": ({"labels": np.arange(40) % 3 + 1}, "count from 1"),
     "label -1": ({"labels": np.arange(40) % 3 - 1}, "row 0 has -1"),
-    "domain": ({"domains": np.ones(40, int), "domain_names": np.array(["a"])}, "domains must be"),
+    "domain": ({"domains": np.ones(40, int), "domain_names": np.array(["a"])}, "--domains-from 1"),
     "no domains": ({"domains": np.zeros(0, int)}, r"domains must be \(40,\)"),
     "names": ({"class_names": np.array(["a", "b"])}, "text_features must be"),
-    "names twice": ({"class_names": np.array(["a", "b", "a"])}, "more than once"),
+    "zeros": ({"features": np.zeros((40, 5), "f2")}, "zeros only.* 40 of rows 0 to 39"),
+    "overflowing squares": ({"features": np.full((40, 5), 1e30)}, "squares overflow float32"),
+    "zero text": ({"text_features": np.zeros((3, 5), "f4")}, "'class_0' has zeros only"),
     "names bytes": ({"class_names": np.array([b"a", b"b", b"c"])}, "list of text"),
     "split": ({"split": np.full(40, 7)}, "split must be 0 train"),
     "split wraps": ({"split": np.full(40, 256)}, "split must be 0 train"),
@@ -192,7 +194,7 @@ def test_other_and_damaged_files_are_one_line(tmp_path):
                 assert "\n" not in str(error)
             file.seek(where)
             file.write(raw[where : where + 1])
-    assert read_npz(path).fingerprint == expected.fingerprint
+    assert read_npz(path, dataset="a").fingerprint == expected.fingerprint
 
 
 def test_export_refuses_damage_and_what_is_there(tmp_path):

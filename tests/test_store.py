@@ -145,6 +145,9 @@ def test_put_refuses_what_does_not_fit(tmp_path):
         features[5, 2], features[6, 1] = np.nan, 1e6
         with pytest.raises(CacheError, match=r"row 5 \(photo/class/005.jpg\) has NaN or Inf"):
             writer.put(np.arange(6), features[:6], np.ones(6))
+        for spoiled, message in ((0.0, "has zeros only"), (np.nan, "has NaN or Inf")):
+            with pytest.raises(CacheError, match=f"row 4 .*{message}"):
+                writer.put(np.array([4]), np.full((1, features.shape[1]), spoiled), np.ones(1))
         with pytest.raises(CacheError, match=r"row 6 .* too large for float16.*store float32"):
             writer.put(np.array([6]), features[6:7], np.ones(1))
         writer.put(np.array([5, 6]), features[5:7], np.array([2, 2]))

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cache import disk, store, userblock
-from cache.table import CacheError, check_table
+from cache.table import CacheError, check_table, unusable_rows
 from tests import caches
 
 PROGRAM = Path(caches.__file__)
@@ -63,7 +65,7 @@ def test_every_flipped_bit_is_found(tmp_path):
 def test_nan_on_disk_is_refused_with_its_row(tmp_path):
     drawn = caches.draw(dtype="float32")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np, "isfinite", lambda array: np.ones(np.shape(array), bool))
+        patch.setattr("cache.writer.unusable_rows", lambda *_: (np.zeros(0, int), ""))
         drawn["features"][[7, 9], 1] = np.nan, np.inf
         path = caches.make(tmp_path / "a.h5", drawn)
     table = store.read_table(path)
@@ -72,6 +74,49 @@ def test_nan_on_disk_is_refused_with_its_row(tmp_path):
             look(table)
     with pytest.raises(CacheError, match="first in row 7"):
         store.verify(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "message"),
+    [
+        ("float16", 0, "zeros only"),
+        ("float32", 0, "zeros only"),
+        ("float32", 1e-30, "zeros only"),
+        ("float32", 1e30, "overflow float32"),
+    ],
+)
+def test_rows_without_a_direction_are_refused(tmp_path, dtype, value, message):
+    drawn = caches.draw(dtype=dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cache.writer.unusable_rows", lambda *_: (np.zeros(0, int), ""))
+        drawn["features"][[7, 9]] = value
+        path = caches.make(tmp_path / "a.h5", drawn)
+    for read in (
+        lambda: store.load_features(store.read_table(path)),
+        lambda: store.verify(path),
+        lambda: check_table(store.read_table(path)),
+    ):
+        with pytest.raises(CacheError, match=f"{message}.* 2 of rows 0 to 49, first in row 7"):
+            read()
+    # Rows of unreadable images are zeros, and left out.
+    table = store.read_table(caches.make(tmp_path / "b.h5", drawn, unreadable=(7, 9)))
+    assert len(store.load_features(table)) == 48
+    store.verify(tmp_path / "b.h5")
+
+
+@given(st.integers(-45, 38), st.integers(1, 5), st.sampled_from([np.float16, np.float32]))
+@settings(deadline=None)
+def test_what_is_let_through_has_a_length_in_float32(power, width, dtype):
+    with np.errstate(over="ignore", under="ignore"):
+        rows = np.full((1, width), float(f"1e{power}")).astype(dtype)
+        length = np.sqrt((rows.astype(np.float32) ** 2).sum(dtype=np.float32))
+    bad, what = unusable_rows(rows)
+    assert bool(len(bad)) == bool(what)
+    if not len(bad):
+        unit = rows[0].astype(np.float64) / np.float64(length)
+        assert abs(np.linalg.norm(unit) - 1) < 1e-6
+    if 1e-18 < np.linalg.norm(rows.astype(np.float64)) < 1e18:
+        assert not len(bad)
 
 
 def test_disk_space_is_taken_at_the_beginning(tmp_path):
@@ -108,7 +153,10 @@ def test_no_space_is_one_line_and_leaves_nothing(tmp_path, limit):
         str(limit),
     ]
     said = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert re.match(r".*a\.h5\.partial: no space left: it needs [\d,]+ bytes, .*\n$", said.stdout)
+    words = (
+        rf".*a\.h5\.partial: too large .*limit on the size of a file: .*limit is {limit:,}; .*\n$"
+    )
+    assert re.match(words, said.stdout)
     assert not said.stderr and not list(tmp_path.iterdir())
 
 

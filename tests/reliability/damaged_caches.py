@@ -85,6 +85,7 @@ def arrays() -> dict[str, np.ndarray]:
         "logit_scale": np.float64(50),
         "model": np.array("ViT-B/32"),
         "normalised": np.bool_(False),
+        "dataset": np.array("drawn"),
     }
 
 
