@@ -3,16 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.clip_sizes import Sizes
+from pipeline.clip_towers import HEAD_WIDTH, UNNAMED, Towers
 from pipeline.clip_weights import WeightsError
 
 # As Hugging Face's files and open_clip's are called. A folder may hold both, for two files of
 # weights; they describe one model.
 FILES = ("open_clip_config.json", "config.json")
 MOST_BYTES = 1 << 20
-HEAD_WIDTH = 64  # of every model of OpenAI's
 ACTIVATIONS = {  # as Hugging Face calls them -> as here
     "quick_gelu": "quickgelu",
     "gelu": "gelu",
@@ -37,20 +37,6 @@ _SAME = {  # fields of both formats that the tensors' shapes say too -> the fiel
     "text_cfg.vocab_size": "vocabulary",
     "embed_dim": "width",
 }
-
-
-class Towers(NamedTuple):
-    """The image and the text encoder, where their weights leave a choice; None: not named.
-
-    image_heads, text_heads  attention heads;   activation  "quickgelu" or "gelu"
-    """
-
-    image_heads: int | None = None
-    text_heads: int | None = None
-    activation: str | None = None
-
-
-UNNAMED = Towers()
 
 
 def choose_towers(
@@ -91,7 +77,7 @@ def choose_towers(
 
 def _openais(path: Path, sizes: Sizes, asked: Towers) -> Towers:
     own = Towers(sizes.attention_width // HEAD_WIDTH, sizes.text_width // HEAD_WIDTH, "quickgelu")
-    if any(a not in (None, o) for a, o in zip(asked, own, strict=True)):
+    if any(a and a != o for a, o in zip(asked, own, strict=True)):
         raise WeightsError(
             f"{path.name}: has {own.image_heads},{own.text_heads} attention heads and activation "
             f"{own.activation}; --heads and --activation are for files of other models"

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from pipeline.clip_architecture import describe
-from pipeline.clip_config import UNNAMED, Towers, choose_towers
+from pipeline.clip_config import choose_towers
 from pipeline.clip_sizes import build_module, sizes_of
+from pipeline.clip_towers import UNNAMED, Towers
 from pipeline.clip_weights import WeightsError, find_weights, read_state_dict
 from pipeline.demo import WEIGHTS
 from pipeline.pixels import MEAN, STD
