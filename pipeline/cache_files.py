@@ -3,13 +3,15 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from cache.store import compare_identity, info
 from pipeline.clip_model import load_model
-from pipeline.clip_weights import MODEL_NAMES, OPENAI_NAMES, find_weights
+from pipeline.clip_towers import UNNAMED, Towers
+from pipeline.clip_weights import MODEL_NAMES, OPENAI_NAMES, WeightsError, find_weights
 from pipeline.image_sets import dataset_name
 
 CACHES = Path(__file__).resolve().parent.parent / "cache" / "files"
@@ -26,11 +28,17 @@ def cache_path(dataset: str, model: str, templates: tuple[str, ...] = TEMPLATES)
     return CACHES / f"{'-'.join(words)}.h5"
 
 
-def find_cache(dataset: str, model: str) -> Path | None:
+def find_cache(
+    dataset: str,
+    model: str,
+    towers: Towers = UNNAMED,
+    say: Callable[[str], None] = lambda message: None,
+) -> Path | None:
     """The cache that `extract` makes of these words where it is not told where, if it is there.
 
     Raises StaleCache when it was made of another data set, with other prompts or another model; a
-    model that is a file is loaded for that. The images are not looked at: they need not be here.
+    model that is a file is loaded for that, with `towers`, see load_model. The images are not
+    looked at: they need not be here.
     """
     path, name = cache_path(dataset, model), find_weights(model)[0]
     if not path.exists():
@@ -40,7 +48,10 @@ def find_cache(dataset: str, model: str) -> Path | None:
     if name in OPENAI_NAMES:
         asked["model"] = name
     elif name not in MODEL_NAMES:
-        asked["weights_sha256"] = load_model(model, torch.device("cpu")).weights_sha256
+        clip = load_model(model, torch.device("cpu"), towers, say)
+        asked |= {"weights_sha256": clip.weights_sha256, "architecture": clip.architecture}
+    if name in MODEL_NAMES and towers != UNNAMED:
+        raise WeightsError(f"--model {name}: --heads and --activation are for files of weights")
     # An imported cache knows less of where it comes from, and is taken at its name.
     if "imported" in found:
         del asked["dataset"]

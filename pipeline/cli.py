@@ -23,6 +23,7 @@ from pipeline.cli_shared import (
     tell_report,
 )
 from pipeline.cli_sweep import sweep
+from pipeline.clip_towers import Towers
 from pipeline.config import ConfigError, RunConfig
 from pipeline.missing import refuse_missing_package
 from pipeline.options import (
@@ -33,6 +34,7 @@ from pipeline.options import (
     config_options,
     fold_options,
     given_settings,
+    tower_options,
     where_options,
 )
 
@@ -95,6 +97,7 @@ def cli() -> None:
 @click.option(
     "--model", "--net", help="An OpenAI backbone such as ViT-B/32, a file of weights, or demo."
 )
+@tower_options
 @click.option("--out", type=PATH, help="Cache file to write.")
 @click.option(
     "--prompt",
@@ -174,6 +177,7 @@ def federate(
     dataset: str | None,
     model: str | None,
     root: Path | None,
+    towers: Towers,
     held_out: tuple[str, ...],
     test_envs: tuple[int, ...],
     preset: str,
@@ -196,7 +200,7 @@ def federate(
     """
     settings = given_settings(preset, settings)
     RunConfig(**settings)  # refuses settings that cannot be before anything slow happens
-    _, file = find_cache(cache, dataset, model, root, device)
+    _, file = find_cache(cache, dataset, model, root, device, towers)
     from cache.store import read_table
     from pipeline.federate import federate as run
     from pipeline.lanes import kind_of

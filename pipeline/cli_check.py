@@ -18,14 +18,14 @@ def run_check(
 ) -> None:
     """Compares rows with the cache and prints how far they lie apart.
 
-    settings  extract's other options; root, out and device count, others have nothing to do here
+    settings  extract's other options; root, out, device and towers count, others do not
 
     Raises CacheError when they are further apart than arithmetic explains.
     """
     from cache.table import CacheError
     from pipeline.extract_check import check_cache
 
-    used = {name: settings[name] for name in ("root", "out", "device")}
+    used = {name: settings[name] for name in ("root", "out", "device", "towers")}
     found = check_cache(dataset, rows, model=model, templates=prompts, say=say, **used)
     if as_json:
         told = {**dataclasses.asdict(found), "as_expected": found.as_expected}

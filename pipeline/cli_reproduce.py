@@ -7,13 +7,14 @@ import click
 
 from pipeline.cli_shared import HOME, default_model, say, tell_report
 from pipeline.config import RunConfig
-from pipeline.options import PATH, ReleasedSpellings
+from pipeline.options import PATH, ReleasedSpellings, tower_options
 
 
 @click.command(cls=ReleasedSpellings)
 @click.argument("dataset", metavar="pacs|vlcs|office_home|FOLDER")
 @click.option("--root", "--root-dir", type=PATH, help="Where data sets lie. [default: data]")
 @click.option("--model", "--net", help="[default: ViT-B/32; demo for demo]")
+@tower_options
 @click.option(
     "--seeds",
     type=click.IntRange(1, 1000),

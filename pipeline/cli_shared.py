@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.clip_towers import UNNAMED, Towers, words_of
 from pipeline.config import ConfigError
 
 HOME = Path(__file__).resolve().parent.parent
@@ -34,16 +35,22 @@ def run_extract(dataset: str, model: str | None, prompts: tuple[str, ...], **set
 
 
 def find_cache(
-    file: Path | None, dataset: str | None, model: str | None, root: Path | None, device: str
+    file: Path | None,
+    dataset: str | None,
+    model: str | None,
+    root: Path | None,
+    device: str,
+    towers: Towers = UNNAMED,
 ) -> tuple[tuple[str, ...], Path]:
     """The words of a command line that name a cache, and its file; extracted when missing.
 
     Raises ConfigError when both a file and a data set are named.
     """
     if file is not None:
-        if dataset or model:
+        if dataset or model or towers != UNNAMED:
             raise ConfigError(
-                f"both the cache {file} and --dataset/--model were named; name one of the two"
+                f"both the cache {file} and --dataset/--model (or --heads/--activation) were "
+                "named; name one of the two"
             )
         return (str(file),), file
     from pipeline.cache_files import cache_path
@@ -54,15 +61,17 @@ def find_cache(
         for option, value in (("--dataset", dataset), ("--model", model))
         if value
         for word in (option, value)
-    )
+    ) + words_of(towers)
     dataset = dataset or "demo"
-    found = find(dataset, default_model(dataset, model))
+    found = find(dataset, default_model(dataset, model), towers, say)
     if found:
         say(f"using the cache {found}")
         return words, found
     missing = cache_path(dataset, default_model(dataset, model))
     say(f"no cache {missing} yet: extracting it first")
-    return words, run_extract(dataset, model, (PROMPT,), root=root, device=device).path
+    return words, run_extract(
+        dataset, model, (PROMPT,), towers=towers, root=root, device=device
+    ).path
 
 
 def tell_report(folder: Path, cache: Path, quiet: bool) -> None:

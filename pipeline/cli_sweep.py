@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli_shared import HOME, find_cache, say, tell_report
+from pipeline.clip_towers import Towers
 from pipeline.config import ConfigError, RunConfig
 from pipeline.options import (
     PATH,
@@ -79,6 +80,7 @@ def sweep(
     cache: Path | None,
     dataset: str | None,
     model: str | None,
+    towers: Towers,
     root: Path | None,
     grid: tuple[str, ...],
     draws: int | None,
@@ -119,7 +121,7 @@ def sweep(
     limit = math.inf if budget is None else seconds(budget)
     room = None if memory is None else byte_count(memory)
     asked = _spec(spec, grid, draws, seeds, halving, draw_seed, rounds)
-    words, file = find_cache(cache, dataset, model, root, device)
+    words, file = find_cache(cache, dataset, model, root, device, towers)
     from cache.store import read_table
     from pipeline.sweep_report import sweep_table
     from pipeline.sweep_run import sweep as run

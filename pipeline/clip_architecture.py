@@ -24,7 +24,36 @@ def describe(module: torch.nn.Module) -> dict:
 
     The name is OpenAI's for a model of those sizes, whatever its weights; others get one made of
     their sizes. It does not depend on what a file is called, so that it may be part of an identity.
+    Attention heads that are not 64 wide ("heads" of "image" and "text") and an activation other
+    than QuickGELU ("activation") stand there only where there are such, and in a made name.
     """
+    described, heads = _sizes(module), _heads(module)
+    for part in ("image", "text"):
+        if heads[part] is not None:
+            described[part]["heads"] = heads[part]
+            described["name"] += f" {heads[part]} {part} heads"
+    if isinstance(module.transformer.resblocks[0].mlp.gelu, torch.nn.GELU):
+        described["activation"] = "gelu"
+        described["name"] += " gelu"
+    return described
+
+
+def _heads(module: torch.nn.Module) -> dict[str, int | None]:
+    """Of "image" and "text"; None where they are OpenAI's, 64 wide."""
+    visual = module.visual
+    text = module.transformer.resblocks[0].attn
+    if hasattr(visual, "transformer"):
+        attn = visual.transformer.resblocks[0].attn
+        image, wide = attn.num_heads, attn.embed_dim
+    else:
+        image, wide = visual.attnpool.num_heads, visual.attnpool.q_proj.in_features
+    return {
+        "image": image if 64 * image != wide else None,
+        "text": text.num_heads if 64 * text.num_heads != text.embed_dim else None,
+    }
+
+
+def _sizes(module: torch.nn.Module) -> dict:
     visual = module.visual
     width, resolution = int(module.text_projection.shape[1]), int(visual.input_resolution)
     if hasattr(visual, "transformer"):

@@ -9,7 +9,7 @@ import socket
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,11 @@ import torch
 from torch import Tensor
 
 from pipeline.clip_architecture import describe
+from pipeline.clip_config import choose_towers
+from pipeline.clip_sizes import build_module, sizes_of
+from pipeline.clip_towers import UNNAMED, Towers
 from pipeline.clip_weights import WeightsError, find_weights, read_state_dict
+from pipeline.demo import WEIGHTS
 from pipeline.pixels import MEAN, STD
 
 PROMPTS_AT_ONCE = 128
@@ -52,20 +56,34 @@ class ClipModel:
     dtype: torch.dtype
 
 
-def load_model(name_or_file: str, device: torch.device) -> ClipModel:
+def load_model(
+    name_or_file: str,
+    device: torch.device,
+    towers: Towers = UNNAMED,
+    say: Callable[[str], None] = lambda message: None,
+) -> ClipModel:
     """The CLIP of that name (MODEL_NAMES, in any case) or in that file, ready to encode.
 
     OpenAI's weights are downloaded by clip into ~/.cache/clip once. Files: see read_state_dict.
-    Raises WeightsError when the name is unknown or the weights cannot be had.
+
+    towers  heads and activation of a file's model; see choose_towers for what is not named
+    say     is told what was assumed of it
+
+    Raises WeightsError when the name is unknown, the weights cannot be had, or do not fit `towers`.
     """
-    name, path = find_weights(name_or_file)
+    name, file = find_weights(name_or_file)
     clip = import_clip()
-    path = path or _download(name)
+    path = file or _download(name)
     state = read_state_dict(path)
     logit_scale = float(state["logit_scale"].detach().float().exp())
     try:
-        module = clip.model.build_model(state)  # takes its sizes from the tensors; rounds to fp16
-    except Exception as error:  # unlike shapes and missing tensors surface as nearly anything
+        sizes = sizes_of(state, path)
+        own = file is None or file == WEIGHTS or _sha256(path) in _openai_sha256()
+        chosen = choose_towers(path, sizes, towers, own, say)
+        module = build_module(clip.model, state, sizes, chosen, path)
+    except WeightsError:
+        raise
+    except Exception as error:  # a size that torch cannot make surfaces as nearly anything
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(
             f"{path} does not make a CLIP of OpenAI's layout: {type(error).__name__}: {reason}"
@@ -202,6 +220,15 @@ def _download(name: str) -> Path:
         ) from error
     finally:
         socket.setdefaulttimeout(patience)
+
+
+def _openai_sha256() -> set[str]:
+    return {url.split("/")[-2] for url in import_clip().clip._MODELS.values()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _encode_texts(model: ClipModel, texts: list[str]) -> Tensor:

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import torch
 from safetensors import SafetensorError
 
 from pipeline.demo import WEIGHTS
+from pipeline.tensor_files import MOST_TENSORS, read_stream, read_zip
+from pipeline.tensor_pickle import DamagedFile, UnsafePickle
 
 # As clip.available_models() lists them, so that they are known before clip is imported.
 OPENAI_NAMES = (
@@ -20,6 +21,16 @@ OPENAI_NAMES = (
 MODEL_NAMES = (*OPENAI_NAMES, "demo")
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 NEEDED = ("visual.conv1.weight", "text_projection", "token_embedding.weight", "logit_scale")
+OTHER_LAYOUTS = (  # how a name in them begins, and what they are
+    ("logit_bias", "a SigLIP, not a CLIP"),
+    ("vision_model.", "in Hugging Face's layout, not in OpenAI's"),
+    ("text_model.", "in Hugging Face's layout, not in OpenAI's"),
+    ("visual.trunk.", "an open_clip model with an image tower of timm's, not a CLIP of OpenAI's"),
+    ("visual.attn_pool.", "an open_clip model that pools by attention, not a CLIP of OpenAI's"),
+    ("text.", "in open_clip's layout with a text tower of its own, not in OpenAI's"),
+    ("module.", "the state dict of a DataParallel, not of the model in it"),
+)
+IN_LAYOUT = "weights named as in OpenAI's clip package (visual.conv1.weight, ...) are needed"
 NOT_WEIGHTS = (  # how other files begin, and what to say of them
     (b"<", "an HTML or XML page, not weights; was a web page saved instead of the file?"),
     (
@@ -34,6 +45,10 @@ class WeightsError(Exception):
     """Weights that are not there, cannot be read, or are not those of an OpenAI CLIP."""
 
     exit_code = 7
+
+    def __init__(self, message: str) -> None:
+        # A stranger's file chooses the names in it, and could steer a terminal with them.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 def find_weights(name_or_file: str) -> tuple[str, Path | None]:
@@ -64,9 +79,12 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """The tensors in `path` by name, on the CPU, in the dtypes they were stored in.
 
     The content decides how it is read: OpenAI's TorchScript archive, a state dict by torch.save
-    (plain, or as the value of "state_dict"), or safetensors. Nothing is unpickled but tensors.
+    (plain, or as the value of "state_dict"), or safetensors. None of their code is run, see
+    tensor_files.
     Raises WeightsError for any other file and for one without CLIP's tensors.
     """
+    if not path.is_file():  # opening a pipe would wait for its other end
+        raise WeightsError(f"{path}: is not a regular file")
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -74,24 +92,20 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     _refuse_strangers(path, start)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit.load calls itself deprecated
-            found = _read(path, start)
-    except Exception as error:  # torch raises nearly anything for a damaged file
+        found = _read(path, start)
+    except UnsafePickle as error:
+        raise WeightsError(f"{path} {error}") from error
+    except Exception as error:  # zipfile raises nearly anything for a damaged file
         raise WeightsError(f"{path}: {_what_went_wrong(path, start, error)}") from error
     return _clip_tensors(path, found)
 
 
 def _read(path: Path, start: bytes) -> object:
-    if start.startswith(b"PK"):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        # Only TorchScript has constants; torch.load(weights_only=True) cannot read its archives.
-        if any(name.endswith("/constants.pkl") for name in names):
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    if start.startswith(b"PK\x03\x04"):
+        return read_zip(path)
     if _is_safetensors(start):
         return safetensors.torch.load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return read_stream(path)
 
 
 def _is_safetensors(start: bytes) -> bool:
@@ -113,31 +127,32 @@ def _refuse_strangers(path: Path, start: bytes) -> None:
 
 
 def _what_went_wrong(path: Path, start: bytes, error: Exception) -> str:
-    if "weights_only" in str(error) or "Weights only" in str(error):
-        return (
-            "holds pickled Python objects, which may run code and are not loaded; "
-            "save model.state_dict() instead of the model"
-        )
     size = f"{path.stat().st_size:,} bytes"
     if isinstance(error, zipfile.BadZipFile):
         return f"a damaged or incomplete archive ({size}); download or copy it again"
     kind = "safetensors" if _is_safetensors(start) else "torch"
-    known = (SafetensorError, json.JSONDecodeError, RuntimeError, EOFError)
+    known = (SafetensorError, DamagedFile, json.JSONDecodeError, RuntimeError, EOFError)
     name = "" if isinstance(error, known) else f"{type(error).__name__}: "
     reason = (str(error).strip().splitlines() or ["no reason given"])[0][:160]
     return f"cannot be read as a {kind} file ({size}): {name}{reason}; download or copy it again"
 
 
 def _clip_tensors(path: Path, found: object) -> dict[str, torch.Tensor]:
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
     if not isinstance(found, dict) or not found:
         raise WeightsError(f"{path} holds a {type(found).__name__}, not a state dict of tensors")
+    if len(found) > MOST_TENSORS:
+        raise WeightsError(f"{path} holds {len(found):,} tensors; a CLIP has a thousand")
+    for beginning, layout in OTHER_LAYOUTS:
+        first = next((name for name in found if str(name).startswith(beginning)), None)
+        if first is not None:
+            raise WeightsError(f"{path} is {layout}: it has {str(first)[:80]}; {IN_LAYOUT}")
     other = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
     missing = [name for name in NEEDED if name not in found]
     if missing or other:
-        lack = f"lacks {missing[0]}" if missing else f"has {other[0]!r}, which is no tensor"
-        names = ", ".join(str(name) for name in list(found)[:3])
+        lack = (
+            f"lacks {missing[0]}" if missing else f"has {str(other[0])[:80]!r}, which is no tensor"
+        )
+        names = ", ".join(str(name)[:80] for name in list(found)[:3])
         raise WeightsError(
             f"{path} is not a CLIP in OpenAI's layout: it {lack}; it begins with {names}"
         )

@@ -24,6 +24,7 @@ from cache.store import (
 from kernels.backends import pick_device
 from pipeline.cache_files import TEMPLATES, cache_path
 from pipeline.clip_model import ClipModel, encode_prompts, load_model
+from pipeline.clip_towers import UNNAMED, Towers
 from pipeline.config import ConfigError
 from pipeline.encode_rows import Encoded, Pace, encode_rows
 from pipeline.extraction_rate import Rate, keep_rate
@@ -66,6 +67,7 @@ def extract(
     *,
     root: Path | None = None,
     model: str = "demo",
+    towers: Towers = UNNAMED,
     out: Path | None = None,
     templates: tuple[str, ...] = TEMPLATES,
     device: str = "auto",
@@ -82,6 +84,7 @@ def extract(
 
     dataset       "demo", a known name (KNOWN) looked for in `root`, or a folder
     model         a name of MODEL_NAMES, or a file of weights
+    towers        heads and activation of a file of weights, see clip_config.choose_towers
     out           the cache; None: cache_path. A shard's file is named after it, x.shard-2-of-8.h5
     batch         images encoded together; None: 16 on the CPU, 256 on a GPU
     workers       processes that decode; 0: this one does; None: one a core
@@ -107,7 +110,7 @@ def extract(
         whole = find_images(dataset, root or DATA, say)
         tree = part_of(whole, part, batch) if part else whole
     with pace.part("model"):
-        clip = load_model(model, where)
+        clip = load_model(model, where, towers, say)
     with pace.part("manifest"):
         digests = image_digests(tree)
         identity = _identity(dataset_name(dataset), tree, clip, templates, STORE[store], digests)

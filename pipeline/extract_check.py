@@ -14,6 +14,7 @@ from cache.table import CacheError, FeatureTable
 from kernels.backends import pick_device
 from pipeline.cache_files import TEMPLATES, cache_path
 from pipeline.clip_model import ClipModel, encode_images, encode_prompts, load_model
+from pipeline.clip_towers import UNNAMED, Towers, towers_fact
 from pipeline.extract import DATA
 from pipeline.image_sets import dataset_name, find_images
 from pipeline.image_tree import DataError
@@ -65,6 +66,7 @@ def check_cache(
     *,
     root: Path | None = None,
     model: str = "demo",
+    towers: Towers = UNNAMED,
     out: Path | None = None,
     templates: tuple[str, ...] = TEMPLATES,
     device: str = "auto",
@@ -95,7 +97,7 @@ def check_cache(
         )
     check_features(table)
     tree = find_images(dataset, root or DATA, say)
-    clip = load_model(model, where)
+    clip = load_model(model, where, towers, say)
     _compare(identity, dataset_name(dataset), clip, templates, path, say)
     drawn = np.random.default_rng(seed).permutation(len(paths))[:rows]
     drawn.sort()
@@ -130,12 +132,14 @@ def _compare(
             "dataset": dataset,
             "templates": list(templates),
             "weights_sha256": clip.weights_sha256,
+            **towers_fact(clip.architecture),
             "preprocessing": {k: v for k, v in PREPROCESSING.items() if k not in DECODERS},
         },
         {
             "dataset": identity.get("dataset"),
             "templates": identity.get("templates"),
             "weights_sha256": identity["weights_sha256"],
+            **towers_fact(identity.get("architecture")),
             "preprocessing": {k: v for k, v in made.items() if k not in DECODERS},
         },
         path,

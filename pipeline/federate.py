@@ -13,6 +13,7 @@ from cache.table import FeatureTable
 from kernels.backends import pick_device
 from pipeline.captured import capture_rounds
 from pipeline.checkpoint import from_tensors, to_tensors
+from pipeline.clip_towers import towers_fact
 from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.evaluate import mean
 from pipeline.lanes import Orders, Plan, build_plan, seeded_order
@@ -232,6 +233,7 @@ def cache_facts(table: FeatureTable) -> dict[str, Any]:
         "encoder": {
             "class_names": list(table.class_names),
             **{name: table.identity.get(name) for name in ENCODED_BY},
+            **towers_fact(table.identity.get("architecture")),
         },
     }
 

@@ -1,12 +1,14 @@
 """How federate's words are read: settings, the released spellings, and what is held out."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pipeline.clip_towers import ACTIVATIONS, Towers
 from pipeline.config import PRESETS, ConfigError, RunConfig
 
 ALIASES = {"rounds": "--iters", "local_epochs": "--wk-iters", "split": "--datapercent"}
@@ -73,12 +75,52 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
+class HeadCounts(click.ParamType):
+    """IMAGE[,TEXT]: attention heads of the image and of the text tower."""
+
+    name = "image[,text]"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int | None]:
+        """(12, 8) of "12,8"; (12, None) of "12"."""
+        parts = [part.strip() for part in str(value).split(",")]
+        if len(parts) > 2 or not all(p.isascii() and p.isdigit() and 0 < int(p[:9]) for p in parts):
+            self.fail(f"{value!r}: give the heads of the image tower, or both: 12,8", param, ctx)
+        return int(parts[0][:9]), int(parts[1][:9]) if len(parts) == 2 else None
+
+
+def tower_options(command: Command) -> Command:
+    """--heads and --activation, which come to the command as `towers`."""
+
+    @functools.wraps(command)
+    def with_towers(*args: Any, heads: Any, activation: str | None, **others: Any) -> Any:
+        image, text = heads or (None, None)
+        return command(*args, towers=Towers(image, text, activation), **others)
+
+    return together(
+        click.option(
+            "--heads",
+            type=HeadCounts(),
+            metavar="IMAGE[,TEXT]",
+            help="Attention heads of the model in a file, where they are not 64 wide.",
+        ),
+        click.option(
+            "--activation",
+            type=click.Choice(ACTIVATIONS),
+            help="Activation of the model in a file. [default: by config.json beside it, else"
+            " quickgelu]",
+        ),
+    )(with_towers)
+
+
 cache_options = together(
     click.argument("cache", required=False, type=PATH),
     click.option("--dataset", help="Find the cache by its data set (extract it when missing)."),
     click.option(
         "--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]"
     ),
+    tower_options,
     click.option("--root", "--root-dir", type=PATH, help="Where data sets lie."),
 )
 """Which cache is trained on: its file, or the words that find it (cli_shared.find_cache)."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.store import read_table
+from pipeline.clip_towers import UNNAMED, Towers
 from pipeline.config import ConfigError, RunConfig
 from pipeline.domains import KNOWN, compare_counts
 from pipeline.extract import DATA, extract
@@ -29,6 +30,7 @@ def reproduce(
     runs: Path,
     root: Path | None = None,
     model: str = "ViT-B/32",
+    towers: Towers = UNNAMED,
     seeds: int = 3,
     rounds: int = RunConfig.rounds,
     cache: Path | None = None,
@@ -45,6 +47,7 @@ def reproduce(
     again.
 
     dataset  a known name looked for in `root`, which is held to its published counts, or a folder
+    towers   heads and activation of a file of weights, see clip_config.choose_towers
     cache    where the features go; None: where extract puts them
     rounds   other than 200 is another experiment than the paper's
 
@@ -60,7 +63,14 @@ def reproduce(
     if counts == []:
         say(f"{tree.root}: every count is as published for {KNOWN[name].title}")
     done = extract(
-        dataset, root=root, model=model, out=cache, device=device, workers=workers, say=say
+        dataset,
+        root=root,
+        model=model,
+        towers=towers,
+        out=cache,
+        device=device,
+        workers=workers,
+        say=say,
     )
     table = read_table(done.path)
     domains = table.domain_names

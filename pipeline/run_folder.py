@@ -189,8 +189,9 @@ def read_first_adapter(file: Path, kind: Kind) -> Tensor:
 
     A run's file must hold one adapter; its best one is taken. Raises ConfigError otherwise.
     """
-    if not file.exists():
-        raise ConfigError(f"--init-adapter {file}: there is no such file")
+    if not file.is_file():  # opening a pipe would wait for its other end
+        found = "is not a regular file" if file.exists() else "there is no such file"
+        raise ConfigError(f"--init-adapter {file}: {found}")
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())

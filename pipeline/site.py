@@ -15,6 +15,7 @@ from cache.store import read_table
 from cache.table import FeatureTable
 from kernels.backends import pick_device
 from kernels.heads import Kind, first_row, size
+from pipeline.clip_towers import towers_fact
 from pipeline.config import ConfigError, RunConfig, from_json
 from pipeline.evaluate import answers_of, rows_of, zero_shot_top1
 from pipeline.lanes import Plan, kind_of, plan_of
@@ -121,6 +122,7 @@ def demand_of(table: FeatureTable) -> dict[str, Any]:
             "weights_sha256": known["weights_sha256"],
             "templates": list(known["templates"]),
             "preprocessing": {n: v for n, v in steps.items() if n not in DECODERS},
+            **towers_fact(known.get("architecture")),
         }
     return common | {"text_features_sha256": hashlib.sha256(table.text_features).hexdigest()}
 

@@ -114,7 +114,10 @@ def cache_facts(fed: Federation, held: FeatureTable | None) -> dict[str, Any]:
         "model": one.get("model"),
         "fingerprint": None,
         "content_sha256": of_held,
-        "encoder": {n: encoder.get(n) for n in ("class_names", *ENCODED_BY)},
+        "encoder": {
+            **{n: encoder.get(n) for n in ("class_names", *ENCODED_BY)},
+            **{n: v for n, v in encoder.items() if n == "towers"},
+        },
     }
 
 

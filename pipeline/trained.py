@@ -11,6 +11,7 @@ from torch import Tensor
 from cache.identity import compare_identity
 from kernels.heads import Kind, as_rows
 from pipeline.clip_model import ClipModel, load_model
+from pipeline.clip_towers import OPENAI, Towers, towers_fact, towers_of
 from pipeline.clip_weights import OPENAI_NAMES, find_weights
 from pipeline.config import ConfigError, RunConfig
 from pipeline.pixels import PREPROCESSING
@@ -31,6 +32,7 @@ class Trained:
     rounds          of training so far
     model           the name of the CLIP whose features it was trained on; None: not recorded
     weights_sha256  of that CLIP, see ClipModel;   preprocessing  as pipeline.pixels.PREPROCESSING
+    towers          attention heads and activation of that CLIP
     templates       its prompts;   class_names  C of them, in the order of the run's cache
     """
 
@@ -44,6 +46,7 @@ class Trained:
     preprocessing: dict[str, Any]
     templates: tuple[str, ...]
     class_names: tuple[str, ...]
+    towers: Towers = OPENAI
 
 
 def read_trained(run: Path, held_out: str | None = None, client: str | None = None) -> Trained:
@@ -98,6 +101,7 @@ def read_trained(run: Path, held_out: str | None = None, client: str | None = No
             dict(encoder["preprocessing"]),
             tuple(map(str, encoder["templates"])),
             class_names,
+            towers_of(encoder),
         )
 
 
@@ -119,7 +123,7 @@ def load_its_model(
         compare_identity(
             {"model": name}, {"model": trained.model}, trained.source, _way_out(trained)
         )
-    clip = load_model(words, device)
+    clip = load_model(words, device, trained.towers, say)
     for note in refuse_other_model(trained, clip):
         say(note)
     return clip
@@ -133,11 +137,17 @@ def refuse_other_model(trained: Trained, clip: ClipModel) -> list[str]:
     found = {k: v for k, v in trained.preprocessing.items() if k not in DECODERS}
     asked = {k: v for k, v in PREPROCESSING.items() if k not in DECODERS}
     compare_identity(
-        {"weights_sha256": clip.weights_sha256, "width": clip.width, "preprocessing": asked},
+        {
+            "weights_sha256": clip.weights_sha256,
+            "width": clip.width,
+            "preprocessing": asked,
+            "towers": towers_of(towers_fact(clip.architecture))._asdict(),
+        },
         {
             "weights_sha256": trained.weights_sha256,
             "width": trained.kind.width,
             "preprocessing": found,
+            "towers": trained.towers._asdict(),
         },
         trained.source,
         _way_out(trained),

@@ -1,0 +1,290 @@
+"""A pickle of tensors read as plain data: nothing that it names is imported, called or opened.
+
+The format is a program for a stack machine, whose GLOBAL and REDUCE import and call what they name.
+Here each permitted instruction has its own case and the others are refused; a reference is text
+until it is one of the few that torch.save and torch.jit.save write for tensors.
+"""
+
+import pickletools
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any, NamedTuple
+
+# A state dict takes about 45 instructions and 150 bytes a tensor; the largest public CLIPs have a
+# thousand tensors, a training checkpoint three times that. An object takes up to 200 bytes here.
+MOST_BYTES = 8 << 20
+MOST_STEPS = 500_000
+MOST_TEXT = 4096
+INTEGER_BYTES = 16  # the number that begins a file of torch before 1.6 has 10
+NUMBERS = {  # torch's storage class -> the dtype of its numbers
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+}
+TORCHSCRIPT = "__torch__."  # how the names of an archive's own classes begin
+
+
+class UnsafePickle(Exception):
+    """A pickle with an instruction, a reference or a size that tensors do not need.
+
+    Its message continues a sentence that begins with the file's name.
+    """
+
+
+class DamagedFile(Exception):
+    """A file whose parts are malformed or missing, contradict each other or do not fit in it."""
+
+
+class Global(NamedTuple):
+    """A reference to a class or function, by its dotted name only."""
+
+    name: str
+
+
+class Module(NamedTuple):
+    """An object of a TorchScript archive: its class's name and its attributes."""
+
+    kind: str
+    attributes: dict[str, Any]
+
+
+class Storage(NamedTuple):
+    """Numbers that are kept outside the pickle: their key, dtype and count as declared."""
+
+    key: str
+    dtype: str
+    count: int
+
+
+class Stored(NamedTuple):
+    """A tensor: a strided part of a storage, all as declared."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def read_pickle(file: BytesIO) -> tuple[Any, dict[str, Storage]]:
+    """The value of the pickle at `file`'s position, which is left behind its end; its storages.
+
+    The value is made of None, bool, int, float, str, tuple, list, dict, Global, Module, Storage and
+    Stored. An OrderedDict is a dict, a Parameter its tensor; attributes of an OrderedDict are
+    dropped. Storages are by key, each declared in one way.
+    Memory is bounded by MOST_STEPS objects. Raises UnsafePickle naming what it holds besides, and
+    DamagedFile.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    storages: dict[str, Storage] = {}
+    try:
+        for step, (instruction, given, _) in enumerate(pickletools.genops(file)):
+            name = instruction.name
+            if step >= MOST_STEPS:
+                raise UnsafePickle(f"holds more than {MOST_STEPS:,} pickled objects")
+            if name == "STOP":
+                return stack.pop(), storages
+            if name == "MARK":
+                marks.append(len(stack))
+            elif name in _VALUES:
+                stack.append(_VALUES[name](_plain(given)))
+            elif name in ("BINPUT", "LONG_BINPUT"):
+                memo[given] = stack[-1]
+            elif name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[given])
+            elif name in _FROM_MARK:
+                start = marks.pop()
+                items = stack[start:]
+                del stack[start:]
+                _FROM_MARK[name](stack, items)
+            elif name == "BINPERSID":
+                storage = _storage(stack.pop())
+                if storages.setdefault(storage.key, storage) != storage:
+                    raise UnsafePickle(f"declares storage {storage.key} in two ways; not loaded")
+                stack.append(storage)
+            elif name in _FROM_STACK:
+                _FROM_STACK[name](stack)
+            elif name not in ("PROTO", "FRAME"):
+                raise UnsafePickle(
+                    f"holds the pickle instruction {name}, which weights never need; not loaded"
+                )
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DamagedFile(f"a malformed pickle ({reason})") from error
+    raise DamagedFile("a pickle that is cut off")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MOST_TEXT:
+        raise UnsafePickle(f"holds a text of {len(value):,} characters, which weights never need")
+    if isinstance(value, int) and value.bit_length() > 8 * INTEGER_BYTES:
+        raise UnsafePickle("holds an integer of over 16 bytes, which weights never need")
+    return value
+
+
+def _reference(dotted: str) -> Global:
+    if not (dotted in _FUNCTIONS or dotted in NUMBERS or dotted.startswith(TORCHSCRIPT)):
+        raise UnsafePickle(
+            f"holds a reference to {dotted[:80]}, which weights never need; not loaded, for a "
+            "pickle may run any code; save model.state_dict() instead of the model"
+        )
+    return Global(dotted)
+
+
+def _put_items(target: Any, items: list[Any]) -> None:
+    if not isinstance(target, dict) or len(items) % 2:
+        raise DamagedFile("a pickle that puts items into what is no dict")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        # Others may have a hash that takes long, or is the same for many.
+        if not (isinstance(key, str) or (isinstance(key, int) and abs(key) < 1 << 31)):
+            raise UnsafePickle(f"holds a dict with a {type(key).__name__} as a key")
+        target[key] = value
+
+
+def _set_item(stack: list[Any]) -> None:
+    key, value = _pop_two(stack)
+    _put_items(stack[-1], [key, value])
+
+
+def _extend(target: Any, items: list[Any]) -> None:
+    if not isinstance(target, list):
+        raise DamagedFile("a pickle that appends to what is no list")
+    target.extend(items)
+
+
+def _append(stack: list[Any]) -> None:
+    item = stack.pop()
+    _extend(stack[-1], [item])
+
+
+def _tuple_of(count: int) -> Callable[[list[Any]], None]:
+    def make(stack: list[Any]) -> None:
+        if len(stack) < count:
+            raise IndexError("too few values for a tuple")
+        stack[-count:] = [tuple(stack[-count:])]
+
+    return make
+
+
+def _pop_two(stack: list[Any]) -> tuple[Any, Any]:
+    last = stack.pop()
+    return stack.pop(), last
+
+
+def _stack_global(stack: list[Any]) -> None:
+    module, name = _pop_two(stack)
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise UnsafePickle("holds a reference whose name is no text; not loaded")
+    stack.append(_reference(f"{module}.{name}"))
+
+
+def _new_object(stack: list[Any]) -> None:
+    kind, arguments = _pop_two(stack)
+    if not (isinstance(kind, Global) and kind.name.startswith(TORCHSCRIPT) and arguments == ()):
+        raise UnsafePickle("makes an object that is no TorchScript module; not loaded")
+    stack.append(Module(kind.name, {}))
+
+
+def _build(stack: list[Any]) -> None:
+    target, state = _pop_two(stack)
+    if isinstance(target, Module):
+        if not isinstance(state, dict):
+            raise UnsafePickle(
+                f"holds a module {target.kind.removeprefix(TORCHSCRIPT)[:80]} that restores itself "
+                "by code of the archive (__setstate__), which is never run; save model.state_dict()"
+            )
+        target.attributes.update(state)
+    elif not (isinstance(target, dict) and isinstance(state, dict)):  # an OrderedDict's _metadata
+        raise UnsafePickle(f"sets the state of a {type(target).__name__}; not loaded")
+    stack.append(target)
+
+
+def _reduce(stack: list[Any]) -> None:
+    function, arguments = _pop_two(stack)
+    if not (isinstance(function, Global) and function.name in _FUNCTIONS):
+        raise UnsafePickle("calls what is no function of tensors; not loaded")
+    if not isinstance(arguments, tuple):
+        raise TypeError(f"arguments of {function.name} that are no tuple")
+    stack.append(_FUNCTIONS[function.name](*arguments))
+
+
+def _storage(found: Any) -> Storage:
+    if not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage":
+        raise UnsafePickle("refers to data that are no storage of a tensor; not loaded")
+    _, kind, key, _, count, *view = found  # the fourth is the device that it was saved from
+    if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 20):
+        shown = repr(key[:60]) if isinstance(key, str) else f"a {type(key).__name__}"
+        raise UnsafePickle(f"refers to data by {shown}, where digits are needed; not loaded")
+    if not (isinstance(kind, Global) and kind.name in NUMBERS) or any(view):
+        raise UnsafePickle("has a storage of a kind that is not read")
+    if type(count) is not int or count < 0:
+        raise UnsafePickle("has a storage without a valid count of numbers")
+    return Storage(key, NUMBERS[kind.name], count)
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Stored:
+    numbers = (offset, *size, *stride)
+    whole = all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
+    if not isinstance(storage, Storage) or not whole or len(size) != len(stride) or len(size) > 16:
+        raise UnsafePickle("has a tensor whose sizes, strides or storage are invalid")
+    return Stored(storage, offset, tuple(size), tuple(stride))
+
+
+def _first(value: Any, *_: object) -> Any:
+    return value
+
+
+def _ordered_dict() -> dict[Any, Any]:
+    return {}
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {  # what stands for a call of each
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _first,
+    "collections.OrderedDict": _ordered_dict,
+    "torch.Size": _first,
+    "torch.device": _first,
+    "torch.jit._pickle.restore_type_tag": _first,
+    "torch.jit._pickle.build_intlist": _first,
+    "torch.jit._pickle.build_doublelist": _first,
+    "torch.jit._pickle.build_boollist": _first,
+    "torch.jit._pickle.build_tensorlist": _first,
+}
+_VALUES: dict[str, Callable[[Any], Any]] = {
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"), _first),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"), _first),
+    "EMPTY_TUPLE": lambda _: (),
+    "EMPTY_LIST": lambda _: [],
+    "EMPTY_DICT": lambda _: {},
+    "GLOBAL": lambda given: _reference(given.replace(" ", ".", 1)),
+}
+_FROM_MARK: dict[str, Callable[[list[Any], list[Any]], None]] = {
+    "TUPLE": lambda stack, items: stack.append(tuple(items)),
+    "SETITEMS": lambda stack, items: _put_items(stack[-1], items),
+    "APPENDS": lambda stack, items: _extend(stack[-1], items),
+}
+_FROM_STACK: dict[str, Callable[[list[Any]], None]] = {
+    "TUPLE1": _tuple_of(1),
+    "TUPLE2": _tuple_of(2),
+    "TUPLE3": _tuple_of(3),
+    "APPEND": _append,
+    "SETITEM": _set_item,
+    "STACK_GLOBAL": _stack_global,
+    "NEWOBJ": _new_object,
+    "BUILD": _build,
+    "REDUCE": _reduce,
+}
