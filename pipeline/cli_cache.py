@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from pipeline.cli_merge import merge
-from pipeline.cli_shared import HOME, printable
+from pipeline.cli_shared import HOME, show
 from pipeline.options import PATH
+from pipeline.terminal import printable
 
 FILE = click.argument("file", type=PATH)
 
@@ -26,16 +27,16 @@ def info(file: Path, as_json: bool) -> None:
 
     facts = run(file)
     if as_json:
-        click.echo(json.dumps(facts))
+        show(json.dumps(facts))
         return
     identity = facts.pop("identity")
     for name, value in facts.items():
         if value is not None:  # as the shard of a whole cache
-            click.echo(f"{name:<16} {_shown(value)}")
-    click.echo("what it was made of:")
+            show(f"{name:<16} {_shown(value)}")
+    show("what it was made of:")
     for name, value in identity.items():
         if name not in facts:
-            click.echo(f"  {printable(name):<16} {_shown(value)}")
+            show(f"  {printable(name):<16} {_shown(value)}")
 
 
 def _shown(value: object) -> str:
@@ -62,7 +63,7 @@ def verify(file: Path) -> None:
     from cache.store import verify as run
 
     run(file)
-    click.echo(f"{file}: every byte is as it was written")
+    show(f"{file}: every byte is as it was written")
 
 
 @cache.command("import")
@@ -77,7 +78,7 @@ def import_(npz: Path, out: Path | None, force: bool) -> None:
     out = out or HOME / "cache" / "files" / f"{npz.stem}.h5"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_table(out, read_npz(npz), force=force)
-    click.echo(out)
+    show(out)
 
 
 @cache.command()
@@ -91,7 +92,7 @@ def export(file: Path, out: Path | None, force: bool) -> None:
 
     out = out or file.with_suffix(".npz")
     write_npz(read_table(file), out, force=force)
-    click.echo(out)
+    show(out)
 
 
 cache.add_command(merge)

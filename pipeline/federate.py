@@ -19,7 +19,8 @@ from pipeline.lanes import Orders, Plan, build_plan, seeded_order
 from pipeline.local_round import Engine
 from pipeline.outcomes import outcomes
 from pipeline.privacy import epsilon
-from pipeline.process import progress_bar, threads
+from pipeline.process import threads
+from pipeline.progress import progress_bar
 from pipeline.report import RoundReport, mean_results
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.signals import Interrupted, noted_signals

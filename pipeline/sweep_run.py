@@ -17,7 +17,8 @@ from pipeline.claims import Claims, joined
 from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.federate import cache_facts
 from pipeline.locked_folder import cannot_write, replace_whole
-from pipeline.process import free_memory, progress_bar
+from pipeline.process import free_memory
+from pipeline.progress import progress_bar
 from pipeline.report_files import replace_file
 from pipeline.search import Search, open_search
 from pipeline.signals import Interrupted, noted_signals

@@ -41,6 +41,7 @@ DOORS = {  # outside package -> the files that may import it
         "kernels/heads_numba.py",
         "kernels/lane_numba.py",
         "kernels/losses_numba.py",
+        "kernels/numba_cache.py",
         "kernels/numba_math.py",
         "kernels/numba_matmul.py",
         "kernels/optimizers_numba.py",
