@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _OPTIONAL = (
 _LOGIT_SCALE = 100.0  # every released CLIP was trained until its multiplier met this bound
 
 
-def read_npz(path: Path) -> FeatureTable:
+def read_npz(path: str | PathLike[str]) -> FeatureTable:
     """The table in an .npz; keys it does not know are left alone, pickles are never read.
 
     features       (N, D) float16, float32, or float64, which becomes float32
@@ -44,6 +45,7 @@ def read_npz(path: Path) -> FeatureTable:
 
     Raises CacheError for a missing key, Python objects, wrong shapes or numbers.
     """
+    path = Path(path)
     arrays = read_members(path, _NEEDED, _OPTIONAL)
     features = _floats(arrays["features"], "features", path)
     text = _floats(arrays["text_features"], "text_features", path).astype(np.float32)
@@ -79,11 +81,12 @@ def read_npz(path: Path) -> FeatureTable:
     return _identified(table, model, _unit_length(features) if unit is None else unit)
 
 
-def write_npz(table: FeatureTable, path: Path, *, force: bool = False) -> None:
+def write_npz(table: FeatureTable, path: str | PathLike[str], *, force: bool = False) -> None:
     """Write the keys of read_npz, so that importing them again gives the same content_sha256.
 
     Raises CacheError when path exists, the features are damaged, or the disk refuses.
     """
+    path = Path(path)
     if path.exists() and not force:
         raise CacheError(f"{path} exists; pass --force to replace it, or give another name")
     check_features(table)

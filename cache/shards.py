@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,7 +80,12 @@ def shard_identity(
     return shared
 
 
-def merge_shards(files: Iterable[Path], out: Path | None = None, *, force: bool = False) -> Path:
+def merge_shards(
+    files: Iterable[str | PathLike[str]],
+    out: str | PathLike[str] | None = None,
+    *,
+    force: bool = False,
+) -> Path:
     """One cache of all shards of an extraction: the bytes that it would have had in one piece.
 
     files  every shard once, in any order;  out  None: their name without .shard-i-of-n
@@ -90,8 +96,9 @@ def merge_shards(files: Iterable[Path], out: Path | None = None, *, force: bool 
     Raises StaleCache for shards of different extractions, with the first field that differs;
     CacheError for one that is missing, given twice, unfinished, damaged or no shard.
     """
+    out = None if out is None else Path(out)
     with ExitStack() as stack:
-        shards = [_open(stack, path) for path in files]
+        shards = [_open(stack, Path(path)) for path in files]
         if not shards:
             raise CacheError("no shard is given; name all of one extraction")
         shards.sort(key=lambda shard: shard.facts["index"])

@@ -4,6 +4,7 @@ What other packages use of the cache on disk is here or is imported here.
 """
 
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,14 @@ __all__ = [
 ]
 
 
-def read_table(path: Path) -> FeatureTable:
+def read_table(path: str | PathLike[str]) -> FeatureTable:
     """The readable rows of a complete cache, everything but the features checked.
 
     The features are mapped and not looked at; load_features reads and checks them. Only where the
     cache has unreadable rows, its features are loaded and checked here, to leave those out.
     Raises CacheError when the cache is damaged, incomplete or not to be trusted.
     """
+    path = Path(path)
     table = _readable(path)
     if "shard" in table.identity:
         raise CacheError(
@@ -89,8 +91,9 @@ def _readable(path: Path) -> FeatureTable:
         )
 
 
-def read_paths(path: Path) -> list[str]:
+def read_paths(path: str | PathLike[str]) -> list[str]:
     """The image path of each row of read_table, relative and with /; "" where none is stored."""
+    path = Path(path)
     with open_cache(path) as (file, block):
         _refuse_partial(block, path)
         refuse_damage(file, block, path, paths=True)
@@ -100,11 +103,12 @@ def read_paths(path: Path) -> list[str]:
     return [name for name, one in zip(names, status, strict=True) if one == OK]
 
 
-def verify(path: Path) -> None:
+def verify(path: str | PathLike[str]) -> None:
     """Read every byte of a complete cache; CacheError says where one is not as it was written.
 
     Also that the numbers are finite and content_sha256 is theirs.
     """
+    path = Path(path)
     with open_cache(path) as (file, block):
         _refuse_partial(block, path)
         if file_sha256(file) != block.file_sha256:
@@ -127,11 +131,12 @@ def verify(path: Path) -> None:
         )
 
 
-def info(path: Path) -> dict[str, Any]:
+def info(path: str | PathLike[str]) -> dict[str, Any]:
     """What a cache, complete or .partial, is and holds; JSON-able. The features are not read.
 
     rows counts all of them; rows_done were tried, and unreadable of those gave no features.
     """
+    path = Path(path)
     with open_cache(path) as (file, block):
         table, status = read_contents(file, block, path)
     rows, width = table.features.shape
@@ -163,11 +168,11 @@ def info(path: Path) -> dict[str, Any]:
     }
 
 
-def write_table(path: Path, table: FeatureTable, *, force: bool = False) -> None:
+def write_table(path: str | PathLike[str], table: FeatureTable, *, force: bool = False) -> None:
     """Make a complete cache of a whole table, features as they are; CacheError if path exists."""
     check_features(table)
     with open_writer(
-        path,
+        Path(path),
         identity=table.identity,
         class_names=table.class_names,
         domain_names=table.domain_names,

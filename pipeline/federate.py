@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ def federate(
     table: FeatureTable,
     config: RunConfig,
     *,
-    runs: Path,
-    out: Path | None = None,
+    runs: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
     device: str = "auto",
     backend: str = "auto",
     first_adapter: torch.Tensor | None = None,
     orders: Orders = seeded_order,
-    file: Path | None = None,
+    file: str | PathLike[str] | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def federate(
     plan = build_plan(table, config)
     backend = pick_plan_backend(plan, backend, on)
     described = describe(table, config, on, backend, first_adapter)
-    with open_run(out or runs / run_id(described)) as folder:
+    with open_run(Path(out or Path(runs, run_id(described)))) as folder:
         folder.describe(described, force=force)
         if folder.summary is not None:
             say(f"{folder.folder} is done; these are its results (--force trains it again)")
@@ -81,7 +82,10 @@ def federate(
         results = outcomes(engine, progress)
         _say_what_got_worse(results, config, say)
         document = {
-            "cache": {**cache_facts(table), **({"file": str(file.resolve())} if file else {})},
+            "cache": {
+                **cache_facts(table),
+                **({"file": str(Path(file).resolve())} if file else {}),
+            },
             "config": {**as_json(config), "backend": backend, "device": on.type},
             "results": results,
             "mean": mean_results(results),
