@@ -3,6 +3,10 @@
 set -euo pipefail
 home="$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)"
 
+# A closed stream becomes the null device: an echo to it would end this script.
+{ : 3>&1; } 2>/dev/null || exec >/dev/null
+if ! : 3>&2; then exec 2>/dev/null; fi
+
 usage() {
     cat <<'TEXT'
 Usage: ./run.sh COMMAND [OPTIONS]

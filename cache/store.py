@@ -171,7 +171,7 @@ def write_table(path: AnyPath, table: FeatureTable, *, force: bool = False) -> N
     """Make a complete cache of a whole table, features as they are; CacheError if path exists."""
     check_features(table)
     with open_writer(
-        path,
+        Path(path),
         identity=table.identity,
         class_names=table.class_names,
         domain_names=table.domain_names,

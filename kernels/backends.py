@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from types import ModuleType
 
 import torch
@@ -48,19 +49,47 @@ def pick_backend(backend: str, device: torch.device) -> str:
     Raises BackendUnavailable for a named one that cannot run here; it is never swapped.
     """
     names = BACKENDS.get(device.type, ("torch",))
-    present = [name for name in names if importlib.util.find_spec(name)]
     if backend == "auto":
-        return present[0]
+        return _first_that_runs(names)
     if backend not in names:
         raise BackendUnavailable(
             f"backend {backend!r}: no such code for {device.type}; there is {', '.join(names)}"
         )
-    if backend not in present:
+    why, way_out = _why_not(backend)
+    if why:
+        other = next(name for name in names if not _why_not(name)[0])
         raise BackendUnavailable(
-            f"backend {backend!r} needs the package {backend}, which is not installed; install "
-            f"requirements.txt, or pass --backend auto to use {present[0]!r}"
+            f"backend {backend!r} {why}; {way_out}, or pass --backend auto to use {other!r}"
         )
     return backend
+
+
+def _first_that_runs(names: tuple[str, ...]) -> str:
+    for name in names:
+        why, _ = _why_not(name)
+        if not why:
+            return name
+        if importlib.util.find_spec(name):  # one that is not installed surprises nobody
+            warnings.warn(f"backend {name!r} {why}; using 'torch'", RuntimeWarning, stacklevel=3)
+    return "torch"
+
+
+def _why_not(name: str) -> tuple[str, str]:
+    """Why a backend cannot run here, and what helps; "" twice when it can."""
+    if not importlib.util.find_spec(name):
+        return f"needs the package {name}, which is not installed", "install requirements.txt"
+    if name != "numba":  # torch is imported; triton says what it lacks when it compiles
+        return "", ""
+    try:
+        config = importlib.import_module("numba.core.config")
+    except Exception as error:  # a numpy or llvmlite that does not fit raises nearly anything
+        named = sorted(name for name in os.environ if name.startswith("NUMBA_"))
+        return f"cannot be imported ({error})", (
+            f"unset {', '.join(named)}" if named else "install requirements.txt"
+        )
+    if config.DISABLE_JIT:
+        return "cannot run with NUMBA_DISABLE_JIT set", "unset it"
+    return "", ""
 
 
 @functools.cache

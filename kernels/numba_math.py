@@ -4,15 +4,10 @@ None of the fast-math flags here allows the compiler to assume that there is no 
 adapter must stay visible.
 """
 
-import gc
-import hashlib
-import os
-from pathlib import Path
-
-import numba
 import numpy as np
 from numba import njit
-from numba.core import event
+
+import kernels.numba_cache  # noqa: F401  its folder is chosen before a kernel is declared
 
 F = np.float32
 LEAST = F(-1e30)  # below every score; -inf would make NaN of a difference
@@ -37,48 +32,6 @@ SPLICED = {"inline": "always"}
 """Of kernels called in one or two places: numba puts their statements there, with the caller's
 options. forceinline compiles each by itself, with all it calls, and then again inside its caller:
 four levels of that made local_steps compile for 20 s, of which 10 are left."""
-
-
-def _cache_folder(here: Path) -> Path:
-    """Where compiled kernels are kept: a folder named by the sources of all of them.
-
-    numba itself compares the file of the compiled function only, and would go on with an old exp
-    inlined in it after this file has changed.
-    """
-    sources = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(here.glob("*numba*.py"))))
-    base = os.environ.get("NUMBA_CACHE_DIR")
-    if not base:
-        beside = here / "__pycache__"
-        writable = os.access(beside if beside.exists() else here, os.W_OK)
-        base = beside if writable else Path.home() / ".cache" / "fedclip"
-    return Path(base) / f"numba-{sources.hexdigest()[:12]}"
-
-
-numba.config.CACHE_DIR = str(_cache_folder(Path(__file__).resolve().parent))
-
-
-class _Uncollected(event.Listener):
-    """No garbage collection while numba compiles: it searches torch's objects again and again.
-
-    A general step compiles in 8.9 s instead of 10.5.
-    """
-
-    def __init__(self) -> None:
-        self.depth, self.collecting = 0, False
-
-    def on_start(self, _: event.Event) -> None:
-        if self.depth == 0:
-            self.collecting = gc.isenabled()
-            gc.disable()
-        self.depth += 1
-
-    def on_end(self, _: event.Event) -> None:
-        self.depth -= 1
-        if self.depth == 0 and self.collecting:
-            gc.enable()
-
-
-event.register("numba:compile", _Uncollected())
 
 
 @njit(error_model="numpy", fastmath={"contract"})

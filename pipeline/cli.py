@@ -20,6 +20,8 @@ from pipeline.cli_shared import (
     find_cache,
     run_extract,
     say,
+    show,
+    show_table,
     tell_report,
 )
 from pipeline.cli_sweep import sweep
@@ -37,6 +39,7 @@ from pipeline.options import (
     tower_options,
     where_options,
 )
+from pipeline.terminal import printable
 
 DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
 
@@ -56,6 +59,8 @@ class Commands(click.Group):
         try:
             code = super().main(*args, standalone_mode=False, **settings)
         except click.ClickException as error:
+            shown = _one_line(error)
+            error.format_message = lambda: shown
             error.show()
             code = error.exit_code
         except (click.Abort, KeyboardInterrupt):
@@ -73,11 +78,28 @@ class Commands(click.Group):
             raise
         except Exception as error:
             code = getattr(type(error), "exit_code", None) or getattr(error, "exit_code", None)
-            if isinstance(error, click.ClickException) or not isinstance(code, int):
+            if isinstance(error, click.ClickException):
                 raise
-            shown = click.ClickException(" ".join(str(error).split()))
-            shown.exit_code = code
+            if isinstance(code, int):
+                shown = click.ClickException(str(error))
+                shown.exit_code = code
+            elif isinstance(error, OSError) and error.errno is not None:
+                shown = click.ClickException(_of_the_system(error))
+            else:
+                raise
             raise shown from error
+
+
+def _one_line(error: click.ClickException) -> str:
+    if isinstance(error, click.MissingParameter):  # a list of click's own, a line each
+        return " ".join(error.format_message().split())
+    return printable(error.format_message().strip())
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, and for which file: "No space left" is not always about --out."""
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([" -> ".join(names) or "a file", error.strerror or str(error)])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -154,9 +176,9 @@ def extract(
         return
     report = run_extract(dataset, model, prompts, **named_shard(shard), **settings)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(report), default=str))
+        show(json.dumps(dataclasses.asdict(report), default=str))
         return
-    click.echo(
+    show(
         f"{report.path}: {report.rows:,} rows, {report.encoded:,} encoded now at "
         f"{report.images_per_second:,.0f} images/s, {report.unreadable} unreadable, "
         f"{report.seconds['total']:.1f} s in all"
@@ -222,7 +244,7 @@ def federate(
         force=force,
         say=say,
     )
-    click.echo(json.dumps(document, allow_nan=False) if as_json else as_table(document))
+    show_table(json.dumps(document, allow_nan=False) if as_json else as_table(document))
     tell_report(Path(document["run"]), file, as_json)
 
 
@@ -234,7 +256,7 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     """Fetch a public data set, unpack it and check its counts."""
     from pipeline.download import download_dataset
 
-    click.echo(download_dataset(dataset, root, url=url, say=say))
+    show(download_dataset(dataset, root, url=url, say=say))
 
 
 for command in (sweep, cache, flower, predict, report, reproduce):

@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from pipeline.cli_merge import merge
-from pipeline.cli_shared import HOME, printable, say
+from pipeline.cli_shared import HOME, say, show
 from pipeline.options import PATH
+from pipeline.terminal import printable
 
 FILE = click.argument("file", type=PATH)
 
@@ -26,16 +27,16 @@ def info(file: Path, as_json: bool) -> None:
 
     facts = run(file)
     if as_json:
-        click.echo(json.dumps(facts))
+        show(json.dumps(facts))
         return
     identity = facts.pop("identity")
     for name, value in facts.items():
         if value is not None:  # as the shard of a whole cache
-            click.echo(f"{name:<16} {_shown(value)}")
-    click.echo("what it was made of:")
+            show(f"{name:<16} {_shown(value)}")
+    show("what it was made of:")
     for name, value in identity.items():
         if name not in facts:
-            click.echo(f"  {printable(name):<16} {_shown(value)}")
+            show(f"  {printable(name):<16} {_shown(value)}")
 
 
 def _shown(value: object) -> str:
@@ -62,7 +63,7 @@ def verify(file: Path) -> None:
     from cache.store import verify as run
 
     run(file)
-    click.echo(f"{file}: every byte is as it was written")
+    show(f"{file}: every byte is as it was written")
 
 
 @cache.command("import")
@@ -94,7 +95,7 @@ def import_(npz: Path, out: Path | None, force: bool, **settings) -> None:
 
     out = out or HOME / "cache" / "files" / f"{npz.stem}.h5"
     write_table(out, read_npz(npz, say=say, **settings), force=force)
-    click.echo(out)
+    show(out)
 
 
 @cache.command()
@@ -112,7 +113,7 @@ def export(file: Path, out: Path | None, force: bool) -> None:
     write_npz(table, out, force=force)
     for sentence in (*summary(table, row_lengths(table.features)), *not_exported(facts(file))):
         say(sentence)
-    click.echo(out)
+    show(out)
 
 
 cache.add_command(merge)

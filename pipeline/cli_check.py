@@ -3,9 +3,7 @@
 import dataclasses
 import json
 
-import click
-
-from pipeline.cli_shared import say
+from pipeline.cli_shared import say, show
 
 
 def run_check(
@@ -29,9 +27,9 @@ def run_check(
     found = check_cache(dataset, rows, model=model, templates=prompts, say=say, **used)
     if as_json:
         told = {**dataclasses.asdict(found), "as_expected": found.as_expected}
-        click.echo(json.dumps(told, default=str, allow_nan=False))
+        show(json.dumps(told, default=str, allow_nan=False))
     else:
-        click.echo(
+        show(
             f"{found.path}: {found.rows:,} rows encoded again differ by at most "
             f"{found.difference:.2g} of a row's largest number ({found.worst}), least cosine "
             f"{found.cosine:.9f}; prompts by {found.prompt_difference:.2g}, "

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from pipeline import flower_programs as programs
+from pipeline.cli_shared import say
 from pipeline.config import ConfigError, RunConfig, as_json
 from pipeline.options import PATH, ReleasedSpellings, config_options, given_settings
 from pipeline.site_limits import refuse_what_cannot_travel
@@ -136,7 +137,7 @@ def _followed(flwr: str, app: Path, env: dict[str, str]) -> int:
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            click.echo(line, nl=False, err=True)
+            say(click.unstyle(line).rstrip("\n"))  # Flower colours its lines
             started = started or re.search(r"started run (\d+)", line)
     if started is None:
         raise ConfigError("Flower started no run; what it says stands above")

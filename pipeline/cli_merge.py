@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_shared import say
+from pipeline.cli_shared import say, show
 from pipeline.options import PATH
 
 
@@ -29,4 +29,4 @@ def merge(shards: tuple[Path, ...], out: Path | None, force: bool) -> None:
     """
     from cache.store import merge_shards
 
-    click.echo(merge_shards(shards, out, force=force))
+    show(merge_shards(shards, out, force=force))

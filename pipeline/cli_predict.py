@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_shared import printable, say
+from pipeline.cli_shared import say, show_table
 from pipeline.options import PATH, ReleasedSpellings
 
 NAMED = 3  # bad images in the last line; each has its own line above it
@@ -51,7 +51,7 @@ def predict(
     from pipeline.image_tree import DataError
     from pipeline.predict import choose_classes, find_pictures
     from pipeline.predict import predict as answers_for
-    from pipeline.process import progress_bar
+    from pipeline.progress import progress_bar
     from pipeline.trained import load_its_model, read_trained
 
     where = pick_device(device)
@@ -77,8 +77,8 @@ def predict(
         "classes": names,
         "answers": [_as_json(one) for one in answers],
     }
-    click.echo(json.dumps(document, allow_nan=False) if as_json else _table(answers))
-    bad = [f"{printable(one.image)}: {one.error}" for one in answers if one.error]
+    show_table(json.dumps(document, allow_nan=False) if as_json else _table(answers))
+    bad = [f"{one.image}: {one.error}" for one in answers if one.error]
     if bad:
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         raise DataError(
@@ -104,7 +104,7 @@ def _table(answers) -> str:
 
     rows = [["image", "class", "%", "zero-shot", "%"]]
     for one in answers:
-        image = printable(one.image)
+        image = str(one.image)
         if one.error:
             rows.append([image, "-", "-", "-", "-"])
         for mine, plain in zip(one.adapter, one.zero_shot, strict=True):

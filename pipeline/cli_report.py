@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli_shared import show
 from pipeline.config import ConfigError
 
 
@@ -63,7 +64,7 @@ def report(
 
         written += [write_events(one, tensorboard) for one in data if isinstance(one, RunData)]
     for file in [*written, replace_file(page, html)]:
-        click.echo(file)
+        show(file)
 
 
 def _beside(paths: tuple[Path, ...], name: str) -> Path:

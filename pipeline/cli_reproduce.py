@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_shared import HOME, default_model, say, tell_report
+from pipeline.cli_shared import HOME, default_model, say, show, show_table, tell_report
 from pipeline.config import RunConfig
 from pipeline.options import PATH, ReleasedSpellings, tower_options
 
@@ -48,8 +48,8 @@ def reproduce(dataset: str, model: str | None, as_json: bool, **settings) -> Non
         dataset, model=default_model(dataset, model), runs=HOME / "runs", say=say, **settings
     )
     if as_json:
-        click.echo(json.dumps(document, allow_nan=False))
+        show(json.dumps(document, allow_nan=False))
     else:
-        click.echo(table_of(document))
-        click.echo(f"to keep an adapter, for predict:\n  {document['again']}")
+        show_table(table_of(document))
+        show("to keep an adapter, for predict:", f"  {document['again']}")
     tell_report(Path(document["sweep"]), Path(document["cache"]), as_json)

@@ -6,19 +6,26 @@ import click
 
 from pipeline.clip_towers import UNNAMED, Towers, words_of
 from pipeline.config import ConfigError
+from pipeline.terminal import printable
 
 HOME = Path(__file__).resolve().parent.parent
 PROMPT = "a picture of a {}"
 
 
-def say(message: str) -> None:
-    """Talk for people goes to stderr; stdout is for results."""
-    click.echo(message, err=True)
+def say(message: object) -> None:
+    """Talk for people, one line: goes to stderr; stdout is for results."""
+    click.echo(printable(message), err=True)
 
 
-def printable(value: object) -> str:
-    """As text, with what could steer a terminal, or is no text, as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+def show(*lines: object) -> None:
+    """Results, a line each, to stdout."""
+    for line in lines:
+        click.echo(printable(line))
+
+
+def show_table(text: str) -> None:
+    """Results whose lines are our own and whose names were made printable in their places."""
+    show(*text.split("\n"))
 
 
 def default_model(dataset: str, model: str | None) -> str:
@@ -82,6 +89,6 @@ def tell_report(folder: Path, cache: Path, quiet: bool) -> None:
     from pipeline.report_page import write_report
 
     try:
-        click.echo(write_report(folder, cache=cache), err=quiet)
+        (say if quiet else show)(write_report(folder, cache=cache))
     except ConfigError as error:  # the results stand; only the page is missing
         say(f"no report: {error}")

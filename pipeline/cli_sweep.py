@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_shared import HOME, find_cache, say, tell_report
+from pipeline.cli_shared import HOME, find_cache, say, show_table, tell_report
 from pipeline.clip_towers import Towers
 from pipeline.config import ConfigError, RunConfig
 from pipeline.options import (
@@ -142,7 +142,7 @@ def sweep(
         force=force,
         say=say,
     )
-    click.echo(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
+    show_table(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
     tell_report(Path(document["sweep"]), file, as_json)
 
 
@@ -170,7 +170,7 @@ def _join(
     from pipeline.sweep_run import read_shared
 
     document = join(folder, cache=cache, memory=room, budget=limit, select=select, say=say)
-    click.echo(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
+    show_table(json.dumps(document, allow_nan=False) if as_json else sweep_table(document))
     tell_report(folder, cache or Path(read_shared(folder).cache), as_json)
 
 

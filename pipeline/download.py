@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.domains import KNOWN, DataError, compare_counts, find_dataset, known_dataset, scan
+from pipeline.terminal import printable
 from pipeline.transfer import PATIENCE, Dropped, Patience, beside, by_hand, fetch_once, web_page
 from pipeline.unpack import check_free, unpack
 
@@ -50,7 +51,7 @@ def download_dataset(
     name: str,
     root: Path,
     url: str | None = None,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    say: Callable[[str], None] = lambda line: print(printable(line), file=sys.stderr),
 ) -> Path:
     """Download, unpack and count the known data set `name` in `root`; return its folder.
 

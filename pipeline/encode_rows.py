@@ -1,7 +1,6 @@
 """Rows of images to rows of features: decoding, encoding and writing go on at the same time."""
 
 import contextlib
-import sys
 import time
 import warnings
 from collections import deque
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from cache.store import OK, UNREADABLE, Writer
 from pipeline.blocks import Block, Images, start_worker
@@ -20,6 +18,7 @@ from pipeline.clip_model import ClipModel, encode_images
 from pipeline.config import ConfigError
 from pipeline.cores import cores
 from pipeline.image_tree import DataError, ImageTree
+from pipeline.progress import progress_bar
 from pipeline.signals import Interrupted, noted_signals
 
 FLUSH_SECONDS = 1.0  # what a kill can cost; a flush is two fsyncs, about 10 ms on an ordinary disk
@@ -86,7 +85,9 @@ def encode_rows(
     with (
         pace.part("rows"),
         _errors_in_words(batch),
-        _progress(int(todo.sum())) as bar,
+        progress_bar(
+            total=int(todo.sum()), unit=" images", desc="extract", seconds=10, leave=True
+        ) as bar,
         ThreadPoolExecutor(1, "write") as disk,
         _decode(tree, clip, np.unique(writer.todo // batch).tolist(), batch, workers) as blocks,
         contextlib.closing(_encode(blocks, clip, pace)) as encoded,
@@ -214,12 +215,6 @@ def _errors_in_words(batch: int) -> Iterator[None]:
             "a process that decodes images was killed from outside, mostly for want of memory or "
             "shared memory (/dev/shm); pass a smaller --batch, fewer --workers, or --workers 0"
         ) from error
-
-
-def _progress(rows: int) -> tqdm:
-    # Beyond a terminal every update is a line of a log.
-    often = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(total=rows, unit=" images", file=sys.stderr, mininterval=often, desc="extract")
 
 
 def _bad_images(bad: dict[str, str], tree: ImageTree) -> DataError:

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,12 @@ class ExtractReport:
 
 
 def extract(
-    dataset: str,
+    dataset: str | PathLike[str],
     *,
-    root: Path | None = None,
-    model: str = "demo",
+    root: str | PathLike[str] | None = None,
+    model: str | PathLike[str] = "demo",
     towers: Towers = UNNAMED,
-    out: Path | None = None,
+    out: str | PathLike[str] | None = None,
     templates: tuple[str, ...] = TEMPLATES,
     device: str = "auto",
     batch: int | None = None,
@@ -102,12 +103,13 @@ def extract(
     part = parse_shard(shard) if shard else None
     where, pace = pick_card(pick_device(device), card), Pace()
     batch = batch or BATCH[where.type]
+    dataset, model = fspath(dataset), fspath(model)
     usual = cache_path(dataset, model, templates)  # refuses an unknown model before images are read
-    out = out or usual
+    out = Path(out or usual)
     if part:
         out = shard_path(out, *part)
     with pace.part("scan"):
-        whole = find_images(dataset, root or DATA, say)
+        whole = find_images(dataset, Path(root or DATA), say)
         tree = part_of(whole, part, batch) if part else whole
     with pace.part("model"):
         clip = load_model(model, where, towers, say)

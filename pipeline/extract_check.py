@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,13 @@ class Check:
 
 
 def check_cache(
-    dataset: str,
+    dataset: str | PathLike[str],
     rows: int,
     *,
-    root: Path | None = None,
-    model: str = "demo",
+    root: str | PathLike[str] | None = None,
+    model: str | PathLike[str] = "demo",
     towers: Towers = UNNAMED,
-    out: Path | None = None,
+    out: str | PathLike[str] | None = None,
     templates: tuple[str, ...] = TEMPLATES,
     device: str = "auto",
     seed: int | None = None,
@@ -85,7 +86,8 @@ def check_cache(
     images; StaleCache when it was made with other weights, prompts or preprocessing; DataError when
     the images are not there; as extract otherwise.
     """
-    where, path = pick_device(device), out or cache_path(dataset, model, templates)
+    dataset, model = fspath(dataset), fspath(model)
+    where, path = pick_device(device), Path(out or cache_path(dataset, model, templates))
     if not path.exists():
         raise CacheError(f"{path}: there is no such cache to check; ./run.sh extract makes it")
     identity = info(path)["identity"]
@@ -96,7 +98,7 @@ def check_cache(
             "none can be encoded again; ./run.sh cache verify compares it with its checksums"
         )
     check_features(table)
-    tree = find_images(dataset, root or DATA, say)
+    tree = find_images(dataset, Path(root or DATA), say)
     clip = load_model(model, where, towers, say)
     _compare(identity, dataset_name(dataset), clip, templates, path, say)
     drawn = np.random.default_rng(seed).permutation(len(paths))[:rows]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from pipeline.lanes import Orders, Plan, build_plan, seeded_order
 from pipeline.local_round import Engine
 from pipeline.outcomes import outcomes
 from pipeline.privacy import epsilon
-from pipeline.process import progress_bar, threads
+from pipeline.process import threads
+from pipeline.progress import progress_bar
 from pipeline.report import RoundReport, mean_results
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.signals import Interrupted, noted_signals
@@ -35,13 +37,13 @@ def federate(
     table: FeatureTable,
     config: RunConfig,
     *,
-    runs: Path,
-    out: Path | None = None,
+    runs: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
     device: str = "auto",
     backend: str = "auto",
     first_adapter: torch.Tensor | None = None,
     orders: Orders = seeded_order,
-    file: Path | None = None,
+    file: str | PathLike[str] | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def federate(
     plan = build_plan(table, config)
     backend = pick_plan_backend(plan, backend, on)
     described = describe(table, config, on, backend, first_adapter)
-    with open_run(out or runs / run_id(described)) as folder:
+    with open_run(Path(out or Path(runs, run_id(described)))) as folder:
         folder.describe(described, force=force)
         if folder.summary is not None:
             say(f"{folder.folder} is done; these are its results (--force trains it again)")
@@ -81,7 +83,10 @@ def federate(
         results = outcomes(engine, progress)
         _say_what_got_worse(results, config, say)
         document = {
-            "cache": {**cache_facts(table), **({"file": str(file.resolve())} if file else {})},
+            "cache": {
+                **cache_facts(table),
+                **({"file": str(Path(file).resolve())} if file else {}),
+            },
             "config": {**as_json(config), "backend": backend, "device": on.type},
             "results": results,
             "mean": mean_results(results),

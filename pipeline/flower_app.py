@@ -27,6 +27,8 @@ from flwr.app import (  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
+from pipeline.terminal import printable_lines  # noqa: E402
+
 HOME = Path(__file__).resolve().parent.parent
 TOLD, NUMBERS, REFUSED, KEPT = "fedclip", "numbers", "refused", "kept."
 Came = tuple[str, dict[str, np.ndarray]] | str
@@ -135,7 +137,7 @@ def from_records(content: RecordDict) -> tuple[str, dict[str, np.ndarray]]:
 
 def say(message: str) -> None:
     """To the log that `flwr run --stream` shows."""
-    print(message, flush=True)
+    print(printable_lines(message), flush=True)
 
 
 def _wait_for(grid: Grid, sites: int, seconds: float) -> None:

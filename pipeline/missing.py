@@ -1,5 +1,6 @@
-"""What to say when a package of requirements.txt is not there, or Python is too old for them."""
+"""What to say when a package, a new enough Python or the current folder is not there."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,14 @@ def refuse_missing_package(error: ModuleNotFoundError) -> None:
             f"Error: the package {package} is not installed for {sys.executable}; "
             f"{sys.executable} -m pip install -r {_ROOT / 'requirements.txt'}"
         )
+
+
+def refuse_lost_folder() -> None:
+    """Ends with one line when the current folder was deleted: torch would end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(f"Error: the current folder cannot be used ({error.strerror}); cd to another one")
 
 
 def refuse_old_python() -> None:

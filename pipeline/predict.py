@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ class Answer:
     error: str | None = None
 
 
-def find_pictures(words: Sequence[str]) -> tuple[list[Path], list[Answer]]:
+def find_pictures(words: Sequence[str | PathLike[str]]) -> tuple[list[Path], list[Answer]]:
     """Files, folders (all images below them) and globs (** too) -> image files, each once.
 
     Returns the files in the order of the words, those of a folder sorted; and an Answer with an
@@ -52,7 +53,8 @@ def find_pictures(words: Sequence[str]) -> tuple[list[Path], list[Answer]]:
     """
     found: dict[Path, None] = {}
     lost: list[Answer] = []
-    for word in words:
+    named = [words] if isinstance(words, (str, PathLike)) else words
+    for word in [fspath(name) for name in named]:
         path = Path(word).expanduser()
         # os.path's questions, unlike Path's, also have an answer for names that are too long.
         if not word:
@@ -93,7 +95,7 @@ def choose_classes(trained: Trained, words: str | None) -> tuple[str, ...]:
 
 
 def predict(
-    images: Sequence[Path],
+    images: Sequence[str | PathLike[str]],
     trained: Trained,
     clip: ClipModel,
     class_names: Sequence[str] | None = None,
@@ -121,7 +123,8 @@ def predict(
     plain = normalize(text, dim=1)
     with ThreadPoolExecutor(cores(), "decode") as pool:
         size = BATCH[clip.device.type]
-        for block in (images[start : start + size] for start in range(0, len(images), size)):
+        files = [Path(image) for image in images]
+        for block in (files[start : start + size] for start in range(0, len(files), size)):
             pixels = list(pool.map(lambda file: _decode(file, clip.resolution), block))
             good = [one for one in pixels if isinstance(one, np.ndarray)]
             guesses: Iterator[tuple[Guesses, Guesses]] = iter(())

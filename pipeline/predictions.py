@@ -52,7 +52,10 @@ def predictions(table: FeatureTable, cached: Cached, adapter_file: Path, fold: i
     kind, device = plan.work.kind, cached.features.device
     adapters = _best(adapter_file, held_out_name(config.held_out[fold]), len(plan.models), kind)
     asked = [rows_of(parts_of(plan, model, "test"), "test", device) for model in plan.models]
-    answers = top1(kind, adapters, cached.features, cached.text, cached.unit_text, asked)
+    answers = top1(
+        kind, adapters, cached.features, cached.text, cached.unit_text, asked,
+        backend=_backend(adapter_file),
+    )  # fmt: skip
     rows = torch.cat(asked)
     mapped = np.unique(np.linspace(0, len(rows) - 1, min(MAPPED, len(rows))).astype(np.int64))
     of_model = np.repeat(np.arange(len(asked)), [len(part) for part in asked])[mapped]
@@ -92,6 +95,13 @@ def settings_of(adapter_file: Path) -> dict[str, Any]:
     """The settings of the run that an adapter file belongs to, as its config.json has them."""
     with _opened(adapter_file) as opened:
         return dict(json.loads(opened.metadata()[KEY])["belongs_to"]["settings"])
+
+
+def _backend(file: Path) -> str:
+    """torch for a run that was to have it; for others the fastest here, where it may be another."""
+    with _opened(file) as opened:
+        belongs = json.loads(opened.metadata()[KEY])["belongs_to"]
+    return "torch" if belongs.get("backend") == "torch" else "auto"
 
 
 def _config(file: Path) -> RunConfig:

@@ -1,12 +1,10 @@
-"""What a long command takes of its computer: threads, memory, and a line on the terminal."""
+"""What a long command takes of its computer: threads and memory."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from tqdm import tqdm
 
 from kernels.cpu_threads import kernels_alone
 
@@ -32,12 +30,6 @@ def threads(device: torch.device, width: int, backend: str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def progress_bar(**settings) -> tqdm:
-    """A bar on stderr: a living one in a terminal, a line every half minute elsewhere."""
-    living = sys.stderr.isatty()
-    return tqdm(mininterval=0.1 if living else 30, leave=False, **settings)
 
 
 def free_memory(device: torch.device) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.evaluate import mean
+from pipeline.terminal import printable
 
 RELEASED_PACS = {"art_painting": 0.9515, "cartoon": 0.9536, "photo": 0.9546, "sketch": 0.9499}
 """Overall accuracy by held-out domain that the released code's README prints (ViT-B/32)."""
@@ -94,6 +95,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
 from pipeline.config import ConfigError
@@ -22,7 +23,10 @@ Data = RunData | SweepData | BenchData
 
 
 def write_report(
-    folder: Path, *, cache: Path | None = None, images_per_second: float | None = None
+    folder: str | PathLike[str],
+    *,
+    cache: str | PathLike[str] | None = None,
+    images_per_second: float | None = None,
 ) -> Path:
     """Writes <folder>/report.html of one run or sweep, finished or not, and returns its path.
 
@@ -32,14 +36,15 @@ def write_report(
     Raises ConfigError, in one line, for a folder that is neither or cannot be written.
     """
     html = report_html([read(folder)], cache=cache, images_per_second=images_per_second)
-    return replace_file(folder / NAME, html)
+    return replace_file(Path(folder, NAME), html)
 
 
-def read(path: Path) -> Data:
+def read(path: str | PathLike[str]) -> Data:
     """The data of a run folder, a sweep folder or a benchmark's .jsonl, told by their files.
 
     Raises ConfigError for what is none of them.
     """
+    path = Path(path)
     if (path / "trials.jsonl").exists():
         return read_sweep(path)
     if (path / "config.json").exists():
@@ -54,9 +59,13 @@ def read(path: Path) -> Data:
 
 
 def report_html(
-    data: Sequence[Data], *, cache: Path | None = None, images_per_second: float | None = None
+    data: Sequence[Data],
+    *,
+    cache: str | PathLike[str] | None = None,
+    images_per_second: float | None = None,
 ) -> bytes:
     """The page of all that was read, in its order, as UTF-8; several runs are compared first."""
+    cache = None if cache is None else Path(cache)
     runs = [one for one in data if isinstance(one, RunData)]
     links = [(f"part-{at}", f"{_kind(one)} {one.name}") for at, one in enumerate(data)]
     body = runs_part(runs) if len(runs) > 1 else Markup("")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,16 @@ BLOG = ("mode=FedAtImg",)
 
 
 def reproduce(
-    dataset: str,
+    dataset: str | PathLike[str],
     *,
-    runs: Path,
-    root: Path | None = None,
-    model: str = "ViT-B/32",
+    runs: str | PathLike[str],
+    root: str | PathLike[str] | None = None,
+    model: str | PathLike[str] = "ViT-B/32",
     towers: Towers = UNNAMED,
     seeds: int = 3,
     rounds: int = RunConfig.rounds,
-    cache: Path | None = None,
-    out: Path | None = None,
+    cache: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
     device: str = "auto",
     backend: str = "auto",
     workers: int | None = None,
@@ -57,8 +58,11 @@ def reproduce(
     deviation over seeds, the released figure and the difference of overall to it where there is
     one (RELEASED_PACS). Raises what extract and sweep raise; ConfigError when no seed ended well.
     """
+    dataset = fspath(dataset)
     name = dataset_name(dataset)
-    tree = find_images(dataset, root or DATA, lambda message: None)  # extract says what it says
+    tree = find_images(
+        dataset, Path(root or DATA), lambda message: None
+    )  # extract says what it says
     counts = compare_counts(tree, name) if name in KNOWN else None
     if counts == []:
         say(f"{tree.root}: every count is as published for {KNOWN[name].title}")

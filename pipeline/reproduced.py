@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.config import RunConfig
 from pipeline.report import _aligned, _percent, mean_results
+from pipeline.terminal import printable
 
 NAME = "reproduced.json"
 FIGURES = ("unseen", "participants", "overall")
@@ -47,7 +48,7 @@ def table_of(document: Mapping[str, Any]) -> str:
     )
     if released:
         note += "; released: overall as the released code's README has it; difference: ours less it"
-    return "\n".join([_aligned(rows), note, *doubts(document)])
+    return "\n".join([_aligned(rows), note, *map(printable, doubts(document))])
 
 
 def doubts(document: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from cache.table import FeatureTable
 from kernels.heads import size
@@ -14,6 +13,7 @@ from pipeline.evaluate import Cached
 from pipeline.halving import trial_rounds
 from pipeline.joint import common_key
 from pipeline.lanes import Plan, build_plan, steps_a_round
+from pipeline.progress import Bar
 from pipeline.sweep_folder import SweepFolder
 from pipeline.sweep_spec import SweepSpec, config_of
 from pipeline.training import Progress
@@ -54,7 +54,7 @@ class Floor:
     memory: int
     deadline: float
     stop: list[int]
-    bar: tqdm
+    bar: Bar
     steps: int = field(default=0)  # lane-steps made
 
 

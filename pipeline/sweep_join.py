@@ -4,6 +4,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from pipeline.trials import read_all
 
 
 def join(
-    folder: Path,
+    folder: str | PathLike[str],
     *,
-    cache: Path | None = None,
+    cache: str | PathLike[str] | None = None,
     memory: int | None = None,
     budget: float = math.inf,
     select: str = "validation",
@@ -40,6 +41,7 @@ def join(
     folder without a sweep, one with halving, or settings that cannot be; StaleCache for another
     cache; BackendUnavailable where this machine has not the device or backend of the sweep.
     """
+    folder = Path(folder)
     described, shared = read_described(folder), read_shared(folder)
     spec, base = _parsed(described, folder)
     if spec.halving:
@@ -53,7 +55,7 @@ def join(
             f"{folder}: its trials are trained by {shared.backend}, and here auto is "
             f"{pick_backend(described['backend'], on)}; install what is missing (requirements.txt)"
         )
-    file = cache or Path(shared.cache)
+    file = Path(cache or shared.cache)
     if cache is None and not file.exists():
         raise CacheError(
             f"{file}: the cache of the sweep does not lie there on this machine; name where it "

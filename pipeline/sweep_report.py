@@ -13,6 +13,7 @@ from pipeline.config import ConfigError, RunConfig
 from pipeline.evaluate import mean
 from pipeline.importance import influences, label
 from pipeline.report import _aligned, _percent, mean_results
+from pipeline.terminal import printable
 from pipeline.trials import STATUSES, Record, configuration_id
 
 SELECTIONS = ("validation", "oracle")
@@ -139,7 +140,7 @@ def sweep_table(document: dict) -> str:
     parts = [head, _top(document, by)]
     if document["mattered"]:
         parts.append(_mattered(document))
-    parts += [_tested(best, by), f"the best {by}, again:\n  {best['command']}"]
+    parts += [_tested(best, by), f"the best {by}, again:\n  {printable(best['command'])}"]
     return "\n\n".join(parts)
 
 

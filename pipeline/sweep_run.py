@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from pipeline.claims import Claims, joined
 from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.federate import cache_facts
 from pipeline.locked_folder import cannot_write, replace_whole
-from pipeline.process import free_memory, progress_bar
+from pipeline.process import free_memory
+from pipeline.progress import progress_bar
 from pipeline.report_files import replace_file
 from pipeline.search import Search, open_search
 from pipeline.signals import Interrupted, noted_signals
@@ -51,8 +53,8 @@ def sweep(
     spec: SweepSpec,
     base: RunConfig,
     *,
-    runs: Path,
-    out: Path | None = None,
+    runs: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
     device: str = "auto",
     backend: str = "auto",
     memory: int | None = None,
@@ -89,7 +91,7 @@ def sweep(
     }
     for note in spec.notes:
         say(note)
-    folder = out or runs / f"sweep-{run_id(described)}"
+    folder = Path(out or Path(runs, f"sweep-{run_id(described)}"))
     with open_sweep(folder, described, force=force) as opened, joined(folder) as claims:
         _write_shared(folder, Shared(str(Path(table.source).resolve()), tuple(cache), trains))
         # Beside spec.json: by what is chosen decides no trial, and may be another next time.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ class Trained:
     towers: Towers = OPENAI
 
 
-def read_trained(run: Path, held_out: str | None = None, client: str | None = None) -> Trained:
+def read_trained(
+    run: str | PathLike[str], held_out: str | None = None, client: str | None = None
+) -> Trained:
     """The chosen round's adapter of a run: a run folder, or its adapter.safetensors.
 
     held_out  which training's, "none" for the one that held nothing out; None where there is one
@@ -58,7 +61,7 @@ def read_trained(run: Path, held_out: str | None = None, client: str | None = No
     Raises ConfigError, naming what there is, when that is not one adapter; for a folder or file
     that has none; and when the run does not say which model it belongs to.
     """
-    file = _adapter_file(run)
+    file = _adapter_file(Path(run))
     try:
         tensors, facts = read_adapters(file)
     except RecursionError as error:

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
 from pipeline.image_tree import DataError
+from pipeline.progress import progress_bar
 
 _BLOCK = 1 << 18
 
@@ -133,8 +132,8 @@ def _copy(
     patience: Patience,
 ) -> None:
     done, since, before = start, time.monotonic(), start
-    with tqdm(
-        total=length, initial=start, desc=label, unit="B", unit_scale=True, disable=None
+    with progress_bar(
+        total=length, initial=start, desc=label, unit="B", unit_scale=True, leave=True, disable=None
     ) as bar:
         while length is None or done < length:
             try:

@@ -8,9 +8,9 @@ import zlib
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from pipeline.image_tree import DataError
+from pipeline.progress import progress_bar
 
 MAX_MEMBERS = 2_000_000
 MAX_RATIO = 100  # unpacked bytes a byte of the archive; images hardly shrink, deflate can do 1,030
@@ -111,7 +111,9 @@ def _trouble(member: zipfile.ZipInfo) -> str | None:
 def _write(
     archive: Path, opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], part: Path
 ) -> None:
-    for member in tqdm(members, desc=f"unpack {archive.name}", unit=" files", disable=None):
+    for member in progress_bar(
+        iterable=members, desc=f"unpack {archive.name}", unit=" files", leave=True, disable=None
+    ):
         path = part / member.filename
         if member.is_dir():
             path.mkdir(parents=True, exist_ok=True)

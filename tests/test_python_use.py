@@ -95,3 +95,55 @@ def test_a_typed_program_and_the_public_modules_pass_mypy_strict(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "RunConfig" in done.stdout  # the names have their types; they are not Any
+
+
+def paths_taken():
+    """(function, parameter) for all that is documented to take a path."""
+    import cache.npz
+    import cache.store
+    import pipeline.extract_check
+    import pipeline.report_page
+    import pipeline.reproduce
+    import pipeline.sweep_join
+    import pipeline.trained
+
+    functions = [
+        *(getattr(pipeline, name) for name in pipeline.__all__),
+        *(getattr(cache.store, name) for name in ("info", "verify", "read_paths", "write_table")),
+        *(cache.store.merge_shards, cache.npz.read_npz, cache.npz.write_npz),
+        *(pipeline.extract_check.check_cache, pipeline.reproduce.reproduce),
+        *(pipeline.report_page.write_report, pipeline.report_page.read),
+        *(pipeline.report_page.report_html, pipeline.sweep_join.join),
+        pipeline.trained.read_trained,
+    ]
+    return [(f, p) for f in functions for p in inspect.signature(f).parameters.values()]
+
+
+def test_no_public_function_asks_for_a_pathlib_path():
+    taken = [(f, p) for f, p in paths_taken() if "Path" in str(p.annotation)]
+    assert len(taken) > 20
+    for function, parameter in taken:
+        assert "str | os.PathLike" in str(parameter.annotation), f"{function}: {parameter}"
+
+
+def test_everything_works_with_str(tmp_path, monkeypatch):
+    from cache.npz import read_npz, write_npz
+    from cache.store import info, verify, write_table
+    from pipeline.config import RunConfig
+    from pipeline.report_page import write_report
+    from pipeline.sweep_spec import from_options
+    from tests.small_runs import small
+
+    monkeypatch.chdir(tmp_path)
+    write_table("small.h5", small())
+    write_npz(pipeline.load_cache("small.h5"), "small.npz")
+    write_table("again.h5", read_npz("small.npz"))
+    verify("again.h5")
+    assert info("again.h5")["rows"] == 185
+    on = {"device": "cpu", "backend": "torch"}
+    config = RunConfig(held_out=(("a",),), rounds=1)
+    for where in ({"runs": "runs"}, {"runs": "runs", "out": "out"}):
+        told = pipeline.federate(small(), config, **where, **on, file="small.h5")
+        assert Path(write_report(told["run"], cache="small.h5")).exists()
+        spec = from_options(["lr=1e-3"])
+        assert pipeline.sweep(small(), spec, config, **where | {"out": None}, **on)["best"]
