@@ -72,10 +72,19 @@ def disk_error(path: Path, error: OSError, need: int) -> CacheError:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a rename onto the disk, where folders can be opened at all (not on Windows)."""
+    """Bring a rename onto the disk, where folders can be opened and synced at all.
+
+    They cannot on Windows, without the right to list them, and on some shares (EINVAL).
+    """
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except PermissionError:
+            return
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(handle)

@@ -64,7 +64,7 @@ class Claims:
         if self._names():
             return
         for claim in self._files(self._claims):
-            (self._claims / claim).unlink(missing_ok=True)
+            _remove(self._claims / claim)
         with contextlib.suppress(OSError):
             self._claims.rmdir()
 
@@ -78,7 +78,7 @@ class Claims:
             raise ConfigError(cannot_write(self._members.parent, error)) from error
         for name in self._names():
             if self._is_gone(name):
-                (self._members / name).unlink(missing_ok=True)
+                _remove(self._members / name)
 
     def beat(self, number: int) -> None:
         """The next heartbeat; one that a full disk refuses is left out."""
@@ -88,7 +88,7 @@ class Claims:
 
     def end(self) -> None:
         """Leaves: what was claimed and has not ended is anybody's."""
-        self._beat.unlink(missing_ok=True)
+        _remove(self._beat)
         with contextlib.suppress(OSError):
             self._members.rmdir()
 
@@ -173,6 +173,12 @@ class Claims:
             return os.listdir(folder)
         except OSError:
             return []
+
+
+def _remove(file: Path) -> None:
+    """Removes a file; one that stays on a failing disk does no harm and hides no other error."""
+    with contextlib.suppress(OSError):
+        file.unlink()
 
 
 @contextlib.contextmanager
