@@ -25,7 +25,7 @@ from pipeline.checkpoint_facts import check_facts
 from pipeline.config import ConfigError
 from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole, set_aside
 from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, read_plain
-from pipeline.seals import KEY, NAME, DamagedDone, check_done, digest, digests_of
+from pipeline.seals import KEY, LARGEST, NAME, DamagedDone, check_done, digest, digests_of
 
 SHARE = 0.05  # of the time spent may go into checkpoints
 WRITTEN = ("done", "summary.json", "rounds.jsonl", "adapter.safetensors", "config.json")
@@ -82,7 +82,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         there = [name for name in WRITTEN if os.path.lexists(self.folder / name)]
-        if there and not self._is_sound():
+        if there and not self._is_sound(there):
             aside = set_aside(self.folder, WRITTEN)
             self.notes.append(f"{self.folder}: what is there is damaged; it was moved to {aside}")
             return
@@ -90,9 +90,11 @@ class RunFolder:
             (self.folder / name).unlink()
             sync_folder(self.folder)
 
-    def _is_sound(self) -> bool:
+    def _is_sound(self, there: list[str]) -> bool:
         notes = list(self.notes)
         try:
+            for name in there:
+                check_plain(self.folder / name, LARGEST.get(name, OBJECT))
             _read_object(self.folder / "config.json")
             return self.summary is not None or (self.notes == notes and bool(self._checkpoint()))
         except ConfigError:
@@ -107,6 +109,8 @@ class RunFolder:
         files that are damaged, or another run's.
         """
         found, kept = self._checkpoint()
+        if (self.folder / "summary.json").exists():  # it will be replaced, after hours perhaps
+            check_plain(self.folder / "summary.json", OBJECT)
         self._log = hashlib.sha256(kept)
         (self.folder / "done").unlink(missing_ok=True)  # a damaged one: see summary
         # Without a checkpoint this empties the log: a kill between the first round's line and the

@@ -4,12 +4,12 @@
     python -m tests.reliability.powerloss --command sweep --count 500 --seed 3
 
 While a command runs, every call that a file system orders by (fsync, rename, unlink, mkdir) is
-recorded with the content that files have by then. A power cut at any of them leaves what was synced;
-of the rest any subset of names and any part of the contents, also zeros in their place, as in the
-ALICE study (Pillai et al., OSDI 2014: "All file systems are not created equal"). A sample of such
-folders is made, and the command is run again in each: it must end with the bytes of an undisturbed
-one. What the power cut leaves after the command's end must be finished, without any training. Exit
-code 1 when anything is wrong.
+recorded with the content that files have by then. A power cut at any of them leaves what was
+synced, and of the rest any subset of names and any part of the contents, also zeros in their place,
+as in the ALICE study (Pillai et al., OSDI 2014: "All file systems are not created equal"). A sample
+of such folders is made, and the command is run again in each: it must end with the bytes of an
+undisturbed one. What a power cut leaves after the command's end must be finished, without any
+training. Exit code 1 when anything is wrong.
 """
 
 import argparse
