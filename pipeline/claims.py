@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError
 from pipeline.locked_folder import cannot_write
+from pipeline.plain_files import OBJECT, read_plain
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
@@ -115,8 +116,8 @@ class Claims:
         """The member of a claim; the claim itself while its maker has not written a name yet."""
         claim = f"{id}.{latest}"
         if claim not in self._holders:
-            with contextlib.suppress(OSError):
-                named = (self._claims / claim).read_text("utf-8", "replace")
+            with contextlib.suppress(ConfigError):
+                named = read_plain(self._claims / claim, OBJECT).decode("utf-8", "replace")
                 if named:
                     self._holders[claim] = named
         return self._holders.get(claim, claim)
@@ -148,8 +149,8 @@ class Claims:
         """Notes every member's heartbeat and since when it has been the same."""
         now, there = time.monotonic(), self._names()
         for name in there:
-            with contextlib.suppress(OSError):
-                found = (self._members / name).read_bytes()
+            with contextlib.suppress(ConfigError):
+                found = read_plain(self._members / name, OBJECT)
                 if self._seen.get(name, (None, 0))[0] != found:
                     self._seen[name] = found, now
         for name in self._seen.keys() - set(there):
