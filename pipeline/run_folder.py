@@ -48,7 +48,7 @@ class RunFolder:
 
     @property
     def summary(self) -> dict | None:
-        """The results of a finished run; None before that, and where `done` is damaged.
+        """The results of a finished run; None before that, and where `done` or they are lost.
 
         Raises ConfigError when a file of it is not as it was at the end.
         """
@@ -59,7 +59,11 @@ class RunFolder:
         except DamagedDone as error:
             self.notes.append(str(error))
             return None
-        return _read_object(self.folder / "summary.json")
+        file = self.folder / "summary.json"
+        if not file.exists():
+            self.notes.append(f"{file} is missing; the run is finished again from its checkpoint")
+            return None
+        return _read_object(file)
 
     @property
     def rounds_sha256(self) -> str:

@@ -134,6 +134,9 @@ def test_a_run_with_a_torn_done_is_checked_and_finished_again(tmp_path, damage):
         (folder / "summary.json").write_bytes(b"")
     document = run(small(), folder, say=heard.append)
     assert "done is damaged" in heard[0] and figures(document)
+    (folder / "summary.json").unlink()
+    assert figures(run(small(), folder, say=heard.append)) == figures(document)
+    assert any("summary.json is missing" in said for said in heard)
     for name in FILES:
         assert (folder / name).read_bytes() == (calm / name).read_bytes()
     check_done(folder)
