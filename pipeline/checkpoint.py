@@ -5,6 +5,7 @@ from dataclasses import asdict
 from torch import Tensor
 
 from kernels.heads import as_rows, named
+from pipeline.checkpoint_facts import check_facts
 from pipeline.config import ConfigError
 from pipeline.lanes import Plan
 from pipeline.report import held_out_name
@@ -42,12 +43,16 @@ def to_tensors(plan: Plan, progress: Progress) -> tuple[dict[str, Tensor], dict]
 def from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Progress) -> Progress:
     """The inverse of to_tensors; first is the plan's progress before round 0, on its device.
 
-    Raises ConfigError for tensors that do not fit the plan.
+    Raises ConfigError for facts that no training writes, and for what does not fit the plan.
     """
     try:
+        check_facts(facts)
         return _from_tensors(plan, tensors, facts, first)
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"the checkpoint is not one of this training ({error})") from error
+        raise ConfigError(
+            f"the checkpoint is not one of this training ({error}); restore it from a copy, or "
+            "--force sets it aside and trains again"
+        ) from error
 
 
 def _from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Progress) -> Progress:
@@ -61,10 +66,19 @@ def _from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Pr
     best = as_rows(plan.work.kind, _under(tensors, "best.")).to(device)
     for name, value in {**state, "best": best}.items():
         wanted = first.best if name == "best" else first.state[name]
-        if value.shape != wanted.shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, needs {tuple(wanted.shape)}")
+        if value.shape != wanted.shape or value.dtype != wanted.dtype:
+            raise ValueError(
+                f"{name} is {value.dtype} of shape {tuple(value.shape)}, needs {wanted.dtype} of "
+                f"{tuple(wanted.shape)}"
+            )
+    done, folds = facts["rounds_done"], plan.folds
+    most = max((fold.config.rounds for fold in folds), default=0)
+    if done > most:
+        raise ValueError(f"rounds_done is {done}, and the training has {most} rounds")
+    if len(facts["chosen"]) != len(folds) or (done and None in facts["chosen"]):
+        raise ValueError(f"chosen has not a round for each of {len(folds)} trainings")
     chosen = tuple(Chosen(**each) if each else None for each in facts["chosen"])
-    return Progress(facts["rounds_done"], state, best, chosen)
+    return Progress(done, state, best, chosen)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError
 from pipeline.locked_folder import cannot_write
+from pipeline.plain_files import OBJECT, read_plain
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
@@ -64,7 +65,7 @@ class Claims:
         if self._names():
             return
         for claim in self._files(self._claims):
-            (self._claims / claim).unlink(missing_ok=True)
+            _remove(self._claims / claim)
         with contextlib.suppress(OSError):
             self._claims.rmdir()
 
@@ -78,7 +79,7 @@ class Claims:
             raise ConfigError(cannot_write(self._members.parent, error)) from error
         for name in self._names():
             if self._is_gone(name):
-                (self._members / name).unlink(missing_ok=True)
+                _remove(self._members / name)
 
     def beat(self, number: int) -> None:
         """The next heartbeat; one that a full disk refuses is left out."""
@@ -88,7 +89,7 @@ class Claims:
 
     def end(self) -> None:
         """Leaves: what was claimed and has not ended is anybody's."""
-        self._beat.unlink(missing_ok=True)
+        _remove(self._beat)
         with contextlib.suppress(OSError):
             self._members.rmdir()
 
@@ -115,8 +116,8 @@ class Claims:
         """The member of a claim; the claim itself while its maker has not written a name yet."""
         claim = f"{id}.{latest}"
         if claim not in self._holders:
-            with contextlib.suppress(OSError):
-                named = (self._claims / claim).read_text("utf-8", "replace")
+            with contextlib.suppress(ConfigError):
+                named = read_plain(self._claims / claim, OBJECT).decode("utf-8", "replace")
                 if named:
                     self._holders[claim] = named
         return self._holders.get(claim, claim)
@@ -148,8 +149,8 @@ class Claims:
         """Notes every member's heartbeat and since when it has been the same."""
         now, there = time.monotonic(), self._names()
         for name in there:
-            with contextlib.suppress(OSError):
-                found = (self._members / name).read_bytes()
+            with contextlib.suppress(ConfigError):
+                found = read_plain(self._members / name, OBJECT)
                 if self._seen.get(name, (None, 0))[0] != found:
                     self._seen[name] = found, now
         for name in self._seen.keys() - set(there):
@@ -173,6 +174,12 @@ class Claims:
             return os.listdir(folder)
         except OSError:
             return []
+
+
+def _remove(file: Path) -> None:
+    """Removes a file; one that stays on a failing disk does no harm and hides no other error."""
+    with contextlib.suppress(OSError):
+        file.unlink()
 
 
 @contextlib.contextmanager

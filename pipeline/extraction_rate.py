@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.config import ConfigError
-from pipeline.locked_folder import replace_whole
-from pipeline.report_files import content_of, read_object, whole
+from pipeline.report_files import content_of, read_object, replace_file, whole
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Rate:
 def keep_rate(cache: Path, content_sha256: str, rate: Rate) -> None:
     """Writes it beside the cache whose content this is; a disk that refuses costs the rate only."""
     text = json.dumps({"content_sha256": content_sha256, **asdict(rate)}, indent=1)
-    with contextlib.suppress(OSError):
-        replace_whole(_file(cache), text.encode())
+    with contextlib.suppress(ConfigError):
+        replace_file(_file(cache), text.encode())
 
 
 def read_rate(cache: Path, content_sha256: str) -> Rate | None:

@@ -1,7 +1,6 @@
 """Stage two: federated rounds on cached features, from a cache file to results."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from os import PathLike
@@ -24,6 +23,7 @@ from pipeline.privacy import epsilon
 from pipeline.process import threads
 from pipeline.progress import progress_bar
 from pipeline.report import RoundReport, mean_results
+from pipeline.report_files import read_object
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.signals import Interrupted, noted_signals
 from pipeline.training import Progress, advance, begin, pick_plan_backend, to_device
@@ -139,6 +139,8 @@ def describe(
 
 def _start(folder: RunFolder, plan: Plan, first: Progress, say: Callable[[str], None]) -> Progress:
     found = folder.resume()
+    for note in folder.notes:
+        say(note)
     if found is None:
         return first
     tensors, facts = found
@@ -219,8 +221,7 @@ def _save(folder: RunFolder, engine: Engine, progress: Progress, *, now: bool) -
     if not engine.plan.models:
         return
     tensors, facts = to_tensors(engine.plan, progress)
-    facts["rounds_sha256"] = folder.rounds_sha256
-    facts["belongs_to"] = json.loads((folder.folder / "config.json").read_text("utf-8"))
+    facts["belongs_to"] = read_object(folder.folder / "config.json")
     folder.checkpoint(tensors, facts, now=now)
 
 

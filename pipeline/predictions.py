@@ -19,9 +19,10 @@ from kernels.heads import Kind, as_rows, shapes
 from pipeline.config import ConfigError, RunConfig
 from pipeline.evaluate import Cached, parts_of, rows_of, zero_shot_top1
 from pipeline.lanes import build_plan
+from pipeline.plain_files import ADAPTERS, check_plain
 from pipeline.report import held_out_name
 from pipeline.report_files import content_of
-from pipeline.run_folder import KEY
+from pipeline.seals import KEY
 
 MAPPED = 600  # rows of a fold that a picture shows: more hide each other
 
@@ -129,6 +130,7 @@ def _best(file: Path, held_out: str | None, models: int, kind: Kind) -> Tensor:
 
 @contextmanager
 def _opened(file: Path):
+    check_plain(file, ADAPTERS)
     try:
         with content_of(file), safe_open(file, framework="pt") as opened:
             yield opened

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError
-from pipeline.locked_folder import replace_whole
+from pipeline.locked_folder import remove_temporary, replace_whole
+from pipeline.plain_files import LOG, OBJECT, read_plain
 
 LARGEST = 1e30
 STRANGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
@@ -16,8 +17,8 @@ STRANGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, Arithmet
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object that is a file. Raises ConfigError for anything else."""
     try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = json.loads(read_plain(file, OBJECT))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read as JSON ({_reason(error)})") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: holds a {type(found).__name__}, not a JSON object")
@@ -30,10 +31,7 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
     A last line without its end is what a kill leaves: it is left out and noted. Raises ConfigError
     for any other line that is no JSON object.
     """
-    try:
-        *lines, last = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({_reason(error)})") from error
+    *lines, last = read_plain(file, LOG).split(b"\n")
     notes = [f"The last line of {file.name} is cut off and was left out."] if last else []
     found = []
     for at, line in enumerate(lines, 1):
@@ -92,6 +90,7 @@ def word(value: object) -> str:
 def replace_file(file: Path, content: bytes) -> Path:
     """Writes the whole file or leaves the old one. Raises ConfigError when it cannot be written."""
     try:
+        remove_temporary(file.parent, file.name)
         replace_whole(file, content)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written ({_reason(error)})") from error

@@ -45,6 +45,13 @@ def read(path: str | PathLike[str]) -> Data:
     Raises ConfigError for what is none of them.
     """
     path = Path(path)
+    try:
+        return _read(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read(path: Path) -> Data:
     if (path / "trials.jsonl").exists():
         return read_sweep(path)
     if (path / "config.json").exists():

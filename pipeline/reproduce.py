@@ -13,8 +13,8 @@ from pipeline.domains import KNOWN, compare_counts
 from pipeline.extract import DATA, extract
 from pipeline.federate import cache_facts
 from pipeline.image_sets import dataset_name, find_images
-from pipeline.locked_folder import replace_whole
 from pipeline.report import _released
+from pipeline.report_files import replace_file
 from pipeline.reproduced import NAME, compared
 from pipeline.seals import sealed
 from pipeline.sweep_run import sweep
@@ -110,7 +110,7 @@ def reproduce(
         "sweep": str(folder),
         "again": told["best"]["command"],
     }
-    replace_whole(
+    replace_file(
         folder / NAME, (json.dumps(sealed(document), allow_nan=False, indent=2) + "\n").encode()
     )
     return document

@@ -13,11 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from pipeline.config import ConfigError
+from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, open_plain, read_plain
 
 NAME = "sha256"
-FINISHED = ("config.json", "rounds.jsonl", "adapter.safetensors", "summary.json")
+KEY = "fedclip"  # the one metadata key: safetensors writes several keys in random order
+LARGEST = {
+    "config.json": OBJECT,
+    "rounds.jsonl": LOG,
+    "adapter.safetensors": ADAPTERS,
+    "summary.json": OBJECT,
+}
+FINISHED = tuple(LARGEST)
+
+
+class DamagedDone(ConfigError):
+    """`done` itself is damaged: what the other files must be is not known."""
 
 
 def sealed(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +66,7 @@ def digests_of(folder: Path) -> str:
     lines = []
     for name in FINISHED:
         if (folder / name).exists():
-            with (folder / name).open("rb") as file:
+            with open_plain(folder / name, LARGEST[name]) as file:
                 lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
     return "".join(lines)
 
@@ -61,21 +74,51 @@ def digests_of(folder: Path) -> str:
 def check_done(folder: Path) -> None:
     """Raises ConfigError when a file of a finished run is there and not as `done` says.
 
-    An empty `done`, as older versions wrote it, says nothing.
+    Older versions wrote an empty `done`, which says nothing; an empty one of this version is what
+    a power cut leaves. Raises DamagedDone for that, and for one that is no list of these files.
     """
     done = folder / "done"
-    listed = done.read_bytes().decode("utf-8", "replace").splitlines()
+    content = read_plain(done, OBJECT)
+    if not content and _is_of_older_version(folder):
+        return
     now = dict(line.split("  ")[::-1] for line in digests_of(folder).splitlines())
-    seen = set()
-    for line in listed:
+    seen: dict[str, str] = {}
+    for line in content.decode("utf-8", "replace").splitlines():
         written, _, name = line.partition("  ")
         if name not in FINISHED or name in seen or len(written) != 64:
-            raise ConfigError(f"{done} is damaged; --force trains this run again")
-        seen.add(name)
+            raise _damaged(done, f"{ascii(line[:80])} is not a line of it")
+        seen[name] = written
+    if not seen:
+        raise _damaged(done, "it is empty")
+    for name, written in seen.items():
         if now.get(name, written) != written:
             raise ConfigError(
                 f"{folder / name} is not as it was when the run ended: damaged, or edited; copy "
-                "it again, or --force trains the run again"
+                "it again, or --force sets the run's files aside and trains it again"
             )
-    if listed and now.keys() - seen:
-        raise ConfigError(f"{done} is damaged: it lists no {min(now.keys() - seen)}")
+    if now.keys() - seen:
+        raise _damaged(done, f"it does not list {min(now.keys() - seen)}")
+
+
+def _damaged(done: Path, why: str) -> DamagedDone:
+    return DamagedDone(
+        f"{done} is damaged ({why}), as a power cut may leave it; the run's own command checks the "
+        "other files and finishes the run again"
+    )
+
+
+def _is_of_older_version(folder: Path) -> bool:
+    """Whether the run was finished before `done` listed anything: adapters had no digest then.
+
+    A run that trains nothing (zero-shot) has no adapters, and nothing that an old one lacks.
+    """
+    file, log = folder / "adapter.safetensors", folder / "rounds.jsonl"
+    if not file.exists():
+        return not (log.exists() and read_plain(log, LOG))
+    check_plain(file, ADAPTERS)
+    try:
+        with safe_open(file, framework="np") as opened:
+            facts = json.loads((opened.metadata() or {}).get(KEY, "null"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict) and NAME not in facts

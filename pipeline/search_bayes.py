@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config import ConfigError, RunConfig
+from pipeline.plain_files import LOG, read_plain
 from pipeline.search import Search, State
 from pipeline.setting_values import Value
 from pipeline.sweep_space import Choices, Domain, Normal, Range, Steps, at_step, in_range
@@ -175,7 +176,7 @@ def _open_study(journal: Path) -> optuna.Study:
     # Only a kill leaves Optuna's lock behind, for the sweep's own lock is held; Optuna would wait
     # 30 s for it.
     journal.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)
-    if journal.exists() and not journal.read_bytes().endswith(b"\n"):
+    if journal.exists() and not read_plain(journal, LOG).endswith(b"\n"):
         journal.unlink()  # a torn line, onto which Optuna would append
     try:
         return _study(journal)

@@ -68,6 +68,8 @@ def serve(
             say(f"{folder.folder} is done; these are its results (--force trains it again)")
             return folder.summary
         folder.describe(described, force=True)  # what was broken off begins anew
+        for note in folder.notes:
+            say(note)
         say(f"{len(known)} sites with clients {', '.join(fed.clients)}; run in {folder.folder}")
         run = _Run(fed, exchange, online, known, rows_unseen(fed, held), terms, folder, say)
         reached = _rounds(run, described)

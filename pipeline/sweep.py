@@ -50,12 +50,14 @@ def _train(asked: Sequence[Trial], spec: SweepSpec, base: RunConfig, floor: Floo
                     end_running(floor, each, "diverged", each.died)
                 elif mark is None:
                     end_running(floor, each, "done")
+            floor.folder.sync()
             if mark is not None and len(chunks) > 1:
                 _park(chunk, floor)
         live = [each for each in live if not each.died]
         if mark is None:
             return
         live = _cut(live, reached, mark, spec, floor)
+        floor.folder.sync()
         reached = mark
 
 
@@ -93,11 +95,11 @@ def _joined(going: list[Running], owners: Sequence[tuple[int, int]], floor: Floo
 def _park(chunk: list[Running], floor: Floor) -> None:
     """Puts on disk what waits for the next segment while other chunks have the memory."""
     folder = floor.folder.folder / "parked"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)  # emptied by the next start: nothing in it need last
     for each in chunk:
         if not each.died:
             each.parked = folder / f"{each.trial.id}.safetensors"
-            write_adapters(each.parked, *to_tensors(each.plan, each.progress))
+            write_adapters(each.parked, *to_tensors(each.plan, each.progress), lasting=False)
             each.progress = None
 
 

@@ -8,8 +8,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from cache.disk import sync_folder
 from pipeline.config import ConfigError
-from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole
+from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole, set_aside
+from pipeline.plain_files import LOG, OBJECT, read_plain
 from pipeline.seals import sealed, unsealed
 from pipeline.trials import (
     STATUSES,
@@ -23,7 +25,11 @@ from pipeline.trials import (
     trial_files,
 )
 
-OURS = (TRIALS, "study.journal", "spec.json", "shared.json", "selection.json")
+OURS = ("study.journal", "shared.json", "selection.json", "reproduced.json", "parked", "claims",
+        "members", "spec.json")  # fmt: skip
+"""Of a sweep, beside its files of trials; set aside in this order, so that none is without spec."""
+
+WAY_OUT = "restore it from a copy, or --force sets the sweep's files aside and starts again"
 
 
 class SweepFolder:
@@ -37,9 +43,10 @@ class SweepFolder:
         self.records = records
         self._own, self._sizes = own, {}
         self._lines = (folder / own).open("ab")
+        sync_folder(folder)
 
     def add(self, ended: Record) -> None:
-        """Appends one trial, handed to the system before this returns.
+        """Appends one trial, handed to the system before this returns; `sync` makes it last.
 
         Raises ConfigError when it cannot be written.
         """
@@ -53,7 +60,7 @@ class SweepFolder:
         self.records[ended.id] = Record(**said)
 
     def sync(self) -> None:
-        """Brings what was added to where other machines see it."""
+        """Brings what was added onto the disk, where other machines see it, too."""
         try:
             os.fsync(self._lines.fileno())
         except OSError as error:
@@ -80,10 +87,9 @@ class SweepFolder:
             return
         self.records = read_all(self.folder)
         ended = sorted(self.records.values(), key=lambda each: each.number)
-        fresh = self.folder / f"{self._own}.gathered"
+        whole = b"".join(line_of(dataclasses.asdict(each)) for each in ended)
         try:
-            fresh.write_bytes(b"".join(line_of(dataclasses.asdict(each)) for each in ended))
-            os.replace(fresh, self.folder / TRIALS)
+            replace_whole(self.folder / TRIALS, whole)
         except OSError as error:
             raise ConfigError(cannot_write(self.folder, error)) from error
 
@@ -101,56 +107,58 @@ def open_sweep(folder: Path, described: dict, *, force: bool = False) -> Iterato
     """The folder of the sweep that `described` says, made when missing, locked while it is open.
 
     described  all that decides the trials and their numbers, as JSON can hold it
-    force      start anew: what the folder holds of a sweep is deleted
+    force      start again: what the folder holds of a sweep is set aside in old-<n>/, for it may
+               be hours of work
 
     Raises ConfigError when it holds another sweep (the first field that differs is named), when
-    another process sweeps in it, and for a line, not the last, that is no trial.
+    another process sweeps in it, when it cannot be written, and for a line, not the last, that is
+    no trial.
     """
     way_out = f"wait for it, help it with ./run.sh sweep --join {folder}, or pass another --out"
     with locked(folder, "sweeping", way_out):
         try:
             sweep = SweepFolder(folder, _prepare(folder, described, force))
+            try:
+                yield sweep
+            finally:
+                sweep.close()
         except OSError as error:
             raise ConfigError(cannot_write(folder, error)) from error
-        try:
-            yield sweep
-        finally:
-            sweep.close()
 
 
 def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
-    spec, trials = folder / "spec.json", folder / "trials.jsonl"
+    spec, trials = folder / "spec.json", folder / TRIALS
     described = json.loads(json.dumps(described, allow_nan=False))
     if force:
-        for file in [*(folder / name for name in OURS), *trial_files(folder)]:
-            file.unlink(missing_ok=True)
-        for name in ("claims", "members"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        ours = [*(file.name for file in trial_files(folder)), *OURS]
+        if any(os.path.lexists(folder / name) for name in ours):
+            set_aside(folder, ours)
+    shutil.rmtree(folder / "parked", ignore_errors=True)  # of a process that was killed
     if spec.exists():
         _refuse_other(spec, described)
     elif trials.exists():
-        raise ConfigError(f"{folder}: has trials.jsonl but no spec.json; --force starts anew")
+        raise ConfigError(f"{folder}: has trials.jsonl but no spec.json; {WAY_OUT}")
     else:
         whole = json.dumps(sealed(described), indent=2, sort_keys=True) + "\n"
         replace_whole(spec, whole.encode())
-    own, good = read_trials(trials)
+    _, good = read_trials(trials)
     if trials.exists():
-        os.truncate(trials, good)
-        if own and not trials.read_bytes().endswith(b"\n"):
-            with trials.open("ab") as opened:
-                opened.write(b"\n")
+        whole = read_plain(trials, LOG)
+        sound = whole[:good] + b"\n" * (good > 0 and whole[good - 1 : good] != b"\n")
+        if sound != whole:
+            replace_whole(trials, sound)
     return read_all(folder)
 
 
 def _refuse_other(spec: Path, described: dict) -> None:
     try:
-        found = unsealed(json.loads(spec.read_text("utf-8")))
+        found = unsealed(json.loads(read_plain(spec, OBJECT)))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{spec}: is damaged ({error}); --force starts anew") from error
+        raise ConfigError(f"{spec}: is damaged ({error}); {WAY_OUT}") from error
     differs = first_difference(found, described)
     if differs:
         name, old, new = differs
         raise ConfigError(
             f"{spec.parent}: holds a sweep with {name or 'spec'} = {old}, but {new} is asked for; "
-            "pass another --out, or --force to delete it and start anew"
+            "pass another --out, or --force to set it aside in old-<n>/ and start again"
         )

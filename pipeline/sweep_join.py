@@ -14,6 +14,7 @@ from kernels.backends import BackendUnavailable, pick_backend, pick_device
 from pipeline.claims import joined
 from pipeline.config import ConfigError, RunConfig
 from pipeline.federate import cache_facts
+from pipeline.plain_files import OBJECT, read_plain
 from pipeline.seals import unsealed
 from pipeline.search import open_search
 from pipeline.sweep_folder import SweepFolder
@@ -84,13 +85,13 @@ def join(
 def read_described(folder: Path) -> dict[str, Any]:
     """A sweep's spec.json; ConfigError when there is none or it is damaged."""
     file = folder / "spec.json"
-    try:
-        found = unsealed(json.loads(file.read_text("utf-8")))
-    except OSError as error:
+    if not file.exists():
         raise ConfigError(
-            f"--join {folder}: there is no sweep to join ({file.name}: "
-            f"{error.strerror or error}); name the folder that the sweep was begun in"
-        ) from error
+            f"--join {folder}: there is no sweep to join (no {file.name}); name the folder that "
+            "the sweep was begun in"
+        )
+    try:
+        found = unsealed(json.loads(read_plain(file, OBJECT)))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: is damaged ({error})") from error
     if not {"spec", "base", "cache", "backend"} <= found.keys():

@@ -17,7 +17,7 @@ from kernels.backends import pick_backend, pick_device
 from pipeline.claims import Claims, joined
 from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.federate import cache_facts
-from pipeline.locked_folder import cannot_write, replace_whole
+from pipeline.plain_files import OBJECT, read_plain
 from pipeline.process import free_memory
 from pipeline.progress import progress_bar
 from pipeline.report_files import replace_file
@@ -146,6 +146,7 @@ def train_and_tell(
                 train_shared(search, spec, base, floor, batch_size(spec), claims, again)
         except Stopped:
             left_over = state.most - len(opened.records)
+        opened.sync()
     spent = time.monotonic() - started
     if left_over:
         told = f"{left_over} trials are left; the same command goes on with them"
@@ -170,10 +171,10 @@ def read_shared(folder: Path) -> Shared:
     """What the first member left for those who join; ConfigError when it is not there."""
     file = folder / SHARED
     try:
-        found = json.loads(file.read_text("utf-8"))
+        found = json.loads(read_plain(file, OBJECT))
         words = tuple(map(str, found["words"]))
         return Shared(str(found["cache"]), words, str(found["backend"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{file}: does not say which cache the sweep is of ({error!r}); start the sweep's own "
             "command once more, and join it then"
@@ -182,7 +183,4 @@ def read_shared(folder: Path) -> Shared:
 
 def _write_shared(folder: Path, shared: Shared) -> None:
     content = json.dumps(dataclasses.asdict(shared), indent=2) + "\n"
-    try:
-        replace_whole(folder / SHARED, content.encode())
-    except OSError as error:
-        raise ConfigError(cannot_write(folder, error)) from error
+    replace_file(folder / SHARED, content.encode())

@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.config import ConfigError
+from pipeline.plain_files import read_plain
 
 LARGEST = 64 * 1024
 """Bytes: 2 s of PyYAML's time. The sweeps people share have a thousand."""
@@ -19,11 +20,9 @@ def read_yaml(file: Path) -> dict:
     twice, of which YAML would keep the last. Raises ConfigError saying what is wrong and where.
     """
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--spec {file}: cannot be read ({error.strerror or error})") from error
-    if len(content) > LARGEST:
-        raise ConfigError(f"--spec {file}: has {len(content)} bytes; a sweep needs under {LARGEST}")
+        content = read_plain(file, LARGEST)
+    except ConfigError as error:
+        raise ConfigError(f"--spec {error}") from error
     try:
         text = content.decode("utf-8-sig")
         _refuse_events(text, file)

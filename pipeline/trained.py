@@ -168,7 +168,7 @@ def _way_out(trained: Trained) -> str:
 
 def _adapter_file(run: Path) -> Path:
     file = run / "adapter.safetensors" if run.is_dir() else run
-    if file.is_file():
+    if file.exists():
         return file
     if (run / "trials.jsonl").exists():
         raise ConfigError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import ConfigError, run_id
+from pipeline.plain_files import LOG, read_plain
 from pipeline.seals import sealed, unsealed
 
 STATUSES = ("done", "diverged", "failed", "pruned")
@@ -70,7 +71,7 @@ def read_trials(file: Path) -> tuple[dict[str, Record], int]:
     A last line that a kill tore (or filled with zeros) is left out; a file that is missing is
     empty. Raises ConfigError for another line that is no trial.
     """
-    content = file.read_bytes() if file.exists() else b""
+    content = read_plain(file, LOG) if file.exists() else b""
     records: dict[str, Record] = {}
     good = 0
     lines = content.splitlines(keepends=True)
@@ -80,7 +81,10 @@ def read_trials(file: Path) -> tuple[dict[str, Record], int]:
         except (ValueError, TypeError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise ConfigError(f"{file}: line {number} is no trial ({error})") from error
+            raise ConfigError(
+                f"{file}: line {number} is no trial ({error}); restore the file from a copy, or "
+                "delete this line, and its trial is trained again"
+            ) from error
         records[found.id] = found
         good += len(line)
     return records, good

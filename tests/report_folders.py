@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save
 
 from cache.store import write_table
 from pipeline.config import RunConfig
 from pipeline.federate import federate
-from pipeline.seals import digests_of, sealed
+from pipeline.seals import KEY, digests_of, sealed
 from tests.small_runs import small
 
 HOSTILE = (
@@ -46,7 +47,8 @@ def name_cache(run: Path, cache: Path) -> None:
 
 
 def made_run(folder: Path, domains: int, rounds: int, folds: int) -> Path:
-    """A finished run without adapters, with as many domains, rounds and trainings as asked."""
+    """A finished run of an older version, without digests, with as many domains, rounds and
+    trainings as asked, and no adapters."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"domain {d}" for d in range(domains)]
     held_out = [[name] for name in names[:folds]]
@@ -84,6 +86,7 @@ def made_run(folder: Path, domains: int, rounds: int, folds: int) -> Path:
     ]  # fmt: skip
     summary = {"cache": cache, "results": results, "seconds": {"load": 1, "train": 2, "total": 3}}
     (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "adapter.safetensors").write_bytes(save({}, {KEY: "{}"}))
     (folder / "done").touch()
     return folder
 

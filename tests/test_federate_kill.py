@@ -71,7 +71,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path, table
 
     def go(out, kills):
         command = [sys.executable, "-c", CHILD, table.source, str(out), str(rounds), str(kills)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout.strip()
 

@@ -142,6 +142,12 @@ def test_another_sweep_is_refused_by_the_first_field_that_differs(tmp_path, chan
         assert sweep.records == {}
     assert not (tmp_path / "study.journal").exists()
     assert file.read_bytes() == b""
+    # What may be hours of work is set aside, each time in a folder of its own.
+    assert (tmp_path / "old-1" / "trials.jsonl").read_bytes() == before
+    assert (tmp_path / "old-1" / "study.journal").read_text() == "old"
+    with open_sweep(tmp_path, SPEC, force=True) as sweep:
+        assert sweep.records == {}
+    assert (tmp_path / "old-2" / "spec.json").exists() and not (tmp_path / "old-3").exists()
 
 
 def test_a_folder_without_its_spec_or_with_a_damaged_one_is_refused(tmp_path):
@@ -160,7 +166,7 @@ def test_folders_that_cannot_be_written(tmp_path):
     with pytest.raises(ConfigError, match="cannot write"), open_sweep(tmp_path / "file", SPEC):
         pass
     (tmp_path / "spec" / "spec.json").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="cannot write"), open_sweep(tmp_path / "spec", SPEC):
+    with pytest.raises(ConfigError, match="is a folder"), open_sweep(tmp_path / "spec", SPEC):
         pass
 
 
