@@ -27,6 +27,10 @@ class ConflictError(ConfigError):
     """Two settings, each possible, that cannot be together."""
 
 
+class RowsError(ConfigError):
+    """Rows too few for what the settings ask of them."""
+
+
 def _number(default: float, low: float, high: float, help: str) -> Any:
     return field(default=default, metadata={"low": low, "high": high, "help": help})
 

@@ -23,10 +23,11 @@ from pipeline.evaluate import (
 )
 from pipeline.lanes import Fold
 from pipeline.local_round import Engine
-from pipeline.metrics import accuracy_by, calibration_error, macro_f1, spread
+from pipeline.metrics import accuracy_by, calibration_error, macro_f1, spread_or_none
 from pipeline.payload import clip_bytes, payload_bytes
 from pipeline.personal import personalised
 from pipeline.report import held_out_name
+from pipeline.splits import NO_ROWS
 from pipeline.training import Progress
 
 
@@ -60,7 +61,8 @@ def tested(engine: Engine, adapters: Tensor, f: int) -> Tested:
     place = {client.name: k for k, client in enumerate(fold.clients)}
     clients = [np.repeat(place.get(s.name, -1), len(s.test)) for own in parts for s in own]
     joined = [torch.cat(each).cpu().numpy() for each in (rows, answers, sure)]
-    return Tested(joined[0], np.concatenate(clients), *joined[1:])
+    # NO_ROWS: without test rows no client and no held-out domain has a part.
+    return Tested(joined[0], np.concatenate([NO_ROWS, *clients]), *joined[1:])
 
 
 def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
@@ -112,12 +114,12 @@ def _quality(fold: Fold, seen: Tested, labels: np.ndarray) -> dict:
     own = seen.clients >= 0
     by_client = accuracy_by(right[own], seen.clients[own])
     counts = np.bincount(seen.clients[own], minlength=len(fold.clients))
-    figures = spread(list(by_client.values()), [int(counts[k]) for k in by_client])
+    rows = [int(counts[k]) for k in by_client]
     return {
         "macro_f1": macro_f1(labels[seen.rows], seen.answers),
         "calibration_error": calibration_error(right, seen.sure),
         "clients": {
-            **(figures._asdict() if figures else {}),
+            **spread_or_none(list(by_client.values()), rows),
             "accuracy": {fold.clients[k].name: value for k, value in by_client.items()},
         },
     }
@@ -145,19 +147,19 @@ def _gate(engine: Engine, adapters: Tensor, f: int, seen: Tested, zero_shot: Ten
     """How much the adapter does to CLIP over the fold's test rows.
 
     distance  mean total variation between the gate and the uniform one, 0 (zero-shot) to 1; None
-              for adapters without a gate on the images
+              for adapters without a gate on the images, and without test rows
     changed, tested  rows whose answer differs from zero-shot's, of how many
     """
     plan, cached = engine.plan, engine.cached
     moved = None
-    if plan.work.kind.released:
+    if plan.work.kind.released and len(seen.rows):
         sums = [
             _distance_sum(named(plan.work.kind, adapters[m]), cached.features[part])
             for m in plan.folds[f].models
             for own in [rows_of(parts_of(plan, plan.models[m], "test"), "test", zero_shot.device)]
             for part in own.split(BLOCK)
         ]
-        moved = sum(sums) / max(len(seen.rows), 1)
+        moved = sum(sums) / len(seen.rows)
     changed = int((seen.answers != zero_shot.cpu().numpy()[seen.rows]).sum())
     return {"distance": moved, "changed": changed, "tested": len(seen.rows)}
 
