@@ -19,7 +19,7 @@ from pipeline.search import Search
 from pipeline.sweep_floor import Floor, Running, Stopped, chunks_of, end_trial, foresee, planned
 from pipeline.sweep_spec import SweepSpec, batch_size
 from pipeline.training import Progress, advance, begin, pick_plan_backend
-from pipeline.trials import Trial
+from pipeline.trials import Trial, configuration_id
 
 
 def train_all(search: Search, spec: SweepSpec, base: RunConfig, floor: Floor, batch: int) -> None:
@@ -34,7 +34,7 @@ def train_all(search: Search, spec: SweepSpec, base: RunConfig, floor: Floor, ba
 
 
 def _train(asked: Sequence[Trial], spec: SweepSpec, base: RunConfig, floor: Floor) -> None:
-    live, broken = planned(asked, base, floor.table)
+    live, broken = planned(asked, base, floor)
     for trial, why in broken:
         end_trial(floor, trial, "failed", error=why)
     rounds = live[0].config.rounds if live else base.rounds  # with halving they all agree
@@ -139,7 +139,8 @@ def _cut(
 
     A sweep that was killed has some ends on record already: those of this segment are compared
     again, and where a later one is on record this cut was made, so all who live survived it.
-    Only trials that were asked for together are compared: bayes asks many times.
+    Only trials that were asked for together are compared: bayes asks many times. A configuration
+    of which no seed could be planned never entered.
     """
     if not live:
         return live
@@ -153,7 +154,10 @@ def _cut(
     ]
     if any(each.status == "done" or each.rounds > mark for each in others):
         return live
+    began = {configuration_id(each.settings) for each in others if each.status != "failed"}
+    began |= {configuration_id(each.trial.settings) for each in live}
     here = [each for each in others if each.rounds > reached or (not reached and not each.rounds)]
+    here = [each for each in here if configuration_id(each.settings) in began]
     scores = {e.id: e.val_accuracy if e.status == "pruned" else None for e in here}
     scores |= {each.trial.id: each.val for each in live}
     trials = [Trial(e.number, e.settings, e.seed, e.id) for e in here]
