@@ -100,7 +100,8 @@ class _Bayes:
 
     def state(self) -> State:
         most = (self.spec.count + len(self.conflicts)) * len(self.spec.seeds)
-        return State(self.next * len(self.spec.seeds), len(self.records), most)
+        asked = (self.next + len(self.conflicts) - len(self.untold)) * len(self.spec.seeds)
+        return State(asked, len(self.records), most)
 
     def _batch(self, n: int) -> list[tuple[Trial, ...]]:
         """What an earlier start had begun, and new ones up to the next multiple of n."""
