@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from kernels.answers import confidences
 from kernels.heads import named, size
+from pipeline.advice import changed_on_validation
 from pipeline.config import AVERAGING
 from pipeline.evaluate import (
     BLOCK,
@@ -88,15 +89,22 @@ def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> d
     start = zero_shot_accuracy(fold, right)
     per_domain = chosen.test_accuracy if chosen else start
     plain = tested_without(engine, fold, zero_shot)
+    start_val = _zero_shot_val(fold, right)
+    worse = bool(chosen) and None not in (start_val, chosen.val_accuracy)
+    worse = worse and chosen.val_accuracy < start_val
     seen = tested(engine, progress.best, f) if chosen else plain
     return {
         "held_out": held_out_name(fold.held_out),
         "best_round": chosen.round if chosen else None,
         "val_accuracy": chosen.val_accuracy if chosen else None,
+        # Counted where it tells whether training made it worse: another look at validation rows.
+        "val_changed": changed_on_validation(engine, progress.best, f, zero_shot)
+        if worse
+        else None,
         "zero_shot": {
             **summarise(start, fold.held_out),
             "per_domain": start,
-            "val_accuracy": _zero_shot_val(fold, right),
+            "val_accuracy": start_val,
             **_quality(fold, plain, labels),
         },
         **summarise(per_domain, fold.held_out),

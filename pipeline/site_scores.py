@@ -134,6 +134,7 @@ def result(fed: Federation, reached: Reached, model: str | None) -> dict[str, An
         "held_out": held_out_name(held_out),
         "best_round": chosen.round,
         "val_accuracy": chosen.val_accuracy,
+        "val_changed": None,
         "zero_shot": {
             **summarise(start, held_out),
             "per_domain": start,

@@ -154,7 +154,10 @@ def test_a_combination_that_conflicts_changes_no_other(table, tmp_path, more):
     ("grid", "words"),
     [
         (["head=cosine", "mode=FedAtImg,FedAtBoth"], "head cosine .* .2."),
-        (["partition=iid", "clients=500,1000"], "cannot give .* clients .*; .*cannot give .* clients"),
+        (
+            ["partition=iid", "clients=500,1000"],
+            "cannot give .* clients .*; .*cannot give .* clients",
+        ),
         (["method=scaffold", "lr=-1"], "lr must lie in"),
     ],
 )
