@@ -44,8 +44,9 @@ def _candidates(table: FeatureTable, config: RunConfig) -> Iterator[dict[str, An
     if table.split is not None and config.fixed_split == "keep":
         yield {"fixed_split": "holdout"}
         yield from ({"fixed_split": "holdout", "split": share} for share in SHARES)
-    elif table.split is not None:
+    elif config.fixed_split == "holdout":
         yield {"fixed_split": "keep"}
+        yield from ({"fixed_split": "keep", "split": share} for share in SHARES)
     if table.split is None or config.fixed_split == "holdout":
         yield from ({"split": share} for share in SHARES)
     if config.partition == "domain":

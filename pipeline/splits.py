@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cache.table import FeatureTable
-from pipeline.config import ConfigError, RowsError, RunConfig
+from pipeline.config import RowsError, RunConfig
 from pipeline.partitions import few_shot, partition
 
 TRAIN, VAL, TEST = 0, 1, 2
@@ -34,9 +34,9 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
     int(split * n) train, and int((1 - split) / 2 * n) each validate and test: not stratified, up to
     two rows unused. Partitions (pipeline/partitions.py) share out the rows of each use alike.
 
-    Raises RowsError for a client that could not be trained or chosen by: under two train rows (a
-    batch of one row is skipped), or no validation row in the whole domain. Method zero-shot trains
-    and chooses nothing, so it takes any rows.
+    Raises RowsError for "holdout" where the cache fixes no split, and for a client that could not
+    be trained or chosen by: under two train rows (a batch of one row is skipped), or no validation
+    row in the whole domain. Method zero-shot trains and chooses nothing, so it takes any rows.
     Source: PersonalizedFL fedclip/datautil/datasplit, np.random.seed(seed) for each data set.
     """
     name = table.domain_names[domain]
@@ -78,9 +78,9 @@ def _uses(table: FeatureTable, rows: np.ndarray, config: RunConfig) -> list[np.n
     shuffle = np.random.RandomState(config.seed).shuffle
     if table.split is None:
         if config.fixed_split == "holdout":
-            raise ConfigError(
+            raise RowsError(
                 f"{table.source}: fixed_split holdout needs a cache that fixes a split; this one "
-                "fixes none. Pass --fixed-split keep"
+                "fixes none"
             )
         shuffle(order)
         train, held = int(len(rows) * config.split), int(len(rows) * rest)

@@ -181,7 +181,8 @@ def end_running(floor: Floor, each: Running, status: str, error: str | None = No
         engine = Engine(each.plan, floor.cached, backend, model=floor.table.identity.get("model"))
         results = outcomes(engine, progress)
     if each.config.method == "zero-shot":
-        each.val = mean([result["zero_shot"]["val_accuracy"] for result in results])
+        found = [result["zero_shot"]["val_accuracy"] for result in results]
+        each.val = None if None in found else mean(found)  # a fold without validation rows
     end_trial(
         floor, each.trial, status, rounds=progress.rounds_done, results=results,
         val_accuracy=each.val, seconds=each.seconds, error=error,

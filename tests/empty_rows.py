@@ -41,7 +41,7 @@ MISSING = {
 }
 """Which rows a table lacks, by use, label and domain (N,); names of classes and domains stay."""
 
-_PAIR = r"--[a-z][a-z-]* (?:'[^']*'|[\w.,]*\w)"
+_PAIR = r"--[a-z][a-z-]* (?:'[^']*'|[\w.,-]*\w)"
 _OPTIONS = re.compile(f"{_PAIR}(?: {_PAIR})*")
 
 
