@@ -77,6 +77,8 @@ def advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
             each.progress = replace(own, diverged={})
             each.died = next(iter(own.diverged.values()), None)
             each.val = None if each.died else _val(own)
+            if each.config.method == "zero-shot":
+                each.val = _zero_shot_val(outcomes(engine._replace(plan=each.plan), own))
         if not any(each.died for each in going):
             return
         going = [each for each in going if not each.died]
@@ -95,7 +97,7 @@ def _park(chunk: list[Running], floor: Floor) -> None:
     folder = floor.folder.folder / "parked"
     folder.mkdir(exist_ok=True)
     for each in chunk:
-        if not each.died:
+        if not each.died and each.plan.models:  # zero-shot has nothing to put there
             each.parked = folder / f"{each.trial.id}.safetensors"
             write_adapters(each.parked, *to_tensors(each.plan, each.progress))
             each.progress = None
@@ -173,6 +175,12 @@ def _val(progress: Progress) -> float | None:
     return mean([chosen.val_accuracy for chosen in progress.chosen if chosen])
 
 
+def _zero_shot_val(results: Sequence[dict]) -> float | None:
+    """Of zero-shot CLIP over the folds; None where one has no validation rows."""
+    found = [result["zero_shot"]["val_accuracy"] for result in results]
+    return None if None in found else mean(found)
+
+
 def end_running(floor: Floor, each: Running, status: str, error: str | None = None) -> None:
     """Puts a trial that trained, and what it reached, on record."""
     progress, results = _progress(each, floor), []
@@ -181,8 +189,7 @@ def end_running(floor: Floor, each: Running, status: str, error: str | None = No
         engine = Engine(each.plan, floor.cached, backend, model=floor.table.identity.get("model"))
         results = outcomes(engine, progress)
     if each.config.method == "zero-shot":
-        found = [result["zero_shot"]["val_accuracy"] for result in results]
-        each.val = None if None in found else mean(found)  # a fold without validation rows
+        each.val = _zero_shot_val(results)
     end_trial(
         floor, each.trial, status, rounds=progress.rounds_done, results=results,
         val_accuracy=each.val, seconds=each.seconds, error=error,

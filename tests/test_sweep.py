@@ -235,9 +235,15 @@ def test_killed_for_real_it_skips_what_is_done(table, tmp_path):
 
 
 def test_zero_shot_local_and_central_are_trials_like_others(table, tmp_path):
-    run(table, tmp_path, ["method=zero-shot,local,central,fedavg"])
-    found = {each["settings"]["method"]: each for each in records(tmp_path).values()}
+    run(table, tmp_path / "s", ["method=zero-shot,local,central,fedavg"])
+    found = {each["settings"]["method"]: each for each in records(tmp_path / "s").values()}
     assert all(each["status"] == "done" for each in found.values())
+    start = found["zero-shot"]["val_accuracy"]
+    # Two chunks at each rung: zero-shot has no adapter to put aside, and is ranked by what it has.
+    run(table, tmp_path / "h", ["method=zero-shot,fedavg", "lr=0,1e3"], halving=2)
+    cut = [each for each in records(tmp_path / "h").values() if each["status"] == "pruned"]
+    known = [each["val_accuracy"] for each in cut if each["settings"]["method"] == "zero-shot"]
+    assert known and all(value == start for value in known)
     zero = found["zero-shot"]
     assert zero["results"][0]["unseen"] == zero["results"][0]["zero_shot"]["unseen"]
     assert zero["val_accuracy"] == pytest.approx(
