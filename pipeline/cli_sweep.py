@@ -1,5 +1,6 @@
 """The command sweep: parse, call, print. Heavy packages are imported inside it."""
 
+import dataclasses
 import json
 import math
 import re
@@ -117,10 +118,13 @@ def sweep(
         _join(joined, cache, budget, memory, select, as_json)
         return
     given = given_settings(preset, settings)
-    rounds = RunConfig(**given).rounds
+    rounds = RunConfig(rounds=given.get("rounds", RunConfig.rounds)).rounds
     limit = math.inf if budget is None else seconds(budget)
     room = None if memory is None else byte_count(memory)
     asked = _spec(spec, grid, draws, seeds, halving, draw_seed, rounds)
+    from pipeline.search import base_of
+
+    base = base_of(asked, given)  # refuses settings that cannot be before anything slow happens
     words, file = find_cache(cache, dataset, model, root, device, towers)
     from cache.store import read_table
     from pipeline.sweep_report import sweep_table
@@ -130,7 +134,7 @@ def sweep(
     document = run(
         table,
         asked,
-        RunConfig(held_out=choose_held_out(table, held_out, test_envs), **given),
+        dataclasses.replace(base, held_out=choose_held_out(table, held_out, test_envs)),
         runs=HOME / "runs",
         out=out,
         device=device,

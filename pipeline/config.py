@@ -27,6 +27,10 @@ class ConflictError(ConfigError):
     """Two settings, each possible, that cannot be together."""
 
 
+class RowsError(ConfigError):
+    """Rows too few for what the settings ask of them."""
+
+
 def _number(default: float, low: float, high: float, help: str) -> Any:
     return field(default=default, metadata={"low": low, "high": high, "help": help})
 
@@ -148,20 +152,24 @@ _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
     (
         lambda c: c.method == "fedper" and c.head in ("linear", "cosine"),
         "method fedper keeps the head's last layer at the client; linear and cosine have one layer "
-        "only, so nothing would be shared. Pass another --head or --method local",
+        "only, so nothing would be shared. Pass --head low-rank or --method local",
     ),
     (
         lambda c: c.partition == "domain" and c.clients != 1,
-        "partition domain makes each domain one client; with --clients above 1 pass --partition "
-        "iid, dirichlet, pathological or quantity",
+        "partition domain makes each domain one client: pass --clients 1, or --partition iid "
+        "(dirichlet, pathological, quantity)",
     ),
-    (lambda c: c.noise > 0 and c.clip == 0, "noise needs --clip: noise is a multiple of it"),
+    (
+        lambda c: c.noise > 0 and c.clip == 0,
+        "noise is a multiple of the longest update that clip lets through: pass --clip 1 or "
+        "another length, or --noise 0",
+    ),
     (
         lambda c: c.noise > 0 and (c.weighting != "uniform" or c.method not in
                                    ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi",
                                     "fedadagrad")),
-        "noise (central DP) is worked out for a uniform mean: pass --weighting uniform and a "
-        "method that averages (fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad)",
+        "noise (central DP) is worked out for a uniform mean: pass --weighting uniform --method "
+        "fedavg (fedprox, fedavgm, fedadam, fedyogi, fedadagrad), or --noise 0",
     ),
 )  # fmt: skip
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.random import RandomState
 
-from pipeline.config import ConfigError
+from pipeline.config import RowsError
 
 
 def largest_remainders(shares: np.ndarray, totals: np.ndarray, draw: RandomState) -> np.ndarray:
@@ -31,12 +31,11 @@ def repair(
     allowed  (K, G) bool, the groups of which a client may have rows
     what     the rows, for an error
     A path of moves from a client with rows to spare is found breadth first, so a repair that is
-    possible is found; there are at most K * least paths. Raises ConfigError for the others.
+    possible is found; there are at most K * least paths. Raises RowsError for the others.
     """
     if counts.sum() < len(counts) * least:
-        raise ConfigError(
-            f"{what} cannot give {len(counts)} clients {least} each "
-            f"({len(counts) * least} needed); use fewer clients or more rows"
+        raise RowsError(
+            f"{what} cannot give {len(counts)} clients {least} each ({len(counts) * least} needed)"
         )
     for client in np.flatnonzero(counts.sum(axis=1) < least):
         while counts[client].sum() < least:
@@ -71,10 +70,9 @@ def _path(
             queue.append(giver)
             if sizes[giver] > least:
                 return _back(came, giver)
-    raise ConfigError(
+    raise RowsError(
         f"{what}: client {client} gets only {sizes[client]} of the {least} it needs, as its "
-        f"{allowed[client].sum()} classes have no more; use fewer clients or more classes "
-        "a client"
+        f"{allowed[client].sum()} classes have no more"
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from cache.table import FeatureTable
 from kernels.backends import pick_device
+from pipeline.advice import said_of_worse
 from pipeline.captured import capture_rounds
 from pipeline.checkpoint import from_tensors, to_tensors
 from pipeline.clip_towers import towers_fact
@@ -18,6 +19,7 @@ from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.evaluate import mean
 from pipeline.lanes import Orders, Plan, build_plan, seeded_order
 from pipeline.local_round import Engine
+from pipeline.notes import row_notes
 from pipeline.outcomes import outcomes
 from pipeline.privacy import epsilon
 from pipeline.process import threads
@@ -64,6 +66,8 @@ def federate(
     on = pick_device(device)
     plan = build_plan(table, config)
     backend = pick_plan_backend(plan, backend, on)
+    if first_adapter is not None and not first_adapter.isfinite().all():
+        raise ConfigError("the adapter to start from holds numbers that are not finite")
     described = describe(table, config, on, backend, first_adapter)
     with open_run(Path(out or Path(runs, run_id(described)))) as folder:
         folder.describe(described, force=force)
@@ -76,11 +80,13 @@ def federate(
         loaded = time.perf_counter()
         progress = _start(folder, plan, begin(plan, cached, first_adapter), say)
         say(_opening(table, plan, on, backend, folder.folder))
-        _say_what_is_doubtful(plan, say)
+        _say_what_is_doubtful(table, plan, say)
         with noted_signals() as stop, threads(on, table.features.shape[1], backend):
             progress = _train(folder, engine, config, progress, stop, say)
         trained = time.perf_counter()
         results = outcomes(engine, progress)
+        for changed in [result["val_changed"] for result in results if result["val_changed"]]:
+            changed["start"] = changed["start"] if first_adapter is None else None
         _say_what_got_worse(results, config, say)
         document = {
             "cache": {
@@ -194,7 +200,9 @@ def _say_who_is_left_out(
                 )
 
 
-def _say_what_is_doubtful(plan: Plan, say: Callable[[str], None]) -> None:
+def _say_what_is_doubtful(table: FeatureTable, plan: Plan, say: Callable[[str], None]) -> None:
+    for note in row_notes(table, plan):
+        say(note)
     least = min((len(fold.clients) for fold in plan.folds), default=0)
     byzantine = plan.folds[0].config.byzantine
     if plan.method == "krum" and least < 2 * byzantine + 3:
@@ -208,13 +216,8 @@ def _say_what_got_worse(
     results: list[dict[str, Any]], config: RunConfig, say: Callable[[str], None]
 ) -> None:
     for result in results:
-        reached, start = result["val_accuracy"], result["zero_shot"]["val_accuracy"]
-        if reached is not None and reached < start:
-            say(
-                f"held out {result['held_out'] or 'nothing'}: the best round reaches {reached:.2%} "
-                f"on validation, zero-shot CLIP {start:.2%}: training made it worse at lr "
-                f"{config.lr:g}. Try a smaller --lr"
-            )
+        if why := said_of_worse(result["held_out"] or "nothing", result, vars(config)):
+            say(why)
 
 
 def _save(folder: RunFolder, engine: Engine, progress: Progress, *, now: bool) -> None:

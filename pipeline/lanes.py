@@ -17,7 +17,8 @@ import torch
 from cache.table import FeatureTable, domain_index
 from kernels.heads import Kind
 from kernels.local_steps import Settings, Work
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import ConfigError, RowsError, RunConfig
+from pipeline.cures import cures
 from pipeline.splits import NO_ROWS, ClientSplit, split_domain
 
 Orders = Callable[[int, int, int, int, int], np.ndarray]
@@ -93,7 +94,10 @@ def build_plan(table: FeatureTable, config: RunConfig) -> Plan:
     Raises ConfigError for a fold without clients or a client that cannot be trained, CacheError for
     a domain that the table does not have.
     """
-    shares = [(held_out, *_take_part(table, config, held_out)) for held_out in config.held_out]
+    try:
+        shares = [(held_out, *_take_part(table, config, held_out)) for held_out in config.held_out]
+    except RowsError as error:
+        raise RowsError(f"{error}. {cures(table, config)}") from error
     return plan_of(config, kind_of(table, config), len(table.domain_names), shares)
 
 
@@ -190,7 +194,7 @@ def _take_part(
     if len(out) == len(table.domain_names):
         raise ConfigError(
             f"{table.source}: all of its domains ({', '.join(table.domain_names)}) are held out; "
-            "nobody is left to train. Hold out fewer, or none"
+            "nobody is left to train. Hold out fewer, or pass --held-out none"
         )
     clients: list[ClientSplit] = []
     unseen = []

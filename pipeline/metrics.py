@@ -49,6 +49,12 @@ def spread(accuracies: Sequence[float], rows: Sequence[int]) -> Spread | None:
     )
 
 
+def spread_or_none(accuracies: Sequence[float], rows: Sequence[int]) -> dict[str, float | None]:
+    """The figures of `spread` by name, each None over no clients: as results have them."""
+    figures = spread(accuracies, rows)
+    return figures._asdict() if figures else dict.fromkeys(Spread._fields)
+
+
 def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float | None:
     """Mean over classes of 2 TP / (2 TP + FP + FN); None of no rows.
 

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from kernels.answers import confidences
 from kernels.heads import named, size
+from pipeline.advice import changed_on_validation
 from pipeline.config import AVERAGING
 from pipeline.evaluate import (
     BLOCK,
@@ -23,10 +24,11 @@ from pipeline.evaluate import (
 )
 from pipeline.lanes import Fold
 from pipeline.local_round import Engine
-from pipeline.metrics import accuracy_by, calibration_error, macro_f1, spread
+from pipeline.metrics import accuracy_by, calibration_error, macro_f1, spread_or_none
 from pipeline.payload import clip_bytes, payload_bytes
 from pipeline.personal import personalised
 from pipeline.report import held_out_name
+from pipeline.splits import NO_ROWS
 from pipeline.training import Progress
 
 
@@ -60,7 +62,8 @@ def tested(engine: Engine, adapters: Tensor, f: int) -> Tested:
     place = {client.name: k for k, client in enumerate(fold.clients)}
     clients = [np.repeat(place.get(s.name, -1), len(s.test)) for own in parts for s in own]
     joined = [torch.cat(each).cpu().numpy() for each in (rows, answers, sure)]
-    return Tested(joined[0], np.concatenate(clients), *joined[1:])
+    # NO_ROWS: without test rows no client and no held-out domain has a part.
+    return Tested(joined[0], np.concatenate([NO_ROWS, *clients]), *joined[1:])
 
 
 def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
@@ -86,15 +89,22 @@ def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> d
     start = zero_shot_accuracy(fold, right)
     per_domain = chosen.test_accuracy if chosen else start
     plain = tested_without(engine, fold, zero_shot)
+    start_val = _zero_shot_val(fold, right)
+    worse = bool(chosen) and None not in (start_val, chosen.val_accuracy)
+    worse = worse and chosen.val_accuracy < start_val
     seen = tested(engine, progress.best, f) if chosen else plain
     return {
         "held_out": held_out_name(fold.held_out),
         "best_round": chosen.round if chosen else None,
         "val_accuracy": chosen.val_accuracy if chosen else None,
+        # Counted where it tells whether training made it worse: another look at validation rows.
+        "val_changed": changed_on_validation(engine, progress.best, f, zero_shot)
+        if worse
+        else None,
         "zero_shot": {
             **summarise(start, fold.held_out),
             "per_domain": start,
-            "val_accuracy": _zero_shot_val(fold, right),
+            "val_accuracy": start_val,
             **_quality(fold, plain, labels),
         },
         **summarise(per_domain, fold.held_out),
@@ -112,12 +122,12 @@ def _quality(fold: Fold, seen: Tested, labels: np.ndarray) -> dict:
     own = seen.clients >= 0
     by_client = accuracy_by(right[own], seen.clients[own])
     counts = np.bincount(seen.clients[own], minlength=len(fold.clients))
-    figures = spread(list(by_client.values()), [int(counts[k]) for k in by_client])
+    rows = [int(counts[k]) for k in by_client]
     return {
         "macro_f1": macro_f1(labels[seen.rows], seen.answers),
         "calibration_error": calibration_error(right, seen.sure),
         "clients": {
-            **(figures._asdict() if figures else {}),
+            **spread_or_none(list(by_client.values()), rows),
             "accuracy": {fold.clients[k].name: value for k, value in by_client.items()},
         },
     }
@@ -145,19 +155,19 @@ def _gate(engine: Engine, adapters: Tensor, f: int, seen: Tested, zero_shot: Ten
     """How much the adapter does to CLIP over the fold's test rows.
 
     distance  mean total variation between the gate and the uniform one, 0 (zero-shot) to 1; None
-              for adapters without a gate on the images
+              for adapters without a gate on the images, and without test rows
     changed, tested  rows whose answer differs from zero-shot's, of how many
     """
     plan, cached = engine.plan, engine.cached
     moved = None
-    if plan.work.kind.released:
+    if plan.work.kind.released and len(seen.rows):
         sums = [
             _distance_sum(named(plan.work.kind, adapters[m]), cached.features[part])
             for m in plan.folds[f].models
             for own in [rows_of(parts_of(plan, plan.models[m], "test"), "test", zero_shot.device)]
             for part in own.split(BLOCK)
         ]
-        moved = sum(sums) / max(len(seen.rows), 1)
+        moved = sum(sums) / len(seen.rows)
     changed = int((seen.answers != zero_shot.cpu().numpy()[seen.rows]).sum())
     return {"distance": moved, "changed": changed, "tested": len(seen.rows)}
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.random import RandomState
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, RowsError
 from pipeline.dealing import deal, largest_remainders, repair
 
 KINDS = ("iid", "dirichlet", "pathological", "quantity")
@@ -41,8 +41,8 @@ def partition(
     returns  for each client {use: (n,) int64 rows, ascending}
     Draws depend on (seed, domain) and the arguments. Shares are rounded by largest remainder,
     ties at random. No step is tried again: the work is bounded by rows and clients.
-    Raises ConfigError for rows too few for the clients or for what their classes allow, and for
-    a kind or setting that cannot be.
+    Raises RowsError for rows too few for the clients or for what their classes allow, ConfigError
+    for a kind or setting that cannot be.
     """
     _check(kind, clients, alpha, classes_per_client, name)
     groups = labels if kind in ("dirichlet", "pathological") else np.zeros_like(labels)
@@ -110,10 +110,9 @@ def _classes(draw: RandomState, clients: int, classes: int, each: int, name: str
     Client by client, the classes that have had fewest clients so far, ties at random.
     """
     if clients * each < classes:
-        raise ConfigError(
+        raise RowsError(
             f"{name}: {clients} clients of {each} classes hold at most {clients * each} of its "
-            f"{classes} classes; set classes_per_client to {-(-classes // clients)} or more, or "
-            f"clients to {-(-classes // max(each, 1))} or more"
+            f"{classes} classes"
         )
     holds = np.zeros((clients, classes), bool)
     for client in range(clients):

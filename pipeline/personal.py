@@ -7,7 +7,7 @@ from kernels.answers import top1
 from kernels.local_steps import local_steps
 from pipeline.lanes import Lane, round_rows, settings_of, steps_a_round
 from pipeline.local_round import Engine
-from pipeline.metrics import spread
+from pipeline.metrics import spread_or_none
 
 
 def personalised(engine: Engine, adapters: Tensor, f: int) -> dict | None:
@@ -33,18 +33,12 @@ def personalised(engine: Engine, adapters: Tensor, f: int) -> dict | None:
     lanes.sort(key=lambda lane: -steps_a_round(lane, epochs))
     before = adapters[[model_of[lane.client] for lane in lanes]]
     after = before.clone()
-    local_steps(
-        plan.work,
-        after,
-        cached.features,
-        cached.labels,
-        cached.text,
-        cached.unit_text,
-        round_rows(lanes, fold.config.rounds, engine.orders, epochs),
-        settings_of(lanes, 0),
-        logit_scale=cached.logit_scale,
-        backend=engine.backend,
-    )
+    rows = round_rows(lanes, fold.config.rounds, engine.orders, epochs)
+    if rows.numel():
+        local_steps(
+            plan.work, after, cached.features, cached.labels, cached.text, cached.unit_text, rows,
+            settings_of(lanes, 0), logit_scale=cached.logit_scale, backend=engine.backend,
+        )  # fmt: skip
     return {
         "epochs": epochs,
         "before": _accuracies(engine, before, lanes),
@@ -59,11 +53,11 @@ def _accuracies(engine: Engine, adapters: Tensor, lanes: list[Lane]) -> dict:
     answers = top1(
         plan.work.kind, adapters, cached.features, cached.text, cached.unit_text, rows,
         backend=engine.backend,
-    )  # fmt: skip
+    ) if rows else []  # fmt: skip
     right = [
         float((found == cached.labels[own]).float().mean())
         for found, own in zip(answers, rows, strict=True)
     ]
-    figures = spread(right, [len(own) for own in rows])
     by_name = {client.name: value for client, value in zip(clients, right, strict=True)}
-    return {**figures._asdict(), "accuracy": dict(sorted(by_name.items()))}
+    figures = spread_or_none(right, [len(own) for own in rows])
+    return {**figures, "accuracy": dict(sorted(by_name.items()))}

@@ -58,6 +58,9 @@ def table(document: dict[str, Any]) -> str:
     released = _released(document["cache"])
     head = ["held out", "round", "unseen", "participants", "overall"]
     head += ["gate moved", "changed"] + (["released"] if released else [])
+    untested = any(result["overall"] is None for result in document["results"])
+    if untested:
+        head.insert(2, "validation")
     rows = [head]
     for result in document["results"]:
         figures = [_both(result, name) for name in ("unseen", "participants", "overall")]
@@ -67,11 +70,13 @@ def table(document: dict[str, Any]) -> str:
         moved = f"{gate['distance']:.3f}" if gated else "-"
         changed = "-" if gate is None else f"{gate['changed']}/{gate['tested']}"
         last = [_percent(released.get(result["held_out"]))] if released else []
+        if untested:
+            figures.insert(0, _validation(result))
         rows.append([result["held_out"] or "none", round_, *figures, moved, changed, *last])
     if len(document["results"]) > 1:
         figures = [_both(document["mean"], n) for n in ("unseen", "participants", "overall")]
         last = [_percent(mean(list(released.values())))] if released else []
-        rows.append(["mean", "", *figures, "", "", *last])
+        rows.append(["mean", "", *[""] * untested, *figures, "", "", *last])
     note = (
         "accuracy in %, zero-shot -> adapter; rounds count from 0; gate moved: 0 is zero-shot's "
         "uniform gate, 1 a single channel; changed: test rows answered unlike zero-shot"
@@ -88,6 +93,11 @@ def _both(result: dict[str, Any], name: str) -> str:
     if result[name] is None:
         return "-"
     return f"{_percent(result['zero_shot'][name])} -> {_percent(result[name])}"
+
+
+def _validation(result: dict[str, Any]) -> str:
+    start, reached = result["zero_shot"]["val_accuracy"], result["val_accuracy"]
+    return _percent(start) + ("" if reached is None else f" -> {_percent(reached)}")
 
 
 def _percent(fraction: float | None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.report_data import RunData
-from pipeline.report_maps import Answers, FoldAnswers, mistakes
+from pipeline.report_maps import FOLDS, Answers, FoldAnswers, mistakes
 from pipeline.report_parts import Cell, cards, figure, key, section, table
 from pipeline.svg import COLOURS, Markup, colour, percent
 from pipeline.svg_matrix import matrix_chart
@@ -13,13 +13,14 @@ from pipeline.svg_scatter import Cloud, scatter_chart
 
 CLASSES = 25  # up to which a confusion matrix is drawn; above it the top mistakes are listed
 MISTAKES = 20
+NO_ROWS = "there are no test rows."
 
 
 def confusion_part(run: RunData, answers: Answers | str) -> Markup:
     """A matrix a training, or its most frequent mistakes where there are many classes."""
     title = "Confusion matrix of the kept round"
-    if isinstance(answers, str):
-        return section(title, f"Left out: {answers}")
+    if isinstance(answers, str) or not answers.folds:
+        return section(title, f"Left out: {answers if isinstance(answers, str) else NO_ROWS}")
     if len(answers.class_names) > CLASSES:
         parts = [_mistakes(run, answers, fold) for fold in answers.folds]
         return section(
@@ -41,8 +42,8 @@ def confusion_part(run: RunData, answers: Answers | str) -> Markup:
 def map_part(run: RunData, answers: Answers | str) -> Markup:
     """Two pictures a training: unit features before and after the adapter, on the same axes."""
     title = "Features before and after the adapter"
-    if isinstance(answers, str):
-        return section(title, f"Left out: {answers}")
+    if isinstance(answers, str) or not answers.folds:
+        return section(title, f"Left out: {answers if isinstance(answers, str) else NO_ROWS}")
     if run.settings.get("mode") == "FedAtTxt":
         return section(title, "Left out: this adapter sits on the text, image features stay.")
     pairs = [picture for fold in answers.folds for picture in _pair(run, answers, fold)]
@@ -121,5 +122,8 @@ def _clouds(
 
 
 def _rest(run: RunData, answers: Answers) -> str:
-    left = len(run.folds) - len(answers.folds)
-    return f" The first {len(answers.folds)} of {len(run.folds)} trainings." if left else ""
+    shown = min(len(run.folds), FOLDS)
+    said = f" The first {shown} of {len(run.folds)} trainings." if shown < len(run.folds) else ""
+    if len(answers.folds) < shown:
+        said += " Trainings without test rows are left out."
+    return said

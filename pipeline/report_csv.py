@@ -62,11 +62,11 @@ def _named(scores: Scores) -> dict[str, float | None]:
 def _trials(sweep: SweepData) -> tuple[list[str], Iterable[Sequence[object]]]:
     names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.settings))
     names = [name for name in names if name != "seed"]
-    heads = ["trial", "id", "status", "seed", "rounds", "seconds", "val_accuracy",
+    heads = ["trial", "id", "status", "error", "seed", "rounds", "seconds", "val_accuracy",
              *(f"test_{name}" for name in ACCURACIES),
              *names]  # fmt: skip
     rows = (
-        [t.number, t.id, t.status, t.seed, t.rounds, t.seconds, t.val_accuracy,
+        [t.number, t.id, t.status, t.error, t.seed, t.rounds, t.seconds, t.val_accuracy,
          *(_mean(t.results, which) for which in ACCURACIES),
          *(_plain(t.settings.get(name)) for name in names)]
         for t in sweep.trials

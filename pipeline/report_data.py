@@ -62,6 +62,7 @@ class Result:
     zero_shot: Scores | None
     gate: Gate | None
     traffic: Traffic | None = None
+    val_changed: dict[str, Any] | None = None  # pipeline/advice.py; where validation got worse
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def read_run(folder: Path) -> RunData:
 def read_result(found: dict[str, Any]) -> Result:
     """One entry of `results` as federate --json prints them."""
     best, gate, zero_shot = found["best_round"], found.get("gate"), found.get("zero_shot")
-    sent = found.get("bytes_a_round")
+    sent, changed = found.get("bytes_a_round"), found.get("val_changed")
     return Result(
         None if best is None else whole(best),
         _scores(found),
@@ -149,6 +150,12 @@ def read_result(found: dict[str, Any]) -> Result:
         else None,
         Traffic(whole(sent["up"]), whole(sent["down"]), sent["clip"] and whole(sent["clip"]))
         if sent
+        else None,
+        {
+            **{name: whole(changed[name]) for name in ("lost", "won")},
+            "start": fraction(changed.get("start")),
+        }
+        if changed
         else None,
     )
 

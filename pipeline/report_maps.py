@@ -111,7 +111,7 @@ class Answers:
     """What a report tells of a run beyond its files' numbers."""
 
     class_names: tuple[str, ...]
-    folds: tuple[FoldAnswers, ...]  # the first FOLDS
+    folds: tuple[FoldAnswers, ...]  # those of the first FOLDS that have test rows
     encodes_a_round: int
 
 
@@ -136,9 +136,10 @@ def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
             return f"{adapter_file} belongs to a run with other settings."
         cached = to_device(table, torch.device("cpu"))
         folds = range(min(len(run.folds), FOLDS))
+        found = [_fold(run, table, cached, adapter_file, fold) for fold in folds]
         return Answers(
             table.class_names,
-            tuple(_fold(run, table, cached, adapter_file, fold) for fold in folds),
+            tuple(fold for fold in found if fold),
             encodes_a_round(table, adapter_file),
         )
     except (CacheError, ConfigError) as error:
@@ -147,8 +148,10 @@ def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
 
 def _fold(
     run: RunData, table: FeatureTable, cached: Cached, adapter_file: Path, fold: int
-) -> FoldAnswers:
+) -> FoldAnswers | None:
     found = predictions(table, cached, adapter_file, fold)
+    if not len(found.rows):
+        return None
     domains = table.domains[found.rows[found.mapped]]
     held_out = [domain_index(table, name) for name in run.folds[fold].held_out]
     with one_thread():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeline.advice import said_of_worse
 from pipeline.extraction_rate import Rate
 from pipeline.report_answers import confusion_part, map_part
 from pipeline.report_costs import costs_part, duration
@@ -82,12 +83,10 @@ def _doubts(run: RunData) -> list[str]:
         result = fold.result
         if not (result and result.zero_shot):
             continue
-        reached, start = result.scores.val_accuracy, result.zero_shot.val_accuracy
-        if reached is not None and start is not None and reached < start:
-            said.append(
-                f"Held out {fold.name}: the kept round reaches {percent(reached)} % on validation, "
-                f"zero-shot CLIP {percent(start)} %. Training made it worse; try a smaller lr."
-            )
+        if worse := _worse(run, fold.name, result, result.zero_shot):
+            said.append(worse)
+        if result.scores.overall is None:
+            said.append(f"Held out {fold.name}: there are no test rows, so nothing is tested.")
         gate = result.gate
         if gate and gate.distance is not None and gate.distance < STILL:
             said.append(
@@ -95,6 +94,21 @@ def _doubts(run: RunData) -> list[str]:
                 f"this is zero-shot CLIP in all but {gate.changed} of {gate.tested} answers."
             )
     return said if len(said) <= 6 else [*said[:5], f"The same of {len(said) - 5} more trainings."]
+
+
+def _worse(run: RunData, name: str, result: Result, zero_shot: Scores) -> str | None:
+    """What federate said of training that made validation worse beyond noise."""
+    why = said_of_worse(
+        name,
+        {
+            "best_round": result.best_round,
+            "val_accuracy": result.scores.val_accuracy,
+            "val_changed": result.val_changed,
+            "zero_shot": {"val_accuracy": zero_shot.val_accuracy},
+        },
+        run.settings,
+    )
+    return why and f"{why[:1].upper()}{why[1:]}."
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:

@@ -19,26 +19,35 @@ from pipeline.report_parts import (
 )
 from pipeline.report_reproduced import reproduced_part
 from pipeline.report_threads import parallel_card
-from pipeline.report_trials import STATUSES, SweepData, Trial, chosen
+from pipeline.report_trials import STATUSES, SweepData, Trial, ranking
 from pipeline.svg import Markup, element, percent
-from pipeline.sweep_report import Candidate
+from pipeline.sweep_report import (
+    Candidate,
+    failures,
+    nothing_chosen,
+    said_of_ties,
+    tied,
+    two_measures,
+)
 
 LISTED = 2000  # trials in the table; the rest are in trials.csv
 
 
 def sweep_part(sweep: SweepData, anchor: str) -> Markup:
     """Everything about one sweep, under a heading with its name."""
-    best = chosen(sweep)
+    ranked = ranking(sweep)
+    best = ranked[0] if ranked else None
     trials = best.records if best else ()
     threads = parallel_card(sweep, trials)
     return element(
         "article",
         element("h2", f"Sweep {sweep.name}"),
         element("p", _lead(sweep), class_="lead"),
-        warnings([*sweep.notes, *_doubts(sweep)]),
+        warnings([*sweep.notes, *_doubts(sweep, ranked)]),
         tiles(_tiles(sweep, best)) if sweep.trials else "",
         reproduced_part(sweep.folder),
         _chosen(sweep, trials),
+        _failed(sweep),
         section("Settings and validation accuracy", "Each line is a trial.", cards(threads))
         if threads
         else "",
@@ -62,13 +71,36 @@ def _lead(sweep: SweepData) -> str:
     return f"{len(sweep.trials):,} trials ended; they differ in {names}. {by}"
 
 
-def _doubts(sweep: SweepData) -> list[str]:
+def _doubts(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[str]:
     odd = [t for t in sweep.trials if t.status not in STATUSES]
     lost = [t for t in sweep.trials if t.status in ("diverged", "failed")]
     said = [f"{len(lost)} of {len(sweep.trials)} trials diverged or failed."] if lost else []
+    if sweep.trials and not ranked:
+        done = sum(t.status == "done" for t in sweep.trials)
+        said.append(_sentence(nothing_chosen(done, sweep.select)))
+    base = sweep.spec.get("base")
+    method = base.get("method") if isinstance(base, dict) else None
+    said += map(_sentence, two_measures(ranked, method))
+    if len(ties := [each.records[0].number for each in tied(ranked)]) > 1:
+        said.append(_sentence(said_of_ties(ties[0], ties[1:])))
     if odd:
         said.append(f"{len(odd)} trials have a status that is not known here: {odd[0].status}.")
     return said
+
+
+def _sentence(words: str) -> str:
+    words = words.strip()
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def _failed(sweep: SweepData) -> Markup:
+    """Why trials failed: each reason with how many."""
+    why = failures(sweep.trials)
+    if not why:
+        return Markup("")
+    rows = [[Cell(each["error"], None, "word"), Cell(each["trials"])] for each in why[:LISTED]]
+    lead = "Settings that conflict, or that the rows do not suffice for. Nothing was trained."
+    return section("Failed trials", lead, table("Failed trials", ["reason", "trials"], rows))
 
 
 def _tiles(sweep: SweepData, best: Candidate[Trial] | None) -> list[tuple[str, str, str]]:

@@ -30,6 +30,7 @@ class Trial:
     seconds: float | None
     results: tuple[Result, ...]
     held_out: tuple[str, ...]  # as the results name it
+    error: str | None = None  # why it failed or diverged
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,9 @@ def read_bench(file: Path) -> BenchData:
     return BenchData(file.stem, file, machine, cases, tuple(notes))
 
 
-def chosen(sweep: SweepData) -> Candidate[Trial] | None:
-    """The configuration that sweep itself calls the best, by its own selection; None for none."""
-    ranked = candidates((trial, score(trial, sweep.select)) for trial in sweep.trials)
-    return ranked[0] if ranked else None
+def ranking(sweep: SweepData) -> list[Candidate[Trial]]:
+    """The configurations as sweep itself ranks them, by its own selection, the best first."""
+    return candidates((trial, score(trial, sweep.select)) for trial in sweep.trials)
 
 
 def score(trial: Trial, select: str) -> float | None:
@@ -171,6 +171,7 @@ def _trial(line: dict[str, Any]) -> Trial:
         seconds=fraction(line.get("seconds")),
         results=tuple(read_result(found) for found in results),
         held_out=tuple(str(found.get("held_out") or "nothing") for found in results),
+        error=None if line.get("error") is None else str(line["error"]),
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.adapter import AdamSettings
 from pipeline.aggregate import Reports, aggregate, renormalised
+from pipeline.config import RunConfig
 from pipeline.lanes import Fold, Plan, settings_of
 from pipeline.local_round import (
     Engine,
@@ -136,8 +137,21 @@ def _diverged(fold: Fold, round: int) -> str:
     held_out = ", ".join(fold.held_out) or "nothing"
     return (
         f"round {round}: no client's adapter (held out: {held_out}) is finite any more; training "
-        f"diverged at lr {fold.config.lr:g}. Try a smaller --lr"
+        f"diverged at lr {fold.config.lr:g}. Try a smaller {_what_grew(fold.config)}"
     )
+
+
+def _what_grew(config: RunConfig) -> str:
+    """The options that make an update long: the lr, and what it is multiplied by where that is."""
+    options = ["--lr"] if config.lr else []
+    if config.method in ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold"):
+        options += ["--server-lr"] if config.server_lr > 1 else []
+    # A step shrinks an adapter by lr * decay, and pulls it by lr * mu: above 2 it overshoots.
+    options += ["--weight-decay"] if config.lr * config.weight_decay > 2 else []
+    if config.method in ("fedprox", "ditto"):
+        options += ["--mu"] if config.lr * config.mu > 2 else []
+    options += ["--noise"] if config.noise else []
+    return " or ".join(options or ["--server-lr"])
 
 
 def _name(plan: Plan, lane: int) -> str:

@@ -3,9 +3,10 @@
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.config import ConfigError, ConflictError, RunConfig
 from pipeline.sweep_space import Choices, Steps, at, at_step
@@ -58,6 +59,22 @@ def open_search(
     return listed(listed_trials(spec, base), len(spec.seeds), known)
 
 
+def check_search(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
+    """The trials of a grid or random search; () of bayes, whose trials are not known before.
+
+    Raises ConfigError as open_search does, and where no settings at all can be, without a folder.
+    """
+    if spec.method != "bayes":
+        return listed_trials(spec, base)
+    from pipeline.search_bayes import distributions
+
+    check_ends(spec, base)
+    distributions(spec)
+    one = dataclasses.replace(spec, method="random", count=1)
+    _combinations(one, lambda settings: dataclasses.replace(base, **settings))
+    return ()
+
+
 def listed(trials: Sequence[Trial], seeds: int, ended: Mapping[str, Record]) -> Search:
     """A search through a list, seeds of one configuration next to each other."""
     waiting = [trial for trial in trials if trial.id not in ended]
@@ -87,50 +104,87 @@ def listed_trials(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
     The same spec and base give the same trials; a random search of more draws begins with those
     of fewer. It ends before its count when MISSES draws in a row bring nothing new.
 
-    Combinations that cannot be (head cosine with mode FedAtImg) are left out. Raises ConfigError
-    when no other is left, and for settings that cannot be in any combination.
+    Combinations that conflict (head cosine with mode FedAtImg) and came up meanwhile stand behind
+    the others and are not counted: their trials fail when they are planned, each with its reason.
+    Raises ConfigError when there is no other, and for values out of their limits.
     """
     check_ends(spec, base)
-    settings = _grid(spec, base) if spec.method == "grid" else _draws(spec, base)
-    configurations = enumerate(itertools.islice(settings, spec.count))
-    return tuple(trial for number, each in configurations for trial in seeded(spec, number, each))
+    found, conflicts = _combinations(spec, lambda settings: dataclasses.replace(base, **settings))
+    return tuple(
+        trial
+        for number, each in enumerate([*found, *conflicts])
+        for trial in seeded(spec, number, each)
+    )
 
 
-def _grid(spec: SweepSpec, base: RunConfig) -> Iterable[dict]:
-    names = [name for name, _ in spec.parameters]
-    found, refused = 0, None
-    for values in itertools.product(*(_every(*pair) for pair in spec.parameters)):
-        settings = dict(zip(names, values, strict=True))
+def base_of(spec: SweepSpec, given: Mapping[str, Any]) -> RunConfig:
+    """The config that the swept settings are put into, from the settings that are not swept.
+
+    Where RunConfig(**given) conflicts, as it does for partition=iid swept beside clients=4, it has
+    the swept values of the first combination that does not. Raises ConfigError where all do.
+    """
+    try:
+        return RunConfig(**given)
+    except ConflictError:
+        one = spec if spec.method == "grid" else dataclasses.replace(spec, method="random")
+        one = dataclasses.replace(one, count=1)
+        found, _ = _combinations(one, lambda settings: RunConfig(**{**given, **settings}))
+        return RunConfig(**{**given, **found[0]})
+
+
+def reasons(whys: Iterable[str], most: int = 5) -> str:
+    """Why trials cannot be trained, each reason once and with their number, the commonest first."""
+    counted = Counter(whys).most_common()
+    said = [f"{why} ({count})" for why, count in counted[:most]]
+    left = sum(count for _, count in counted[most:])
+    return "; ".join([*said, *([f"and {left} more"] if left else [])])
+
+
+def _combinations(
+    spec: SweepSpec, configure: Callable[[dict[str, Any]], RunConfig]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Up to spec.count settings that can be, and those that conflict and came up before the last.
+
+    Raises ConfigError when none can be.
+    """
+    found: list[dict[str, Any]] = []
+    conflicts: list[dict[str, Any]] = []
+    whys: list[str] = []
+    misses = 0
+    for settings in _grid(spec) if spec.method == "grid" else _draws(spec):
+        misses += 1
         try:
-            dataclasses.replace(base, **settings)
+            if settings is not None:
+                configure(settings)
+                found.append(settings)
+                misses = 0
         except ConflictError as error:
-            refused = error
-            continue
-        found += 1
-        yield settings
-    if not found and refused:
-        raise ConfigError(f"no combination can be trained; the last: {refused}")
+            conflicts.append(settings)
+            whys.append(str(error))
+        except ConfigError as error:  # a normal draw out of its setting's limits
+            whys.append(str(error))
+        if len(found) == spec.count or (misses == MISSES and spec.method != "grid"):
+            break
+    if not found:
+        raise ConfigError(f"no combination can be trained: {reasons(whys)}")
+    return found, conflicts
 
 
-def _draws(spec: SweepSpec, base: RunConfig) -> Iterable[dict]:
+def _grid(spec: SweepSpec) -> Iterator[dict[str, Any]]:
+    names = [name for name, _ in spec.parameters]
+    for values in itertools.product(*(_every(*pair) for pair in spec.parameters)):
+        yield dict(zip(names, values, strict=True))
+
+
+def _draws(spec: SweepSpec) -> Iterator[dict[str, Any] | None]:
+    """Draws without end; None in the place of one that came before."""
     rng = random.Random(spec.draw_seed)  # random() of a seed is the same in every Python
     seen: set[str] = set()
-    refused, misses = None, 0
-    while misses < MISSES:
+    while True:
         settings = {name: at(name, domain, rng.random()) for name, domain in spec.parameters}
-        misses += 1
-        if configuration_id(settings) in seen:
-            continue
-        try:
-            dataclasses.replace(base, **settings)
-        except ConfigError as error:
-            refused = error
-            continue
-        misses = 0
+        new = configuration_id(settings) not in seen
         seen.add(configuration_id(settings))
-        yield settings
-    if not seen and refused:
-        raise ConfigError(f"none of {MISSES} draws can be trained; the last: {refused}")
+        yield settings if new else None
 
 
 def _every(name: str, domain: Choices | Steps) -> Iterable:

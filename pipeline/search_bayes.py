@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import ConfigError, ConflictError, RunConfig
 from pipeline.plain_files import LOG, read_plain
 from pipeline.search import Search, State
 from pipeline.setting_values import Value
@@ -44,7 +44,8 @@ def bayes(spec: SweepSpec, base: RunConfig, folder: Path, ended: Mapping[str, Re
 
     A diverged configuration is told as accuracy 0: TPE leaves FAILed ones out of its model, and
     would go on suggesting their neighbours. A failed one is told FAIL, for an error is no news of
-    an accuracy; a pruned one PRUNED, with its accuracy at its cut.
+    an accuracy; a pruned one PRUNED, with its accuracy at its cut. Settings that conflict are told
+    FAIL at once and asked for as trials behind the spec's count, which fail when they are planned.
 
     Raises ConfigError for a parameter that TPE cannot draw.
     """
@@ -53,16 +54,21 @@ def bayes(spec: SweepSpec, base: RunConfig, folder: Path, ended: Mapping[str, Re
     return Search(search.ask, search.tell, search.state)
 
 
+def distributions(spec: SweepSpec) -> dict[str, optuna.distributions.BaseDistribution]:
+    """What TPE draws each parameter of more than one value from; ConfigError for what it cannot."""
+    return {
+        name: _distribution(name, domain)
+        for name, domain in spec.parameters
+        if not (isinstance(domain, Choices) and len(domain.values) == 1)
+    }
+
+
 class _Bayes:
     def __init__(
         self, spec: SweepSpec, base: RunConfig, journal: Path, ended: Mapping[str, Record]
     ) -> None:
         self.spec, self.base, self.records = spec, base, dict(ended)
-        self.space = {
-            name: _distribution(name, domain)
-            for name, domain in spec.parameters
-            if not (isinstance(domain, Choices) and len(domain.values) == 1)
-        }
+        self.space = distributions(spec)
         self.running: list[tuple[optuna.Trial, tuple[Trial, ...]]] = []
         self.study = _open_study(journal)
         if self._is_ahead():
@@ -74,6 +80,9 @@ class _Bayes:
         trials = self.study.get_trials(deepcopy=False)
         begun = [t for t in trials if "index" in t.user_attrs and t.state != TrialState.WAITING]
         self.seen = {configuration_id(self._settings(trial)) for trial in begun}
+        self.conflicts = [self._settings(t) for t in trials if "conflict" in t.user_attrs]
+        self.seen |= {configuration_id(settings) for settings in self.conflicts}
+        self.untold = list(range(len(self.conflicts)))
         self.next = 1 + max(self._latest(), default=-1)
 
     def ask(self, n: int) -> tuple[Trial, ...]:
@@ -81,7 +90,7 @@ class _Bayes:
             raise ConfigError(f"a search is asked for {n} configurations; ask for 1 or more")
         while True:
             self._settle()
-            batch = self._batch(n)
+            batch = self._batch(n) + self._conflicting()
             trials = [t for seeds in batch for t in seeds if t.id not in self.records]
             if trials or not batch:
                 return tuple(trials)
@@ -91,8 +100,9 @@ class _Bayes:
         self._settle()
 
     def state(self) -> State:
-        most = self.spec.count * len(self.spec.seeds)
-        return State(self.next * len(self.spec.seeds), len(self.records), most)
+        most = (self.spec.count + len(self.conflicts)) * len(self.spec.seeds)
+        asked = (self.next + len(self.conflicts) - len(self.untold)) * len(self.spec.seeds)
+        return State(asked, len(self.records), most)
 
     def _batch(self, n: int) -> list[tuple[Trial, ...]]:
         """What an earlier start had begun, and new ones up to the next multiple of n."""
@@ -117,20 +127,31 @@ class _Bayes:
             self.study.sampler = _sampler(self.spec.draw_seed, self.next, attempt)
             trial = self.study.ask(self.space)
             settings = self._settings(trial)
-            if configuration_id(settings) not in self.seen and self._can_be(settings):
+            if configuration_id(settings) not in self.seen:
                 self.seen.add(configuration_id(settings))
-                trial.set_user_attr("index", self.next)  # last: whole trials are known by it
-                self.next += 1
-                return trial
+                if self._can_be(trial, settings):
+                    trial.set_user_attr("index", self.next)  # last: whole trials are known by it
+                    self.next += 1
+                    return trial
             self.study.tell(trial, state=TrialState.FAIL)
         return None
 
-    def _can_be(self, settings: dict) -> bool:
+    def _can_be(self, trial: optuna.Trial, settings: dict) -> bool:
         try:
             dataclasses.replace(self.base, **settings)
+        except ConflictError:
+            trial.set_user_attr("conflict", True)
+            self.untold.append(len(self.conflicts))
+            self.conflicts.append(settings)
+            return False
         except ConfigError:
             return False
         return True
+
+    def _conflicting(self) -> list[tuple[Trial, ...]]:
+        """Trials of the settings that conflict, each once: they fail when they are planned."""
+        places, self.untold = self.untold, []
+        return [seeded(self.spec, self.spec.count + k, self.conflicts[k]) for k in places]
 
     def _settle(self) -> None:
         """Tells the study every running configuration whose seeds have all ended."""

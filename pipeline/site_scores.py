@@ -11,7 +11,7 @@ from kernels.heads import size
 from pipeline.evaluate import Cached, mean, score, summarise, zero_shot_accuracy, zero_shot_top1
 from pipeline.federate import ENCODED_BY
 from pipeline.lanes import Plan, plan_of
-from pipeline.metrics import spread
+from pipeline.metrics import spread_or_none
 from pipeline.payload import clip_bytes, payload_bytes
 from pipeline.report import FoldRound, held_out_name
 from pipeline.rounds import Told
@@ -137,6 +137,7 @@ def result(fed: Federation, reached: Reached, model: str | None) -> dict[str, An
         "held_out": held_out_name(held_out),
         "best_round": chosen.round,
         "val_accuracy": chosen.val_accuracy,
+        "val_changed": None,
         "zero_shot": {
             **summarise(start, held_out),
             "per_domain": start,
@@ -155,5 +156,5 @@ def result(fed: Federation, reached: Reached, model: str | None) -> dict[str, An
 def _by_client(right: Right) -> dict[str, Any]:
     counts = {name: own["test"] for name, own in right.items() if own.get("test", (0, 0))[1]}
     accuracy = {name: float(r / n) for name, (r, n) in counts.items()}
-    figures = spread(list(accuracy.values()), [n for _, n in counts.values()])
-    return {**(figures._asdict() if figures else {}), "accuracy": accuracy}
+    figures = spread_or_none(list(accuracy.values()), [n for _, n in counts.values()])
+    return {**figures, "accuracy": accuracy}

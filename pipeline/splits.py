@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cache.table import FeatureTable
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RowsError, RunConfig
 from pipeline.partitions import few_shot, partition
 
 TRAIN, VAL, TEST = 0, 1, 2
@@ -34,28 +34,41 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
     int(split * n) train, and int((1 - split) / 2 * n) each validate and test: not stratified, up to
     two rows unused. Partitions (pipeline/partitions.py) share out the rows of each use alike.
 
-    Raises ConfigError for a client that could not be trained or chosen by: under two train rows (a
-    batch of one row is skipped), or no validation row in the whole domain.
+    Raises RowsError for "holdout" where the cache fixes no split, and for a client that could not
+    be trained or chosen by: under two train rows (a batch of one row is skipped), or no validation
+    row in the whole domain. Method zero-shot trains and chooses nothing, so it takes any rows.
     Source: PersonalizedFL fedclip/datautil/datasplit, np.random.seed(seed) for each data set.
     """
     name = table.domain_names[domain]
     rows = np.flatnonzero(table.domains == domain)
     train, val, test = _uses(table, rows, config)
     whole = ClientSplit(name, domain, name, domain, train, val, test)
-    for part, least in (("train", 2), ("val", 1)):
-        if len(getattr(whole, part)) < least:
-            raise ConfigError(
-                f"{table.source}: client {name!r} has {len(rows)} rows, of which {len(train)} "
-                f"train and {len(val)} validate; it needs at least 2 and 1. Give it more images, "
-                "another --split, or hold it out"
-            )
+    least = needed(config)
+    if any(len(getattr(whole, part)) < count for part, count in least.items()):
+        fixed = "" if table.split is None else " by the cache's own split"
+        raise RowsError(
+            f"{table.source}: client {name!r} has {len(rows)} rows, of which{fixed} {len(train)} "
+            f"train, {len(val)} validate and {len(test)} test; it needs at least "
+            + " and ".join(f"{count} {part} rows" for part, count in least.items() if count)
+        )
     clients = [whole] if config.partition == "domain" else _share_out(table, whole, config)
     if config.shots:
         clients = [
             replace(c, train=few_shot(c.train, table.labels, config.shots, config.seed, c.stream))
             for c in clients
         ]
+        most = max(len(client.train) for client in clients)
+        if most < least.get("train", 0):
+            raise RowsError(
+                f"{table.source}: domain {name!r}: of {config.shots} shots a class no client has "
+                f"more than {most} train rows; one needs at least {least['train']}"
+            )
     return clients
+
+
+def needed(config: RunConfig) -> dict[str, int]:
+    """Rows that every domain must have of each use."""
+    return {} if config.method == "zero-shot" else {"train": 2, "val": 1}
 
 
 def _uses(table: FeatureTable, rows: np.ndarray, config: RunConfig) -> list[np.ndarray]:
@@ -65,9 +78,9 @@ def _uses(table: FeatureTable, rows: np.ndarray, config: RunConfig) -> list[np.n
     shuffle = np.random.RandomState(config.seed).shuffle
     if table.split is None:
         if config.fixed_split == "holdout":
-            raise ConfigError(
+            raise RowsError(
                 f"{table.source}: fixed_split holdout needs a cache that fixes a split; this one "
-                "fixes none. Leave --fixed-split out"
+                "fixes none"
             )
         shuffle(order)
         train, held = int(len(rows) * config.split), int(len(rows) * rest)
@@ -93,7 +106,7 @@ def _share_out(table: FeatureTable, whole: ClientSplit, config: RunConfig) -> li
         whole.domain,
         alpha=config.alpha,
         classes_per_client=config.classes_per_client,
-        least={"train": 2},
+        least={"train": needed(config).get("train", 0)},
         name=f"{table.source}: domain {whole.name!r}",
     )
     first = len(table.domain_names) + 1 + whole.domain * config.clients  # behind the domains' own

@@ -19,7 +19,7 @@ from pipeline.search import Search
 from pipeline.sweep_floor import Floor, Running, Stopped, chunks_of, end_trial, foresee, planned
 from pipeline.sweep_spec import SweepSpec, batch_size
 from pipeline.training import Progress, advance, begin, pick_plan_backend
-from pipeline.trials import Trial
+from pipeline.trials import Trial, configuration_id
 
 
 def train_all(search: Search, spec: SweepSpec, base: RunConfig, floor: Floor, batch: int) -> None:
@@ -34,7 +34,7 @@ def train_all(search: Search, spec: SweepSpec, base: RunConfig, floor: Floor, ba
 
 
 def _train(asked: Sequence[Trial], spec: SweepSpec, base: RunConfig, floor: Floor) -> None:
-    live, broken = planned(asked, base, floor.table)
+    live, broken = planned(asked, base, floor)
     for trial, why in broken:
         end_trial(floor, trial, "failed", error=why)
     rounds = live[0].config.rounds if live else base.rounds  # with halving they all agree
@@ -79,6 +79,8 @@ def advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
             each.progress = replace(own, diverged={})
             each.died = next(iter(own.diverged.values()), None)
             each.val = None if each.died else _val(own)
+            if each.config.method == "zero-shot":
+                each.val = _zero_shot_val(outcomes(engine._replace(plan=each.plan), own))
         if not any(each.died for each in going):
             return
         going = [each for each in going if not each.died]
@@ -97,7 +99,7 @@ def _park(chunk: list[Running], floor: Floor) -> None:
     folder = floor.folder.folder / "parked"
     folder.mkdir(exist_ok=True)  # emptied by the next start: nothing in it need last
     for each in chunk:
-        if not each.died:
+        if not each.died and each.plan.models:  # zero-shot has nothing to put there
             each.parked = folder / f"{each.trial.id}.safetensors"
             write_adapters(each.parked, *to_tensors(each.plan, each.progress), lasting=False)
             each.progress = None
@@ -141,7 +143,8 @@ def _cut(
 
     A sweep that was killed has some ends on record already: those of this segment are compared
     again, and where a later one is on record this cut was made, so all who live survived it.
-    Only trials that were asked for together are compared: bayes asks many times.
+    Only trials that were asked for together are compared: bayes asks many times. A configuration
+    of which no seed could be planned never entered.
     """
     if not live:
         return live
@@ -155,7 +158,10 @@ def _cut(
     ]
     if any(each.status == "done" or each.rounds > mark for each in others):
         return live
+    began = {configuration_id(each.settings) for each in others if each.status != "failed"}
+    began |= {configuration_id(each.trial.settings) for each in live}
     here = [each for each in others if each.rounds > reached or (not reached and not each.rounds)]
+    here = [each for each in here if configuration_id(each.settings) in began]
     scores = {e.id: e.val_accuracy if e.status == "pruned" else None for e in here}
     scores |= {each.trial.id: each.val for each in live}
     trials = [Trial(e.number, e.settings, e.seed, e.id) for e in here]
@@ -171,6 +177,12 @@ def _val(progress: Progress) -> float | None:
     return mean([chosen.val_accuracy for chosen in progress.chosen if chosen])
 
 
+def _zero_shot_val(results: Sequence[dict]) -> float | None:
+    """Of zero-shot CLIP over the folds; None where one has no validation rows."""
+    found = [result["zero_shot"]["val_accuracy"] for result in results]
+    return None if None in found else mean(found)
+
+
 def end_running(floor: Floor, each: Running, status: str, error: str | None = None) -> None:
     """Puts a trial that trained, and what it reached, on record."""
     progress, results = _progress(each, floor), []
@@ -179,7 +191,7 @@ def end_running(floor: Floor, each: Running, status: str, error: str | None = No
         engine = Engine(each.plan, floor.cached, backend, model=floor.table.identity.get("model"))
         results = outcomes(engine, progress)
     if each.config.method == "zero-shot":
-        each.val = mean([result["zero_shot"]["val_accuracy"] for result in results])
+        each.val = _zero_shot_val(results)
     end_trial(
         floor, each.trial, status, rounds=progress.rounds_done, results=results,
         val_accuracy=each.val, seconds=each.seconds, error=error,

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from cache.table import FeatureTable
+from kernels.backends import BackendUnavailable
 from kernels.heads import size
 from pipeline.config import ConfigError, RunConfig
 from pipeline.evaluate import Cached
@@ -16,7 +17,7 @@ from pipeline.lanes import Plan, build_plan, steps_a_round
 from pipeline.progress import Bar
 from pipeline.sweep_folder import SweepFolder
 from pipeline.sweep_spec import SweepSpec, config_of
-from pipeline.training import Progress
+from pipeline.training import Progress, pick_plan_backend
 from pipeline.trials import Record, Trial, record
 
 LANES = 96
@@ -59,17 +60,30 @@ class Floor:
 
 
 def planned(
-    asked: Sequence[Trial], base: RunConfig, table: FeatureTable
+    asked: Sequence[Trial], base: RunConfig, floor: Floor
 ) -> tuple[list[Running], list[tuple[Trial, str]]]:
     """The trials with their plans; and those that cannot be (their neighbours can), with why."""
     live, broken = [], []
     for trial in asked:
         try:
-            config = config_of(trial, base)
-            live.append(Running(trial, config, build_plan(table, config)))
-        except ConfigError as error:
+            live.append(plan_trial(trial, base, floor.table, floor.device, floor.backend))
+        except (ConfigError, BackendUnavailable) as error:
             broken.append((trial, str(error)))
     return live, broken
+
+
+def plan_trial(
+    trial: Trial, base: RunConfig, table: FeatureTable, device: torch.device, backend: str
+) -> Running:
+    """The trial with its plan.
+
+    Raises ConfigError for settings that conflict or do not fit the rows, BackendUnavailable for a
+    plan that the named backend cannot train.
+    """
+    config = config_of(trial, base)
+    plan = build_plan(table, config)
+    pick_plan_backend(plan, backend, device)
+    return Running(trial, config, plan)
 
 
 def foresee(live: list[Running], spec: SweepSpec, rounds: int, floor: Floor) -> None:

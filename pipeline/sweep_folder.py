@@ -48,16 +48,19 @@ class SweepFolder:
     def add(self, ended: Record) -> None:
         """Appends one trial, handed to the system before this returns; `sync` makes it last.
 
+        One that stands there already, as what failed and fails again does, is not appended.
         Raises ConfigError when it cannot be written.
         """
         assert ended.status in STATUSES, ended.status
         said = finite(dataclasses.asdict(ended))
-        try:
-            self._lines.write(line_of(said))
-            self._lines.flush()
-        except OSError as error:
-            raise ConfigError(cannot_write(self.folder, error)) from error
-        self.records[ended.id] = Record(**said)
+        fresh = Record(**said)
+        if self.records.get(ended.id) != fresh:
+            try:
+                self._lines.write(line_of(said))
+                self._lines.flush()
+            except OSError as error:
+                raise ConfigError(cannot_write(self.folder, error)) from error
+        self.records[ended.id] = fresh
 
     def sync(self) -> None:
         """Brings what was added onto the disk, where other machines see it, too."""

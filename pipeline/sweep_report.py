@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import PERSONAL, ConfigError, RunConfig
 from pipeline.evaluate import mean
 from pipeline.importance import influences, label
 from pipeline.report import _aligned, _percent, mean_results
@@ -19,6 +19,7 @@ from pipeline.trials import STATUSES, Record, configuration_id
 SELECTIONS = ("validation", "oracle")
 TESTED = ("unseen", "participants", "overall")
 TOP = 10
+REASONS = 5  # why trials failed, in text for people
 SCORES = {"validation": "val_accuracy", "oracle": "oracle_accuracy"}
 
 
@@ -28,6 +29,14 @@ class _Ended(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]: ...
+
+
+class _Failed(Protocol):
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def error(self) -> str | None: ...
 
 
 Ended = TypeVar("Ended", bound=_Ended)
@@ -71,10 +80,13 @@ def sweep_report(
     return {
         "select": select,
         "trials": {status: statuses[status] for status in STATUSES},
+        "failures": failures(records),
         "seconds": sum(each.seconds for each in records),
         "best": _best(ranked[0], base, cache, select) if ranked else None,
         "top": [_described(each, select) for each in ranked[:TOP]],
         "configurations": len(ranked),
+        "tied": [each.records[0].number for each in tied(ranked)[1:]],
+        "notes": two_measures(ranked, base.method),
         "mattered": [dataclasses.asdict(each) for each in mattered],
     }
 
@@ -105,6 +117,34 @@ def candidates(scored_trials: Iterable[tuple[Ended, float | None]]) -> list[Cand
     )
 
 
+def tied(ranked: Sequence[Candidate[Ended]]) -> list[Candidate[Ended]]:
+    """Those that reach just what the best reaches, with it; [] of none."""
+    return [each for each in ranked if np.mean(each.scores) == np.mean(ranked[0].scores)]
+
+
+def two_measures(ranked: Sequence[Candidate[Ended]], method: object) -> list[str]:
+    """A sentence where methods that score clients' own adapters are ranked with others; or [].
+
+    method  of trials that do not sweep it
+    """
+    methods = dict.fromkeys(str(each.records[0].settings.get("method", method)) for each in ranked)
+    own = [name for name in methods if name in PERSONAL]
+    if not own or len(own) == len(methods):
+        return []
+    others = [name for name in methods if name not in PERSONAL]
+    return [
+        f"this ranking mixes two measures: {', '.join(own)} validate each client's own adapter on "
+        f"that client's rows, {', '.join(others)} one adapter on all clients' rows"
+    ]
+
+
+def failures(ended: Iterable[_Failed]) -> list[dict[str, Any]]:
+    """Why trials failed, each reason once with the number of its trials, the commonest first."""
+    counted = Counter(each.error or "no reason on record" for each in ended
+                      if each.status == "failed")  # fmt: skip
+    return [{"error": error, "trials": count} for error, count in counted.most_common()]
+
+
 def federate_command(
     base: RunConfig, settings: Mapping[str, object], seed: int, cache: Sequence[str]
 ) -> str:
@@ -131,17 +171,39 @@ def federate_command(
 
 def sweep_table(document: dict) -> str:
     """The object of sweep_report as text for people, accuracies in percent."""
-    counts = ", ".join(f"{n} {status}" for status, n in document["trials"].items() if n)
-    head = f"{sum(document['trials'].values())} trials: {counts or 'none ended'}"
-    best = document["best"]
+    head, best = _head(document), document["best"]
     if best is None:
-        return f"{head}\nno configuration has all its seeds done: nothing can be chosen"
+        return f"{head}\n{nothing_chosen(document['trials']['done'], document['select'])}"
     by = "by oracle" if document["select"] == "oracle" else "by validation"
-    parts = [head, _top(document, by)]
+    parts = [head, _top(document, by), *document["notes"]]
     if document["mattered"]:
         parts.append(_mattered(document))
     parts += [_tested(best, by), f"the best {by}, again:\n  {printable(best['command'])}"]
     return "\n\n".join(parts)
+
+
+def nothing_chosen(done: int, select: str) -> str:
+    """Why no configuration is the best, of a sweep with so many trials done."""
+    if not done:
+        return "no configuration has all its seeds done: nothing can be chosen"
+    rows = "validation" if select == "validation" else "test"
+    return (
+        f"no configuration has all its seeds done and a {rows} accuracy: nothing can be chosen. "
+        f"Without {rows} rows there is none"
+    )
+
+
+def _head(document: dict) -> str:
+    """The counts, and why trials failed."""
+    counts = [f"{n} {status}" for status, n in document["trials"].items() if n]
+    head = f"{sum(document['trials'].values())} trials: {', '.join(counts) or 'none ended'}"
+    whys = [f"{each['error']} ({each['trials']})" for each in document["failures"][:REASONS]]
+    left = sum(each["trials"] for each in document["failures"][REASONS:])
+    if left:
+        whys.append(f"other reasons, in trials.jsonl ({left})")
+    if len(whys) == 1 and counts[-1].endswith("failed"):
+        return f"{head}: {whys[0]}"
+    return "\n".join([head, *(f"failed: {why}" for why in whys)])
 
 
 def _score(record: Record, select: str) -> float | None:
@@ -199,8 +261,17 @@ def _top(document: dict, by: str) -> str:
     alike = f"\nall of them: {', '.join(f'{n} {label(v)}' for n, v in same.items())}" * bool(same)
     return (
         f"the best {len(top)} {by} of {document['configurations']} configurations\n"
-        f"{_aligned(rows)}{alike}"
+        f"{_aligned(rows)}{alike}{said_of_ties(top[0]['number'], document['tied'])}"
     )
+
+
+def said_of_ties(best: int, others: Sequence[int]) -> str:
+    """A line that names the configurations that reach just what the best one does; or ""."""
+    if not others:
+        return ""
+    named = ", ".join(str(number) for number in others[:TOP])
+    more = f" and {len(others) - TOP} more" if len(others) > TOP else ""
+    return f"\ntied with trial {best}, the earliest: {named}{more}"
 
 
 def _mattered(document: dict) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cache.table import FeatureTable
-from kernels.backends import pick_backend, pick_device
+from kernels.backends import BackendUnavailable, pick_backend, pick_device
 from pipeline.claims import Claims, joined
 from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.federate import cache_facts
@@ -21,16 +21,16 @@ from pipeline.plain_files import OBJECT, read_plain
 from pipeline.process import free_memory
 from pipeline.progress import progress_bar
 from pipeline.report_files import replace_file
-from pipeline.search import Search, open_search
+from pipeline.search import Search, check_search, open_search, reasons
 from pipeline.signals import Interrupted, noted_signals
 from pipeline.sweep import train_all
-from pipeline.sweep_floor import Floor, Stopped
+from pipeline.sweep_floor import Floor, Stopped, plan_trial
 from pipeline.sweep_folder import SweepFolder, open_sweep
 from pipeline.sweep_report import check_selection, sweep_report
 from pipeline.sweep_share import train_shared
 from pipeline.sweep_spec import SweepSpec, batch_size, describe
 from pipeline.training import to_device
-from pipeline.trials import Record
+from pipeline.trials import Record, Trial
 
 SHARED = "shared.json"
 
@@ -77,11 +77,15 @@ def sweep(
     select   "validation", or "oracle", which looks at test accuracy and is called so
     cache    the words of a command line that name the cache, for the command that is shown
 
-    Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
+    A trial whose settings conflict or do not fit the rows is recorded as failed with the reason.
+
+    Raises ConfigError, CacheError, BackendUnavailable, before a folder is made where no trial can
+    be trained; Interrupted after SIGINT or SIGTERM.
     """
     check_selection(select)
     on = pick_device(device)
     trains = pick_backend(backend, on)  # refuses a wrong name before anything is trained
+    _refuse_untrainable(table, check_search(spec, base), base, on, backend)
     described = {
         "spec": describe(spec),
         "base": as_json(base),
@@ -145,7 +149,7 @@ def train_and_tell(
             else:
                 train_shared(search, spec, base, floor, batch_size(spec), claims, again)
         except Stopped:
-            left_over = state.most - len(opened.records)
+            left_over = search.state().most - len(opened.records)
         opened.sync()
     spent = time.monotonic() - started
     if left_over:
@@ -156,6 +160,9 @@ def train_and_tell(
     else:
         opened.gather()
         claims.clear()
+        failed = [each.error or "" for each in opened.records.values() if each.status == "failed"]
+        if failed and len(failed) == len(opened.records):
+            raise ConfigError(f"{folder}: no trial could be trained: {reasons(failed)}")
     report = sweep_report(opened.records.values(), base, cache, select=select)
     speed = floor.steps / spent if spent else 0.0
     return {
@@ -179,6 +186,22 @@ def read_shared(folder: Path) -> Shared:
             f"{file}: does not say which cache the sweep is of ({error!r}); start the sweep's own "
             "command once more, and join it then"
         ) from error
+
+
+def _refuse_untrainable(
+    table: FeatureTable, trials: Sequence[Trial], base: RunConfig, on: torch.device, backend: str
+) -> None:
+    """Raises what the first trial meets, with all reasons, where no trial can be planned."""
+    met: list[ConfigError | BackendUnavailable] = []
+    for trial in trials:
+        try:
+            plan_trial(trial, base, table, on, backend)
+            return
+        except (ConfigError, BackendUnavailable) as error:
+            met.append(error)
+    if met:
+        kind = BackendUnavailable if isinstance(met[0], BackendUnavailable) else ConfigError
+        raise kind(f"no trial can be trained: {reasons(map(str, met))}")
 
 
 def _write_shared(folder: Path, shared: Shared) -> None:

@@ -59,7 +59,7 @@ def _train(
 
     floor.folder.refresh()
     _refuse_others(asked, floor)
-    live, broken = planned([trial for trial in asked if open_(trial)], base, floor.table)
+    live, broken = planned([trial for trial in asked if open_(trial)], base, floor)
     foresee(live, spec, live[0].config.rounds if live else base.rounds, floor)
     wait = 0.05
     while True:
@@ -68,8 +68,9 @@ def _train(
         broken = [(trial, why) for trial, why in broken if open_(trial)]
         if not live and not broken:
             return
+        mine = set(claims.take([trial.id for trial, _ in broken])) if broken else set()
         for trial, why in broken:
-            if claims.take([trial.id]):
+            if trial.id in mine:
                 end_trial(floor, trial, "failed", error=why)
         chunk = _claimed(live, floor, claims, open_)
         if chunk:

@@ -8,6 +8,7 @@ import torch
 
 from cache.store import read_table, write_table
 from kernels.heads import Kind, as_rows, named
+from pipeline.advice import beyond_noise, said_of_worse
 from pipeline.config import ConfigError
 from pipeline.lanes import build_plan, round_rows, seeded_order, steps_a_round
 from pipeline.run_folder import read_adapters, read_first_adapter, write_adapters
@@ -181,23 +182,62 @@ def test_settings_that_cannot_be_are_named(name, value):
         config(**{name: value})
 
 
-def test_an_adapter_that_is_not_finite_stops_the_run(table, tmp_path):
+def test_a_start_that_is_not_finite_is_refused_before_training(table, tmp_path):
     broken = seeded_start()
     broken[-3] = float("nan")
-    with pytest.raises(ConfigError, match=r"round 0: no client's adapter .* diverged at lr"):
-        run(table, tmp_path, first_adapter=broken)
+    with pytest.raises(ConfigError, match="adapter to start from .* not finite"):
+        run(table, tmp_path / "run", first_adapter=broken)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_that_is_not_finite_stops_the_run(table, tmp_path):
+    wild = config(optimizer="sgd", momentum=0.0, lr=1e6, weight_decay=1e3, head="linear")
+    with pytest.raises(ConfigError, match=r"no client's adapter .* diverged at lr .*--lr or"):
+        run(table, tmp_path, wild)
     assert not (tmp_path / "done").exists()
 
 
 def test_a_run_that_ends_below_zero_shot_says_so(table, tmp_path):
     heard = []
     document = run(table, tmp_path, config(lr=10.0), say=heard.append)
-    worse = [line for line in heard if "made it worse at lr 10" in line]
-    assert worse and all("--lr" in line for line in worse)
+    worse = [line for line in heard if "on validation, zero-shot CLIP" in line]
+    assert worse and all("a smaller --lr, --start identity or --preset tuned" in w for w in worse)
     for result in document["results"]:
         assert all(np.isfinite(value) for value in result["per_domain"].values())
         named = any(line.startswith(f"held out {result['held_out']}:") for line in worse)
-        assert named == (result["val_accuracy"] < result["zero_shot"]["val_accuracy"])
+        changed = result["val_changed"]
+        below = result["val_accuracy"] < result["zero_shot"]["val_accuracy"]
+        assert below == (changed is not None)
+        assert named == (below and beyond_noise(changed["lost"], changed["won"]))
+
+
+@pytest.mark.parametrize(("lost", "won", "beyond"), [(3, 0, False), (5, 0, True), (9, 4, False)])
+def test_a_few_lost_rows_are_noise(lost, won, beyond):
+    result = {
+        "best_round": 0,
+        "val_accuracy": 0.5,
+        "val_changed": {"lost": lost, "won": won, "start": 0.4},
+        "zero_shot": {"val_accuracy": 0.6},
+    }
+    said = said_of_worse("a", result, vars(config(weight_decay=0.2)))
+    assert (said is not None) == beyond
+    if said:  # above its start: what held it back is named, and no smaller lr
+        assert "a larger --lr, more --rounds, --weight-decay 0" in said and "smaller" not in said
+
+
+def test_what_changed_on_validation_is_counted_row_by_row(table, tmp_path):
+    settings = config(held_out=((),), lr=10.0)
+    (result,) = run(table, tmp_path, settings)["results"]
+    lost, won = (result["val_changed"][name] for name in ("lost", "won"))
+    fold = build_plan(table, settings).folds[0]
+    rows = np.concatenate([client.val for client in fold.clients])
+    text = table.text_features / np.linalg.norm(table.text_features, axis=1, keepdims=True)
+    before = (table.features[rows] @ text.T).argmax(1) == table.labels[rows]
+    sizes = [len(client.val) for client in fold.clients]
+    log = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    reached = log[result["best_round"]]["folds"][0]["val_accuracy"].values()
+    right = sum(value * size for value, size in zip(reached, sizes, strict=True))
+    assert lost - won == pytest.approx(before.sum() - right) and 0 < lost <= before.sum()
 
 
 def test_a_done_run_is_shown_another_one_refused_and_force_trains(table, tmp_path):

@@ -149,7 +149,7 @@ def test_personalised_is_each_client_s_own_tuning_of_the_chosen_adapter(method):
         ({"method": "scaffold"}, "--optimizer sgd --momentum 0"),
         ({"method": "fedper", "head": "linear"}, "one layer"),
         ({"clients": 3}, "partition domain"),
-        ({"noise": 1.0}, "needs --clip"),
+        ({"noise": 1.0}, "pass --clip 1"),
         ({"noise": 1.0, "clip": 1.0, "method": "median"}, "uniform mean"),
         ({"loss": "hinge"}, "there are contrastive, class, multi-positive"),
         ({"clients": 2.5}, "whole number"),

@@ -157,7 +157,7 @@ def test_a_repair_that_is_possible_is_made_and_another_refused(seed):
     totals = counts.sum(axis=0)
     before = counts.copy()
     if not naive.can_give(totals, allowed, least):
-        with pytest.raises(ConfigError, match="fewer clients"):
+        with pytest.raises(ConfigError, match="cannot give|gets only"):
             repair(counts, allowed / 1.0, allowed, least, "here")
         return
     repair(counts, allowed / 1.0, allowed, least, "here")
@@ -205,7 +205,9 @@ def test_empty_and_single_rows(kind):
 
 def test_what_cannot_be_is_refused_with_numbers():
     labels, uses = domain(rows=6000, classes=196)
-    with pytest.raises(ConfigError, match="at most 50 of its 196 classes.*to 20 or more"):
+    with pytest.raises(
+        ConfigError, match="10 clients of 5 classes hold at most 50 of its 196 classes"
+    ):
         partition(labels, uses, "pathological", 10, 0, classes_per_client=5)
     with pytest.raises(ConfigError, match="'shard' is unknown; there are iid"):
         partition(labels, uses, "shard", 10, 0)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from pipeline.cli import cli
 from pipeline.config import ConfigError
 from pipeline.report_page import write_report
-from pipeline.report_trials import chosen, read_bench, read_sweep
+from pipeline.report_trials import ranking, read_bench, read_sweep
 from pipeline.seals import sealed
 from tests.report_folders import (
     made_bench,
@@ -32,7 +32,7 @@ def test_a_sweep_is_chosen_by_validation_alone(tmp_path):
         if all(t.status == "done" for t in seeds):
             whole[first] = sum(t.val_accuracy for t in seeds)
     best = max(whole, key=whole.get)
-    assert [t.number for t in chosen(sweep).records] == [best, best + 1, best + 2]
+    assert [t.number for t in ranking(sweep)[0].records] == [best, best + 1, best + 2]
     assert set(sweep.varied) == {"lr", "loss", "head", "weight_decay"}
     page = harmless(write_report(tmp_path / "sweep").read_bytes())
     assert "diverged or failed" in page.text and "Over seeds" in page.text
@@ -57,7 +57,7 @@ def test_a_sweep_by_oracle_is_called_so(tmp_path):
     worst, best = min(whole, key=whole.get), max(whole, key=whole.get)
     for select, number in (("oracle", worst), ("validation", best)):
         (folder / "selection.json").write_text(json.dumps({"select": select}))
-        assert chosen(read_sweep(folder)).records[0].number == number
+        assert ranking(read_sweep(folder))[0].records[0].number == number
         text = harmless(write_report(folder).read_bytes()).text
         assert ("by oracle" in text, "no result" in text) == (select == "oracle",) * 2
         assert ("Best on validation" in text) == (select == "validation")

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("optuna", reason="Optuna is not installed (requirements-sweep.txt)")
 
 from pipeline.config import ConfigError, RunConfig
-from pipeline.search import listed_trials, open_search
+from pipeline.search import check_search, listed_trials, open_search
 from pipeline.sweep_space import Choices, Normal, Range, Steps
 from pipeline.sweep_spec import SweepSpec
 from pipeline.trials import record
@@ -67,7 +67,9 @@ def run(spec, folder, n=8, ended=None, kill_after=math.inf, told=True):
                 search.tell([ended[trial.id]])
         if not told:
             search.tell([ended[trial.id] for trial in batch])
-    assert search.state() == (len(ended), len(ended), spec.count * len(spec.seeds))
+    most = spec.count * len(spec.seeds)
+    conflicts = sum(trial.number >= most for trial in ended.values())
+    assert search.state() == (len(ended), len(ended), most + conflicts)
     return asked
 
 
@@ -256,3 +258,28 @@ def test_what_tpe_cannot_draw_and_what_cannot_be_is_refused(tmp_path):
         open_search(spec_of(space=(("lr", Range(-1.0, 1.0)),)), BASE, tmp_path, {})
     with pytest.raises(ConfigError, match="ask for 1 or more"):
         open_search(spec_of(), BASE, tmp_path, {}).ask(0)
+
+
+CONFLICTS = (("method", Choices(("fedavg", "scaffold"))), ("lr", Range(1e-4, 1e-2, log=True)))
+
+
+def test_draws_that_conflict_are_asked_once_as_failing_trials_and_are_not_counted(tmp_path):
+    asked = run(spec_of(8, space=CONFLICTS), tmp_path / "whole", n=4)
+    kinds = [trial.settings["method"] for trial in asked]
+    assert kinds.count("fedavg") == 8 and "scaffold" in kinds
+    numbers = [trial.number for trial in asked]
+    assert sorted(numbers) == list(range(len(asked)))
+    assert all((n >= 8) == (kind == "scaffold") for n, kind in zip(numbers, kinds, strict=True))
+    ended = {}
+    with pytest.raises(Killed):
+        run(spec_of(8, space=CONFLICTS), tmp_path / "cut", n=4, ended=ended, kill_after=5)
+    run(spec_of(8, space=CONFLICTS), tmp_path / "cut", n=4, ended=ended)
+    assert set(ended) == {trial.id for trial in asked}
+
+
+def test_a_space_of_conflicts_ends(tmp_path):
+    none = (("method", Choices(("scaffold",))), ("lr", Range(1e-4, 1e-2, log=True)))
+    with pytest.raises(ConfigError, match="no combination can be trained: method scaffold"):
+        check_search(spec_of(8, space=none), BASE)
+    asked = run(spec_of(8, space=none), tmp_path, n=4)
+    assert 1 <= len(asked) <= 20 and all(trial.number >= 8 for trial in asked)

@@ -16,6 +16,8 @@ from pipeline.config import ConfigError, RunConfig
 from pipeline.federate import federate
 from pipeline.halving import Halving
 from pipeline.seals import unsealed
+from pipeline.search import base_of
+from pipeline.sweep_report import sweep_table
 from pipeline.sweep_run import sweep
 from pipeline.sweep_space import Range
 from pipeline.sweep_spec import SweepSpec, from_options
@@ -120,12 +122,60 @@ def test_a_trial_that_cannot_be_is_recorded_and_the_others_train(table, tmp_path
     assert found[1000]["status"] == "failed" and "1000 clients" in found[1000]["error"]
 
 
-def test_combinations_that_cannot_be_are_left_out(table, tmp_path):
-    run(table, tmp_path, ["mode=FedAtImg,FedAtTxt", "head=attention,cosine", "loss=class"])
-    places = {(r["settings"]["mode"], r["settings"]["head"]) for r in records(tmp_path).values()}
-    assert places == {("FedAtImg", "attention"), ("FedAtTxt", "attention"), ("FedAtTxt", "cosine")}
-    with pytest.raises(ConfigError, match="no combination"):
-        run(table, tmp_path / "none", ["head=cosine", "mode=FedAtImg,FedAtBoth"])
+def test_combinations_that_conflict_fail_with_the_reason_and_are_counted(table, tmp_path):
+    grid = ["mode=FedAtImg,FedAtTxt", "head=attention,cosine", "loss=class"]
+    document = run(table, tmp_path / "s", grid, seeds=2)
+    found = list(records(tmp_path / "s").values())
+    failed = [each for each in found if each["status"] == "failed"]
+    assert len(found) == 8 and [each["number"] for each in failed] == [6, 7]
+    for each in failed:
+        assert (each["settings"]["mode"], each["settings"]["head"]) == ("FedAtImg", "cosine")
+        assert "pass --mode FedAtTxt" in each["error"] and not each["results"]
+    assert document["trials"] == {"done": 6, "diverged": 0, "failed": 2, "pruned": 0}
+    assert "8 trials: 6 done, 2 failed: head cosine is a classifier" in sweep_table(document)
+    before = (tmp_path / "s" / "trials.jsonl").read_bytes()
+    run(table, tmp_path / "s", grid, seeds=2)  # what cannot be fails again, and adds no line
+    assert (tmp_path / "s" / "trials.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("more", [{}, {"halving": 2}, {"draws": 20}])
+def test_a_combination_that_conflicts_changes_no_other(table, tmp_path, more):
+    run(table, tmp_path / "both", ["method=fedavg,scaffold", "lr=1e-3,1e-2,1e-1"], **more)
+    run(table, tmp_path / "one", ["method=fedavg", "lr=1e-3,1e-2,1e-1"], **more)
+    both, one = ([r for r in records(tmp_path / n).values()] for n in ("both", "one"))
+    failed = [each for each in both if each["status"] == "failed"]
+    assert len(failed) == 3 and {each["settings"]["method"] for each in failed} == {"scaffold"}
+    assert "--optimizer sgd" in failed[0]["error"]
+    ended = {e["settings"]["lr"]: (e["status"], e["results"]) for e in both if e not in failed}
+    assert ended == {e["settings"]["lr"]: (e["status"], e["results"]) for e in one}
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        (["head=cosine", "mode=FedAtImg,FedAtBoth"], "head cosine .* .2."),
+        (
+            ["partition=iid", "clients=500,1000"],
+            "cannot give .* clients .*; .*cannot give .* clients",
+        ),
+        (["method=scaffold", "lr=-1"], "lr must lie in"),
+    ],
+)
+@pytest.mark.parametrize("draws", [None, 3])
+def test_a_sweep_of_which_nothing_can_be_leaves_no_folder(table, tmp_path, grid, words, draws):
+    with pytest.raises(ConfigError, match=words):
+        run(table, tmp_path / "none", grid, draws=draws)
+    assert not (tmp_path / "none").exists()
+
+
+def test_settings_that_no_trial_has_are_not_checked(tmp_path):
+    given = {"clients": 4, "rounds": 2}
+    base = base_of(from_options(["partition=iid,dirichlet"]), given)
+    assert (base.partition, base.clients, base.rounds) == ("iid", 4, 2)
+    spec = from_options(["partition=domain,quantity", "clients=4"])
+    assert base_of(spec, {}) == RunConfig()  # the base itself can be, and is kept
+    with pytest.raises(ConfigError, match="partition domain makes each domain one client"):
+        base_of(from_options(["lr=1,2"]), given)
 
 
 def test_a_budget_ends_it_between_rounds_and_the_same_command_goes_on(table, tmp_path):
@@ -185,9 +235,15 @@ def test_killed_for_real_it_skips_what_is_done(table, tmp_path):
 
 
 def test_zero_shot_local_and_central_are_trials_like_others(table, tmp_path):
-    run(table, tmp_path, ["method=zero-shot,local,central,fedavg"])
-    found = {each["settings"]["method"]: each for each in records(tmp_path).values()}
+    run(table, tmp_path / "s", ["method=zero-shot,local,central,fedavg"])
+    found = {each["settings"]["method"]: each for each in records(tmp_path / "s").values()}
     assert all(each["status"] == "done" for each in found.values())
+    start = found["zero-shot"]["val_accuracy"]
+    # Two chunks at each rung: zero-shot has no adapter to put aside, and is ranked by what it has.
+    run(table, tmp_path / "h", ["method=zero-shot,fedavg", "lr=0,1e3"], halving=2)
+    cut = [each for each in records(tmp_path / "h").values() if each["status"] == "pruned"]
+    known = [each["val_accuracy"] for each in cut if each["settings"]["method"] == "zero-shot"]
+    assert known and all(value == start for value in known)
     zero = found["zero-shot"]
     assert zero["results"][0]["unseen"] == zero["results"][0]["zero_shot"]["unseen"]
     assert zero["val_accuracy"] == pytest.approx(
