@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING
 
 from kernels.local_steps import has_fused_step
+from pipeline.aggregate import clips
 from pipeline.config import RunConfig
 from pipeline.evaluate import Cached, parts_of, rows_of
 from pipeline.lanes import Plan, steps_a_round
+from pipeline.payload import payload_of
 from pipeline.server_rules import mean, outsized
 
 if TYPE_CHECKING:
@@ -47,5 +49,5 @@ def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | No
 
 def _alike(config: RunConfig) -> bool:
     everybody = (config.client_fraction, config.dropout, config.stragglers) == (1, 0, 0)
-    as_it_is = config.payload == "fp32" and not config.clip and not config.noise
+    as_it_is = payload_of(config) == "fp32" and not clips(config)
     return config.method in METHODS and config.moments == "reset" and everybody and as_it_is

@@ -81,6 +81,7 @@ class RunConfig:
     tau: float = _number(1e-3, 1e-30, 1e6, "fedadam, fedyogi, fedadagrad: added to the root.")
     trim: float = _number(0.2, 0, 0.499, "trimmed-mean: share cut off at each end.")
     byzantine: int = _number(1, 0, 10**6, "krum: clients that may lie.")
+    keep: int = _number(1, 1, 10**6, "krum: clients of least score averaged; above 1: Multi-Krum.")
     client_fraction: float = _number(1.0, 1e-6, 1, "Share of the clients chosen for a round.")
     dropout: float = _number(0.0, 0, 1, "Chance that a chosen client does not report.")
     stragglers: float = _number(0.0, 0, 1, "Chance that a client makes a part of its steps only.")
@@ -130,6 +131,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Settings by name: the released code's, and those that docs/findings.md arrives at."""
 
+LATER = ("keep",)
+"""Settings that runs of earlier releases do not have."""
+
 _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
     (
         lambda c: c.head == "cosine" and c.mode != "FedAtTxt",
@@ -144,6 +148,10 @@ _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
         lambda c: c.method == "scaffold" and (c.optimizer, c.momentum) != ("sgd", 0),
         "method scaffold corrects plain gradients (its update divides by steps * lr): pass "
         "--optimizer sgd --momentum 0",
+    ),
+    (
+        lambda c: c.method == "scaffold" and c.lr == 0,
+        "method scaffold divides by the lr, which is 0: pass an --lr above 0",
     ),
     (
         lambda c: c.method == "fedper" and c.head in ("linear", "cosine"),
@@ -167,9 +175,13 @@ _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:
-    """The settings as JSON can hold them: tuples become lists."""
+    """The settings as JSON can hold them: tuples become lists.
+
+    A setting in LATER is left out at its default: runs of before it keep their id and files.
+    """
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return settings
+    default = {name: getattr(RunConfig, name) for name in LATER}
+    return {n: v for n, v in settings.items() if n not in default or v != default[n]}
 
 
 def from_json(settings: Any) -> RunConfig:

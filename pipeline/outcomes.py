@@ -27,6 +27,7 @@ from pipeline.metrics import accuracy_by, calibration_error, macro_f1, spread
 from pipeline.payload import clip_bytes, payload_bytes
 from pipeline.personal import personalised
 from pipeline.report import held_out_name
+from pipeline.state import own_part
 from pipeline.training import Progress
 
 
@@ -128,7 +129,10 @@ def _bytes(engine: Engine, fold: Fold) -> dict:
     kind, config = engine.plan.work.kind, fold.config
     clients = len(fold.clients) if config.method in AVERAGING else 0
     parts = 2 if config.method == "scaffold" else 1  # the control variate travels too
-    one_way = clients * parts * payload_bytes(size(kind), config.payload)
+    count = size(kind)
+    if config.method == "fedper":
+        count -= int(own_part(engine.plan, torch.device("cpu")).sum())
+    one_way = clients * parts * payload_bytes(count, config.payload)
     clip = clip_bytes(engine.model or "")
     return {"up": one_way, "down": one_way, "clip": clip and 2 * clients * clip}
 

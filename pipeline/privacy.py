@@ -13,6 +13,17 @@ from pipeline.config import ConfigError
 _STREAM = 40  # keeps the noise apart from other draws of the same seed
 
 
+def clipped(clients: Tensor, server: Tensor, clip: float) -> Tensor:
+    """server + (client_k - server) * min(1, clip / |client_k - server|), (K, P) float32.
+
+    A client whose update is no longer than clip is returned as it is, bit for bit.
+    """
+    updates = clients - server
+    lengths = torch.linalg.vector_norm(updates, dim=1, dtype=torch.float64)[:, None]
+    shorter = server + updates * (clip / lengths.clamp(min=clip)).float()
+    return torch.where(lengths <= clip, clients, shorter)
+
+
 def clipped_updates(clients: Tensor, server: Tensor, clip: float) -> Tensor:
     """(client_k - server) * min(1, clip / |client_k - server|).
 

@@ -127,7 +127,9 @@ def result(fed: Federation, reached: Reached, model: str | None) -> dict[str, An
     assert chosen is not None  # the first round is better than none
     start = by_domain(fed, reached.zero_shot, "test") | reached.unseen_zero_shot
     one_way = len(fed.clients) * payload_bytes(size(fed.kind), fed.config.payload)
-    down = one_way * (2 if fed.config.method == "scaffold" else 1)
+    down = one_way
+    if fed.config.method == "scaffold":  # c - c_k to each; the server works out c_k's way itself
+        down += len(fed.clients) * payload_bytes(size(fed.kind), "fp32")
     clip = clip_bytes(model or "")
     of_clip = clip and clip * 2 * len(fed.clients)
     return {

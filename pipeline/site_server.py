@@ -15,7 +15,13 @@ from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.evaluate import mean
 from pipeline.federate import privacy
 from pipeline.lanes import Plan, plan_of
-from pipeline.local_round import Trained, attendance, starts_of_lanes, steps_of_lanes
+from pipeline.local_round import (
+    Trained,
+    attendance,
+    control_received,
+    starts_of_lanes,
+    steps_of_lanes,
+)
 from pipeline.payload import Encoded, decode, encode
 from pipeline.report import FoldRound, RoundReport, mean_results
 from pipeline.rounds import Told, settle
@@ -174,7 +180,7 @@ def _ask(
     adapter = encode(server if payload == "fp32" else server - state["origin"][0], payload)
     shifts = {}
     if "control" in state and round:
-        rows = state["control"][0] - state["controls"]
+        rows = control_received(plan, state)[0] - state["controls"]
         shifts = {name: rows[at] for at, name in enumerate(_names(plan)) if name in work}
     heard, absent = ask_round(
         run.fed, run.exchange, run.known, run.online(), round, work, adapter, shifts
