@@ -28,6 +28,10 @@ def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | No
     steps = [steps_a_round(lane) for lane in plan.lanes]
     if not has_fused_step(plan.work) or not all(steps):
         return None
+    device = cached.labels.device
+    asked = [rows_of(parts_of(plan, model, "val"), "val", device) for model in plan.models]
+    if not all(map(len, asked)):  # choose "last" needs no validation rows
+        return None
     from kernels.round_graph import Layout, RoundGraph
 
     assert [model.server for model in plan.models] == list(range(len(plan.servers)))
@@ -38,10 +42,7 @@ def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | No
         batch=max(lane.config.batch for lane in plan.lanes),
         members=[server.lanes for server in plan.servers],
         shares=[server.weights for server in plan.servers],
-        asked=[
-            rows_of(parts_of(plan, model, "val"), "val", cached.labels.device)
-            for model in plan.models
-        ],
+        asked=asked,
     )
     numbers = cached.features, cached.labels, cached.unit_text, cached.logit_scale
     return RoundGraph(layout, *numbers, mean, outsized)

@@ -64,6 +64,10 @@ class RunConfig:
     eval: str = _choice(
         "best", ("best", "every"), "Score test rows when validation improves, or every round."
     )
+    choose: str = _choice(
+        "accuracy", ("accuracy", "loss", "last"),
+        "The round kept: best validation accuracy, least validation loss, or the last round.",
+    )  # fmt: skip
     mode: str = _choice("FedAtImg", MODES, "Where adapters sit: image features, text, both.")
     head: str = _choice("attention", HEADS, "What an adapter computes.")
     start: str = _choice("default", STARTS, "identity: training starts exactly at zero-shot.")
@@ -127,11 +131,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "server_lr": 2.0,
         "server_momentum": 0.5,
         "weighting": "rows",
+        "choose": "loss",
     },
 }
 """Settings by name: the released code's, and those that docs/findings.md arrives at."""
 
-LATER = ("keep",)
+LATER = ("keep", "choose")
 """Settings that runs of earlier releases do not have."""
 
 _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (

@@ -160,8 +160,9 @@ def _train(
         folder.add_round(report.to_json())
         stopping = bool(stop)  # read once: a signal during the saving waits for the next round
         _save(folder, engine, progress, now=stopping)
-        best = mean([kept.val_accuracy for kept in progress.chosen if kept])
-        bar.set_postfix(val=f"{best:.4f}", refresh=False)
+        known = [kept.val_accuracy for kept in progress.chosen if kept]
+        best = mean([each for each in known if each is not None])
+        bar.set_postfix(val="-" if best is None else f"{best:.4f}", refresh=False)
         if stopping and progress.rounds_done < config.rounds:
             bar.close()
             raise Interrupted(
@@ -203,7 +204,7 @@ def _say_what_got_worse(
         reached, start = result["val_accuracy"], result["zero_shot"]["val_accuracy"]
         if reached is not None and reached < start:
             say(
-                f"held out {result['held_out'] or 'nothing'}: the best round reaches {reached:.2%} "
+                f"held out {result['held_out'] or 'nothing'}: the kept round reaches {reached:.2%} "
                 f"on validation, zero-shot CLIP {start:.2%}: training made it worse at lr "
                 f"{config.lr:g}. Try a smaller --lr"
             )

@@ -91,7 +91,9 @@ def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> d
     return {
         "held_out": held_out_name(fold.held_out),
         "best_round": chosen.round if chosen else None,
+        "chosen_by": fold.config.choose if chosen else None,
         "val_accuracy": chosen.val_accuracy if chosen else None,
+        **({"val_loss": chosen.val_loss} if chosen and chosen.val_loss is not None else {}),
         "zero_shot": {
             **summarise(start, fold.held_out),
             "per_domain": start,

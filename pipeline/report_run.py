@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.extraction_rate import Rate
+from pipeline.report import CHOSEN_BY
 from pipeline.report_answers import confusion_part, map_part
 from pipeline.report_costs import costs_part, duration
 from pipeline.report_data import ACCURACIES, FoldData, Result, RunData, Scores
@@ -125,7 +126,8 @@ def _table(run: RunData) -> Markup:
         rows.append(_mean_line(run, len(heads)))
     caption = (
         "Accuracy in % on test rows of the kept round; gain: points above zero-shot CLIP. Gate "
-        "moved: 0 is zero-shot's uniform gate, 1 a single channel."
+        "moved: 0 is zero-shot's uniform gate, 1 a single channel. Kept round: "
+        f"{CHOSEN_BY.get(word(run.settings.get('choose', 'accuracy')), 'unknown')}."
     )
     last = "mean" if len(rows) > 1 else ""
     whole = table("Held-out results", heads, rows, caption=caption, last=last)

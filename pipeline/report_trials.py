@@ -30,6 +30,7 @@ class Trial:
     seconds: float | None
     results: tuple[Result, ...]
     held_out: tuple[str, ...]  # as the results name it
+    val_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def read_bench(file: Path) -> BenchData:
 
 def chosen(sweep: SweepData) -> Candidate[Trial] | None:
     """The configuration that sweep itself calls the best, by its own selection; None for none."""
-    ranked = candidates((trial, score(trial, sweep.select)) for trial in sweep.trials)
+    scored = ((trial, score(trial, sweep.select)) for trial in sweep.trials)
+    ranked = candidates(scored, sweep.select)
     return ranked[0] if ranked else None
 
 
@@ -171,6 +173,7 @@ def _trial(line: dict[str, Any]) -> Trial:
         seconds=fraction(line.get("seconds")),
         results=tuple(read_result(found) for found in results),
         held_out=tuple(str(found.get("held_out") or "nothing") for found in results),
+        val_loss=fraction(line.get("val_loss")),
     )
 
 

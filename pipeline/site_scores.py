@@ -72,8 +72,10 @@ def scored(
     right = {name: one.right for name, one in heard.items()}
     val, before, chosen = by_domain(fed, right, "val"), reached.val, reached.progress.chosen[0]
     common = [name for name in val if name in before]
-    better = chosen is None or (
-        bool(common) and mean([val[n] for n in common]) > mean([before[n] for n in common])
+    better = (
+        chosen is None
+        or fed.config.choose == "last"
+        or (bool(common) and mean([val[n] for n in common]) > mean([before[n] for n in common]))
     )
     every = fed.config.eval == "every"
     test = by_domain(fed, right, "test") if better or every else {}
@@ -135,6 +137,7 @@ def result(fed: Federation, reached: Reached, model: str | None) -> dict[str, An
     return {
         "held_out": held_out_name(held_out),
         "best_round": chosen.round,
+        "chosen_by": fed.config.choose,
         "val_accuracy": chosen.val_accuracy,
         "zero_shot": {
             **summarise(start, held_out),

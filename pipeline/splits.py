@@ -35,14 +35,14 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
     two rows unused. Partitions (pipeline/partitions.py) share out the rows of each use alike.
 
     Raises ConfigError for a client that could not be trained or chosen by: under two train rows (a
-    batch of one row is skipped), or no validation row in the whole domain.
+    batch of one row is skipped), or, unless choose is "last", no validation row in the domain.
     Source: PersonalizedFL fedclip/datautil/datasplit, np.random.seed(seed) for each data set.
     """
     name = table.domain_names[domain]
     rows = np.flatnonzero(table.domains == domain)
     train, val, test = _uses(table, rows, config)
     whole = ClientSplit(name, domain, name, domain, train, val, test)
-    for part, least in (("train", 2), ("val", 1)):
+    for part, least in (("train", 2), ("val", 0 if config.choose == "last" else 1)):
         if len(getattr(whole, part)) < least:
             raise ConfigError(
                 f"{table.source}: client {name!r} has {len(rows)} rows, of which {len(train)} "

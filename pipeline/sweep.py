@@ -17,7 +17,7 @@ from pipeline.process import threads
 from pipeline.run_folder import read_adapters, write_adapters
 from pipeline.search import Search
 from pipeline.sweep_floor import Floor, Running, Stopped, chunks_of, end_trial, foresee, planned
-from pipeline.sweep_spec import SweepSpec, batch_size
+from pipeline.sweep_spec import SweepSpec, batch_size, rank_of, ranks_by_loss
 from pipeline.training import Progress, advance, begin, pick_plan_backend
 from pipeline.trials import Trial
 
@@ -55,7 +55,7 @@ def _train(asked: Sequence[Trial], spec: SweepSpec, base: RunConfig, floor: Floo
         live = [each for each in live if not each.died]
         if mark is None:
             return
-        live = _cut(live, reached, mark, spec, floor)
+        live = _cut(live, reached, mark, spec, floor, by_loss=ranks_by_loss(spec, base))
         reached = mark
 
 
@@ -76,7 +76,8 @@ def advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
         for each, own in zip(going, split_progress(progress, plans, owners), strict=True):
             each.progress = replace(own, diverged={})
             each.died = next(iter(own.diverged.values()), None)
-            each.val = None if each.died else _val(own)
+            each.val = None if each.died else _mean_of(own, "val_accuracy")
+            each.loss = None if each.died else _mean_of(own, "val_loss")
         if not any(each.died for each in going):
             return
         going = [each for each in going if not each.died]
@@ -133,7 +134,7 @@ def _rounds(
 
 
 def _cut(
-    live: list[Running], reached: int, mark: int, spec: SweepSpec, floor: Floor
+    live: list[Running], reached: int, mark: int, spec: SweepSpec, floor: Floor, *, by_loss: bool
 ) -> list[Running]:
     """The best 1/eta of the configurations that entered this segment; the others end as pruned.
 
@@ -154,8 +155,9 @@ def _cut(
     if any(each.status == "done" or each.rounds > mark for each in others):
         return live
     here = [each for each in others if each.rounds > reached or (not reached and not each.rounds)]
-    scores = {e.id: e.val_accuracy if e.status == "pruned" else None for e in here}
-    scores |= {each.trial.id: each.val for each in live}
+    scores = {e.id: rank_of(e, by_loss) if e.status == "pruned" else None for e in here}
+    scores |= {each.trial.id: -each.loss if by_loss and each.loss is not None
+               else None if by_loss else each.val for each in live}  # fmt: skip
     trials = [Trial(e.number, e.settings, e.seed, e.id) for e in here]
     trials = sorted([*trials, *(each.trial for each in live)], key=lambda trial: trial.number)
     going = {trial.id for trial in survivors(trials, scores, spec.halving.eta)}
@@ -165,8 +167,9 @@ def _cut(
     return [each for each in live if each.trial.id in going]
 
 
-def _val(progress: Progress) -> float | None:
-    return mean([chosen.val_accuracy for chosen in progress.chosen if chosen])
+def _mean_of(progress: Progress, name: str) -> float | None:
+    found = [getattr(chosen, name) for chosen in progress.chosen if chosen]
+    return None if None in found else mean(found)
 
 
 def end_running(floor: Floor, each: Running, status: str, error: str | None = None) -> None:
@@ -180,6 +183,6 @@ def end_running(floor: Floor, each: Running, status: str, error: str | None = No
         each.val = mean([result["zero_shot"]["val_accuracy"] for result in results])
     end_trial(
         floor, each.trial, status, rounds=progress.rounds_done, results=results,
-        val_accuracy=each.val, seconds=each.seconds, error=error,
+        val_accuracy=each.val, val_loss=each.loss, seconds=each.seconds, error=error,
     )  # fmt: skip
     each.progress = None

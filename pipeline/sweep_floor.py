@@ -39,6 +39,7 @@ class Running:
     parked: Path | None = None
     seconds: float = 0.0
     val: float | None = None
+    loss: float | None = None
     died: str | None = None  # why it diverged
 
 
@@ -66,7 +67,13 @@ def planned(
     for trial in asked:
         try:
             config = config_of(trial, base)
-            live.append(Running(trial, config, build_plan(table, config)))
+            plan = build_plan(table, config)
+            if not any(len(client.val) for fold in plan.folds for client in fold.clients):
+                raise ConfigError(
+                    f"{table.source}: trials are compared on validation rows, and no client has "
+                    "any; train single runs with federate --choose last"
+                )
+            live.append(Running(trial, config, plan))
         except ConfigError as error:
             broken.append((trial, str(error)))
     return live, broken

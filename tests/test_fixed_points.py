@@ -65,7 +65,7 @@ class Quadratics:
         for lane in range(rows.shape[1]):
             k = int(self.domains[rows[0, lane, 0]])
             curve, best = (torch.from_numpy(m[k]).float() for m in (self.curve, self.best))
-            for step in range(int((rows[:, lane, 0] >= 0).sum())):
+            for _step in range(int((rows[:, lane, 0] >= 0).sum())):
                 gradient = curve * (adapters[lane] - best)
                 if pull.anchor is not None:
                     gradient += settings.mu[lane] * (adapters[lane] - pull.anchor[lane])
