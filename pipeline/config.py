@@ -6,13 +6,15 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from kernels.names import HEADS, LOSSES, MODES, OPTIMIZERS, STARTS
 
 AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold",
              "ditto", "fedper", "median", "trimmed-mean", "krum")  # fmt: skip
 METHODS = (*AVERAGING, "local", "central", "zero-shot")
+TRAINED = METHODS[:-1]
+"""Methods that train anything."""
 PERSONAL = ("local", "ditto", "fedper")
 """Methods that answer each client with an adapter of its own."""
 
@@ -25,6 +27,15 @@ class ConfigError(Exception):
 
 class ConflictError(ConfigError):
     """Two settings, each possible, that cannot be together."""
+
+
+class Above(NamedTuple):
+    """Any number above `low`, as a condition in USED_BY."""
+
+    low: float
+
+
+Way = dict[str, tuple[str, ...] | Above]
 
 
 def _number(default: float, low: float, high: float, help: str) -> Any:
@@ -136,6 +147,49 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Settings by name: the released code's, and those that docs/findings.md arrives at."""
 
+_ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
+_ADAM: Way = {"method": TRAINED, "optimizer": ("adam", "adamw")}
+_SENT: Way = {"method": AVERAGING}
+_COHORTS: Way = {"method": (*AVERAGING, "local")}
+_KRUM: Way = {"method": ("krum",)}
+USED_BY: dict[str, tuple[Way, ...]] = {
+    **{
+        name: ()
+        for name in ("held_out", "method", "seed", "split", "fixed_split", "partition", "clients")
+    },
+    "weighting": (
+        {"method": tuple(m for m in AVERAGING if m not in ("median", "trimmed-mean", "krum"))},
+        {**_KRUM, "keep": Above(1)},
+    ),
+    "start": ({"method": TRAINED, "head": ("attention", "linear")},),
+    "rank": ({"method": TRAINED, "head": ("low-rank",)},),
+    "beta1": (_ADAM,),
+    "beta2": (_ADAM,),
+    "eps": (_ADAM,),
+    "momentum": ({"method": TRAINED, "optimizer": ("sgd",)},),
+    "moments": (_ADAM, {"method": TRAINED, "optimizer": ("sgd",), "momentum": Above(0)}),
+    "mu": ({"method": ("fedprox", "ditto")},),
+    "server_lr": ({"method": ("fedavgm", *_ADAPTIVE, "scaffold")},),
+    "server_momentum": ({"method": ("fedavgm",)},),
+    "server_beta1": ({"method": _ADAPTIVE},),
+    "server_beta2": ({"method": ("fedadam", "fedyogi")},),
+    "tau": ({"method": _ADAPTIVE},),
+    "trim": ({"method": ("trimmed-mean",)},),
+    "byzantine": (_KRUM,),
+    "keep": (_KRUM,),
+    "client_fraction": (_COHORTS,),
+    "dropout": (_COHORTS,),
+    "stragglers": (_COHORTS,),
+    "clip": (_SENT,),
+    "noise": (_SENT,),
+    "payload": (_SENT,),
+    "alpha": ({"partition": ("dirichlet", "quantity"), "clients": Above(1)},),
+    "classes_per_client": ({"partition": ("pathological",)},),
+}
+"""By setting the ways in which it plays a part in a run: conditions on other settings, all of
+which must hold; (): always. What is not listed needs a method that trains (`ways_of`). A setting
+that is named in vain is told by pipeline/settings_used.py."""
+
 LATER = ("keep", "choose")
 """Settings that runs of earlier releases do not have."""
 
@@ -177,6 +231,11 @@ _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
         "method that averages (fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad)",
     ),
 )  # fmt: skip
+
+
+def ways_of(name: str) -> tuple[Way, ...]:
+    """The ways in which a setting plays a part; see USED_BY."""
+    return USED_BY.get(name, ({"method": TRAINED},))
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:

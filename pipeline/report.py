@@ -89,6 +89,12 @@ def table(document: dict[str, Any]) -> str:
         "uniform gate, 1 a single channel; changed: test rows answered unlike zero-shot; "
         f"round: {CHOSEN_BY[document['config'].get('choose', 'accuracy')]}"
     )
+    private = document.get("privacy")
+    if private and private["epsilon"] is not None:
+        note += (
+            f"\ncentral DP: epsilon {private['epsilon']:.2f} at delta {private['delta']:g}; "
+            f"{private['note']}"
+        )
     return f"{_aligned(rows)}\n{note}"
 
 

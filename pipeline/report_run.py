@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.extraction_rate import Rate
+from pipeline.privacy import not_covered
 from pipeline.report import CHOSEN_BY
 from pipeline.report_answers import confusion_part, map_part
 from pipeline.report_costs import costs_part, duration
@@ -44,6 +45,7 @@ def run_part(
         element("p", _lead(run), class_="lead"),
         warnings([*run.notes, *_doubts(run)]),
         tiles(_tiles(run)),
+        _privacy(run),
         _table(run),
         rounds_part(run),
         _clients(run),
@@ -114,6 +116,15 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         beside = "" if total is None else f"{duration(total)} with loading"
         shown.append(("Training took", duration(train), beside))
     return shown
+
+
+def _privacy(run: RunData) -> Markup:
+    if run.privacy is None:
+        return Markup("")
+    epsilon, delta = run.privacy
+    covers = not_covered(word(run.settings.get("choose", "accuracy")))
+    said = f"Central differential privacy: epsilon {epsilon:.2f} at delta {delta:g}; {covers}."
+    return element("p", said, class_="lead")
 
 
 def _table(run: RunData) -> Markup:

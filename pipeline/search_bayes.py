@@ -44,8 +44,8 @@ def bayes(spec: SweepSpec, base: RunConfig, folder: Path, ended: Mapping[str, Re
     Where trials are compared by validation loss, minus the mean loss is told in its place.
 
     A diverged configuration is told as accuracy 0 (or minus a loss of 1e30): TPE leaves FAILed ones
-    out of its model, and would go on suggesting their neighbours. A failed one is told FAIL, for an error
-    is no news of an accuracy; a pruned one PRUNED, with its accuracy at its cut.
+    out of its model, and would go on suggesting their neighbours. A failed one is told FAIL, for an
+    error is no news of an accuracy; a pruned one PRUNED, with its accuracy at its cut.
 
     Raises ConfigError for a parameter that TPE cannot draw.
     """

@@ -26,6 +26,7 @@ from pipeline.payload import Encoded, decode, encode
 from pipeline.report import FoldRound, RoundReport, mean_results
 from pipeline.rounds import Told, settle
 from pipeline.run_folder import RunFolder, open_run
+from pipeline.settings_used import possible, unused
 from pipeline.site import KEPT
 from pipeline.site_call import Exchange, Federation, Heard, ask_round, introduce
 from pipeline.site_limits import refuse_what_cannot_travel
@@ -58,6 +59,8 @@ def serve(
     Raises ConfigError for what cannot go to sites, and when fewer than terms.least answer.
     """
     refuse_what_cannot_travel(config)
+    for note in unused(possible(config)):
+        say(note)
     started = time.perf_counter()
     fed, known = introduce(config, exchange, online(), held, terms.least, say)
     described = {
