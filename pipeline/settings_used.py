@@ -14,7 +14,7 @@ SAMPLE = 256  # rows of which a table's length is told
 RAW = 10  # about how long ViT-B/32's raw features are
 
 
-def possible(config: RunConfig, swept: Mapping[str, Sequence[Any]] | None = None) -> dict:
+def possible(config: RunConfig, swept: Mapping[str, Sequence[Any]] | None = None) -> dict[str, Any]:
     """Every value that each setting may have: the config's one, or those that a sweep tries."""
     alone = {name: (getattr(config, name),) for name in FIELDS}
     return {**alone, **{name: tuple(values) for name, values in (swept or {}).items()}}

@@ -173,7 +173,7 @@ def train_and_tell(
     }
 
 
-def _heads(base: RunConfig, trials: dict[str, tuple]) -> Iterator[RunConfig]:
+def _heads(base: RunConfig, trials: dict[str, Any]) -> Iterator[RunConfig]:
     """The base with each head, mode and method that is tried, as far as they go together."""
     for head, mode, method in itertools.product(trials["head"], trials["mode"], trials["method"]):
         with contextlib.suppress(ConfigError):
