@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from kernels.adapter_top1 import adapter_top1
 from kernels.heads import Kind, attention_state, named, unit_images, unit_texts
@@ -44,6 +45,27 @@ def confidences(
     """max_c softmax(scale * <u, t_c>) of one adapter (P,) on rows (n,): (n,) float32."""
     logits = _logits(kind, adapter[None], features, text)
     return _by_block(logits, rows, lambda z: (z * scale).softmax(dim=1).amax(dim=1))
+
+
+def cross_entropies(
+    kind: Kind,
+    adapter: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    text: Tensor,
+    rows: Tensor,
+    scale: float,
+) -> Tensor:
+    """log sum_c exp(scale <u, t_c>) - scale <u, t_y> of an adapter (P,) on rows (n,): (n,) float32.
+
+    features (N, D) float32 raw, labels (N,) int64, text (C, D) float32 raw; BLOCK rows at a time.
+    """
+    logits = _logits(kind, adapter[None], features, text)
+    found = [
+        cross_entropy(logits(part) * scale, labels[part], reduction="none")
+        for part in rows.split(BLOCK)
+    ]
+    return torch.cat(found) if found else features.new_empty(0)
 
 
 def unit_features(kind: Kind, adapter: Tensor, features: Tensor, rows: Tensor) -> Tensor:

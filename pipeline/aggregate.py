@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pipeline import server_optimizers, server_rules
-from pipeline.config import RunConfig
-from pipeline.privacy import private_mean
+from pipeline.config import AVERAGING, RunConfig
+from pipeline.privacy import clipped, private_mean
 from pipeline.server_optimizers import ServerState
 
 
@@ -81,18 +81,23 @@ def aggregate(
     """One server's next adapter (P,), and the memory of its optimizer.
 
     memory   "momentum" and "second" (P,) where the method has them
+    With clip every update is clipped before the method's rule; with noise as well the mean is
+    private_mean, whose denominator is fixed.
     Everything is float32 and in client order, whatever else trains beside it. Methods and sources:
     docs/methods.md; the plain mean is PersonalizedFL's fedclip/utils/aggregation.py.
     """
     clients, weights = heard.clients, heard.weights
+    if clips(config) and not config.noise:
+        clients = clipped(clients, server, config.clip)
     match config.method:
         case "median":
             return server_rules.median(clients), memory
         case "trimmed-mean":
             return server_rules.trimmed_mean(clients, config.trim), memory
         case "krum":
-            return server_rules.krum(clients, weights, config.byzantine), memory
-    if config.clip:
+            keep = min(config.keep, len(clients))
+            return server_rules.krum(clients, weights, config.byzantine, keep), memory
+    if config.noise:
         mean = private_mean(
             clients,
             server,
@@ -118,6 +123,11 @@ def aggregate(
             done = server_optimizers.fedyogi(server, mean, state, lr, beta1, beta2, config.tau)
     adapter, after = done
     return adapter, {name: getattr(after, name) for name in memory}
+
+
+def clips(config: RunConfig) -> bool:
+    """Whether updates are clipped: where there are updates, so not for local and central."""
+    return config.clip > 0 and config.method in AVERAGING
 
 
 def renormalised(weights: Sequence[float], who: Sequence[int]) -> tuple[float, ...]:

@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING
 
 from kernels.local_steps import has_fused_step
+from pipeline.aggregate import clips
 from pipeline.config import RunConfig
 from pipeline.evaluate import Cached, parts_of, rows_of
 from pipeline.lanes import Plan, steps_a_round
+from pipeline.payload import payload_of
 from pipeline.server_rules import mean, outsized
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | No
     steps = [steps_a_round(lane) for lane in plan.lanes]
     if not has_fused_step(plan.work) or not all(steps):
         return None
+    device = cached.labels.device
+    asked = [rows_of(parts_of(plan, model, "val"), "val", device) for model in plan.models]
+    if not all(map(len, asked)):  # choose "last" needs no validation rows
+        return None
     from kernels.round_graph import Layout, RoundGraph
 
     assert [model.server for model in plan.models] == list(range(len(plan.servers)))
@@ -36,10 +42,7 @@ def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | No
         batch=max(lane.config.batch for lane in plan.lanes),
         members=[server.lanes for server in plan.servers],
         shares=[server.weights for server in plan.servers],
-        asked=[
-            rows_of(parts_of(plan, model, "val"), "val", cached.labels.device)
-            for model in plan.models
-        ],
+        asked=asked,
     )
     numbers = cached.features, cached.labels, cached.unit_text, cached.logit_scale
     return RoundGraph(layout, *numbers, mean, outsized)
@@ -47,5 +50,5 @@ def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | No
 
 def _alike(config: RunConfig) -> bool:
     everybody = (config.client_fraction, config.dropout, config.stragglers) == (1, 0, 0)
-    as_it_is = config.payload == "fp32" and not config.clip and not config.noise
+    as_it_is = payload_of(config) == "fp32" and not clips(config)
     return config.method in METHODS and config.moments == "reset" and everybody and as_it_is

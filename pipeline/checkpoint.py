@@ -28,7 +28,7 @@ def to_tensors(plan: Plan, progress: Progress) -> tuple[dict[str, Tensor], dict]
     kept = {n: v for n, v in progress.state.items() if not (same and n == "server")}
     facts = {
         "rounds_done": progress.rounds_done,
-        "chosen": [asdict(chosen) if chosen else None for chosen in progress.chosen],
+        "chosen": [_facts(chosen) if chosen else None for chosen in progress.chosen],
         "adapters": [
             {
                 "held_out": held_out_name(plan.folds[model.fold].held_out),
@@ -79,6 +79,10 @@ def _from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Pr
         raise ValueError(f"chosen has not a round for each of {len(folds)} trainings")
     chosen = tuple(Chosen(**each) if each else None for each in facts["chosen"])
     return Progress(done, state, best, chosen)
+
+
+def _facts(chosen: Chosen) -> dict:
+    return {n: v for n, v in asdict(chosen).items() if n != "val_loss" or v is not None}
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -6,13 +6,15 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from kernels.names import HEADS, LOSSES, MODES, OPTIMIZERS, STARTS
 
 AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold",
              "ditto", "fedper", "median", "trimmed-mean", "krum")  # fmt: skip
 METHODS = (*AVERAGING, "local", "central", "zero-shot")
+TRAINED = METHODS[:-1]
+"""Methods that train anything."""
 PERSONAL = ("local", "ditto", "fedper")
 """Methods that answer each client with an adapter of its own."""
 
@@ -29,6 +31,15 @@ class ConflictError(ConfigError):
 
 class RowsError(ConfigError):
     """Rows too few for what the settings ask of them."""
+
+
+class Above(NamedTuple):
+    """Any number above `low`, as a condition in USED_BY."""
+
+    low: float
+
+
+Way = dict[str, tuple[str, ...] | Above]
 
 
 def _number(default: float, low: float, high: float, help: str) -> Any:
@@ -68,6 +79,10 @@ class RunConfig:
     eval: str = _choice(
         "best", ("best", "every"), "Score test rows when validation improves, or every round."
     )
+    choose: str = _choice(
+        "accuracy", ("accuracy", "loss", "last"),
+        "The round kept: best validation accuracy, least validation loss, or the last round.",
+    )  # fmt: skip
     mode: str = _choice("FedAtImg", MODES, "Where adapters sit: image features, text, both.")
     head: str = _choice("attention", HEADS, "What an adapter computes.")
     start: str = _choice("default", STARTS, "identity: training starts exactly at zero-shot.")
@@ -85,6 +100,7 @@ class RunConfig:
     tau: float = _number(1e-3, 1e-30, 1e6, "fedadam, fedyogi, fedadagrad: added to the root.")
     trim: float = _number(0.2, 0, 0.499, "trimmed-mean: share cut off at each end.")
     byzantine: int = _number(1, 0, 10**6, "krum: clients that may lie.")
+    keep: int = _number(1, 1, 10**6, "krum: clients of least score averaged; above 1: Multi-Krum.")
     client_fraction: float = _number(1.0, 1e-6, 1, "Share of the clients chosen for a round.")
     dropout: float = _number(0.0, 0, 1, "Chance that a chosen client does not report.")
     stragglers: float = _number(0.0, 0, 1, "Chance that a client makes a part of its steps only.")
@@ -130,9 +146,56 @@ PRESETS: dict[str, dict[str, Any]] = {
         "server_lr": 2.0,
         "server_momentum": 0.5,
         "weighting": "rows",
+        "choose": "loss",
     },
 }
 """Settings by name: the released code's, and those that docs/findings.md arrives at."""
+
+_ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
+_ADAM: Way = {"method": TRAINED, "optimizer": ("adam", "adamw")}
+_SENT: Way = {"method": AVERAGING}
+_COHORTS: Way = {"method": (*AVERAGING, "local")}
+_KRUM: Way = {"method": ("krum",)}
+USED_BY: dict[str, tuple[Way, ...]] = {
+    **{
+        name: ()
+        for name in ("held_out", "method", "seed", "split", "fixed_split", "partition", "clients")
+    },
+    "weighting": (
+        {"method": tuple(m for m in AVERAGING if m not in ("median", "trimmed-mean", "krum"))},
+        {**_KRUM, "keep": Above(1)},
+    ),
+    "start": ({"method": TRAINED, "head": ("attention", "linear")},),
+    "rank": ({"method": TRAINED, "head": ("low-rank",)},),
+    "beta1": (_ADAM,),
+    "beta2": (_ADAM,),
+    "eps": (_ADAM,),
+    "momentum": ({"method": TRAINED, "optimizer": ("sgd",)},),
+    "moments": (_ADAM, {"method": TRAINED, "optimizer": ("sgd",), "momentum": Above(0)}),
+    "mu": ({"method": ("fedprox", "ditto")},),
+    "server_lr": ({"method": ("fedavgm", *_ADAPTIVE, "scaffold")},),
+    "server_momentum": ({"method": ("fedavgm",)},),
+    "server_beta1": ({"method": _ADAPTIVE},),
+    "server_beta2": ({"method": ("fedadam", "fedyogi")},),
+    "tau": ({"method": _ADAPTIVE},),
+    "trim": ({"method": ("trimmed-mean",)},),
+    "byzantine": (_KRUM,),
+    "keep": (_KRUM,),
+    "client_fraction": (_COHORTS,),
+    "dropout": (_COHORTS,),
+    "stragglers": (_COHORTS,),
+    "clip": (_SENT,),
+    "noise": (_SENT,),
+    "payload": (_SENT,),
+    "alpha": ({"partition": ("dirichlet", "quantity"), "clients": Above(1)},),
+    "classes_per_client": ({"partition": ("pathological",)},),
+}
+"""By setting the ways in which it plays a part in a run: conditions on other settings, all of
+which must hold; (): always. What is not listed needs a method that trains (`ways_of`). A setting
+that is named in vain is told by pipeline/settings_used.py."""
+
+LATER = ("keep", "choose")
+"""Settings that runs of earlier releases do not have."""
 
 _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
     (
@@ -148,6 +211,10 @@ _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
         lambda c: c.method == "scaffold" and (c.optimizer, c.momentum) != ("sgd", 0),
         "method scaffold corrects plain gradients (its update divides by steps * lr): pass "
         "--optimizer sgd --momentum 0",
+    ),
+    (
+        lambda c: c.method == "scaffold" and c.lr == 0,
+        "method scaffold divides by the lr, which is 0: pass an --lr above 0",
     ),
     (
         lambda c: c.method == "fedper" and c.head in ("linear", "cosine"),
@@ -174,10 +241,19 @@ _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
 )  # fmt: skip
 
 
+def ways_of(name: str) -> tuple[Way, ...]:
+    """The ways in which a setting plays a part; see USED_BY."""
+    return USED_BY.get(name, ({"method": TRAINED},))
+
+
 def as_json(config: RunConfig) -> dict[str, Any]:
-    """The settings as JSON can hold them: tuples become lists."""
+    """The settings as JSON can hold them: tuples become lists.
+
+    A setting in LATER is left out at its default: runs of before it keep their id and files.
+    """
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return settings
+    default = {name: getattr(RunConfig, name) for name in LATER}
+    return {n: v for n, v in settings.items() if n not in default or v != default[n]}
 
 
 def from_json(settings: Any) -> RunConfig:

@@ -41,6 +41,8 @@ def _candidates(table: FeatureTable, config: RunConfig) -> Iterator[dict[str, An
     """Changes of settings that may help, the smallest first."""
     if config.shots:
         yield {"shots": 2}
+    if config.choose != "last":
+        yield {"choose": "last"}
     if table.split is not None and config.fixed_split == "keep":
         yield {"fixed_split": "holdout"}
         yield from ({"fixed_split": "holdout", "split": share} for share in SHARES)

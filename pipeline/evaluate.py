@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.answers import top1
+from kernels.answers import cross_entropies, top1
 from pipeline.lanes import Fold, Model, Plan
 from pipeline.splits import ClientSplit
 
@@ -56,6 +56,28 @@ def score(
             counted = np.array([correct.sum(), len(correct)])
             found[split.domain_name] = found.get(split.domain_name, 0) + counted
     return [{name: float(r / n) for name, (r, n) in fold.items()} for fold in sums]
+
+
+def validation_losses(
+    plan: Plan, adapters: Tensor, cached: Cached, folds: Sequence[int]
+) -> list[dict[str, float]]:
+    """By client of each fold: mean over its validation rows of the class cross-entropy.
+
+    log sum_c exp S_ic - S_i,yi, over all C classes, whatever the clients train with; summed in
+    float64. adapters (A, P), one for each of plan.models; other folds, and clients without
+    validation rows, have none. Torch computes it, whichever backend trains.
+    """
+    found: list[dict[str, float]] = [{} for _ in plan.folds]
+    for m, model in enumerate(plan.models):
+        if model.fold not in folds:
+            continue
+        for split in parts_of(plan, model, "val"):
+            losses = cross_entropies(
+                plan.work.kind, adapters[m], cached.features, cached.labels, cached.text,
+                rows_of([split], "val", cached.labels.device), cached.logit_scale,
+            )  # fmt: skip
+            found[model.fold][split.name] = float(losses.double().mean())
+    return found
 
 
 def answers_of(

@@ -21,12 +21,14 @@ from pipeline.lanes import Orders, Plan, build_plan, seeded_order
 from pipeline.local_round import Engine
 from pipeline.notes import row_notes
 from pipeline.outcomes import outcomes
-from pipeline.privacy import epsilon
+from pipeline.privacy import epsilon, not_covered
 from pipeline.process import threads
 from pipeline.progress import progress_bar
 from pipeline.report import RoundReport, mean_results
 from pipeline.report_files import read_object
 from pipeline.run_folder import RunFolder, open_run
+from pipeline.server_rules import trimmed_of
+from pipeline.settings_used import length_warning, possible, unused
 from pipeline.signals import Interrupted, noted_signals
 from pipeline.training import Progress, advance, begin, pick_plan_backend, to_device
 
@@ -81,6 +83,12 @@ def federate(
         progress = _start(folder, plan, begin(plan, cached, first_adapter), say)
         say(_opening(table, plan, on, backend, folder.folder))
         _say_what_is_doubtful(table, plan, say)
+        for note in unused(possible(config), table):
+            say(note)
+        if first_adapter is not None and config.start != RunConfig.start:
+            say("start has no effect with --init-adapter, which says where training starts")
+        if short := length_warning(table, config):
+            say(short)
         with noted_signals() as stop, threads(on, table.features.shape[1], backend):
             progress = _train(folder, engine, config, progress, stop, say)
         trained = time.perf_counter()
@@ -116,10 +124,18 @@ def privacy(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any] | N
     found = None
     try:
         found = epsilon(config.noise, config.client_fraction, config.rounds, DELTA)
-        say(f"central DP: epsilon {found:.2f} at delta {DELTA:g} after {config.rounds} rounds")
+        say(
+            f"central DP: epsilon {found:.2f} at delta {DELTA:g} after {config.rounds} rounds; "
+            f"{not_covered(config.choose)}"
+        )
     except ConfigError as error:
         say(str(error))
-    return {"epsilon": found, "delta": DELTA}
+    return {
+        "epsilon": found,
+        "delta": DELTA,
+        "covers": "updates",
+        "note": not_covered(config.choose),
+    }
 
 
 def describe(
@@ -174,8 +190,9 @@ def _train(
         folder.add_round(report.to_json())
         stopping = bool(stop)  # read once: a signal during the saving waits for the next round
         _save(folder, engine, progress, now=stopping)
-        best = mean([kept.val_accuracy for kept in progress.chosen if kept])
-        bar.set_postfix(val=f"{best:.4f}", refresh=False)
+        known = [kept.val_accuracy for kept in progress.chosen if kept]
+        best = mean([each for each in known if each is not None])
+        bar.set_postfix(val="-" if best is None else f"{best:.4f}", refresh=False)
         if stopping and progress.rounds_done < config.rounds:
             bar.close()
             raise Interrupted(
@@ -204,7 +221,15 @@ def _say_what_is_doubtful(table: FeatureTable, plan: Plan, say: Callable[[str], 
     for note in row_notes(table, plan):
         say(note)
     least = min((len(fold.clients) for fold in plan.folds), default=0)
-    byzantine = plan.folds[0].config.byzantine
+    config = plan.folds[0].config
+    byzantine = config.byzantine
+    if plan.method == "trimmed-mean" and not trimmed_of(least, config.trim):
+        say(
+            f"trimmed-mean with trim {config.trim:g} cuts none of {least} clients: it is the plain "
+            f"mean; a trim of {1 / max(least, 1):.3g} or more cuts one at each end of 3 or more"
+        )
+    if plan.method == "krum" and config.keep > least:
+        say(f"krum: keep {config.keep} of {least} clients keeps all of them: it is their mean")
     if plan.method == "krum" and least < 2 * byzantine + 3:
         say(
             f"krum is proven for {2 * byzantine + 3} clients or more when {byzantine} may lie; "

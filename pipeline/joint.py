@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.lanes import Plan, steps_a_round
+from pipeline.payload import payload_of
 from pipeline.state import BY_LANE, State
 from pipeline.training import Progress
 
@@ -17,7 +18,7 @@ COMMON = ("method", "mode", "head", "rank", "loss", "optimizer", "moments", "bat
 def common_key(plan: Plan) -> tuple:
     """Equal for plans that can be joined: the settings in COMMON, and the adapter's kind."""
     config = plan.folds[0].config
-    extra = any(fold.config.payload != "fp32" for fold in plan.folds)  # a row more in the state
+    extra = any(payload_of(fold.config) != "fp32" for fold in plan.folds)  # a row more in the state
     return plan.work, extra, *(getattr(config, name) for name in COMMON)
 
 

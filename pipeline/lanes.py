@@ -140,21 +140,26 @@ def steps_a_round(lane: Lane, epochs: int | None = None) -> int:
 
 
 def settings_of(lanes: Sequence[Lane], round: int) -> Settings:
-    """The optimizer's settings in a round, one value a lane, float64.
-
-    schedule cosine: lr * (1 + cos(pi * round / rounds)) / 2.
-    """
+    """The optimizer's settings in a round, one value a lane, float64; lr is the round's."""
 
     def values(name: str) -> list[float]:
         return [float(getattr(lane.config, name)) for lane in lanes]
 
     found = {n: torch.tensor(values(n), dtype=torch.float64) for n in Settings._fields}
     for at, lane in enumerate(lanes):
-        if lane.config.schedule == "cosine":
-            found["lr"][at] *= (1 + math.cos(math.pi * round / lane.config.rounds)) / 2
+        found["lr"][at] = rate(lane.config, round)
         if lane.config.method != "fedprox" and not lane.personal:
             found["mu"][at] = 0
     return Settings(**found)
+
+
+def rate(config: RunConfig, round: int) -> float:
+    """The clients' learning rate in a round: lr, or with schedule cosine
+    lr * (1 + cos(pi * round / rounds)) / 2.
+    """
+    if config.schedule == "cosine":
+        return config.lr * ((1 + math.cos(math.pi * round / config.rounds)) / 2)
+    return config.lr
 
 
 def round_rows(

@@ -11,7 +11,7 @@ from kernels.local_steps import Moments, Pull, local_steps
 from pipeline.cohort import cohort, steps_of
 from pipeline.evaluate import Cached
 from pipeline.lanes import Fold, Orders, Plan, round_rows, seeded_order, settings_of, steps_a_round
-from pipeline.payload import received
+from pipeline.payload import payload_of, received
 from pipeline.state import State, own_part
 
 if TYPE_CHECKING:
@@ -122,13 +122,7 @@ def rows_of_lanes(engine: Engine, steps: np.ndarray, round: int) -> tuple[list[i
 
 def starts_of_lanes(plan: Plan, state: State, taking: list[int]) -> Tensor:
     """What lanes start from, (k, P): servers' adapters as they arrive, and their own parts."""
-    servers = state["server"]
-    if "origin" in state:
-        servers = servers.clone()
-        for s, server in enumerate(plan.servers):
-            payload = plan.folds[server.fold].config.payload
-            servers[s] = received(servers[s], state["origin"][s], payload)
-    rows = servers[[plan.lanes[at].server for at in taking]]
+    rows = servers_received(plan, state)[[plan.lanes[at].server for at in taking]]
     if plan.method == "fedper":
         mask = own_part(plan, rows.device)
         return torch.where(mask, state["personal"][taking], rows)
@@ -136,6 +130,26 @@ def starts_of_lanes(plan: Plan, state: State, taking: list[int]) -> Tensor:
         if plan.lanes[at].personal:
             rows[column] = state["personal"][at]
     return rows
+
+
+def servers_received(plan: Plan, state: State) -> Tensor:
+    """The servers' adapters (S, P) as they arrive at their clients."""
+    return _arrived(plan, state, state["server"], state.get("origin"))
+
+
+def control_received(plan: Plan, state: State) -> Tensor:
+    """SCAFFOLD's c of each server (S, P) as it arrives at the clients; it starts at 0."""
+    return _arrived(plan, state, state["control"], torch.zeros_like(state["control"]))
+
+
+def _arrived(plan: Plan, state: State, sent: Tensor, reference: Tensor | None) -> Tensor:
+    if "origin" not in state or reference is None:
+        return sent
+    arrived = sent.clone()
+    for s, server in enumerate(plan.servers):
+        payload = payload_of(plan.folds[server.fold].config)
+        arrived[s] = received(sent[s], reference[s], payload)
+    return arrived
 
 
 def _moments(state: State, taking: list[int]) -> Moments | None:
@@ -147,9 +161,9 @@ def _moments(state: State, taking: list[int]) -> Moments | None:
 def _pull(plan: Plan, state: State, taking: list[int]) -> Pull:
     servers = [plan.lanes[at].server for at in taking]
     if plan.method in ("fedprox", "ditto"):
-        return Pull(anchor=state["server"][servers])
+        return Pull(anchor=servers_received(plan, state)[servers])
     if plan.method == "scaffold":
-        return Pull(shift=state["control"][servers] - state["controls"][taking])
+        return Pull(shift=control_received(plan, state)[servers] - state["controls"][taking])
     return Pull()
 
 

@@ -29,6 +29,7 @@ from pipeline.payload import clip_bytes, payload_bytes
 from pipeline.personal import personalised
 from pipeline.report import held_out_name
 from pipeline.splits import NO_ROWS
+from pipeline.state import own_part
 from pipeline.training import Progress
 
 
@@ -96,11 +97,13 @@ def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> d
     return {
         "held_out": held_out_name(fold.held_out),
         "best_round": chosen.round if chosen else None,
+        "chosen_by": fold.config.choose if chosen else None,
         "val_accuracy": chosen.val_accuracy if chosen else None,
         # Counted where it tells whether training made it worse: another look at validation rows.
         "val_changed": changed_on_validation(engine, progress.best, f, zero_shot)
         if worse
         else None,
+        **({"val_loss": chosen.val_loss} if chosen and chosen.val_loss is not None else {}),
         "zero_shot": {
             **summarise(start, fold.held_out),
             "per_domain": start,
@@ -138,7 +141,10 @@ def _bytes(engine: Engine, fold: Fold) -> dict:
     kind, config = engine.plan.work.kind, fold.config
     clients = len(fold.clients) if config.method in AVERAGING else 0
     parts = 2 if config.method == "scaffold" else 1  # the control variate travels too
-    one_way = clients * parts * payload_bytes(size(kind), config.payload)
+    count = size(kind)
+    if config.method == "fedper":
+        count -= int(own_part(engine.plan, torch.device("cpu")).sum())
+    one_way = clients * parts * payload_bytes(count, config.payload)
     clip = clip_bytes(engine.model or "")
     return {"up": one_way, "down": one_way, "clip": clip and 2 * clients * clip}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import ConfigError
+from pipeline.config import AVERAGING, ConfigError, RunConfig
 
 PAYLOADS = ("fp32", "fp16", "int8")
 BLOCK = 512  # numbers that share an int8 scale: a row of ViT-B/32's adapter; 0.8 % of the bytes
@@ -50,6 +50,11 @@ def received(sent: Tensor, reference: Tensor, payload: str) -> Tensor:
     if payload == "fp32":
         return sent
     return reference + decode(encode(sent - reference, payload))
+
+
+def payload_of(config: RunConfig) -> str:
+    """How adapters travel; "fp32" for methods in which nothing does (local, central)."""
+    return config.payload if config.method in AVERAGING else "fp32"
 
 
 def encode(values: Tensor, payload: str) -> Encoded:

@@ -11,6 +11,13 @@ from pipeline.terminal import printable
 RELEASED_PACS = {"art_painting": 0.9515, "cartoon": 0.9536, "photo": 0.9546, "sketch": 0.9499}
 """Overall accuracy by held-out domain that the released code's README prints (ViT-B/32)."""
 
+CHOSEN_BY = {
+    "accuracy": "the earliest of the best mean validation accuracy",
+    "loss": "the earliest of the least mean validation loss",
+    "last": "the last, whatever validation says",
+}
+"""What is told of a setting `choose`."""
+
 
 @dataclass(frozen=True)
 class FoldRound:
@@ -24,6 +31,8 @@ class FoldRound:
     train_accuracy: dict[str, float] | None
     rejected: dict[str, str]
     """Clients whose updates were left out of the round, and why."""
+    val_loss: dict[str, float | None] | None = None
+    """By client, where rounds are chosen by it; None: not finite."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,12 @@ class RoundReport:
     folds: tuple[FoldRound, ...]
 
     def to_json(self) -> str:
-        """The line of rounds.jsonl."""
-        return json.dumps(asdict(self), allow_nan=False)
+        """The line of rounds.jsonl; val_loss is in it where rounds are chosen by it."""
+        told = asdict(self)
+        for fold in told["folds"]:
+            if fold["val_loss"] is None:
+                del fold["val_loss"]
+        return json.dumps(told, allow_nan=False)
 
 
 def held_out_name(held_out: Sequence[str]) -> str | None:
@@ -79,8 +92,15 @@ def table(document: dict[str, Any]) -> str:
         rows.append(["mean", "", *[""] * untested, *figures, "", "", *last])
     note = (
         "accuracy in %, zero-shot -> adapter; rounds count from 0; gate moved: 0 is zero-shot's "
-        "uniform gate, 1 a single channel; changed: test rows answered unlike zero-shot"
+        "uniform gate, 1 a single channel; changed: test rows answered unlike zero-shot; "
+        f"round: {CHOSEN_BY[document['config'].get('choose', 'accuracy')]}"
     )
+    private = document.get("privacy")
+    if private and private["epsilon"] is not None:
+        note += (
+            f"\ncentral DP: epsilon {private['epsilon']:.2f} at delta {private['delta']:g}; "
+            f"{private['note']}"
+        )
     return f"{_aligned(rows)}\n{note}"
 
 

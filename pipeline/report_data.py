@@ -91,6 +91,7 @@ class RunData:
     cache_file: Path | None
     seconds: dict[str, float | None]
     notes: tuple[str, ...]
+    privacy: tuple[float, float] | None = None  # central DP: epsilon, and the delta it is at
 
 
 def read_run(folder: Path) -> RunData:
@@ -119,6 +120,8 @@ def read_run(folder: Path) -> RunData:
             folds = [_with_result(fold, found) for fold, found in pairs]
         seconds = {name: fraction(s) for name, s in summary.get("seconds", {}).items()}
         named = summary.get("cache", {}).get("file")
+        private = summary.get("privacy") or {}
+        epsilon, delta = (fraction(private.get(name)) for name in ("epsilon", "delta"))
     if not finished:
         wanted = settings.get("rounds", "?")
         notes.append(f"This run is not finished: {len(rounds)} of {wanted} rounds are there.")
@@ -134,6 +137,7 @@ def read_run(folder: Path) -> RunData:
         cache_file=Path(named) if isinstance(named, str) else None,
         seconds=seconds,
         notes=tuple(notes),
+        privacy=None if epsilon is None or delta is None else (epsilon, delta),
     )
 
 

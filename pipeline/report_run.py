@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from pipeline.advice import said_of_worse
 from pipeline.extraction_rate import Rate
+from pipeline.privacy import not_covered
+from pipeline.report import CHOSEN_BY
 from pipeline.report_answers import confusion_part, map_part
 from pipeline.report_costs import costs_part, duration
 from pipeline.report_data import ACCURACIES, FoldData, Result, RunData, Scores
@@ -44,6 +46,7 @@ def run_part(
         element("p", _lead(run), class_="lead"),
         warnings([*run.notes, *_doubts(run)]),
         tiles(_tiles(run)),
+        _privacy(run),
         _table(run),
         rounds_part(run),
         _clients(run),
@@ -129,6 +132,15 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     return shown
 
 
+def _privacy(run: RunData) -> Markup:
+    if run.privacy is None:
+        return Markup("")
+    epsilon, delta = run.privacy
+    covers = not_covered(word(run.settings.get("choose", "accuracy")))
+    said = f"Central differential privacy: epsilon {epsilon:.2f} at delta {delta:g}; {covers}."
+    return element("p", said, class_="lead")
+
+
 def _table(run: RunData) -> Markup:
     done = [fold for fold in run.folds if fold.result]
     if not done:
@@ -139,7 +151,8 @@ def _table(run: RunData) -> Markup:
         rows.append(_mean_line(run, len(heads)))
     caption = (
         "Accuracy in % on test rows of the kept round; gain: points above zero-shot CLIP. Gate "
-        "moved: 0 is zero-shot's uniform gate, 1 a single channel."
+        "moved: 0 is zero-shot's uniform gate, 1 a single channel. Kept round: "
+        f"{CHOSEN_BY.get(word(run.settings.get('choose', 'accuracy')), 'unknown')}."
     )
     last = "mean" if len(rows) > 1 else ""
     whole = table("Held-out results", heads, rows, caption=caption, last=last)

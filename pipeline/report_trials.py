@@ -31,6 +31,7 @@ class Trial:
     results: tuple[Result, ...]
     held_out: tuple[str, ...]  # as the results name it
     error: str | None = None  # why it failed or diverged
+    val_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def read_bench(file: Path) -> BenchData:
 
 def ranking(sweep: SweepData) -> list[Candidate[Trial]]:
     """The configurations as sweep itself ranks them, by its own selection, the best first."""
-    return candidates((trial, score(trial, sweep.select)) for trial in sweep.trials)
+    scored = ((trial, score(trial, sweep.select)) for trial in sweep.trials)
+    return candidates(scored, sweep.select)
 
 
 def score(trial: Trial, select: str) -> float | None:
@@ -172,6 +174,7 @@ def _trial(line: dict[str, Any]) -> Trial:
         results=tuple(read_result(found) for found in results),
         held_out=tuple(str(found.get("held_out") or "nothing") for found in results),
         error=None if line.get("error") is None else str(line["error"]),
+        val_loss=fraction(line.get("val_loss")),
     )
 
 

@@ -7,22 +7,23 @@ import torch
 from torch import Tensor
 
 from kernels.adapter import AdamSettings
-from pipeline.aggregate import Reports, aggregate, renormalised
+from pipeline.aggregate import Reports, aggregate, clips, renormalised
 from pipeline.config import RunConfig
-from pipeline.lanes import Fold, Plan, settings_of
+from pipeline.lanes import Fold, Plan, rate, settings_of
 from pipeline.local_round import (
     Engine,
     Trained,
     attendance,
+    control_received,
     rows_of_lanes,
     steps_of_lanes,
     stream_of,
     train_lanes,
 )
-from pipeline.payload import received
+from pipeline.payload import decode, encode, payload_of, received
 from pipeline.scaffold import client_controls, server_control
 from pipeline.server_rules import unsound
-from pipeline.state import State
+from pipeline.state import State, own_part
 
 
 class Told(NamedTuple):
@@ -91,12 +92,13 @@ def _average(
         here = [k for k, lane in enumerate(server.lanes) if lane in column]
         columns = torch.tensor([column[server.lanes[k]] for k in here], device=start.device).long()
         # index_select copies rows, 0.2 ms of 3 x 525,312 numbers; a list in [] takes 0.9.
+        own = clients.index_select(0, columns)
         begun = start.index_select(0, columns)
-        sent = received(clients.index_select(0, columns), begun, fold.config.payload)
+        sent = _arrived(plan, fold.config, state["server"][s], begun, own)
         # Under central DP whether a client counts must not depend on the others' rows; clip bounds
         # what a long update does.
         made = [int(steps[server.lanes[k]]) for k in here]
-        wrong = unsound(sent, begun, made, by_itself=bool(fold.config.clip))
+        wrong = unsound(sent, state["server"][s], made, by_itself=clips(fold.config))
         for k, why in wrong.items():
             told[server.fold].rejected[_name(plan, server.lanes[here[k]])] = why
         sound = [k for k in range(len(here)) if k not in wrong]
@@ -115,22 +117,45 @@ def _average(
         for name, value in memory.items():
             after[name][s] = value
         if plan.method == "scaffold":
-            lanes = [server.lanes[here[k]] for k in sound]
-            _scaffold(plan, state, after, s, lanes, clients[[column[at] for at in lanes]], steps)
+            _scaffold(plan, state, after, s, [here[k] for k in sound], begun[sound], own[sound],
+                      steps, round)  # fmt: skip
+
+
+def _arrived(
+    plan: Plan, config: RunConfig, server: Tensor, begun: Tensor, clients: Tensor
+) -> Tensor:
+    """Clients' adapters as their server has them, (K, P): its own, moved by the updates it got.
+
+    server (P,) is exact, begun (K, P) what clients received of it: with payload fp16 and int8 they
+    differ, and averaging begun + update would round the server's adapter anew every round, so
+    that steps shorter than half a rounding never add up. In fp32 this is `clients` itself.
+    """
+    if plan.method == "fedper":  # the clients' own layers do not travel
+        own = own_part(plan, server.device)
+        begun, clients = torch.where(own, server, begun), torch.where(own, server, clients)
+    payload = payload_of(config)
+    if payload == "fp32":
+        return clients
+    return server + decode(encode(clients - begun, payload))
 
 
 def _scaffold(
-    plan: Plan, state: State, after: State, s: int, lanes: list[int], clients: Tensor,
-    steps: np.ndarray,
+    plan: Plan, state: State, after: State, s: int, who: list[int], begun: Tensor, clients: Tensor,
+    steps: np.ndarray, round: int,
 ) -> None:  # fmt: skip
-    config = plan.folds[plan.servers[s].fold].config
-    server, control, controls = state["server"][s], state["control"][s], state["controls"][lanes]
+    """SCAFFOLD's control variates after a round, and its server's rate; who: of server.lanes."""
+    server, config = plan.servers[s], plan.folds[plan.servers[s].fold].config
+    lanes = [server.lanes[k] for k in who]
+    controls, heard = state["controls"][lanes], control_received(plan, state)[s]
     made = torch.from_numpy(steps[lanes])
-    new = client_controls(controls, control, clients, server, made, config.lr)
+    new = client_controls(controls, heard, clients, begun, made, rate(config, round))
+    # A client sends how its c_k moved, and keeps what of that arrives: the server knows it exactly.
+    new = received(new, controls, payload_of(config))
     after["controls"][lanes] = new
-    after["control"][s] = server_control(control, controls, new, len(plan.servers[s].lanes))
-    moved = after["server"][s] - server
-    after["server"][s] = server + config.server_lr * moved
+    shares = [server.weights[k] for k in who]
+    after["control"][s] = server_control(state["control"][s], controls, new, shares)
+    moved = after["server"][s] - state["server"][s]
+    after["server"][s] = state["server"][s] + config.server_lr * moved
 
 
 def _diverged(fold: Fold, round: int) -> str:

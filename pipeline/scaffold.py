@@ -1,20 +1,22 @@
 """SCAFFOLD's control variates: what clients and server think the gradient is."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 def client_controls(
-    controls: Tensor, control: Tensor, clients: Tensor, server: Tensor, steps: Tensor, lr: float
+    controls: Tensor, control: Tensor, clients: Tensor, start: Tensor, steps: Tensor, lr: float
 ) -> Tensor:
-    """c_k - c + (server - client_k) / (steps_k lr): option II, the mean gradient of the round.
+    """c_k - c + (start - client_k) / (steps_k lr): option II, the mean gradient of the round.
 
     controls  (K, P) float32, c_k before the round, of the clients that report
-    control   (P,) float32, the server's c
+    control   (P,) float32, the server's c as the clients received it
     clients   (K, P) float32 after their local steps, which followed g - c_k + c
-    server    (P,) float32, what they started from
+    start     (K, P) or (P,) float32, what they started from: the server's x as they received it
     steps     (K,) int, local steps taken; a client that took none keeps its c_k
-    lr        the clients' learning rate
+    lr        the clients' learning rate in this round
     returns   (K, P) float32
     It is a mean gradient for plain SGD only: with Adam or momentum the same expression is in
     units of that optimizer's step. Source: Karimireddy et al., arXiv:1910.06378, Algorithm 1.
@@ -22,18 +24,28 @@ def client_controls(
     if not lr > 0:
         raise ValueError(f"client_controls: lr must be above 0; got {lr}")
     taken = steps.to(clients.device)[:, None]
-    moved = (server - clients) / (taken.clamp(min=1) * lr)
+    moved = (start - clients) / (taken.clamp(min=1) * lr)
     return torch.where(taken > 0, controls - control + moved, controls)
 
 
-def server_control(control: Tensor, before: Tensor, after: Tensor, everyone: int) -> Tensor:
-    """c + (1 / N) sum over reporting clients of (c_k after - c_k before); not changed in place.
+def server_control(
+    control: Tensor, before: Tensor, after: Tensor, shares: Sequence[float]
+) -> Tensor:
+    """c + sum_k share_k (c_k after - c_k before), over reporting clients; not changed in place.
 
     control        (P,) float32
     before, after  (K, P) float32
-    everyone       N, all clients of the server, reporting or not
-    Source: Karimireddy et al., arXiv:1910.06378, Algorithm 1, line 17.
+    shares         K numbers: a client's share among all clients of the server, reporting or not
+    With shares 1 / N this is Algorithm 1, line 17 of Karimireddy et al., arXiv:1910.06378. As
+    shares stay those of all clients, c stays sum_k share_k c_k whoever reports, and is 0 where the
+    gradient of sum_k share_k f_k is.
     """
-    if len(before) > everyone:
-        raise ValueError(f"server_control: {len(before)} clients report, of {everyone} in all")
-    return control + (after - before).sum(dim=0) / everyone
+    if len(before) != len(shares) or sum(shares) > 1 + 1e-6:
+        raise ValueError(
+            f"server_control: {len(before)} clients report; got {len(shares)} shares of sum "
+            f"{sum(shares):g}, at most 1"
+        )
+    moved = torch.zeros_like(control)
+    for old, new, share in zip(before, after, shares, strict=True):
+        moved.add_(new - old, alpha=float(share))
+    return control + moved

@@ -15,7 +15,7 @@ from pipeline.plain_files import LOG, read_plain
 from pipeline.search import Search, State
 from pipeline.setting_values import Value
 from pipeline.sweep_space import Choices, Domain, Normal, Range, Steps, at_step, in_range
-from pipeline.sweep_spec import SweepSpec, seeded
+from pipeline.sweep_spec import SweepSpec, rank_of, ranks_by_loss, seeded
 from pipeline.trials import Record, Trial, configuration_id
 
 try:
@@ -31,8 +31,8 @@ except ImportError as error:
 JOURNAL = "study.journal"
 TRIES = 20
 """Suggestions in a row that repeat a configuration before the space counts as searched."""
-WORST = 0.0
-"""No accuracy is below it, and TPE reads only the order of values."""
+WORST = {False: 0.0, True: -1e30}
+"""By whether trials are compared by loss: nothing is below it, and TPE reads only the order."""
 
 
 def bayes(spec: SweepSpec, base: RunConfig, folder: Path, ended: Mapping[str, Record]) -> Search:
@@ -46,6 +46,8 @@ def bayes(spec: SweepSpec, base: RunConfig, folder: Path, ended: Mapping[str, Re
     would go on suggesting their neighbours. A failed one is told FAIL, for an error is no news of
     an accuracy; a pruned one PRUNED, with its accuracy at its cut. Settings that conflict are told
     FAIL at once and asked for as trials behind the spec's count, which fail when they are planned.
+    Where trials are compared by validation loss, minus the mean loss is told, and minus 1e30 for a
+    diverged one.
 
     Raises ConfigError for a parameter that TPE cannot draw.
     """
@@ -161,7 +163,7 @@ class _Bayes:
             if None in ended:
                 self.running.append((trial, seeds))
             else:
-                _tell(self.study, trial, ended)
+                _tell(self.study, trial, ended, ranks_by_loss(self.spec, self.base))
 
     def _enqueue_again(self) -> None:
         """What a killed process left RUNNING, and what failed, is to be asked again."""
@@ -224,14 +226,14 @@ def _sampler(seed: int, index: int, attempt: int) -> optuna.samplers.TPESampler:
     return optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4]))
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial, ended: Sequence[Record]) -> None:
+def _tell(study: optuna.Study, trial: optuna.Trial, ended: Sequence[Record], by_loss: bool) -> None:
     statuses = {record.status for record in ended}
     if "failed" in statuses:
         study.tell(trial, state=TrialState.FAIL)
         return
-    values = [record.val_accuracy for record in ended if record.status != "diverged"]
+    values = [rank_of(record, by_loss) for record in ended if record.status != "diverged"]
     whole = len(values) == len(ended) and all(v is not None and math.isfinite(v) for v in values)
-    value = math.fsum(values) / len(values) if whole else WORST
+    value = math.fsum(values) / len(values) if whole else WORST[by_loss]
     if "pruned" in statuses and "diverged" not in statuses:
         trial.report(value, step=max(record.rounds for record in ended))
         study.tell(trial, state=TrialState.PRUNED)

@@ -54,8 +54,12 @@ def trimmed_mean(clients: Tensor, trim: float) -> Tensor:
     """
     if not 0 <= trim < 0.5:
         raise ValueError(f"trimmed_mean: trim must be at least 0 and under 0.5; got {trim}")
-    # round() mends products such as 0.29 * 100 = 28.999999999999996
-    return trimmed(clients, int(round(trim * _some(clients), 9)))
+    return trimmed(clients, trimmed_of(_some(clients), trim))
+
+
+def trimmed_of(count: int, trim: float) -> int:
+    """How many of `count` clients trim cuts at each end: int(trim * count)."""
+    return int(round(trim * count, 9))  # 0.29 * 100 is 28.999999999999996
 
 
 def trimmed(clients: Tensor, cut: int) -> Tensor:

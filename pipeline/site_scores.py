@@ -72,8 +72,10 @@ def scored(
     right = {name: one.right for name, one in heard.items()}
     val, before, chosen = by_domain(fed, right, "val"), reached.val, reached.progress.chosen[0]
     common = [name for name in val if name in before]
-    better = chosen is None or (
-        bool(common) and mean([val[n] for n in common]) > mean([before[n] for n in common])
+    better = (
+        chosen is None
+        or fed.config.choose == "last"
+        or (bool(common) and mean([val[n] for n in common]) > mean([before[n] for n in common]))
     )
     every = fed.config.eval == "every"
     test = by_domain(fed, right, "test") if better or every else {}
@@ -130,12 +132,15 @@ def result(fed: Federation, reached: Reached, model: str | None) -> dict[str, An
     assert chosen is not None  # the first round is better than none
     start = by_domain(fed, reached.zero_shot, "test") | reached.unseen_zero_shot
     one_way = len(fed.clients) * payload_bytes(size(fed.kind), fed.config.payload)
-    down = one_way * (2 if fed.config.method == "scaffold" else 1)
+    down = one_way
+    if fed.config.method == "scaffold":  # c - c_k to each; the server works out c_k's way itself
+        down += len(fed.clients) * payload_bytes(size(fed.kind), "fp32")
     clip = clip_bytes(model or "")
     of_clip = clip and clip * 2 * len(fed.clients)
     return {
         "held_out": held_out_name(held_out),
         "best_round": chosen.round,
+        "chosen_by": fed.config.choose,
         "val_accuracy": chosen.val_accuracy,
         "val_changed": None,
         "zero_shot": {

@@ -15,11 +15,18 @@ from pipeline.config import ConfigError, RunConfig, as_json, run_id
 from pipeline.evaluate import mean
 from pipeline.federate import privacy
 from pipeline.lanes import Plan, plan_of
-from pipeline.local_round import Trained, attendance, starts_of_lanes, steps_of_lanes
+from pipeline.local_round import (
+    Trained,
+    attendance,
+    control_received,
+    starts_of_lanes,
+    steps_of_lanes,
+)
 from pipeline.payload import Encoded, decode, encode
 from pipeline.report import FoldRound, RoundReport, mean_results
 from pipeline.rounds import Told, settle
 from pipeline.run_folder import RunFolder, open_run
+from pipeline.settings_used import possible, unused
 from pipeline.site import KEPT
 from pipeline.site_call import Exchange, Federation, Heard, ask_round, introduce
 from pipeline.site_limits import refuse_what_cannot_travel
@@ -52,6 +59,8 @@ def serve(
     Raises ConfigError for what cannot go to sites, and when fewer than terms.least answer.
     """
     refuse_what_cannot_travel(config)
+    for note in unused(possible(config)):
+        say(note)
     started = time.perf_counter()
     fed, known = introduce(config, exchange, online(), held, terms.least, say)
     described = {
@@ -176,7 +185,7 @@ def _ask(
     adapter = encode(server if payload == "fp32" else server - state["origin"][0], payload)
     shifts = {}
     if "control" in state and round:
-        rows = state["control"][0] - state["controls"]
+        rows = control_received(plan, state)[0] - state["controls"]
         shifts = {name: rows[at] for at, name in enumerate(_names(plan)) if name in work}
     heard, absent = ask_round(
         run.fed, run.exchange, run.known, run.online(), round, work, adapter, shifts

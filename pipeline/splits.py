@@ -36,7 +36,8 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
 
     Raises RowsError for "holdout" where the cache fixes no split, and for a client that could not
     be trained or chosen by: under two train rows (a batch of one row is skipped), or no validation
-    row in the whole domain. Method zero-shot trains and chooses nothing, so it takes any rows.
+    row in the whole domain unless choose is "last". Method zero-shot trains and chooses nothing, so
+    it takes any rows.
     Source: PersonalizedFL fedclip/datautil/datasplit, np.random.seed(seed) for each data set.
     """
     name = table.domain_names[domain]
@@ -68,7 +69,9 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
 
 def needed(config: RunConfig) -> dict[str, int]:
     """Rows that every domain must have of each use."""
-    return {} if config.method == "zero-shot" else {"train": 2, "val": 1}
+    if config.method == "zero-shot":
+        return {}
+    return {"train": 2, "val": 0 if config.choose == "last" else 1}
 
 
 def _uses(table: FeatureTable, rows: np.ndarray, config: RunConfig) -> list[np.ndarray]:

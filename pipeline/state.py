@@ -6,6 +6,7 @@ from torch import Tensor
 from kernels.heads import Kind, first_row, shapes
 from pipeline.config import ConfigError, RunConfig
 from pipeline.lanes import Plan
+from pipeline.payload import payload_of
 
 State = dict[str, Tensor]
 """By name, P numbers of an adapter a row; only what the plan's method needs is there.
@@ -44,7 +45,7 @@ def first_state(plan: Plan, text: Tensor, given: Tensor | None) -> State:
     if plan.method in ("fedadam", "fedyogi", "fedadagrad"):
         tau = [plan.folds[server.fold].config.tau ** 2 for server in plan.servers]
         state["second"] = zeros(state["server"]) + torch.tensor(tau, device=text.device)[:, None]
-    if any(fold.config.payload != "fp32" for fold in plan.folds):
+    if any(payload_of(fold.config) != "fp32" for fold in plan.folds):
         state["origin"] = state["server"]
     if plan.method == "scaffold":
         state["control"] = zeros(state["server"])

@@ -17,7 +17,7 @@ from pipeline.process import threads
 from pipeline.run_folder import read_adapters, write_adapters
 from pipeline.search import Search
 from pipeline.sweep_floor import Floor, Running, Stopped, chunks_of, end_trial, foresee, planned
-from pipeline.sweep_spec import SweepSpec, batch_size
+from pipeline.sweep_spec import SweepSpec, batch_size, rank_of, ranks_by_loss
 from pipeline.training import Progress, advance, begin, pick_plan_backend
 from pipeline.trials import Trial, configuration_id
 
@@ -56,7 +56,7 @@ def _train(asked: Sequence[Trial], spec: SweepSpec, base: RunConfig, floor: Floo
         live = [each for each in live if not each.died]
         if mark is None:
             return
-        live = _cut(live, reached, mark, spec, floor)
+        live = _cut(live, reached, mark, spec, floor, by_loss=ranks_by_loss(spec, base))
         floor.folder.sync()
         reached = mark
 
@@ -78,7 +78,8 @@ def advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
         for each, own in zip(going, split_progress(progress, plans, owners), strict=True):
             each.progress = replace(own, diverged={})
             each.died = next(iter(own.diverged.values()), None)
-            each.val = None if each.died else _val(own)
+            each.val = None if each.died else _mean_of(own, "val_accuracy")
+            each.loss = None if each.died else _mean_of(own, "val_loss")
             if each.config.method == "zero-shot":
                 each.val = _zero_shot_val(outcomes(engine._replace(plan=each.plan), own))
         if not any(each.died for each in going):
@@ -137,7 +138,7 @@ def _rounds(
 
 
 def _cut(
-    live: list[Running], reached: int, mark: int, spec: SweepSpec, floor: Floor
+    live: list[Running], reached: int, mark: int, spec: SweepSpec, floor: Floor, *, by_loss: bool
 ) -> list[Running]:
     """The best 1/eta of the configurations that entered this segment; the others end as pruned.
 
@@ -162,8 +163,9 @@ def _cut(
     began |= {configuration_id(each.trial.settings) for each in live}
     here = [each for each in others if each.rounds > reached or (not reached and not each.rounds)]
     here = [each for each in here if configuration_id(each.settings) in began]
-    scores = {e.id: e.val_accuracy if e.status == "pruned" else None for e in here}
-    scores |= {each.trial.id: each.val for each in live}
+    scores = {e.id: rank_of(e, by_loss) if e.status == "pruned" else None for e in here}
+    scores |= {each.trial.id: -each.loss if by_loss and each.loss is not None
+               else None if by_loss else each.val for each in live}  # fmt: skip
     trials = [Trial(e.number, e.settings, e.seed, e.id) for e in here]
     trials = sorted([*trials, *(each.trial for each in live)], key=lambda trial: trial.number)
     going = {trial.id for trial in survivors(trials, scores, spec.halving.eta)}
@@ -173,8 +175,9 @@ def _cut(
     return [each for each in live if each.trial.id in going]
 
 
-def _val(progress: Progress) -> float | None:
-    return mean([chosen.val_accuracy for chosen in progress.chosen if chosen])
+def _mean_of(progress: Progress, name: str) -> float | None:
+    found = [getattr(chosen, name) for chosen in progress.chosen if chosen]
+    return None if None in found else mean(found)
 
 
 def _zero_shot_val(results: Sequence[dict]) -> float | None:
@@ -194,6 +197,6 @@ def end_running(floor: Floor, each: Running, status: str, error: str | None = No
         each.val = _zero_shot_val(results)
     end_trial(
         floor, each.trial, status, rounds=progress.rounds_done, results=results,
-        val_accuracy=each.val, seconds=each.seconds, error=error,
+        val_accuracy=each.val, val_loss=each.loss, seconds=each.seconds, error=error,
     )  # fmt: skip
     each.progress = None

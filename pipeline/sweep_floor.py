@@ -40,6 +40,7 @@ class Running:
     parked: Path | None = None
     seconds: float = 0.0
     val: float | None = None
+    loss: float | None = None
     died: str | None = None  # why it diverged
 
 
@@ -82,6 +83,12 @@ def plan_trial(
     """
     config = config_of(trial, base)
     plan = build_plan(table, config)
+    clients = [client for fold in plan.folds for client in fold.clients]
+    if clients and not any(len(client.val) for client in clients):
+        raise ConfigError(
+            f"{table.source}: trials are compared on validation rows, and no client has any; train "
+            "single runs with federate --choose last"
+        )
     pick_plan_backend(plan, backend, device)
     return Running(trial, config, plan)
 

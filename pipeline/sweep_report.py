@@ -30,6 +30,9 @@ class _Ended(Protocol):
     @property
     def settings(self) -> dict[str, Any]: ...
 
+    @property
+    def val_loss(self) -> float | None: ...
+
 
 class _Failed(Protocol):
     @property
@@ -58,7 +61,9 @@ def sweep_report(
 
     A configuration counts when all its seeds are done, and no other has more of them: a mean over
     the seeds that did not diverge would flatter it. The best has the highest mean over seeds of
-    the validation accuracy, the earlier one of equals. What was tested is told of that one alone.
+    the validation accuracy, the earlier one of equals; where rounds are chosen by validation loss
+    (every trial has one) the least mean loss, of equals the higher accuracy. What was tested is
+    told of that one alone.
     select="oracle" chooses by what was tested (unseen domains, or the participants' test rows
     where none is held out): an upper bound that no one without the test rows can reach, and called
     oracle wherever it is shown.
@@ -71,7 +76,7 @@ def sweep_report(
     """
     check_selection(select)
     records = sorted(records, key=lambda each: each.number)
-    ranked = candidates((each, _score(each, select)) for each in records)
+    ranked = candidates(((each, _score(each, select)) for each in records), select)
     statuses = Counter(each.status for each in records)
     done = [(each, s) for each in records if (s := _score(each, select)) is not None]
     mattered = influences(
@@ -97,10 +102,13 @@ def check_selection(select: str) -> None:
         raise ConfigError(f"--select {select!r} is unknown; there are {', '.join(SELECTIONS)}")
 
 
-def candidates(scored_trials: Iterable[tuple[Ended, float | None]]) -> list[Candidate[Ended]]:
+def candidates(
+    scored_trials: Iterable[tuple[Ended, float | None]], select: str
+) -> list[Candidate[Ended]]:
     """The configurations that count, the best first.
 
     scored_trials  what ended, with its score; None where it has none
+    select         "validation": by val_loss where all that count have one; else by score
     """
     groups: dict[str, list[tuple[Ended, float | None]]] = {}
     for each, score in scored_trials:
@@ -111,10 +119,15 @@ def candidates(scored_trials: Iterable[tuple[Ended, float | None]]) -> list[Cand
         if None not in (scores := [score for _, score in group])
     ]
     most = max((len(each.scores) for each in scored), default=0)
-    return sorted(
-        (each for each in scored if len(each.scores) == most),
-        key=lambda each: (-np.mean(each.scores), each.records[0].number),
+    counted = [each for each in scored if len(each.scores) == most]
+    losses = [[record.val_loss for record in each.records] for each in counted]
+    by_loss = select == "validation" and not any(None in own for own in losses)
+    means = [float(np.mean(own)) if by_loss else 0.0 for own in losses]  # type: ignore[arg-type]
+    order = sorted(
+        range(len(counted)),
+        key=lambda at: (means[at], -np.mean(counted[at].scores), counted[at].records[0].number),
     )
+    return [counted[at] for at in order]
 
 
 def tied(ranked: Sequence[Candidate[Ended]]) -> list[Candidate[Ended]]:

@@ -1,10 +1,12 @@
 """A sweep from its spec to its report: opens the folder, trains what is not yet there, tells."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,12 +24,14 @@ from pipeline.process import free_memory
 from pipeline.progress import progress_bar
 from pipeline.report_files import replace_file
 from pipeline.search import Search, check_search, open_search, reasons
+from pipeline.settings_used import length_warning, possible, unused
 from pipeline.signals import Interrupted, noted_signals
 from pipeline.sweep import train_all
 from pipeline.sweep_floor import Floor, Stopped, plan_trial
 from pipeline.sweep_folder import SweepFolder, open_sweep
 from pipeline.sweep_report import check_selection, sweep_report
 from pipeline.sweep_share import train_shared
+from pipeline.sweep_space import ends_of
 from pipeline.sweep_spec import SweepSpec, batch_size, describe
 from pipeline.training import to_device
 from pipeline.trials import Record, Trial
@@ -93,8 +97,13 @@ def sweep(
         "backend": backend,
         "device": on.type,
     }
-    for note in spec.notes:
+    trials = possible(base, {name: ends_of(name, domain) for name, domain in spec.parameters})
+    for note in (*spec.notes, *unused(trials, table)):
         say(note)
+    if short := next(
+        filter(None, (length_warning(table, each) for each in _heads(base, trials))), None
+    ):
+        say(short)
     folder = Path(out or Path(runs, f"sweep-{run_id(described)}"))
     with open_sweep(folder, described, force=force) as opened, joined(folder) as claims:
         _write_shared(folder, Shared(str(Path(table.source).resolve()), tuple(cache), trains))
@@ -172,6 +181,13 @@ def train_and_tell(
         "lane_steps_a_second": speed,
         "wall_seconds": spent,
     }
+
+
+def _heads(base: RunConfig, trials: dict[str, Any]) -> Iterator[RunConfig]:
+    """The base with each head, mode and method that is tried, as far as they go together."""
+    for head, mode, method in itertools.product(trials["head"], trials["mode"], trials["method"]):
+        with contextlib.suppress(ConfigError):
+            yield dataclasses.replace(base, head=head, mode=mode, method=method)
 
 
 def read_shared(folder: Path) -> Shared:

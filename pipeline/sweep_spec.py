@@ -21,7 +21,7 @@ from pipeline.sweep_space import (
     in_words,
     parse_words,
 )
-from pipeline.trials import Trial, make_trial
+from pipeline.trials import Record, Trial, make_trial
 
 METHODS = ("grid", "random", "bayes")
 METRIC = "val_accuracy"
@@ -161,6 +161,20 @@ def batch_size(spec: SweepSpec) -> int:
 def config_of(trial: Trial, base: RunConfig) -> RunConfig:
     """What the trial trains; raises ConfigError for settings that cannot be together."""
     return dataclasses.replace(base, **trial.settings, seed=trial.seed)
+
+
+def ranks_by_loss(spec: SweepSpec, base: RunConfig) -> bool:
+    """Whether trials are compared by validation loss, as their rounds are: where all have one."""
+    swept = {name: ends_of(name, domain) for name, domain in spec.parameters}
+    methods = swept.get("method", (base.method,))
+    return set(swept.get("choose", (base.choose,))) == {"loss"} and "zero-shot" not in methods
+
+
+def rank_of(record: Record, by_loss: bool) -> float | None:
+    """What a trial is compared by, the more the better: its accuracy, or minus its loss."""
+    if not by_loss:
+        return record.val_accuracy
+    return None if record.val_loss is None else -record.val_loss
 
 
 def check_ends(spec: SweepSpec, base: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """Rounds one after another, and which of them each fold keeps. Pure: progress in, progress out."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.nn.functional import normalize
 from cache.checksums import load_features
 from cache.table import FeatureTable
 from kernels.local_steps import has_fused_step, pick_local_backend
-from pipeline.evaluate import Cached, mean, score
+from pipeline.evaluate import Cached, mean, score, validation_losses
 from pipeline.lanes import Plan
 from pipeline.local_round import Engine
 from pipeline.report import FoldRound, RoundReport, held_out_name
@@ -19,11 +20,12 @@ from pipeline.state import State, first_state, model_rows
 
 @dataclass(frozen=True)
 class Chosen:
-    """The round of one fold that is kept so far: the earliest of those best on validation."""
+    """The round of one fold that is kept so far, by its config's `choose`."""
 
     round: int
-    val_accuracy: float
+    val_accuracy: float | None  # None without validation rows, which choose "last" does without
     test_accuracy: dict[str, float]
+    val_loss: float | None = None  # where rounds are chosen by it
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def begin(plan: Plan, cached: Cached, given: Tensor | None = None) -> Progress:
 
 
 def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
-    """One round, scored: validation always, test when a fold's validation got strictly better.
+    """One round, scored: validation always, test in rounds that are kept for now (`is_better`).
 
     A fold whose clients all diverged stands in `diverged` of what is returned, with its adapter as
     it was; its figures are those of that adapter.
@@ -74,9 +76,15 @@ def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
     models = model_rows(plan, state)
     known = engine.graph.answers_of(models) if engine.graph is not None else None
     val = score(plan, models, cached, "val", backend, answers=known)
+    by_loss = [f for f, fold in enumerate(plan.folds) if fold.config.choose == "loss"]
+    losses = validation_losses(plan, models, cached, by_loss)
+    reached = [
+        Chosen(round, mean(list(v.values())), {}, mean(list(loss.values())))
+        for v, loss in zip(val, losses, strict=True)
+    ]
     better = [
-        chosen is None or mean(list(v.values())) > chosen.val_accuracy
-        for chosen, v in zip(progress.chosen, val, strict=True)
+        is_better(fold.config.choose, now, chosen)
+        for fold, now, chosen in zip(plan.folds, reached, progress.chosen, strict=True)
     ]
     every = [fold.config.eval == "every" for fold in plan.folds]
     tested = [f for f in range(len(plan.folds)) if better[f] or every[f]]
@@ -84,7 +92,7 @@ def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
     train_folds = [f for f in tested if every[f]]
     train = score(plan, models, cached, "train", backend, folds=train_folds)
     chosen = tuple(
-        Chosen(round, mean(list(val[f].values())), test[f]) if better[f] else progress.chosen[f]
+        replace(reached[f], test_accuracy=test[f]) if better[f] else progress.chosen[f]
         for f in range(len(plan.folds))
     )
     taken = [m for m, model in enumerate(plan.models) if better[model.fold]]
@@ -99,6 +107,7 @@ def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
                 test[f] or None,
                 train[f] or None,
                 told[f].rejected,
+                _finite(losses[f]) if f in by_loss else None,
             )
             for f, fold in enumerate(plan.folds)
         ),
@@ -106,6 +115,29 @@ def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
     diverged = {f: why.diverged for f, why in enumerate(told) if why.diverged}
     best = _replaced(progress.best, models, taken)
     return Progress(round + 1, state, best, chosen, progress.diverged | diverged), report
+
+
+def is_better(choose: str, now: Chosen, kept: Chosen | None) -> bool:
+    """Whether a round takes the place of the one kept so far: the earlier of equals stays.
+
+    accuracy  the first round, then a mean validation accuracy strictly above (the released rule)
+    loss      a finite mean validation loss strictly below; NaN never wins
+    last      every round
+    """
+    match choose:
+        case "last":
+            return True
+        case "loss":
+            if now.val_loss is None or not math.isfinite(now.val_loss):
+                return False
+            return kept is None or kept.val_loss is None or now.val_loss < kept.val_loss
+    if kept is None or now.val_accuracy is None or kept.val_accuracy is None:
+        return kept is None
+    return now.val_accuracy > kept.val_accuracy
+
+
+def _finite(losses: dict[str, float]) -> dict[str, float | None]:
+    return {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
 
 
 def _replaced(old: Tensor, new: Tensor, rows: list[int]) -> Tensor:

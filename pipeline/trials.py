@@ -48,6 +48,8 @@ class Record:
     """Of the best round, a fraction, mean over the held-out domains' trainings."""
     seconds: float
     error: str | None = None
+    val_loss: float | None = None
+    """Likewise the mean validation loss, where rounds are chosen by it."""
 
 
 def make_trial(number: int, settings: dict, seed: int) -> Trial:

@@ -42,3 +42,36 @@ def sampled_gaussian_epsilon(noise, fraction, rounds, delta):
         slack = math.log((order - 1) / order) - (math.log(delta) + math.log(order)) / (order - 1)
         best = min(best, divergence + slack)
     return best
+
+
+def sampled_gaussian_round(noise, fraction, delta):
+    """The exact epsilon of one round of the Poisson-sampled Gaussian, adding or leaving a client.
+
+    By the trade-off of (1 - q) N(0, z^2) + q N(1, z^2) with N(0, z^2): delta of an epsilon is the
+    hockey-stick divergence, whose sets are half-lines on either side; the larger of both ways.
+    """
+
+    def above(x):
+        return math.erfc(x / noise / math.sqrt(2)) / 2
+
+    def deltas(epsilon):
+        mixed = lambda x: (1 - fraction) * above(x) + fraction * above(x - 1)  # noqa: E731
+        found = [0.0]
+        # mixed / plain = 1 - q + q exp((2 x - 1) / (2 z^2)) rises with x
+        inside = (math.exp(epsilon) - 1 + fraction) / fraction
+        x = noise**2 * math.log(inside) + 0.5
+        found.append(mixed(x) - math.exp(epsilon) * above(x))
+        inside = (math.exp(-epsilon) - 1 + fraction) / fraction
+        if inside > 0:
+            x = noise**2 * math.log(inside) + 0.5
+            found.append((1 - above(x)) - math.exp(epsilon) * (1 - mixed(x)))
+        return max(found)
+
+    low, high = 0.0, 100.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        if deltas(middle) > delta:
+            low = middle
+        else:
+            high = middle
+    return high

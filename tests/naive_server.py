@@ -77,23 +77,38 @@ def server_rounds(kind, server, means, lr, beta1, beta2, tau, second):
     return visited
 
 
-def scaffold(gradients, server, controls, control, steps, lr, server_lr):
-    """One round of SCAFFOLD (option II), all clients taking part, from gradient functions.
+def scaffold(
+    gradients, server, controls, control, steps, lr, server_lr, shares=None, arrives=None,
+    origin=None,
+):  # fmt: skip
+    """One round of SCAFFOLD (option II) from gradient functions.
 
-    gradients  K functions (P,) -> (P,)
+    gradients  K functions (P,) -> (P,); None for a client that takes no part
+    lr         of this round
+    shares     K, of the clients in the objective sum_k share_k f_k; None: 1/K each
+    arrives    what arrives of (P,) numbers that are sent; None: they arrive as they are
+    origin     (P,) what both sides know at the beginning: servers send their way from it
     returns    clients after their steps (K, P), new c_k (K, P), new c (P,), new server (P,)
     """
-    clients, new = [], []
-    for gradient, own, count in zip(gradients, controls, steps, strict=True):
-        y = np.array(server, float)
-        for _ in range(count):
-            y = y - lr * (gradient(y) - own + control)
+    everyone = len(gradients)
+    shares = [1 / everyone] * everyone if shares is None else shares
+    arrives = (lambda numbers: numbers) if arrives is None else arrives
+    origin = np.array(server, float) if origin is None else origin
+    start, correction = origin + arrives(server - origin), arrives(control)
+    clients, new, moved, updates, present = [], [], 0 * server, 0 * server, 0.0
+    for gradient, own, count, share in zip(gradients, controls, steps, shares, strict=True):
+        y, after = np.array(start, float), np.array(own, float)
+        if gradient is not None:
+            for _ in range(count):
+                y = y - lr * (gradient(y) - own + correction)
+            if count:
+                after = own + arrives(-correction + (start - y) / (count * lr))
+            moved = moved + share * (after - own)
+            updates, present = updates + share * arrives(y - start), present + share
         clients.append(y)
-        new.append(own - control + (server - y) / (count * lr) if count else own)
-    everyone = len(clients)
-    moved = sum(n - o for n, o in zip(new, controls, strict=True)) / everyone
-    mean_update = sum(y - server for y in clients) / everyone
-    return np.array(clients), np.array(new), control + moved, server + server_lr * mean_update
+        new.append(after)
+    server = server + server_lr * updates / present
+    return np.array(clients), np.array(new), control + moved, server
 
 
 def proximal_loss(weights, anchor, mu):

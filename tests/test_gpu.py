@@ -133,7 +133,10 @@ def test_contrastive_gives_the_same_bytes_again_in_little_memory(precision):
         assert extra < 2 * 4 * count * count
 
 
-@pytest.mark.parametrize("changed", [{}, {"method": "local"}, {"schedule": "cosine"}])
+CHANGED = [{}, {"method": "local"}, {"schedule": "cosine"}, {"choose": "loss"}]
+
+
+@pytest.mark.parametrize("changed", CHANGED)
 def test_rounds_as_one_graph_equal_rounds_step_by_step(changed):
     config = RunConfig(held_out=(("a",), ("b",)), rounds=4, batch=16, lr=1e-3, **changed)
     table = small(rows=(60, 45, 80))

@@ -205,7 +205,7 @@ def test_scaffold_follows_its_twin():
         as_torch = [torch.from_numpy(a) for a in (controls, control, clients, server)]
         comp = client_controls(*as_torch, torch.tensor([2, 5, 0]), 0.1)
         np.testing.assert_allclose(comp, new, atol=1e-12)
-        after = server_control(as_torch[1], as_torch[0], comp, everyone=3)
+        after = server_control(as_torch[1], as_torch[0], comp, (1 / 3,) * 3)
         np.testing.assert_allclose(after, new_control, atol=1e-12)
         controls, control, server = new, new_control, server_after
 
@@ -232,7 +232,9 @@ def test_scaffold_refuses_what_cannot_be():
     with pytest.raises(ValueError, match="lr"):
         client_controls(two, two[0], two, two[0], torch.tensor([1, 1]), 0.0)
     with pytest.raises(ValueError, match="2 clients"):
-        server_control(two[0], two, two, everyone=1)
+        server_control(two[0], two, two, (1.0,))
+    with pytest.raises(ValueError, match="sum 1.5"):
+        server_control(two[0], two, two, (0.75, 0.75))
 
 
 def test_the_proximal_twins_gradient_is_the_slope_of_its_loss():
