@@ -111,6 +111,20 @@ def cli() -> None:
 @click.option(
     "--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]), show_default=True
 )
+@click.option(
+    "--max-megapixels",
+    type=float,
+    default=100,
+    show_default=True,
+    help="An image with more pixels is unreadable; each takes up to 16 bytes to decode.",
+)
+@click.option(
+    "--max-image-seconds",
+    type=float,
+    default=60,
+    show_default=True,
+    help="An image that takes longer to decode is unreadable.",
+)
 @click.option("--force", is_flag=True, help="Encode again what is there.")
 @click.option(
     "--shard",
