@@ -19,7 +19,7 @@ from pipeline.demo.draw import draw_dataset
 from pipeline.domains import ImageTree, scan
 from pipeline.encode_rows import row_blocks
 from pipeline.extract import BATCH, extract
-from pipeline.pixels import LIMITS
+from pipeline.pixels import IMAGE_LIMITS
 
 
 def run(device: torch.device, quick: bool) -> list[Row]:
@@ -49,7 +49,7 @@ def _once(tree: ImageTree, model, out: Path, device: torch.device) -> dict[str, 
     batch, rows = BATCH[device.type], len(tree.paths)
     files = [str(tree.root / path) for path in tree.paths]
     started = time.perf_counter()
-    with decoded_images(files, model.resolution, workers=cores(), limits=LIMITS) as images:
+    with decoded_images(files, model.resolution, workers=cores(), limits=IMAGE_LIMITS) as images:
         pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
     decoded = time.perf_counter()
     for block in row_blocks(range(-(-rows // batch)), batch, rows):

@@ -35,6 +35,7 @@ from pipeline.options import (
     given_settings,
     where_options,
 )
+from pipeline.shortage import prepare_for_limit, shortage
 
 DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
 
@@ -60,6 +61,13 @@ class Commands(click.Group):
             code = 130
         sys.exit(code if isinstance(code, int) else 0)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        """As click's, after a look at limits that its libraries would hang or crash at."""
+        found = super().resolve_command(ctx, args)
+        if found[0] and not {"--help", "-h"} & set(args):
+            prepare_for_limit(found[0])
+        return found
+
     def invoke(self, ctx: click.Context):
         """Runs the command; an error with an exit_code ends as one line and that code."""
         try:
@@ -70,6 +78,8 @@ class Commands(click.Group):
             refuse_missing_package(error)
             raise
         except Exception as error:
+            if short := shortage(error):
+                raise click.ClickException(short) from error
             code = getattr(type(error), "exit_code", None) or getattr(error, "exit_code", None)
             if isinstance(error, click.ClickException) or not isinstance(code, int):
                 raise

@@ -54,7 +54,8 @@ class _Worker:
     job: _Job | None = None
     seen: int = 0  # images of the job when last looked at
     waited: float = 0.0  # seconds that we have waited for the next one
-    said: float = SAY_AFTER
+    error: Exception | None = None  # what ended a thread of this process
+    said: float = field(default_factory=lambda: SAY_AFTER)
 
 
 @contextlib.contextmanager
@@ -197,12 +198,12 @@ class _Pool:
         """Another worker in the place of one that died by itself."""
         if worker.given_up:
             return
+        if worker.process is None:
+            raise worker.error or RuntimeError("a thread that decodes images ended")
         worker.given_up = True
         self.workers.remove(worker)
-        job, how = worker.job, "out of memory"
-        if worker.process:
-            _end(worker.process)
-            how = _cause(worker.process.returncode)
+        _end(worker.process)
+        job, how = worker.job, _cause(worker.process.returncode)
         if job is None:
             self._carry_on(f"a decoding process could not start ({how})", replace=False)
             return
@@ -263,7 +264,8 @@ class _Pool:
         try:
             decode = self._through(worker) if worker.process else self._here
             while (job := self.queue.get()) is not None:
-                worker.seen, worker.waited, worker.job = len(job.results), 0.0, job
+                worker.seen, worker.waited, worker.said = len(job.results), 0.0, SAY_AFTER
+                worker.job = job
                 for one in decode(job):
                     job.results.append(one)
                     if worker.given_up:
@@ -272,7 +274,8 @@ class _Pool:
                 if worker.given_up:
                     break
                 self.events.put(None)
-        except Exception:  # whatever it is, this worker answers no more
+        except Exception as error:  # whatever it is, this worker answers no more
+            worker.error = None if worker.process else error
             self.events.put(worker)
         finally:
             if worker.process:

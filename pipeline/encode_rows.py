@@ -21,7 +21,7 @@ from pipeline.config import ConfigError
 from pipeline.cores import cores
 from pipeline.decoding import decoded_images
 from pipeline.image_tree import DataError, ImageTree
-from pipeline.pixels import LIMITS, Limits
+from pipeline.pixels import IMAGE_LIMITS, Limits
 from pipeline.signals import Interrupted, noted_signals
 
 FLUSH_SECONDS = 1.0  # what a kill can cost; a flush is two fsyncs, about 10 ms on an ordinary disk
@@ -80,7 +80,7 @@ def encode_rows(
     batch: int,
     workers: int | None,
     skip: bool,
-    limits: Limits = LIMITS,
+    limits: Limits = IMAGE_LIMITS,
     say: Callable[[str], None] = lambda message: None,
 ) -> Encoded:
     """Encode the rows that `writer` has to do and put their features into it.

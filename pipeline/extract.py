@@ -29,7 +29,7 @@ from pipeline.encode_rows import Encoded, Pace, encode_rows
 from pipeline.extraction_rate import Rate, keep_rate
 from pipeline.image_sets import dataset_name, find_images
 from pipeline.image_tree import ImageTree, image_digests
-from pipeline.pixels import LARGEST, LIMITS, PREPROCESSING, Limits
+from pipeline.pixels import LARGEST, IMAGE_LIMITS, PREPROCESSING, Limits
 from pipeline.shards import parse_shard, part_of, pick_card
 from pipeline.signals import Interrupted
 
@@ -74,8 +74,8 @@ def extract(
     workers: int | None = None,
     store: str = "fp16",
     on_bad_image: str = "fail",
-    max_megapixels: float = LIMITS.pixels / 1e6,
-    max_image_seconds: float = LIMITS.seconds,
+    max_megapixels: float = IMAGE_LIMITS.pixels / 1e6,
+    max_image_seconds: float = IMAGE_LIMITS.seconds,
     force: bool = False,
     shard: str | None = None,
     card: int | None = None,

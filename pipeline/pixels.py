@@ -3,6 +3,7 @@
 Needs Pillow and numpy only: worker processes import this file and nothing heavier.
 """
 
+import errno
 import os
 import stat
 import warnings
@@ -50,7 +51,7 @@ class Limits(NamedTuple):
     seconds: float = 60.0
 
 
-LIMITS = Limits()
+IMAGE_LIMITS = Limits()
 
 
 class UnreadableImage(Exception):
@@ -64,7 +65,7 @@ class UnreadableImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def load_pixels(path: Path, resolution: int, most: int = LIMITS.pixels) -> np.ndarray:
+def load_pixels(path: Path, resolution: int, most: int = IMAGE_LIMITS.pixels) -> np.ndarray:
     """The image at `path` as CLIP sees it, before pixels are scaled and normalised.
 
     Equals numpy.asarray(CenterCrop(n)(Resize(n, BICUBIC)(Image.open(path).convert("RGB")))) with
@@ -76,12 +77,12 @@ def load_pixels(path: Path, resolution: int, most: int = LIMITS.pixels) -> np.nd
     path, resolution  the file, and n
     most              pixels; an image that its header says has more is not decoded
     returns           (n, n, 3) uint8
-    Raises UnreadableImage for whatever cannot be decoded.
+    Raises UnreadableImage for whatever cannot be decoded, OSError when no file can be opened.
     """
     return decode(path, resolution, most)[0]
 
 
-def decode(path: Path, resolution: int, most: int = LIMITS.pixels) -> tuple[np.ndarray, bool]:
+def decode(path: Path, resolution: int, most: int = IMAGE_LIMITS.pixels) -> tuple[np.ndarray, bool]:
     """load_pixels, and whether the file carries an EXIF orientation other than upright."""
     try:
         with warnings.catch_warnings(), _opened(path) as file:
@@ -93,6 +94,8 @@ def decode(path: Path, resolution: int, most: int = LIMITS.pixels) -> tuple[np.n
                 small = _resize(_to_rgb(image), resolution).convert("RGB")
                 return np.array(_crop(small, resolution)), turned
     except Exception as error:  # decoders raise nearly anything for a damaged file
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # that is not the image's fault
         raise UnreadableImage(path, _reason(path, error)) from error
 
 

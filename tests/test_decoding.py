@@ -18,7 +18,7 @@ from pipeline import decoding
 from pipeline.config import ConfigError
 from pipeline.decoding import decoded_images
 from pipeline.image_tree import DataError
-from pipeline.pixels import LIMITS, Limits, load_pixels
+from pipeline.pixels import IMAGE_LIMITS, Limits, load_pixels
 from pipeline.signals import Interrupted
 from tests.conftest import ROOT
 from tests.extraction import Said
@@ -67,7 +67,7 @@ def draw(path: Path, seed: int) -> str:
     return str(path)
 
 
-def decode_all(files, workers=2, limits=LIMITS, stop=()) -> tuple[list, Said]:
+def decode_all(files, workers=2, limits=IMAGE_LIMITS, stop=()) -> tuple[list, Said]:
     said = Said()
     with decoded_images(files, SIZE, workers=workers, limits=limits, stop=stop, say=said) as images:
         return list(images), said
@@ -227,6 +227,15 @@ def test_processes_that_never_begin_are_done_without(files, monkeypatch):
     assert "in this process" in said[-1]
 
 
+def test_a_thread_that_cannot_open_files_ends_it(files, monkeypatch):
+    def read(*words):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(decoding, "read_image", read)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        decode_all(files, workers=0)
+
+
 def test_no_thread_is_one_line(files, monkeypatch):
     def start(thread):
         raise RuntimeError("can't start new thread")
@@ -241,7 +250,7 @@ def test_no_process_thread_or_pipe_is_left(files, workers):
     before = threading.active_count()
     open_files = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     with contextlib.suppress(ZeroDivisionError):  # left in the middle
-        with decoded_images(files, SIZE, workers=workers, limits=LIMITS) as images:
+        with decoded_images(files, SIZE, workers=workers, limits=IMAGE_LIMITS) as images:
             next(images)
             raise ZeroDivisionError
     patience = time.monotonic() + PATIENCE
