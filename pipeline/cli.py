@@ -126,7 +126,7 @@ def cli() -> None:
     type=float,
     default=100,
     show_default=True,
-    help="An image with more pixels is unreadable; each takes up to 16 bytes to decode.",
+    help="An image with more pixels is unreadable; each takes up to 20 bytes to decode.",
 )
 @click.option(
     "--max-image-seconds",

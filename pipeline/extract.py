@@ -29,7 +29,7 @@ from pipeline.encode_rows import Encoded, Pace, encode_rows
 from pipeline.extraction_rate import Rate, keep_rate
 from pipeline.image_sets import dataset_name, find_images
 from pipeline.image_tree import ImageTree, image_digests
-from pipeline.pixels import LARGEST, IMAGE_LIMITS, PREPROCESSING, Limits
+from pipeline.pixels import IMAGE_LIMITS, LARGEST, PREPROCESSING, Limits
 from pipeline.shards import parse_shard, part_of, pick_card
 from pipeline.signals import Interrupted
 
@@ -90,7 +90,7 @@ def extract(
     workers       processes that decode; 0: this one does; None: one a core
     on_bad_image  "fail" stops at an unreadable image, "skip" leaves its row without features
     max_megapixels, max_image_seconds  an image that has or takes more is unreadable; decoding takes
-                  up to 16 bytes a pixel in each worker
+                  up to 20 bytes a pixel in each worker
     force         make the cache anew, whatever is there
     shard         "2/8": only the rows of that part, which cache.store.merge_shards puts together
     card          of several GPUs, the number of the one to use

@@ -128,6 +128,13 @@ def test_a_worker_that_stands_still_is_ended_and_its_image_named(files, trap, mo
         assert any(line.startswith(f"waiting for {files[place]} for") for line in said)
 
 
+def test_a_header_that_takes_long_to_read_is_ended(files):
+    """Pillow reads comments of a PPM byte by byte: 40 MB of them take most of a minute."""
+    Path(files[2]).write_bytes(b"P6\n" + (b"#" + b"x" * 70 + b"\n") * 600_000 + b"1 1 255\nabc")
+    found, _ = decode_all(files, workers=1, limits=Limits(seconds=1.5))
+    assert_right(files, found, bad=[files[2]])
+
+
 def test_a_thread_that_stands_still_is_left_behind(files, monkeypatch):
     plain, over = decoding.read_image, threading.Event()
 

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from pipeline.clip_model import import_clip
 from pipeline import pixels
+from pipeline.clip_model import import_clip
 from pipeline.pixels import MEAN, STD, UnreadableImage, decode, load_pixels
 
 import_clip()  # torchvision may need the repair before it can be imported
