@@ -7,18 +7,19 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from benchmarks.measure import Times
 from benchmarks.rows import Row
-from pipeline.blocks import Images, start_worker
 from pipeline.clip_model import encode_images, load_model
 from pipeline.cores import cores
+from pipeline.decoding import decoded_images
 from pipeline.demo.draw import draw_dataset
 from pipeline.domains import ImageTree, scan
-from pipeline.encode_rows import row_ranges
+from pipeline.encode_rows import row_blocks
 from pipeline.extract import BATCH, extract
+from pipeline.pixels import IMAGE_LIMITS
 
 
 def run(device: torch.device, quick: bool) -> list[Row]:
@@ -46,16 +47,13 @@ def run(device: torch.device, quick: bool) -> list[Row]:
 def _once(tree: ImageTree, model, out: Path, device: torch.device) -> dict[str, float]:
     """Seconds of decoding alone, encoding alone, and the rows of a whole extraction."""
     batch, rows = BATCH[device.type], len(tree.paths)
-    numbers = list(range(-(-rows // batch)))
+    files = [str(tree.root / path) for path in tree.paths]
     started = time.perf_counter()
-    blocks = list(
-        DataLoader(Images(tree.root, tree.paths, model.resolution), batch_size=None,
-                   sampler=row_ranges(numbers, batch, rows, batch), num_workers=cores(),
-                   worker_init_fn=start_worker)
-    )  # fmt: skip
+    with decoded_images(files, model.resolution, workers=cores(), limits=IMAGE_LIMITS) as images:
+        pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
     decoded = time.perf_counter()
-    for block in blocks:
-        encode_images(model, torch.as_tensor(block.pixels)).cpu()
+    for block in row_blocks(range(-(-rows // batch)), batch, rows):
+        encode_images(model, pixels[block.start : block.stop])
     encoded = time.perf_counter()
     report = extract(str(tree.root), out=out, device=device.type, say=lambda line: None)
     return {

@@ -39,6 +39,7 @@ from pipeline.options import (
     tower_options,
     where_options,
 )
+from pipeline.shortage import prepare_for_limit, shortage
 from pipeline.terminal import printable
 
 DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
@@ -67,6 +68,13 @@ class Commands(click.Group):
             code = 130
         sys.exit(code if isinstance(code, int) else 0)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        """As click's, after a look at limits that its libraries would hang or crash at."""
+        found = super().resolve_command(ctx, args)
+        if found[0] and not {"--help", "-h"} & set(args):
+            prepare_for_limit(found[0])
+        return found
+
     def invoke(self, ctx: click.Context):
         """Runs the command; an error with an exit_code ends as one line and that code."""
         try:
@@ -77,6 +85,8 @@ class Commands(click.Group):
             refuse_missing_package(error)
             raise
         except Exception as error:
+            if short := shortage(error):
+                raise click.ClickException(short) from error
             code = getattr(type(error), "exit_code", None) or getattr(error, "exit_code", None)
             if isinstance(error, click.ClickException):
                 raise
@@ -135,6 +145,20 @@ def cli() -> None:
 @click.option("--store", default="fp16", type=click.Choice(["fp16", "fp32"]), show_default=True)
 @click.option(
     "--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]), show_default=True
+)
+@click.option(
+    "--max-megapixels",
+    type=float,
+    default=100,
+    show_default=True,
+    help="An image with more pixels is unreadable; each takes up to 20 bytes to decode.",
+)
+@click.option(
+    "--max-image-seconds",
+    type=float,
+    default=60,
+    show_default=True,
+    help="An image that takes longer to decode is unreadable.",
 )
 @click.option("--force", is_flag=True, help="Encode again what is there.")
 @click.option(

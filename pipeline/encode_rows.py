@@ -2,30 +2,29 @@
 
 import contextlib
 import time
-import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from cache.store import OK, UNREADABLE, Writer
-from pipeline.blocks import Block, Images, start_worker
+from pipeline.blocks import Decoded
 from pipeline.clip_model import ClipModel, encode_images
 from pipeline.config import ConfigError
 from pipeline.cores import cores
+from pipeline.decoding import decoded_images
 from pipeline.image_tree import DataError, ImageTree
+from pipeline.pixels import IMAGE_LIMITS, Limits
 from pipeline.progress import progress_bar
 from pipeline.signals import Interrupted, noted_signals
 
 FLUSH_SECONDS = 1.0  # what a kill can cost; a flush is two fsyncs, about 10 ms on an ordinary disk
-# A worker hands over several small blocks at once: on the CPU, where a block is 16 images, that
-# takes 8 % less processor time than one by one for the built-in data (0.12 ms an image).
-IMAGES_AT_ONCE = 64
-SHARES = 4  # of what is to do, at least, that each worker gets in turn
+AHEAD = 2  # batches decoded before the encoder asks for them
 WAITING = 4  # batches encoded and not written yet
 NAMED = 3  # bad images named in an error
 
@@ -48,6 +47,20 @@ class Pace:
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
 
+class Block(NamedTuple):
+    """Rows start, start + 1, ... as pixels.
+
+    pixels      (B, n, n, 3) uint8; zeros where an image is unreadable
+    unreadable  {row: reason}
+    turned      how many carry an EXIF orientation other than upright
+    """
+
+    start: int
+    pixels: Tensor
+    unreadable: dict[int, str]
+    turned: int
+
+
 @dataclass(frozen=True)
 class Encoded:
     """What encode_rows did: images encoded, images with an EXIF turn, {path: why unreadable}."""
@@ -66,32 +79,45 @@ def encode_rows(
     batch: int,
     workers: int | None,
     skip: bool,
+    limits: Limits = IMAGE_LIMITS,
+    say: Callable[[str], None] = lambda message: None,
 ) -> Encoded:
     """Encode the rows that `writer` has to do and put their features into it.
 
     batch    images encoded together
     workers  processes that decode; 0: this one does; None: one a core
     skip     an unreadable image becomes a row without features; otherwise it ends the extraction
+    limits   what one image may cost; one that costs more is unreadable
+    say      takes lines for the user
 
-    Raises DataError naming the first unreadable images, or when a worker is killed from outside;
+    Raises DataError naming the first unreadable images, or when workers are killed from outside;
     ConfigError when a batch is too large for the GPU; Interrupted after SIGINT or SIGTERM and the
     block at hand. What was encoded before stays in the writer.
     """
     todo = np.zeros(len(tree.paths), bool)
     todo[writer.todo] = True
-    images, turned, unreadable = 0, 0, {}
+    blocks = row_blocks(np.unique(writer.todo // batch).tolist(), batch, len(tree.paths))
+    count, turned, unreadable = 0, 0, {}
     written: deque[Future] = deque()
     flushed = time.perf_counter()
     with (
         pace.part("rows"),
+        noted_signals() as stop,
         _errors_in_words(batch),
         progress_bar(
             total=int(todo.sum()), unit=" images", desc="extract", seconds=10, leave=True
         ) as bar,
         ThreadPoolExecutor(1, "write") as disk,
-        _decode(tree, clip, np.unique(writer.todo // batch).tolist(), batch, workers) as blocks,
-        contextlib.closing(_encode(blocks, clip, pace)) as encoded,
-        noted_signals() as stop,
+        decoded_images(
+            [str(tree.root / tree.paths[row]) for rows in blocks for row in rows],
+            clip.resolution,
+            workers=cores() if workers is None else workers,
+            limits=limits,
+            ahead=AHEAD * batch,
+            stop=stop,
+            say=say,
+        ) as images,
+        contextlib.closing(_encode(_blocks(blocks, images, clip), clip, pace)) as encoded,
     ):
         for block, features in encoded:
             rows = np.arange(block.start, block.start + len(features))
@@ -107,7 +133,7 @@ def encode_rows(
             with pace.part("waiting for the disk"):
                 while len(written) > WAITING:
                     written.popleft().result()
-            images += int((status[new] == OK).sum())
+            count += int((status[new] == OK).sum())
             turned += block.turned
             unreadable |= bad
             bar.update(int(new.sum()))
@@ -115,59 +141,34 @@ def encode_rows(
                 raise Interrupted("stopped", stop[0])
         for one in written:
             one.result()
-    return Encoded(images, turned, unreadable)
+    return Encoded(count, turned, unreadable)
 
 
-@contextlib.contextmanager
-def _decode(
-    tree: ImageTree, clip: ClipModel, numbers: list[int], batch: int, workers: int | None
-) -> Iterator[Iterator[Block]]:
-    """The blocks of these numbers, in order, from processes that end with the context."""
-    workers = min(cores() if workers is None else workers, len(numbers))
-    most = min(IMAGES_AT_ONCE, len(numbers) * batch // (SHARES * max(workers, 1)))
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forking beside threads; here a child uses Pillow and numpy only.
-        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-        parcels = iter(
-            DataLoader(
-                Images(tree.root, tree.paths, clip.resolution),
-                batch_size=None,  # an item is a block or several already
-                sampler=row_ranges(numbers, batch, len(tree.paths), most),
-                num_workers=workers,
-                worker_init_fn=start_worker,
-                pin_memory=clip.device.type == "cuda",
-            )
-        )
-    try:
-        yield (block for parcel in parcels for block in _split(parcel, batch))
-    finally:
-        if workers:
-            # Left to the garbage collector after an error, each worker takes 5 seconds to end.
-            parcels._shutdown_workers()
+def row_blocks(numbers: Sequence[int], batch: int, rows: int) -> list[range]:
+    """The rows of blocks: of block k, k * batch and on, whatever is left to do.
 
-
-def row_ranges(numbers: list[int], batch: int, rows: int, most: int) -> list[range]:
-    """The rows of blocks, whose numbers ascend; neighbours go together up to `most` rows.
-
-    Block k is rows k * batch and on, whatever is left to do: a feature's last bits depend on which
-    images it was encoded with, and a resumed extraction is to end with the same bytes.
+    A feature's last bits depend on which images it was encoded with, and a resumed extraction is to
+    end with the same bytes.
     """
-    ranges: list[range] = []
-    for number in numbers:
-        start, stop = number * batch, min(number * batch + batch, rows)
-        if ranges and ranges[-1].stop == start and stop - ranges[-1].start <= most:
-            ranges[-1] = range(ranges[-1].start, stop)
-        else:
-            ranges.append(range(start, stop))
-    return ranges
+    return [range(k * batch, min(k * batch + batch, rows)) for k in numbers]
 
 
-def _split(parcel: Block, batch: int) -> Iterator[Block]:
-    """The blocks in one handing over; the first one has the count of turned images of all."""
-    for begin in range(0, len(parcel.pixels), batch):
-        start, pixels = parcel.start + begin, parcel.pixels[begin : begin + batch]
-        bad = {r: why for r, why in parcel.unreadable.items() if start <= r < start + len(pixels)}
-        yield Block(start, pixels, bad, 0 if begin else parcel.turned)
+def _blocks(blocks: Sequence[range], images: Iterator[Decoded], clip: ClipModel) -> Iterator[Block]:
+    """The images, which come in the order of the rows, put together to blocks."""
+    size = (clip.resolution, clip.resolution, 3)
+    for rows in blocks:
+        pixels = torch.zeros(
+            (len(rows), *size), dtype=torch.uint8, pin_memory=clip.device.type == "cuda"
+        )
+        places, unreadable, turned = pixels.numpy(), {}, 0
+        for place, row in enumerate(rows):
+            one = next(images)
+            if one.pixels is None:
+                unreadable[row] = one.reason
+            else:
+                places[place] = one.pixels
+            turned += one.turned
+        yield Block(rows.start, pixels, unreadable, turned)
 
 
 def _encode(
@@ -207,13 +208,6 @@ def _errors_in_words(batch: int) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"--batch {batch} does not fit into the GPU's memory; halve it"
-        ) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError(
-            "a process that decodes images was killed from outside, mostly for want of memory or "
-            "shared memory (/dev/shm); pass a smaller --batch, fewer --workers, or --workers 0"
         ) from error
 
 

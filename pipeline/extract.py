@@ -31,7 +31,7 @@ from pipeline.encode_rows import Encoded, Pace, encode_rows
 from pipeline.extraction_rate import Rate, keep_rate
 from pipeline.image_sets import dataset_name, find_images
 from pipeline.image_tree import ImageTree, image_digests
-from pipeline.pixels import PREPROCESSING
+from pipeline.pixels import IMAGE_LIMITS, LARGEST, PREPROCESSING, Limits
 from pipeline.shards import parse_shard, part_of, pick_card
 from pipeline.signals import Interrupted
 
@@ -39,6 +39,7 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 STORE = {"fp16": "float16", "fp32": "float32"}
 BATCH = {"cpu": 16, "cuda": 256}  # on the CPU a batch is one thread's, and 16 is as fast as 64
 NOTHING = Encoded(0, 0, {})
+MOST_SECONDS = 1e6
 SHOWN = 20  # unreadable images and stray files named one by one; the rest is a count
 
 
@@ -76,6 +77,8 @@ def extract(
     workers: int | None = None,
     store: str = "fp16",
     on_bad_image: str = "fail",
+    max_megapixels: float = IMAGE_LIMITS.pixels / 1e6,
+    max_image_seconds: float = IMAGE_LIMITS.seconds,
     force: bool = False,
     shard: str | None = None,
     card: int | None = None,
@@ -90,6 +93,8 @@ def extract(
     batch         images encoded together; None: 16 on the CPU, 256 on a GPU
     workers       processes that decode; 0: this one does; None: one a core
     on_bad_image  "fail" stops at an unreadable image, "skip" leaves its row without features
+    max_megapixels, max_image_seconds  an image that has or takes more is unreadable; decoding takes
+                  up to 20 bytes a pixel in each worker
     force         make the cache anew, whatever is there
     shard         "2/8": only the rows of that part, which cache.store.merge_shards puts together
     card          of several GPUs, the number of the one to use
@@ -100,6 +105,7 @@ def extract(
     cache of other images, weights, prompts or settings, and Interrupted after SIGINT or SIGTERM.
     """
     _check_settings(templates, batch, workers, store, on_bad_image)
+    limits = _limits(max_megapixels, max_image_seconds)
     part = parse_shard(shard) if shard else None
     where, pace = pick_card(pick_device(device), card), Pace()
     batch = batch or BATCH[where.type]
@@ -147,7 +153,10 @@ def extract(
             say(f"{partial}: going on, {len(writer.todo):,} images are left")
         skip = on_bad_image == "skip"
         try:
-            done = encode_rows(clip, tree, writer, pace, batch=batch, workers=workers, skip=skip)
+            done = encode_rows(
+                clip, tree, writer, pace,
+                batch=batch, workers=workers, skip=skip, limits=limits, say=say,
+            )  # fmt: skip
         except Interrupted as stopped:
             told = f"stopped; the same command goes on from what {partial} has"
             raise Interrupted(told, stopped.number) from None
@@ -186,6 +195,17 @@ def _check_settings(
         raise ConfigError(f"--store {store}: there are {', '.join(STORE)}")
     if bad not in ("fail", "skip"):
         raise ConfigError(f"--on-bad-image {bad}: there are fail, skip")
+
+
+def _limits(megapixels: float, seconds: float) -> Limits:
+    if not 0 < megapixels * 1e6 <= LARGEST:
+        raise ConfigError(
+            f"--max-megapixels {megapixels:g}: above 0 and at most {LARGEST // 10**6}, where "
+            "Pillow refuses to decode"
+        )
+    if not 0 < seconds < MOST_SECONDS:
+        raise ConfigError(f"--max-image-seconds {seconds:g}: above 0 and below {MOST_SECONDS:g}")
+    return Limits(int(megapixels * 1e6), seconds)
 
 
 def _identity(

@@ -16,10 +16,11 @@ from kernels.backends import pick_device
 from pipeline.cache_files import TEMPLATES, cache_path
 from pipeline.clip_model import ClipModel, encode_images, encode_prompts, load_model
 from pipeline.clip_towers import UNNAMED, Towers, towers_fact
+from pipeline.decoding import decoded_images
 from pipeline.extract import DATA
 from pipeline.image_sets import dataset_name, find_images
 from pipeline.image_tree import DataError
-from pipeline.pixels import PREPROCESSING, UnreadableImage, load_pixels
+from pipeline.pixels import IMAGE_LIMITS, PREPROCESSING
 from pipeline.trained import DECODERS
 
 BATCH = 16
@@ -103,16 +104,20 @@ def check_cache(
     _compare(identity, dataset_name(dataset), clip, templates, path, say)
     drawn = np.random.default_rng(seed).permutation(len(paths))[:rows]
     drawn.sort()
-    pixels, gone, kept, there = [], {}, [], set(tree.paths)
-    for row in drawn.tolist():
-        if paths[row] not in there:
-            gone[paths[row]] = "not in the data set now"
-            continue
-        try:
-            pixels.append(load_pixels(tree.root / paths[row], clip.resolution))
-            kept.append(row)
-        except UnreadableImage as error:
-            gone[paths[row]] = error.reason
+    there = set(tree.paths)
+    gone = {
+        paths[row]: "not in the data set now" for row in drawn.tolist() if paths[row] not in there
+    }
+    rows_there = [row for row in drawn.tolist() if paths[row] in there]
+    files = [str(tree.root / paths[row]) for row in rows_there]
+    pixels, kept = [], []
+    with decoded_images(files, clip.resolution, workers=0, limits=IMAGE_LIMITS, say=say) as images:
+        for row, one in zip(rows_there, images, strict=True):
+            if one.pixels is None:
+                gone[paths[row]] = one.reason
+            else:
+                pixels.append(one.pixels)
+                kept.append(row)
     if not kept:
         first, why = next(iter(gone.items()))
         raise DataError(f"not one of {len(gone)} images can be read: {tree.root / first}: {why}")

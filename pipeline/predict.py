@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -18,8 +17,9 @@ from kernels.heads import named, unit_images, unit_texts
 from pipeline.clip_model import ClipModel, encode_images, encode_prompts
 from pipeline.config import ConfigError
 from pipeline.cores import cores
+from pipeline.decoding import decoded_images
 from pipeline.image_tree import IMAGE_EXTENSIONS
-from pipeline.pixels import UnreadableImage, load_pixels
+from pipeline.pixels import IMAGE_LIMITS
 from pipeline.trained import Trained
 
 BATCH = {"cpu": 16, "cuda": 256}  # as extraction's
@@ -121,12 +121,14 @@ def predict(
     places = [trained.class_names.index(n) for n in names] if own else range(len(names))
     columns = unit_texts(trained.kind, parts, text, torch.tensor([list(places)]))[0]
     plain = normalize(text, dim=1)
-    with ThreadPoolExecutor(cores(), "decode") as pool:
-        size = BATCH[clip.device.type]
-        files = [Path(image) for image in images]
+    size = BATCH[clip.device.type]
+    files = [Path(image) for image in images]
+    with decoded_images(
+        [*map(str, files)], clip.resolution, workers=-cores(), limits=IMAGE_LIMITS
+    ) as decoded:
         for block in (files[start : start + size] for start in range(0, len(files), size)):
-            pixels = list(pool.map(lambda file: _decode(file, clip.resolution), block))
-            good = [one for one in pixels if isinstance(one, np.ndarray)]
+            pixels = [next(decoded) for _ in block]
+            good = [one.pixels for one in pixels if one.pixels is not None]
             guesses: Iterator[tuple[Guesses, Guesses]] = iter(())
             if good:
                 x = encode_images(clip, torch.from_numpy(np.stack(good)))
@@ -135,8 +137,8 @@ def predict(
                 tops = [_top(z * clip.logit_scale, names, top) for z in pairs]
                 guesses = zip(*tops, strict=True)
             for file, one in zip(block, pixels, strict=True):
-                if isinstance(one, str):
-                    yield Answer(file, (), (), one)
+                if one.pixels is None:
+                    yield Answer(file, (), (), one.reason)
                 else:
                     yield Answer(file, *next(guesses))
 
@@ -148,15 +150,6 @@ def _top(logits: Tensor, names: tuple[str, ...], top: int) -> list[Guesses]:
         tuple(Guess(names[c], p) for c, p in zip(row_at[:top], row[:top], strict=True))
         for row_at, row in zip(at.tolist(), sure.tolist(), strict=True)
     ]
-
-
-def _decode(file: Path, resolution: int) -> np.ndarray | str:
-    if os.path.exists(file) and not os.path.isfile(file):  # a pipe would block its reader
-        return "not a file"
-    try:
-        return load_pixels(file, resolution)
-    except UnreadableImage as error:
-        return error.reason
 
 
 def _below(folder: Path, lost: list[Answer]) -> list[Path]:

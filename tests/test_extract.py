@@ -1,9 +1,7 @@
 """Extraction against plain clip image by image; forms, workers and precision change nothing."""
 
-import os
 import subprocess
 import sys
-import warnings
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -16,10 +14,10 @@ from safetensors.torch import load_file
 
 from cache.store import read_paths, read_table, verify
 from cache.table import FeatureTable
-from pipeline import encode_rows
+from pipeline import decoding, encode_rows
 from pipeline.clip_model import import_clip
 from pipeline.demo import WEIGHTS
-from pipeline.encode_rows import row_ranges
+from pipeline.encode_rows import row_blocks
 from pipeline.extraction_rate import read_rate
 from tests import clips
 from tests.extraction import run
@@ -95,41 +93,20 @@ def test_workers_do_not_change_a_byte(tree, weights, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_forking_beside_threads_is_no_warning(tree, weights, tmp_path, monkeypatch):
-    plain = os.fork
-
-    def fork() -> int:  # as Python 3.12 has it
-        child = plain()
-        if child:
-            warnings.warn(
-                "This process (pid=1) is multi-threaded, use of fork() may lead to deadlocks",
-                DeprecationWarning,
-                stacklevel=2,
-            )
-        return child
-
-    monkeypatch.setattr(os, "fork", fork)
-    report, _ = run(tree, weights, tmp_path / "x.h5", workers=2, batch=5)
-    assert report.encoded == 23
-
-
-def test_workers_survive_spawn_and_change_no_byte(tree, weights, tmp_path):
+def test_workers_start_from_a_script_without_a_main_guard(tree, weights, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
-import multiprocessing, sys
+import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-if __name__ == "__main__":
-    from pipeline.extract import extract
-    multiprocessing.set_start_method("spawn")
-    extract({str(tree)!r}, model={str(weights)!r}, out=Path({str(tmp_path / "spawn.h5")!r}),
-        device="cpu", workers=1, batch=5, say=print)
+from pipeline.extract import extract
+extract({str(tree)!r}, model={str(weights)!r}, out=Path({str(tmp_path / "script.h5")!r}),
+    device="cpu", workers=1, batch=5, say=print)
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     run(tree, weights, tmp_path / "x.h5", batch=5)
-    assert (tmp_path / "spawn.h5").read_bytes() == (tmp_path / "x.h5").read_bytes()
+    assert (tmp_path / "script.h5").read_bytes() == (tmp_path / "x.h5").read_bytes()
 
 
 def test_every_form_of_the_weights_makes_the_same_cache(tree, tmp_path):
@@ -171,21 +148,14 @@ def test_half_and_full_precision_are_stored_as_asked(tree, weights, tmp_path):
     assert np.array_equal(half, full.astype(np.float16))
 
 
-@pytest.mark.parametrize("most", [0, 5, 10, 23, 64])
-def test_rows_are_asked_for_in_whole_blocks_and_each_once(most):
-    rows = 23
+def test_rows_are_asked_for_in_whole_blocks_and_each_once():
     for numbers in ([0, 1, 2, 3, 4], [1, 2, 4], [4], []):
-        ranges = row_ranges(numbers, 5, rows, most)
-        wanted = [row for k in numbers for row in range(5 * k, min(5 * k + 5, rows))]
-        assert [row for one in ranges for row in one] == wanted
-        for one in ranges:
-            assert one.start % 5 == 0 and (one.stop % 5 == 0 or one.stop == rows)
-            assert len(one) <= max(most, 5)
-    assert len(row_ranges([0, 1, 2, 3, 4], 5, rows, 64)) == 1
+        wanted = [row for k in numbers for row in range(5 * k, min(5 * k + 5, 23))]
+        assert [row for one in row_blocks(numbers, 5, 23) for row in one] == wanted
 
 
-def test_how_many_blocks_are_handed_over_at_once_changes_no_byte(tree, weights, tmp_path):
-    """Bad images and turned ones too, whose block is found again in what a worker hands over."""
+def test_how_many_images_are_handed_over_at_once_changes_no_byte(tree, weights, tmp_path):
+    """Bad images and turned ones too, whose block is found again in what workers hand over."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for number in (3, 9, 17):
@@ -193,14 +163,14 @@ def test_how_many_blocks_are_handed_over_at_once_changes_no_byte(tree, weights, 
     for path in ("art/cat/05.jpg", "photo/dog/zz.jpg"):
         (tree / path).write_bytes(b"no image")
     found = []
-    for at_once in (1, 64):
+    for at_once in (1, 5, 64):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(encode_rows, "IMAGES_AT_ONCE", at_once)
-            patch.setattr(encode_rows, "SHARES", 1)
+            patch.setattr(decoding, "IMAGES_A_JOB", at_once)
+            patch.setattr(decoding, "SHARES", 1)
             out = tmp_path / f"{at_once}.h5"
-            report, said = run(tree, weights, out, workers=1, batch=3, on_bad_image="skip")
+            report, said = run(tree, weights, out, workers=2, batch=3, on_bad_image="skip")
         found.append((out.read_bytes(), report.turned, report.unreadable, said[1:]))
-    assert found[0] == found[1] and found[0][1:3] == (3, 2)
+    assert found[0] == found[1] == found[2] and found[0][1:3] == (3, 2)
 
 
 def test_the_measured_rate_lies_beside_the_cache_and_is_of_its_content(tree, weights, tmp_path):

@@ -1,9 +1,12 @@
 """Pixels against torchvision, against pixels others published, and files damaged or odd."""
 
+import errno
 import io
+import os
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,8 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
+from pipeline import pixels
 from pipeline.clip_model import import_clip
 from pipeline.pixels import MEAN, STD, UnreadableImage, decode, load_pixels
 
@@ -69,8 +73,8 @@ def test_equals_the_pixels_others_published(shared):
     folder = shared / "data" / "preprocess"
     published = np.load(folder / "expected.npz")
     for name, ref in zip(published["names"], published["pixels"].astype(np.float32), strict=True):
-        pixels = load_pixels(folder / f"{name}.jpg", 224).astype(np.float32) / 255
-        comp = ((pixels - np.float32(MEAN)) / np.float32(STD)).transpose(2, 0, 1)
+        found = load_pixels(folder / f"{name}.jpg", 224).astype(np.float32) / 255
+        comp = ((found - np.float32(MEAN)) / np.float32(STD)).transpose(2, 0, 1)
         # float16 keeps 11 bits; a JPEG decoder of another build may differ by one grey level.
         assert abs(comp - ref).max() <= 2**-11 * abs(ref).max() + 1.01 / 255 / min(STD)
         assert np.mean(abs(comp - ref) <= 2**-11 * abs(ref) + 1e-6) > 0.999
@@ -189,6 +193,67 @@ def test_what_cannot_be_read_is_named_with_the_reason_on_one_line(tmp_path, name
         load_pixels(tmp_path / name, 224)
     assert name in str(caught.value) and reason in str(caught.value)
     assert "\n" not in str(caught.value) and caught.value.reason
+
+
+def large(kind: str) -> bytes:
+    """A small file of many pixels: one of one colour, or a header that says so."""
+    size = (6000, 2000)
+    if kind == "header.bmp":
+        file = io.BytesIO()
+        Image.new("L", (1, 1)).save(file, "BMP")
+        return file.getvalue()[:18] + struct.pack("<ii", *size) + file.getvalue()[26:]
+    if kind == "header.ppm":
+        return b"P6 6000 2000 255\n"
+    name, mode = kind.split(".")[::-1]
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        Image.new(mode, size).save(file, {"tif": "TIFF", "jpg": "JPEG"}.get(name, name))
+    return file.getvalue()
+
+
+LARGE = ["L.png", "I;16.png", "RGBA.png", "1.png", "P.png", "RGB.jpg", "CMYK.jpg", "RGB.webp",
+         "RGBA.webp", "P.gif", "I;16.tif", "RGB.bmp", "header.bmp", "header.ppm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_more_pixels_than_allowed_are_named_and_not_decoded(tmp_path, kind, monkeypatch):
+    (tmp_path / kind).write_bytes(large(kind))
+    if not kind.startswith("header"):
+        assert load_pixels(tmp_path / kind, 8, 12_000_000).shape == (8, 8, 3)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # whoever decodes calls None
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(UnreadableImage) as caught:
+        load_pixels(tmp_path / kind, 8, 11_999_999)
+    assert "6000 x 2000 pixels (12 megapixels) exceed --max-megapixels 12" in str(caught.value)
+
+
+@pytest.mark.parametrize("start", [b"RIFF\0\0\0\0WEBPVP8L", b"\0\0\0\x20ftypavif"])
+def test_a_file_larger_than_its_pixels_could_be_is_not_read(tmp_path, start):
+    with (tmp_path / "x.webp").open("wb") as file:
+        file.write(start)
+        file.truncate(1 << 40)  # a hole; nothing is on the disk
+    with pytest.raises(UnreadableImage, match="1,099,512 MB of file exceed"):
+        load_pixels(tmp_path / "x.webp", 8)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes pipes")
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_device_is_not_opened(tmp_path, make):
+    make(tmp_path / "x.png")
+    with pytest.raises(UnreadableImage, match="not a regular file"):
+        load_pixels(tmp_path / "x.png", 8)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_no_more_open_files_is_not_the_images_fault(tmp_path, monkeypatch, number):
+    def stat(*words, **more):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "x.png").write_bytes(png())
+    monkeypatch.setattr(pixels.os, "stat", stat)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        load_pixels(tmp_path / "x.png", 8)
 
 
 @pytest.mark.parametrize("there", [False, True])

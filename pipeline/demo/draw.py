@@ -107,7 +107,12 @@ def _draw_all(
             _draw_some(task)
         return
     spawn = multiprocessing.get_context("spawn")  # the only way there is on Windows
-    with ProcessPoolExecutor(workers, spawn, _leave_with_parent) as pool:
+    try:
+        pool = ProcessPoolExecutor(workers, spawn, _leave_with_parent)
+    except (OSError, ImportError):  # no semaphores, as where /dev/shm cannot be written to
+        _draw_all(missing, folder, seed, 1)
+        return
+    with pool:
         for _ in pool.map(_draw_some, tasks):
             pass
 
