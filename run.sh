@@ -92,9 +92,19 @@ install() {
 case "${1:-}" in
     "" | -h | --help | help) usage; exit 0 ;;
 esac
-case "${2:-}" in
-    -h | --help) if explain "$1"; then exit 0; fi ;;
-esac
+# help_asked WORD...: whether -h or --help is among the words, before a -- that ends ours
+help_asked() {
+    local word
+    for word in "$@"; do
+        case "$word" in
+            -h | --help) return 0 ;;
+            --) return 1 ;;
+        esac
+    done
+    return 1
+}
+
+if help_asked "$@" && explain "$1"; then exit 0; fi
 
 if [ -n "${FEDCLIP_PYTHON:-}" ]; then
     python="$(command -v -- "$FEDCLIP_PYTHON")" ||
@@ -102,7 +112,8 @@ if [ -n "${FEDCLIP_PYTHON:-}" ]; then
     python="$(cd -- "$(dirname -- "$python")" && pwd)/$(basename -- "$python")" # cd below
 else
     install requirements.txt
-    case "$1" in
+    # A command's help needs none of the packages that only its work needs.
+    help_asked "$@" || case "$1" in
         bench) install requirements-bench.txt ;;
         flower) install requirements-flower.txt ;;
         test | check | docs-check) install requirements-dev.txt ;;

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli_cache import cache
+from pipeline.cli_dry_run import show_images
 from pipeline.cli_flower import flower
 from pipeline.cli_merge import named_shard
 from pipeline.cli_predict import predict
@@ -33,8 +34,10 @@ from pipeline.options import (
     config_options,
     fold_options,
     given_settings,
+    layout_options,
     where_options,
 )
+from pipeline.published_counts import DOWNLOADS
 
 DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
 
@@ -89,9 +92,14 @@ def cli() -> None:
     default="demo",
     show_default=True,
     metavar="NAME|FOLDER",
-    help=f"One of {', '.join(DATASETS)}, or a folder domain/class/image or class/image.",
+    help=f"One of {', '.join(DATASETS)}, or a folder domain/class/image or class/image, either"
+    " with train, val and test folders.",
 )
 @click.option("--root", "--root-dir", type=PATH, help="Where data sets lie. [default: data]")
+@layout_options
+@click.option(
+    "--dry-run", is_flag=True, help="Show what is understood of the images and do nothing else."
+)
 @click.option(
     "--model", "--net", help="An OpenAI backbone such as ViT-B/32, a file of weights, or demo."
 )
@@ -131,6 +139,7 @@ def extract(
     prompts: tuple[str, ...],
     shard: str | None,
     check: int | None,
+    dry_run: bool,
     as_json: bool,
     **settings,
 ) -> None:
@@ -139,9 +148,17 @@ def extract(
     \b
         ./run.sh extract --dataset pacs --model ViT-B/32
         ./run.sh extract --dataset my_images --prompt "a photo of a {}"
+        ./run.sh extract --dataset my_images --dry-run
         ./run.sh extract --dataset pacs --model ViT-B/32 --check 100
         ./run.sh extract --dataset pacs --model ViT-B/32 --shard 2/8
     """
+    if dry_run:
+        if check is not None:
+            raise ConfigError(
+                "--dry-run and --check are two different things; leave one of them out"
+            )
+        show_images(dataset, prompts, as_json, settings)
+        return
     if check is not None:
         if shard:
             raise ConfigError("--check looks at a whole cache; leave out --shard")
@@ -223,7 +240,7 @@ def federate(
 
 
 @cli.command()
-@click.argument("dataset", type=click.Choice(["pacs"]))
+@click.argument("dataset", type=click.Choice(DOWNLOADS))
 @click.option("--root", type=PATH, default=HOME / "data", show_default=True)
 @click.option("--url", help="Another address of the archive.")
 def download(dataset: str, root: Path, url: str | None) -> None:

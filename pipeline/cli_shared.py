@@ -1,5 +1,6 @@
 """What several commands share: where things lie, talking to people, finding or making a cache."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -62,7 +63,18 @@ def find_cache(
         return words, found
     missing = cache_path(dataset, default_model(dataset, model))
     say(f"no cache {missing} yet: extracting it first")
-    return words, run_extract(dataset, model, (PROMPT,), root=root, device=device).path
+    from pipeline.doubts import Doubtful
+
+    try:
+        return words, run_extract(dataset, model, (PROMPT,), root=root, device=device).path
+    except Doubtful as error:  # the command at hand has no such options
+        place = f" --root {shlex.quote(str(root))}" if root else ""
+        command = shlex.join(["./run.sh", "extract", "--dataset", dataset, *words[2:]])
+        raise Doubtful(
+            f"{error}. Those are options of extract, which comes first then: "
+            f"{command}{place} {error.words}",
+            error.words,
+        ) from error
 
 
 def tell_report(folder: Path, cache: Path, quiet: bool) -> None:

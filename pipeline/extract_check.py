@@ -15,7 +15,7 @@ from kernels.backends import pick_device
 from pipeline.cache_files import TEMPLATES, cache_path
 from pipeline.clip_model import ClipModel, encode_images, encode_prompts, load_model
 from pipeline.extract import DATA
-from pipeline.image_sets import dataset_name, find_images
+from pipeline.image_sets import dataset_name, find_folder
 from pipeline.image_tree import DataError
 from pipeline.pixels import PREPROCESSING, UnreadableImage, load_pixels
 from pipeline.trained import DECODERS
@@ -94,24 +94,26 @@ def check_cache(
             "none can be encoded again; ./run.sh cache verify compares it with its checksums"
         )
     check_features(table)
-    tree = find_images(dataset, root or DATA, say)
+    folder = find_folder(dataset, root or DATA)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; name the folder of the data set")
     clip = load_model(model, where)
     _compare(identity, dataset_name(dataset), clip, templates, path, say)
     drawn = np.random.default_rng(seed).permutation(len(paths))[:rows]
     drawn.sort()
-    pixels, gone, kept, there = [], {}, [], set(tree.paths)
+    pixels, gone, kept = [], {}, []
     for row in drawn.tolist():
-        if paths[row] not in there:
+        if not (folder / paths[row]).is_file():  # a pipe would block its reader
             gone[paths[row]] = "not in the data set now"
             continue
         try:
-            pixels.append(load_pixels(tree.root / paths[row], clip.resolution))
+            pixels.append(load_pixels(folder / paths[row], clip.resolution))
             kept.append(row)
         except UnreadableImage as error:
             gone[paths[row]] = error.reason
     if not kept:
         first, why = next(iter(gone.items()))
-        raise DataError(f"not one of {len(gone)} images can be read: {tree.root / first}: {why}")
+        raise DataError(f"not one of {len(gone)} images can be read: {folder / first}: {why}")
     found = _encode(clip, pixels)
     return _told(path, table, identity, clip, paths, kept, found, templates, gone)
 

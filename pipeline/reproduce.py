@@ -15,6 +15,7 @@ from pipeline.locked_folder import replace_whole
 from pipeline.report import _released
 from pipeline.reproduced import NAME, compared
 from pipeline.seals import sealed
+from pipeline.stated import Stated
 from pipeline.sweep_run import sweep
 from pipeline.sweep_spec import from_options
 from pipeline.trials import read_trials
@@ -36,6 +37,9 @@ def reproduce(
     device: str = "auto",
     backend: str = "auto",
     workers: int | None = None,
+    layout: str | None = None,
+    class_names: str | None = None,
+    accept: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Counts, extracts and trains every held-out domain with seeds 0, 1, ...; the table as JSON.
@@ -46,6 +50,7 @@ def reproduce(
 
     dataset  a known name looked for in `root`, which is held to its published counts, or a folder
     cache    where the features go; None: where extract puts them
+    layout, class_names, accept  as extract's
     rounds   other than 200 is another experiment than the paper's
 
     Returns counts (lines that differ; None for data sets without published ones), lost (seeds whose
@@ -55,12 +60,23 @@ def reproduce(
     one (RELEASED_PACS). Raises what extract and sweep raise; ConfigError when no seed ended well.
     """
     name = dataset_name(dataset)
-    tree = find_images(dataset, root or DATA, lambda message: None)  # extract says what it says
+    stated = Stated(layout, class_names, tuple(accept))
+    # extract says what it says
+    tree = find_images(dataset, root or DATA, lambda message: None, stated=stated)
     counts = compare_counts(tree, name) if name in KNOWN else None
     if counts == []:
         say(f"{tree.root}: every count is as published for {KNOWN[name].title}")
     done = extract(
-        dataset, root=root, model=model, out=cache, device=device, workers=workers, say=say
+        dataset,
+        root=root,
+        model=model,
+        out=cache,
+        device=device,
+        workers=workers,
+        layout=layout,
+        class_names=class_names,
+        accept=accept,
+        say=say,
     )
     table = read_table(done.path)
     domains = table.domain_names

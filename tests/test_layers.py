@@ -20,6 +20,7 @@ DOORS = {  # outside package -> the files that may import it
         "pipeline/cli.py",
         "pipeline/cli_cache.py",
         "pipeline/cli_check.py",
+        "pipeline/cli_dry_run.py",
         "pipeline/cli_flower.py",
         "pipeline/cli_merge.py",
         "pipeline/cli_predict.py",
