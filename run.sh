@@ -44,6 +44,13 @@ Usage: ./run.sh check
   Everything that must hold before a commit, the quick things first: ruff's formatting and lint,
   mypy --strict on what people import (pyproject.toml), then all tests. Ends at the first that fails.
 TEXT
+        docs-check) cat <<'TEXT' ;;
+Usage: ./run.sh docs-check
+
+  Run every command that README.md, CONTRIBUTING.md and docs/ show, in a scratch copy of the
+  project with an empty home, on small stand-in data. Commands that need a network, a GPU or many
+  minutes are parsed and listed so. Ends with exit code 1 when one fails or is not known here.
+TEXT
         *) return 1 ;;
     esac
 }

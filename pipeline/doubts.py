@@ -29,7 +29,7 @@ class Doubt(NamedTuple):
     """One thing that is dangerous to guess, in words, and the options that state it."""
 
     what: str
-    words: tuple[str, ...]  # ("--layout", "domain/class")
+    words: tuple[str, ...]  # ("--layout", "domain/class"); () where it is only said
 
 
 class Doubtful(DataError):
@@ -70,6 +70,9 @@ def copies(tree: ImageTree, digests: np.ndarray) -> list[Doubt]:
 
     digests  (N, DIGEST_BYTES) uint8, as image_digests gives them; empty and unreadable files do
              not count
+
+    Between domains and splits a copy brings what is tested on into training. Between classes it
+    does not, and images may have several labels: no word is asked for that.
     """
     readable = np.flatnonzero(digests[:, :8].any(axis=1))
     keys = np.ascontiguousarray(digests[readable]).view(f"S{digests.shape[1]}").ravel()
@@ -77,35 +80,44 @@ def copies(tree: ImageTree, digests: np.ndarray) -> list[Doubt]:
     order = np.argsort(group, kind="stable")
     rows, group = readable[order], group[order]
     starts = np.flatnonzero(np.diff(group, prepend=-1))
-    told = []
-    for level, values in (
-        ("domain", tree.domains),
-        ("split", tree.split),
-        ("class", tree.labels),
-    ):
-        if values is None or not len(rows):
-            continue
-        ours = values[rows]
-        apart = np.maximum.reduceat(ours, starts) != np.minimum.reduceat(ours, starts)
-        if apart.any():
-            at = np.flatnonzero(apart)
-            first = starts[at[0]]
-            other = first + np.flatnonzero(ours[first:] != ours[first])[0]
-            sizes = np.diff(starts, append=len(rows))[at]
-            one, two = tree.paths[rows[first]], tree.paths[rows[other]]
-            told.append(
-                f"{sizes.sum():,} images have a copy in another {level} "
-                f"({printable(one)} = {printable(two)})"
+    found = []
+    for level, values in (("domain", tree.domains), ("split", tree.split), ("class", tree.labels)):
+        told = None if values is None else _apart(tree, rows, starts, values)
+        if told:
+            words = ("--accept", "duplicates") if level != "class" else ()
+            found.append(
+                Doubt(f"{told[0]:,} images have a copy in another {level} {told[1]}", words)
             )
-    return [Doubt("; ".join(told), ("--accept", "duplicates"))] if told else []
+    return found
+
+
+def _apart(
+    tree: ImageTree, rows: np.ndarray, starts: np.ndarray, values: np.ndarray
+) -> tuple[int, str] | None:
+    """How many images are of groups whose values differ, and the first two of them.
+
+    rows  (n,) rows by group, and starts  where each group begins;  values  (N,)
+    """
+    ours = values[rows]
+    apart = (
+        np.maximum.reduceat(ours, starts) != np.minimum.reduceat(ours, starts) if len(rows) else []
+    )
+    at = np.flatnonzero(apart)
+    if not len(at):
+        return None
+    first = starts[at[0]]
+    other = first + int(np.argmax(ours[first:] != ours[first]))
+    sizes = np.diff(starts, append=len(rows))[at]
+    one, two = (printable(tree.paths[rows[place]]) for place in (first, other))
+    return int(sizes.sum()), f"({one} = {two})"
 
 
 def refuse(tree: ImageTree, found: Sequence[Doubt], stated: Stated, top: Folder) -> None:
     """Raises Doubtful when there are doubts: what was understood, which, and what states it."""
+    found = [doubt for doubt in found if doubt.words]
     if not found:
         return
-    words = _words(found)
-    others = []
+    words, others = _words(found), []
     if any(doubt.words[0] == "--layout" for doubt in found):
         others = [*_other_folders(tree, top), *_other_layouts(tree.root, top, stated, tree.layout)]
     raise Doubtful(
@@ -117,12 +129,14 @@ def refuse(tree: ImageTree, found: Sequence[Doubt], stated: Stated, top: Folder)
 
 def unclear(root: Path, top: Folder, stated: Stated, error: UnclearLayout) -> DataError:
     """The error for a tree that fits no layout, with what there is to do about it."""
-    found = _other_layouts(root, top, stated, None)
     inner = _readable_folders(root, top)
-    named = [f"name the folder {inner[0]} instead"] if len(inner) == 1 else []
-    if len(inner) > 1:
-        named = [f"it holds {len(inner):,} data sets, name one: {_listed(inner)}"]
-    return UnclearLayout("; ".join([str(error), *named, *found]))
+    if len(inner) < len(top.folders):  # then those that can be read may be domains of a whole
+        ways = _other_layouts(root, top, stated, None)
+    elif len(inner) == 1:
+        ways = [f"name the folder {inner[0]} instead"]
+    else:
+        ways = [f"if its folders are data sets of their own, name one: {_listed(inner)}"]
+    return UnclearLayout("; ".join([str(error), *ways]))
 
 
 def folder_above(tree: ImageTree) -> str | None:
@@ -290,9 +304,10 @@ def _words(found: Sequence[Doubt]) -> str:
 
 
 def _other_layouts(root: Path, top: Folder, stated: Stated, but: str | None) -> list[str]:
-    """In words, what the options of other layouts would make of the tree: more than one class.
+    """In words, what the options of other layouts would make of the tree.
 
-    but  the layout that is not another; its reading leaves out no image that these do not
+    Of those that give it two classes, and make no split a class or a domain among others. Without
+    splits they also have to leave out no image that `but`, the layout that is not another, takes.
     """
     told = []
     least = 1 if but is None else len(as_tree(root, top, but).paths)
@@ -303,12 +318,24 @@ def _other_layouts(root: Path, top: Folder, stated: Stated, but: str | None) -> 
             tree = renamed(as_tree(root, top, layout), stated)
         except DataError:
             continue
-        if len(tree.class_names) < 2 or len(tree.paths) < least:
+        if len(tree.class_names) < 2 or _hides_splits(tree):
+            continue
+        if len(tree.paths) < least and tree.split is None:
             continue
         more = doubts(tree, Stated(layout, stated.class_names, stated.accept))
         words = _words([Doubt("", ("--layout", layout)), *more])
-        told.append(f"{words} reads it as {brief(tree)}")
+        told.append(f"{words} reads it as {brief(tree)} with the classes {some(tree.class_names)}")
     return told
+
+
+def _hides_splits(tree: ImageTree) -> bool:
+    """Whether folders that name splits would be classes, in classes, or domains among others."""
+    levels = tree.layout.count("/") + 1
+    domains = [name for name in tree.domain_names if split_of(name) is not None]
+    if domains and len(tree.domain_names) > 1:
+        return True
+    inside = {part for path in tree.paths for part in path.split("/")[levels - 1 : -1]}
+    return any(split_of(part) is not None for part in inside)
 
 
 def _other_folders(tree: ImageTree, top: Folder) -> list[str]:
@@ -319,7 +346,7 @@ def _other_folders(tree: ImageTree, top: Folder) -> list[str]:
     inner = _readable_folders(tree.root, top) if "domain" in tree.layout else []
     if len(inner) < 2:
         return []
-    return [f"for one data set alone, name it: {_listed(inner)}"]
+    return [f"if its folders are data sets of their own, name one: {_listed(inner)}"]
 
 
 def _beside(root: Path) -> list[Path]:

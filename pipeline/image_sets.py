@@ -24,6 +24,7 @@ from pipeline.stated import Stated
 from pipeline.understood import lines
 
 NOTHING = Stated()
+SHOWN = 10  # differences from published counts said one by one; the rest is a number
 
 
 def dataset_name(dataset: str) -> str:
@@ -74,8 +75,11 @@ def find_images(
         raise unclear(folder, top, stated, error) from error
     tree = renamed(tree, stated)
     _refuse_unprintable(tree)
-    for line in compare_counts(tree, name) if known else ():
+    unlike = compare_counts(tree, name) if known else []
+    for line in unlike[:SHOWN]:
         say(f"{folder} differs from the published {KNOWN[name].title}: {line}")
+    if len(unlike) > SHOWN:
+        say(f"... and in {len(unlike) - SHOWN:,} counts more")
     found = doubts(tree, stated, known)
     odd = [one for one in doubts(tree, NOTHING, known) if one.what not in {d.what for d in found}]
     for line in lines(tree, templates, odd):
