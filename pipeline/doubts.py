@@ -16,7 +16,7 @@ from pipeline.class_names import with_names
 from pipeline.cli_shared import printable
 from pipeline.image_files import Folder
 from pipeline.image_tree import DataError, ImageTree, as_tree, read_root
-from pipeline.layouts import UnclearLayout, guess, split_of
+from pipeline.layouts import TooDeep, UnclearLayout, guess, split_of
 from pipeline.stated import FOLDER, LAYOUTS, Stated
 
 COPIES_AT_ONCE = 20_000  # images whose copies are looked for before anything else is settled
@@ -129,7 +129,7 @@ def refuse(tree: ImageTree, found: Sequence[Doubt], stated: Stated, top: Folder)
 
 def unclear(root: Path, top: Folder, stated: Stated, error: UnclearLayout) -> DataError:
     """The error for a tree that fits no layout, with what there is to do about it."""
-    inner = _readable_folders(root, top)
+    inner = _readable_folders(root, top) if isinstance(error, TooDeep) else []
     if len(inner) < len(top.folders):  # then those that can be read may be domains of a whole
         ways = _other_layouts(root, top, stated, None)
     elif len(inner) == 1:

@@ -225,13 +225,14 @@ def _identity(
         "normalised": False,
         "class_names": tree.class_names,
         "domain_names": tree.domain_names,
-        "manifest_sha256": manifest_sha256(tree.paths, digests),
     }
     # Only where they say what paths and names do not: caches of older releases have neither.
     if tree.split is not None:
         identity["layout"] = tree.layout
     if tree.renamed:
         identity["class_folders"] = dict(tree.renamed)
+    # The last field, as merge_shards has it.
+    identity["manifest_sha256"] = manifest_sha256(tree.paths, digests)
     return dict(
         json.loads(json.dumps(identity))
     )  # tuples as lists, as they come back from the cache

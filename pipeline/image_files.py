@@ -13,7 +13,7 @@ from pipeline.cli_shared import printable
 # the other names of what pipeline/pixels.py decodes.
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
-    *(".jfif", ".jpe", ".gif", ".avif", ".jp2", ".j2k", ".jpx", ".pbm", ".pnm", ".dib", ".apng"),
+    *(".jfif", ".jpe", ".gif", ".avif", ".jp2", ".j2k", ".jpx", ".pbm", ".pnm", ".apng"),
 )
 # Images as people have them that Pillow does not decode (or not with what requirements.txt has).
 NEEDS_CONVERTER = {
@@ -103,7 +103,10 @@ def kind_of(left_out: str) -> str:
 
 def converter(path: str) -> str | None:
     """For an image that Pillow cannot decode: what to do; else None."""
-    kind = NEEDS_CONVERTER.get(PurePosixPath(path).suffix.lower())
+    name = PurePosixPath(path)
+    kind = NEEDS_CONVERTER.get(name.suffix.lower())
+    if path.endswith("/") or name.name.startswith("."):
+        return None
     return kind and f"{kind} needs a converter: save it as JPEG or PNG"
 
 

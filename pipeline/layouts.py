@@ -27,6 +27,10 @@ class UnclearLayout(DataError):
     """A tree whose levels cannot be told without being stated."""
 
 
+class TooDeep(UnclearLayout):
+    """A tree with more levels than a layout has."""
+
+
 class Group(NamedTuple):
     """The images of one class folder; as a tuple it sorts as the rows do."""
 
@@ -104,7 +108,7 @@ def guess(root: object, top: Folder) -> str:
         if all(by_second) and not any(by_first):
             return "domain/split/class"
     name, folder = next(iter(top.folders.items()))
-    raise UnclearLayout(
+    raise TooDeep(
         f"{printable(root)}: images lie too deep, as {printable(_first(folder, name))}; {EXPECTED}"
     )
 

@@ -67,6 +67,37 @@ def test_an_unlike_cache_is_refused_by_field_and_kept(tree, weights, tmp_path, f
     assert report.encoded == report.rows and out.read_bytes() != before
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_changed_in_the_images_is_said_in_words_of_images(
+    tree, weights, tmp_path, finished, monkeypatch
+):
+    out = tmp_path / "x.h5"
+    shutil.copy(tree / "art" / "cat" / "00.png", tree / "art" / "cat" / "z.png")
+    (tree / "art" / "cat" / "z.png").write_bytes(b"not an image")
+    if not finished:
+
+        def stop(clip, pixels):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(encode_rows, "encode_images", stop)
+            run(tree, weights, out, on_bad_image="skip")
+    else:
+        run(tree, weights, out, on_bad_image="skip")
+    (tree / "photo" / "dog" / "03.png").unlink()
+    for number in range(5):
+        shutil.copy(tree / "art" / "cat" / "00.png", tree / "art" / "dog" / f"new{number}.png")
+    with pytest.raises(StaleCache) as caught:
+        run(tree, weights, out, on_bad_image="skip")
+    assert (
+        "5 added (art/dog/new0.png, art/dog/new1.png, art/dog/new2.png and 2 more), "
+        "1 removed (photo/dog/03.png); pass --force"
+    ) in str(caught.value)
+    assert "sha256" not in str(caught.value)
+    with pytest.raises(StaleCache, match="templates"):  # what is not of images stays as it was
+        run(tree, weights, out, on_bad_image="skip", templates=("a {}",))
+
+
 def test_two_extractors_on_one_file_are_refused(tree, weights, tmp_path, monkeypatch):
     plain, seen = encode_rows.encode_images, []
 

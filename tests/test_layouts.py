@@ -98,7 +98,7 @@ REFUSED = {  # paths, what is said, what the first advised words make of it: lay
     "full beside train": (trees("A1/train", "A1/test", "A1/full", "B1/train", "B1/test"),
                           "too deep", "domain/split/class", 2),
     "some domains with splits": (trees("art/train", "art/test", "real"), "two depths",
-                                 "class", 2),
+                                 "domain/split/class", 2),
     "no classes in test": ([*trees("train"), "test/1.jpg"], "two depths", "domain/class", 2),
     "numbers": (trees("photo", "art", classes="0123456789"), "'0', '1', '2' and 7 more are numbers",
                 "domain/class", 10),
