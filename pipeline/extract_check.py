@@ -85,7 +85,7 @@ def check_cache(
     """
     where, path = pick_device(device), out or cache_path(dataset, model, templates)
     if not path.exists():
-        raise CacheError(f"{path}: there is no such cache to check; ./run.sh extract makes it")
+        raise CacheError(f"{path}: there is no such cache to check; without --check it is made")
     identity = info(path)["identity"]
     table, paths = read_table(path), read_paths(path)
     if not all(paths) or not identity.get("weights_sha256"):
