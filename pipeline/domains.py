@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.cli_shared import printable
 from pipeline.image_tree import DataError, ImageTree, image_digests, scan
 from pipeline.published_counts import DOWNLOADS, KNOWN, Published, plain
 
@@ -66,7 +67,7 @@ def find_dataset(name: str, root: Path) -> Path:
             return best
         looked += level
         level = [f for p in level for f in _folders(p) if p != root or f.name.lower() in _INNER]
-    places = [f"{p}{'' if p.is_dir() else ' (not there)'}" for p in looked[:8] + usual]
+    places = [f"{printable(p)}{'' if p.is_dir() else ' (not there)'}" for p in looked[:8] + usual]
     places += [f"{len(looked) - 8} folders more"] if len(looked) > 8 else []
     get = f"put it at {root / known.title}"
     if key in DOWNLOADS:

@@ -295,8 +295,8 @@ def _share_nothing(tree: ImageTree) -> bool:
         name: number for number, name in enumerate(dict.fromkeys(map(fold, tree.class_names)))
     }
     label = np.array([folded[fold(name)] for name in tree.class_names])[tree.labels]
-    pairs = np.unique(np.stack([label, tree.domains]), axis=1)
-    return len(np.unique(pairs[0])) == pairs.shape[1]
+    pairs = np.unique(label * len(tree.domain_names) + tree.domains)
+    return len(np.unique(label)) == len(pairs)
 
 
 def _words(found: Sequence[Doubt]) -> str:

@@ -77,12 +77,13 @@ def find_images(
     _refuse_unprintable(tree)
     unlike = compare_counts(tree, name) if known else []
     for line in unlike[:SHOWN]:
-        say(f"{folder} differs from the published {KNOWN[name].title}: {line}")
+        say(f"{printable(folder)} differs from the published {KNOWN[name].title}: {line}")
     if len(unlike) > SHOWN:
         say(f"... and in {len(unlike) - SHOWN:,} counts more")
     found = doubts(tree, stated, known)
-    odd = [one for one in doubts(tree, NOTHING, known) if one.what not in {d.what for d in found}]
-    for line in lines(tree, templates, odd):
+    everything = found if stated == NOTHING else doubts(tree, NOTHING, known)
+    meant = [one for one in everything if one.what not in {doubt.what for doubt in found}]
+    for line in lines(tree, templates, meant):
         say(line)
     if found and not known and len(tree.paths) <= COPIES_AT_ONCE:
         found += [] if "duplicates" in stated.accept else copies(tree, image_digests(tree))

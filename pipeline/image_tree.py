@@ -113,7 +113,9 @@ def _check_names(root: Path, paths: list[str]) -> None:
         "".join(paths).encode()
     except UnicodeEncodeError:
         bad = next(path for path in paths if path.encode(errors="replace").decode() != path)
-        raise DataError(f"{root}: the name {ascii(bad)} is not UTF-8; rename it") from None
+        raise DataError(
+            f"{printable(root)}: the name {ascii(bad)} is not UTF-8; rename it"
+        ) from None
 
 
 def _hash_rows(tree: ImageTree, start: int) -> list[bytes]:

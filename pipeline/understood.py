@@ -12,7 +12,7 @@ from pipeline.doubts import Doubt, brief, folder_above, some
 from pipeline.image_files import converter, kind_of
 from pipeline.image_tree import ImageTree
 
-_SHOWN = 6  # domains, classes and kinds named one by one; the rest is a count
+_SHOWN = 8  # domains, classes and kinds named one by one; the rest is a count
 
 
 def lines(tree: ImageTree, templates: Sequence[str], accepted: Sequence[Doubt] = ()) -> list[str]:
@@ -27,9 +27,9 @@ def lines(tree: ImageTree, templates: Sequence[str], accepted: Sequence[Doubt] =
         f"{'class' if one['classes'] == 1 else 'classes'}" + _of_splits(one.get("split"))
         for name, one in facts["domains"].items()
     ]
-    told.append(f"images by domain: {_some(domains, 'domains', facts['domains'])}")
+    told.append(f"images by domain: {_some(domains, 'domain', 'domains', facts['domains'])}")
     classes = [f"{printable(name)!r} {one['images']:,}" for name, one in facts["classes"].items()]
-    told.append(f"images by class: {_some(classes, 'classes', facts['classes'])}")
+    told.append(f"images by class: {_some(classes, 'class', 'classes', facts['classes'])}")
     if tree.renamed:
         pairs = [f"{f} = {n}" for f, n in tree.renamed.items() if f != n]
         told.append(f"{len(pairs):,} class folders were given names: {some(pairs)}")
@@ -82,12 +82,15 @@ def _of_splits(numbers: dict[str, int] | None) -> str:
     return f" ({', '.join(f'{number:,} {name}' for name, number in numbers.items() if number)})"
 
 
-def _some(shown: Sequence[str], what: str, counts: dict[str, Any]) -> str:
+def _some(shown: Sequence[str], one: str, what: str, counts: dict[str, Any]) -> str:
     text = ", ".join(shown[:_SHOWN])
     rest = [one["images"] for one in list(counts.values())[_SHOWN:]]
     if not rest:
         return text
-    return f"{text} and {len(rest):,} {what} more of {min(rest):,} to {max(rest):,}"
+    each = (
+        f"{min(rest):,} each" if min(rest) == max(rest) else f"{min(rest):,} to {max(rest):,} each"
+    )
+    return f"{text} and {len(rest):,} more {what if len(rest) > 1 else one} ({each})"
 
 
 def _left_out(paths: Sequence[str]) -> str:
