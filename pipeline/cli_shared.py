@@ -71,8 +71,7 @@ def find_cache(
         place = f" --root {shlex.quote(str(root))}" if root else ""
         command = shlex.join(["./run.sh", "extract", "--dataset", dataset, *words[2:]])
         raise Doubtful(
-            f"{error}. Those are options of extract, which comes first then: "
-            f"{command}{place} {error.words}",
+            f"{error}. Extract it first, with these options: {command}{place} {error.words}",
             error.words,
         ) from error
 

@@ -122,7 +122,7 @@ def refuse(tree: ImageTree, found: Sequence[Doubt], stated: Stated, top: Folder)
         others = [*_other_folders(tree, top), *_other_layouts(tree.root, top, stated, tree.layout)]
     raise Doubtful(
         f"{printable(tree.root)}: read as {brief(tree)}, but {'; '.join(d.what for d in found)}. "
-        f"If that is meant, add {words}" + "".join(f"; {other}" for other in others),
+        f"If this is intended, add {words}" + "".join(f"; {other}" for other in others),
         words,
     )
 

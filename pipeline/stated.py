@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.image_files import DataError
+from pipeline.config import ConfigError
 
 LAYOUTS = ("domain/class", "class", "split/class", "domain/split/class", "split/domain/class")
 ACCEPT = ("codes", "spelling", "same-name", "duplicates")
@@ -21,9 +21,9 @@ class Stated:
     accept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises DataError for unknown words."""
+        """Raises ConfigError for unknown words."""
         if self.layout is not None and self.layout not in LAYOUTS:
-            raise DataError(f"--layout {self.layout}: there are {', '.join(LAYOUTS)}")
+            raise ConfigError(f"--layout {self.layout}: there are {', '.join(LAYOUTS)}")
         for word in self.accept:
             if word not in ACCEPT:
-                raise DataError(f"--accept {word}: there are {', '.join(ACCEPT)}")
+                raise ConfigError(f"--accept {word}: there are {', '.join(ACCEPT)}")

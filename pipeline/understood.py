@@ -41,8 +41,8 @@ def lines(tree: ImageTree, templates: Sequence[str], accepted: Sequence[Doubt] =
     if templates:
         first = templates[0].replace("{}", printable(tree.class_names[0]))
         more = "" if len(templates) == 1 else f", the first of {len(templates):,} for each class"
-        told.append(f'CLIP is asked for "{first}"{more}')
-    told += [f"stated as meant: {doubt.what}" for doubt in accepted]
+        told.append(f'prompt: "{first}"{more}')
+    told += [f"accepted: {doubt.what}" for doubt in accepted]
     if tree.ignored:
         told.append(f"left out: {_left_out(tree.ignored)}")
     above = folder_above(tree)

@@ -116,7 +116,7 @@ def test_one_name_for_two_folders_is_asked_about_unless_they_are_spellings(wnids
 def test_names_are_in_prompts_and_in_the_identity(wnids, tmp_path, weights):
     (tmp_path / "names.json").write_text(json.dumps(WNIDS))
     _, said = run(wnids, weights, tmp_path / "x.h5", class_names=str(tmp_path / "names.json"))
-    assert 'CLIP is asked for "a picture of a tench"' in said
+    assert 'prompt: "a picture of a tench"' in said
     table, identity = read_table(tmp_path / "x.h5"), info(tmp_path / "x.h5")["identity"]
     assert table.class_names == tuple(WNIDS.values()) and identity["class_folders"] == WNIDS
     report, _ = run(wnids, weights, tmp_path / "x.h5", class_names=str(tmp_path / "names.json"))

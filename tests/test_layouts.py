@@ -11,6 +11,7 @@ import pytest
 
 from cache.store import info, merge_shards, read_paths, read_table
 from pipeline import cache_files
+from pipeline.config import ConfigError
 from pipeline.domains import DataError
 from pipeline.doubts import Doubtful, copies
 from pipeline.image_sets import find_images
@@ -83,7 +84,7 @@ def test_what_is_in_no_doubt_is_read_unasked(name, tmp_path):
             expected = {"class": tree.class_names[label], "domain": tree.domain_names[domain]}
             assert part == split_of(folder) if level == "split" else folder == expected[level]
     assert any(f"{len(tree.paths):,} images" in line and layout in line for line in said)
-    assert f'CLIP is asked for "a {tree.class_names[0]}"' in said
+    assert f'prompt: "a {tree.class_names[0]}"' in said
 
 
 REFUSED = {  # paths, what is said, what the first advised words make of it: layout, classes
@@ -153,6 +154,41 @@ def test_what_is_dangerous_to_guess_is_refused_and_the_advised_words_do(name, tm
             assert (facts["layout"], len(facts["classes"])) == (layout, classes)
     for folder in advised_folders(error):
         call("extract", "--dataset", folder, "--dry-run")
+
+
+def test_random_trees_are_read_right_or_refused_with_words_that_do(tmp_path):
+    """Of names that are splits, numbers, spellings of each other or ordinary, at every depth."""
+    random = np.random.default_rng(0)
+    pools = [
+        ["train", "Val", "test", "TESTING", "dev"],
+        ["photo", "art", "Real World", "Real_World", "A", "test"],
+        ["dog", "cat", "Dog", "dog ", "n01440764", "7", "train", "val", NFC, NFD],
+    ]
+    refusals = 0
+    for trial in range(150):
+        root, chosen = tmp_path / str(trial), random.permutation(3)[: random.integers(1, 4)]
+        levels = [random.choice(pools[k], random.integers(1, 4), replace=False) for k in chosen]
+        paths = [""]
+        for level in levels:
+            paths = [f"{above}{name}/" for above in paths for name in level]
+        kept = [path for path in paths if random.random() < 0.9] or paths
+        fill(root, [f"{path}{{1..2}}.jpg" for path in kept])
+        try:
+            tree = find_images(str(root), tmp_path, Said())
+        except DataError as error:
+            refusals += 1
+            for words in advised_words(str(error)):
+                call("extract", "--dataset", root, "--dry-run", *words)
+            for folder in advised_folders(str(error).replace("'", "")):
+                call("extract", "--dataset", folder, "--dry-run")
+            continue
+        names = tree.layout.split("/")
+        for path, label in zip(tree.paths, tree.labels, strict=True):
+            assert path.split("/")[names.index("class")] == tree.class_names[label]
+        found = {level: [split_of(p.split("/")[k]) for p in tree.paths]
+                 for k, level in enumerate(names)}  # fmt: skip
+        assert set(found.get("domain", [])) <= {None} and None not in found.get("split", [])
+    assert 20 < refusals < 145
 
 
 @pytest.mark.parametrize("name", ["splits among domains", "numbers in splits", "Unicode forms"])
@@ -230,7 +266,7 @@ def test_words_that_cannot_be_are_refused(tmp_path, tree):
     for words in (["--layout", "class/domain"], ["--accept", "all"]):
         call("extract", "--dataset", tree, *words, code=2)
     for stated in ({"layout": "x"}, {"accept": ("x",)}):
-        with pytest.raises(DataError, match="there are"):
+        with pytest.raises(ConfigError, match="there are"):
             Stated(**stated)
     refused("extract", "--dry-run", "--check", 3, code=1, match="leave one of them out")
 
