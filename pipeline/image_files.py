@@ -22,7 +22,7 @@ NEEDS_CONVERTER = {
     ".dng": "DNG", ".cr2": "CR2", ".cr3": "CR3", ".nef": "NEF", ".arw": "ARW", ".raf": "RAF",
 }  # fmt: skip
 DEEPEST = 100  # folders in folders; Python's own recursion ends at 1,000
-MOST_VISITS = 1000  # of one folder, by links; folders that link to each other have k! ways
+MOST_VISITS = 300  # of one folder, by links; folders that link to each other have k! ways
 
 _JUNK = {
     "@eadir": "thumbnails of a NAS",
@@ -128,9 +128,12 @@ def _read(
     if here in above:  # a link back to a folder above: the same images without end
         return Folder()
     visits[here] += 1
-    if visits[here] > MOST_VISITS or len(above) >= DEEPEST:
-        deep = len(above) >= DEEPEST
-        cannot(path, f"more than {DEEPEST} folders deep" if deep else "links lead to it in circles")
+    if visits[here] > MOST_VISITS:
+        if visits[here] == MOST_VISITS + 1:  # once is enough
+            cannot(path, "links lead to it in circles")
+        return Folder()
+    if len(above) >= DEEPEST:
+        cannot(path, f"more than {DEEPEST} folders deep")
         return Folder()
     images: list[str] = []
     folders: dict[str, Folder] = {}

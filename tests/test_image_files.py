@@ -129,7 +129,7 @@ def test_folders_that_all_link_to_each_other_end(tmp_path):
     with pytest.raises(DataError, match="in circles"):
         scan(tmp_path / "mine")
     _, lost = find_pictures([str(tmp_path / "mine")])
-    assert {one.error for one in lost} == {"links lead to it in circles"}
+    assert {one.error for one in lost} == {"links lead to it in circles"} and len(lost) <= 18
     assert MOST_VISITS < 8 * 7 * 6 * 5 * 4
 
 
