@@ -48,6 +48,13 @@ Usage: ./run.sh check
   Everything that must hold before a commit, the quick things first: ruff's formatting and lint,
   mypy --strict on what people import (pyproject.toml), then all tests. Ends at the first that fails.
 TEXT
+        docs-check) cat <<'TEXT' ;;
+Usage: ./run.sh docs-check
+
+  Run every command that README.md, CONTRIBUTING.md and docs/ show, in a scratch copy of the
+  project with an empty home, on small stand-in data. Commands that need a network, a GPU or many
+  minutes are parsed and listed so. Ends with exit code 1 when one fails or is not known here.
+TEXT
         *) return 1 ;;
     esac
 }
@@ -126,9 +133,19 @@ pip_in_venv() {
 case "${1:-}" in
     "" | -h | --help | help) usage; exit 0 ;;
 esac
-case "${2:-}" in
-    -h | --help) if explain "$1"; then exit 0; fi ;;
-esac
+# help_asked WORD...: whether -h or --help is among the words, before a -- that ends ours
+help_asked() {
+    local word
+    for word in "$@"; do
+        case "$word" in
+            -h | --help) return 0 ;;
+            --) return 1 ;;
+        esac
+    done
+    return 1
+}
+
+if help_asked "$@" && explain "$1"; then exit 0; fi
 
 if [ -n "${FEDCLIP_PYTHON:-}" ]; then
     python="$(command -v -- "$FEDCLIP_PYTHON")" ||
@@ -139,7 +156,8 @@ else
         test | check | docs-check) install_locked -test ;;
         *) install_locked "" ;;
     esac
-    case "$1" in
+    # A command's help needs none of the packages that only its work needs.
+    help_asked "$@" || case "$1" in
         bench) install requirements-bench.txt ;;
         flower) install requirements-flower.txt ;;
     esac

@@ -120,6 +120,7 @@ def merge_shards(
             domain_names=table.domain_names,
             labels=np.concatenate([shard.table.labels for shard in shards]),
             domains=np.concatenate([shard.table.domains for shard in shards]),
+            split=_whole_split(shards),
             paths=paths,
             text_features=table.text_features,
             logit_scale=table.logit_scale,
@@ -219,6 +220,14 @@ def _whole_identity(shards: Sequence[_Shard], paths: list[str]) -> dict[str, Any
         digests.append(own)
     identity = {name: value for name, value in shards[0].table.identity.items() if name != "shard"}
     return identity | {"manifest_sha256": manifest_sha256(paths, np.concatenate(digests))}
+
+
+def _whole_split(shards: Sequence[_Shard]) -> np.ndarray | None:
+    parts = [shard.table.split for shard in shards]
+    there = [part for part in parts if part is not None]
+    if there and len(there) < len(parts):
+        raise CacheError(f"{shards[0].path} and the others: some fix a split and some do not")
+    return np.concatenate(there) if there else None
 
 
 def _copy(shard: _Shard, writer: Writer) -> None:

@@ -90,16 +90,20 @@ def _readable(path: Path) -> FeatureTable:
         )
 
 
-def read_paths(path: AnyPath) -> list[str]:
-    """The image path of each row of read_table, relative and with /; "" where none is stored."""
+def read_paths(path: AnyPath, *, all_rows: bool = False) -> list[str]:
+    """The image path of each row of read_table, relative and with /; "" where none is stored.
+
+    all_rows  those of unreadable rows too, and of an unfinished cache as well
+    """
     path = Path(path)
     with open_cache(path) as (file, block):
-        _refuse_partial(block, path)
+        if not all_rows:
+            _refuse_partial(block, path)
         refuse_damage(file, block, path, paths=True)
         status = np.frombuffer(read_region(file, block.regions["row_status"]), np.uint8)
         raw = read_region(file, block.regions["paths"])
     names = decode_paths(raw, block.rows, str(path)) if raw else [""] * block.rows
-    return [name for name, one in zip(names, status, strict=True) if one == OK]
+    return [name for name, one in zip(names, status, strict=True) if all_rows or one == OK]
 
 
 def verify(path: AnyPath) -> None:

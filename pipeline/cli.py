@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli_cache import cache
+from pipeline.cli_dry_run import show_images
 from pipeline.cli_flower import flower
 from pipeline.cli_merge import named_shard
 from pipeline.cli_predict import predict
@@ -36,9 +37,11 @@ from pipeline.options import (
     config_options,
     fold_options,
     given_settings,
+    layout_options,
     tower_options,
     where_options,
 )
+from pipeline.published_counts import DOWNLOADS
 from pipeline.shortage import prepare_for_limit, shortage
 from pipeline.terminal import printable
 
@@ -123,9 +126,14 @@ def cli() -> None:
     default="demo",
     show_default=True,
     metavar="NAME|FOLDER",
-    help=f"One of {', '.join(DATASETS)}, or a folder domain/class/image or class/image.",
+    help=f"One of {', '.join(DATASETS)}, or a folder domain/class/image or class/image, either"
+    " with train, val and test folders.",
 )
 @click.option("--root", "--root-dir", type=PATH, help="Where data sets lie. [default: data]")
+@layout_options
+@click.option(
+    "--dry-run", is_flag=True, help="Show what is understood of the images and do nothing else."
+)
 @click.option(
     "--model", "--net", help="An OpenAI backbone such as ViT-B/32, a file of weights, or demo."
 )
@@ -180,6 +188,7 @@ def extract(
     prompts: tuple[str, ...],
     shard: str | None,
     check: int | None,
+    dry_run: bool,
     as_json: bool,
     **settings,
 ) -> None:
@@ -188,9 +197,17 @@ def extract(
     \b
         ./run.sh extract --dataset pacs --model ViT-B/32
         ./run.sh extract --dataset my_images --prompt "a photo of a {}"
+        ./run.sh extract --dataset my_images --dry-run
         ./run.sh extract --dataset pacs --model ViT-B/32 --check 100
         ./run.sh extract --dataset pacs --model ViT-B/32 --shard 2/8
     """
+    if dry_run:
+        if check is not None:
+            raise ConfigError(
+                "--dry-run and --check are two different things; leave one of them out"
+            )
+        show_images(dataset, prompts, as_json, settings)
+        return
     if check is not None:
         if shard:
             raise ConfigError("--check looks at a whole cache; leave out --shard")
@@ -273,7 +290,7 @@ def federate(
 
 
 @cli.command()
-@click.argument("dataset", type=click.Choice(["pacs"]))
+@click.argument("dataset", type=click.Choice(DOWNLOADS))
 @click.option("--root", type=PATH, default=HOME / "data", show_default=True)
 @click.option("--url", help="Another address of the archive.")
 def download(dataset: str, root: Path, url: str | None) -> None:

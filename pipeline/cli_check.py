@@ -41,5 +41,5 @@ def run_check(
     if not found.as_expected:
         raise CacheError(
             f"{found.path}: is not what its images give now; the images were changed, or the cache "
-            "was: ./run.sh extract --force makes it anew"
+            "was; --force in the place of --check recreates it"
         )

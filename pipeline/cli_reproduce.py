@@ -7,12 +7,13 @@ import click
 
 from pipeline.cli_shared import HOME, default_model, say, show, show_table, tell_report
 from pipeline.config import RunConfig
-from pipeline.options import PATH, ReleasedSpellings, tower_options
+from pipeline.options import PATH, ReleasedSpellings, layout_options, tower_options
 
 
 @click.command(cls=ReleasedSpellings)
 @click.argument("dataset", metavar="pacs|vlcs|office_home|FOLDER")
 @click.option("--root", "--root-dir", type=PATH, help="Where data sets lie. [default: data]")
+@layout_options
 @click.option("--model", "--net", help="[default: ViT-B/32; demo for demo]")
 @tower_options
 @click.option(

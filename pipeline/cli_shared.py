@@ -1,5 +1,6 @@
 """What several commands share: where things lie, talking to people, finding or making a cache."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -76,9 +77,18 @@ def find_cache(
         return words, found
     missing = cache_path(dataset, default_model(dataset, model))
     say(f"no cache {missing} yet: extracting it first")
-    return words, run_extract(
-        dataset, model, (PROMPT,), towers=towers, root=root, device=device
-    ).path
+    from pipeline.doubts import Doubtful
+
+    try:
+        report = run_extract(dataset, model, (PROMPT,), towers=towers, root=root, device=device)
+    except Doubtful as error:  # the command at hand has no such options
+        place = f" --root {shlex.quote(str(root))}" if root else ""
+        command = shlex.join(["./run.sh", "extract", "--dataset", dataset, *words[2:]])
+        raise Doubtful(
+            f"{error}. Extract it first, with these options: {command}{place} {error.words}",
+            error.words,
+        ) from error
+    return words, report.path
 
 
 def tell_report(folder: Path, cache: Path, quiet: bool) -> None:

@@ -2,13 +2,15 @@
 
 import difflib
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.image_tree import DataError, ImageTree, image_digests, scan
-from pipeline.published_counts import KNOWN, Published, plain
+from pipeline.published_counts import DOWNLOADS, KNOWN, Published, plain
+from pipeline.terminal import printable
 
 __all__ = [
     "KNOWN",
@@ -21,6 +23,7 @@ __all__ = [
     "scan",
 ]
 
+DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "data"  # where extract looks unasked
 _INNER = ("kfold", "images")  # folders that copies of PACS have above their domains
 _ENOUGH = 2  # domain folders that make a data set: no two known sets share more than one
 
@@ -64,14 +67,23 @@ def find_dataset(name: str, root: Path) -> Path:
             return best
         looked += level
         level = [f for p in level for f in _folders(p) if p != root or f.name.lower() in _INNER]
-    places = [f"{p}{'' if p.is_dir() else ' (not there)'}" for p in looked[:8] + usual]
+    places = [f"{printable(p)}{'' if p.is_dir() else ' (not there)'}" for p in looked[:8] + usual]
     places += [f"{len(looked) - 8} folders more"] if len(looked) > 8 else []
-    get = f"run ./run.sh download {key}" if known.url else f"put it at {root / known.title}"
+    get = f"put it at {root / known.title}"
+    if key in DOWNLOADS:
+        get = f"run ./run.sh download {key}{root_option(root)}"
+    elif known.url:
+        get += f" (its archive: {known.url})"
     raise DataError(
         f"data set {key} was not found: looked for its domain folders "
         f"{', '.join(known.domain_names)} in {', '.join(places)}; "
         f"{get}, or say with --root where it is"
     )
+
+
+def root_option(root: Path) -> str:
+    """What names this root on a command line: "" where it is looked at unasked, or " --root X"."""
+    return "" if root.resolve() == DEFAULT_ROOT else f" --root {shlex.quote(str(root))}"
 
 
 def compare_counts(tree: ImageTree, dataset: str) -> list[str]:

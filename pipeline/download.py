@@ -1,6 +1,5 @@
 """Fetching a data set: a download that can be killed and goes on, then unpacked and counted."""
 
-import shlex
 import sys
 import time
 import urllib.error
@@ -9,12 +8,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.domains import KNOWN, DataError, compare_counts, find_dataset, known_dataset, scan
+from pipeline.domains import (
+    KNOWN,
+    DataError,
+    compare_counts,
+    find_dataset,
+    known_dataset,
+    root_option,
+    scan,
+)
 from pipeline.terminal import printable
 from pipeline.transfer import PATIENCE, Dropped, Patience, beside, by_hand, fetch_once, web_page
 from pipeline.unpack import check_free, unpack
 
-DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "data"  # where extract looks unasked
 _PROGRESS = 1 << 20  # bytes after which a dropped connection counts as a new one
 
 
@@ -85,13 +91,13 @@ def download_dataset(
             f"{found} differs from the published {known.title} in {len(lines)} counts, first "
             f"{lines[0]}; the files are kept: to fetch it anew, delete {found} and "
             f"{archive} and run again; to use it as it is, run ./run.sh extract --dataset {key}"
+            f"{root_option(root)}"
         )
     say(
         f"{known.title}: {len(tree.paths):,} images, {len(tree.domain_names)} domains, "
         f"{len(tree.class_names)} classes, as published"
     )
-    place = "" if root.resolve() == DEFAULT_ROOT else f" --root {shlex.quote(str(root))}"
-    say(f"next: ./run.sh extract --dataset {key}{place}")
+    say(f"next: ./run.sh extract --dataset {key}{root_option(root)}")
     return found
 
 

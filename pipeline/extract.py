@@ -29,11 +29,13 @@ from pipeline.clip_towers import UNNAMED, Towers
 from pipeline.config import ConfigError
 from pipeline.encode_rows import Encoded, Pace, encode_rows
 from pipeline.extraction_rate import Rate, keep_rate
-from pipeline.image_sets import dataset_name, find_images
+from pipeline.image_changes import in_words_of_images
+from pipeline.image_sets import dataset_name, find_images, refuse_copies
 from pipeline.image_tree import ImageTree, image_digests
 from pipeline.pixels import IMAGE_LIMITS, LARGEST, PREPROCESSING, Limits
 from pipeline.shards import parse_shard, part_of, pick_card
 from pipeline.signals import Interrupted
+from pipeline.stated import Stated
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 STORE = {"fp16": "float16", "fp32": "float32"}
@@ -82,6 +84,9 @@ def extract(
     force: bool = False,
     shard: str | None = None,
     card: int | None = None,
+    layout: str | None = None,
+    class_names: str | None = None,
+    accept: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda message: None,
 ) -> ExtractReport:
     """Encode what the cache does not have yet; killed at any moment, the next call goes on.
@@ -98,6 +103,10 @@ def extract(
     force         make the cache anew, whatever is there
     shard         "2/8": only the rows of that part, which cache.store.merge_shards puts together
     card          of several GPUs, the number of the one to use
+    layout        what the levels of the folder are, one of LAYOUTS; None: a guess, refused where
+                  that is dangerous
+    class_names   a file that names the class folders, or "folder": their own names are meant
+    accept        oddities that are meant, of ACCEPT
     say           takes lines for the user
 
     An undisturbed extraction and a resumed one of the same batch end with the same bytes.
@@ -106,6 +115,7 @@ def extract(
     """
     _check_settings(templates, batch, workers, store, on_bad_image)
     limits = _limits(max_megapixels, max_image_seconds)
+    stated = Stated(layout, class_names, tuple(accept))
     part = parse_shard(shard) if shard else None
     where, pace = pick_card(pick_device(device), card), Pace()
     batch = batch or BATCH[where.type]
@@ -115,7 +125,7 @@ def extract(
     if part:
         out = shard_path(out, *part)
     with pace.part("scan"):
-        whole = find_images(dataset, Path(root or DATA), say)
+        whole = find_images(dataset, Path(root or DATA), say, stated=stated, templates=templates)
         tree = part_of(whole, part, batch) if part else whole
     with pace.part("model"):
         clip = load_model(model, where, towers, say)
@@ -126,28 +136,34 @@ def extract(
         identity = shard_identity(identity, whole.paths, **part._asdict(), batch=batch)
     if out.exists() and not force:
         found = info(out)
-        compare_identity(identity, found["identity"], out)
+        with in_words_of_images(out, tree):
+            compare_identity(identity, found["identity"], out)
         say(f"{out} is up to date: {found['rows']:,} rows, {found['unreadable']} unreadable")
         return _report(out, found, pace)
+    refuse_copies(dataset, tree, digests, stated, say)
     named = f"shard {part.index}/{part.count}, " if part else ""
     say(f"encoding {named}{len(tree.paths):,} images with {clip.name} on {device_name(where)}")
     with pace.part("prompts"):
         text_features = encode_prompts(clip, tree.class_names, templates)
-    with open_writer(
-        out,
-        identity=identity,
-        class_names=tree.class_names,
-        domain_names=tree.domain_names,
-        labels=tree.labels,
-        domains=tree.domains,
-        paths=tree.paths,
-        text_features=text_features,
-        logit_scale=clip.logit_scale,
-        width=clip.width,
-        dtype=STORE[store],
-        image_digests=digests if part else None,
-        force=force,
-    ) as writer:
+    with (
+        in_words_of_images(partial_of(out), tree),
+        open_writer(
+            out,
+            identity=identity,
+            class_names=tree.class_names,
+            domain_names=tree.domain_names,
+            labels=tree.labels,
+            domains=tree.domains,
+            paths=tree.paths,
+            text_features=text_features,
+            logit_scale=clip.logit_scale,
+            width=clip.width,
+            dtype=STORE[store],
+            image_digests=digests if part else None,
+            split=tree.split,
+            force=force,
+        ) as writer,
+    ):
         partial = partial_of(out)
         if len(writer.todo) < len(tree.paths):
             say(f"{partial}: going on, {len(writer.todo):,} images are left")
@@ -234,8 +250,14 @@ def _identity(
         "normalised": False,
         "class_names": tree.class_names,
         "domain_names": tree.domain_names,
-        "manifest_sha256": manifest_sha256(tree.paths, digests),
     }
+    # Only where they say what paths and names do not: caches of older releases have neither.
+    if tree.split is not None:
+        identity["layout"] = tree.layout
+    if tree.renamed:
+        identity["class_folders"] = dict(tree.renamed)
+    # The last field, as merge_shards has it.
+    identity["manifest_sha256"] = manifest_sha256(tree.paths, digests)
     return dict(
         json.loads(json.dumps(identity))
     )  # tuples as lists, as they come back from the cache

@@ -18,7 +18,7 @@ from pipeline.clip_model import ClipModel, encode_images, encode_prompts, load_m
 from pipeline.clip_towers import UNNAMED, Towers, towers_fact
 from pipeline.decoding import decoded_images
 from pipeline.extract import DATA
-from pipeline.image_sets import dataset_name, find_images
+from pipeline.image_sets import dataset_name, find_folder
 from pipeline.image_tree import DataError
 from pipeline.pixels import IMAGE_LIMITS, PREPROCESSING
 from pipeline.trained import DECODERS
@@ -90,7 +90,7 @@ def check_cache(
     dataset, model = fspath(dataset), fspath(model)
     where, path = pick_device(device), Path(out or cache_path(dataset, model, templates))
     if not path.exists():
-        raise CacheError(f"{path}: there is no such cache to check; ./run.sh extract makes it")
+        raise CacheError(f"{path}: there is no such cache to check; without --check it is made")
     identity = info(path)["identity"]
     table, paths = read_table(path), read_paths(path)
     if not all(paths) or not identity.get("weights_sha256"):
@@ -99,17 +99,16 @@ def check_cache(
             "none can be encoded again; ./run.sh cache verify compares it with its checksums"
         )
     check_features(table)
-    tree = find_images(dataset, Path(root or DATA), say)
+    folder = find_folder(dataset, Path(root or DATA))
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; name the folder of the data set")
     clip = load_model(model, where, towers, say)
     _compare(identity, dataset_name(dataset), clip, templates, path, say)
     drawn = np.random.default_rng(seed).permutation(len(paths))[:rows]
     drawn.sort()
-    there = set(tree.paths)
-    gone = {
-        paths[row]: "not in the data set now" for row in drawn.tolist() if paths[row] not in there
-    }
-    rows_there = [row for row in drawn.tolist() if paths[row] in there]
-    files = [str(tree.root / paths[row]) for row in rows_there]
+    rows_there = [row for row in drawn.tolist() if (folder / paths[row]).is_file()]
+    gone = {paths[row]: "not in the data set now" for row in {*drawn.tolist()} - {*rows_there}}
+    files = [str(folder / paths[row]) for row in rows_there]
     pixels, kept = [], []
     with decoded_images(files, clip.resolution, workers=0, limits=IMAGE_LIMITS, say=say) as images:
         for row, one in zip(rows_there, images, strict=True):
@@ -120,7 +119,7 @@ def check_cache(
                 kept.append(row)
     if not kept:
         first, why = next(iter(gone.items()))
-        raise DataError(f"not one of {len(gone)} images can be read: {tree.root / first}: {why}")
+        raise DataError(f"not one of {len(gone)} images can be read: {folder / first}: {why}")
     found = _encode(clip, pixels)
     return _told(path, table, identity, clip, paths, kept, found, templates, gone)
 

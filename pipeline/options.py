@@ -10,6 +10,7 @@ import click
 
 from pipeline.clip_towers import ACTIVATIONS, Towers
 from pipeline.config import PRESETS, ConfigError, RunConfig
+from pipeline.stated import ACCEPT, LAYOUTS
 
 ALIASES = {"rounds": "--iters", "local_epochs": "--wk-iters", "split": "--datapercent"}
 """What the released code calls a setting."""
@@ -114,6 +115,24 @@ def tower_options(command: Command) -> Command:
     )(with_towers)
 
 
+layout_options = together(
+    click.option(
+        "--layout",
+        type=click.Choice(LAYOUTS),
+        help="What the levels of FOLDER are. [default: a guess, refused where it is dangerous]",
+    ),
+    click.option(
+        "--class-names",
+        metavar="FILE|folder",
+        help="A file that names the class folders; or folder: their own names are meant.",
+    ),
+    click.option(
+        "--accept",
+        multiple=True,
+        type=click.Choice(ACCEPT),
+        help="An oddity that is meant; may be given several times.",
+    ),
+)
 cache_options = together(
     click.argument("cache", required=False, type=PATH),
     click.option("--dataset", help="Find the cache by its data set (extract it when missing)."),

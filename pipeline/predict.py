@@ -18,7 +18,7 @@ from pipeline.clip_model import ClipModel, encode_images, encode_prompts
 from pipeline.config import ConfigError
 from pipeline.cores import cores
 from pipeline.decoding import decoded_images
-from pipeline.image_tree import IMAGE_EXTENSIONS
+from pipeline.image_files import converter, images_below, kind_of, read_folder
 from pipeline.pixels import IMAGE_LIMITS
 from pipeline.trained import Trained
 
@@ -48,8 +48,10 @@ class Answer:
 def find_pictures(words: Sequence[str | PathLike[str]]) -> tuple[list[Path], list[Answer]]:
     """Files, folders (all images below them) and globs (** too) -> image files, each once.
 
-    Returns the files in the order of the words, those of a folder sorted; and an Answer with an
-    error for each word that leads to none. What a name leads to is not opened.
+    A folder's are the images that `extract` finds in it (read_folder): links are followed. Returns
+    the files in the order of the words, those of a folder sorted; and an Answer with an error for
+    each word that leads to none, for folders that cannot be listed, and for images in them that
+    would need a converter. What a name leads to is not opened.
     """
     found: dict[Path, None] = {}
     lost: list[Answer] = []
@@ -138,7 +140,8 @@ def predict(
                 guesses = zip(*tops, strict=True)
             for file, one in zip(block, pixels, strict=True):
                 if one.pixels is None:
-                    yield Answer(file, (), (), one.reason)
+                    needs = converter(str(file)) if file.is_file() else None
+                    yield Answer(file, (), (), needs or one.reason)
                 else:
                     yield Answer(file, *next(guesses))
 
@@ -153,20 +156,15 @@ def _top(logits: Tensor, names: tuple[str, ...], top: int) -> list[Guesses]:
 
 
 def _below(folder: Path, lost: list[Answer]) -> list[Path]:
-    """The images in a folder and the folders in it, sorted; without hidden ones and links.
+    """The images in a folder and the folders in it; what cannot be one is added to `lost`."""
 
-    Folders that cannot be listed are added to `lost`.
-    """
+    def cannot(path: str, why: str) -> None:
+        lost.append(Answer(Path(path), (), (), why))
 
-    def note(error: OSError) -> None:
-        lost.append(Answer(Path(error.filename), (), (), error.strerror or str(error)))
-
-    found = []
-    for where, folders, files in os.walk(folder, onerror=note):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(where, name)
-            for name in sorted(files)
-            if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
-        ]
-    return found
+    found = read_folder(str(folder), cannot)
+    for path in found.left_out:
+        if needs := converter(path):
+            lost.append(Answer(folder / path, (), (), needs))
+    # Pipes and devices that are named like images are answered as what they are.
+    odd = [path for path in found.left_out if kind_of(path) == "in no class folder"]
+    return [folder / path for path in [*(p[2:] for p in images_below(found, ".")), *odd]]

@@ -143,6 +143,10 @@ class Published:
         return tuple(sorted(self.rows))
 
 
+DOWNLOADS = ("pacs",)
+"""What `download` fetches: data sets whose address has been tried."""
+
+
 def plain(name: str) -> str:
     """`name` in lower case with letters and digits only: "Real World" -> "realworld"."""
     return re.sub(r"[\W_]+", "", name.casefold())

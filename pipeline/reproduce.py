@@ -17,6 +17,7 @@ from pipeline.report import _released
 from pipeline.report_files import replace_file
 from pipeline.reproduced import NAME, compared
 from pipeline.seals import sealed
+from pipeline.stated import Stated
 from pipeline.sweep_run import sweep
 from pipeline.sweep_spec import from_options
 from pipeline.trials import read_trials
@@ -39,6 +40,9 @@ def reproduce(
     device: str = "auto",
     backend: str = "auto",
     workers: int | None = None,
+    layout: str | None = None,
+    class_names: str | None = None,
+    accept: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Counts, extracts and trains every held-out domain with seeds 0, 1, ...; the table as JSON.
@@ -50,6 +54,7 @@ def reproduce(
     dataset  a known name looked for in `root`, which is held to its published counts, or a folder
     towers   heads and activation of a file of weights, see clip_config.choose_towers
     cache    where the features go; None: where extract puts them
+    layout, class_names, accept  as extract's
     rounds   other than 200 is another experiment than the paper's
 
     Returns counts (lines that differ; None for data sets without published ones), lost (seeds whose
@@ -60,9 +65,9 @@ def reproduce(
     """
     dataset = fspath(dataset)
     name = dataset_name(dataset)
-    tree = find_images(
-        dataset, Path(root or DATA), lambda message: None
-    )  # extract says what it says
+    stated = Stated(layout, class_names, tuple(accept))
+    # extract says what it says
+    tree = find_images(dataset, Path(root or DATA), lambda message: None, stated=stated)
     counts = compare_counts(tree, name) if name in KNOWN else None
     if counts == []:
         say(f"{tree.root}: every count is as published for {KNOWN[name].title}")
@@ -74,6 +79,9 @@ def reproduce(
         out=cache,
         device=device,
         workers=workers,
+        layout=layout,
+        class_names=class_names,
+        accept=accept,
         say=say,
     )
     table = read_table(done.path)

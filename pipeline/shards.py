@@ -92,7 +92,11 @@ def part_of(tree: ImageTree, shard: Shard, batch: int) -> ImageTree:
         )
     mine = slice(rows.start, rows.stop)
     return dataclasses.replace(
-        tree, paths=tree.paths[mine], labels=tree.labels[mine], domains=tree.domains[mine]
+        tree,
+        paths=tree.paths[mine],
+        labels=tree.labels[mine],
+        domains=tree.domains[mine],
+        split=None if tree.split is None else tree.split[mine],
     )
 
 

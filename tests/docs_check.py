@@ -15,11 +15,6 @@ from tests.docs_standins import FIRST, make_standins
 
 MADE = {"data", "runs", "cache/files"}  # by commands, not in git; nor is what begins with a dot
 LIMIT = 300  # seconds a command may take
-USAGE = """Usage: ./run.sh docs-check
-
-  Run every command that README.md, CONTRIBUTING.md and docs/ show, in a scratch copy of the
-  project with an empty home, on small stand-in data. Commands that need a network, a GPU or many
-  minutes are parsed and listed so. Ends with exit code 1 when one fails or is not known here."""
 
 
 def main() -> int:
@@ -101,7 +96,4 @@ def _beside(text: str, how: Plan, said: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(USAGE)
-        sys.exit(0)
     sys.exit(main())

@@ -1,18 +1,26 @@
 """Known data sets: their published counts, their folders' spellings, and what differs."""
 
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
 
+from pipeline.cli import cli
 from pipeline.domains import (
     KNOWN,
     DataError,
     compare_counts,
     find_dataset,
+    image_digests,
     known_dataset,
     scan,
 )
+from pipeline.image_sets import find_images, refuse_copies
+from pipeline.published_counts import DOWNLOADS
+from pipeline.stated import Stated
+from tests.test_cli import call
 
 
 def published(key):
@@ -208,6 +216,38 @@ def test_what_is_not_found_names_every_place(tmp_path, name, there, words):
     with pytest.raises(DataError) as caught:
         find_dataset(name, root)
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_is_advised_for_a_missing_data_set_is_not_refused(tmp_path, name):
+    """A command that is named takes its words; a folder that is named is one that is looked at."""
+    result = call("extract", "--dataset", name, "--root", tmp_path / "my data", code=6)
+    error = result.stderr.strip().splitlines()[-1]
+    for command in re.findall(r"run \./run\.sh ([^,]*)", error):
+        words = shlex.split(command)
+        cli.commands[words[0]].make_context(words[0], words[1:])
+        assert words[words.index("--root") + 1] == str(tmp_path / "my data")
+    assert ("./run.sh download" in error) == (name in DOWNLOADS)
+    place = tmp_path / "my data" / KNOWN[name].title
+    if name not in DOWNLOADS:
+        assert f"put it at {place}" in error
+    for domain in KNOWN[name].domain_names:
+        (place / domain).mkdir(parents=True)
+    assert find_dataset(name, tmp_path / "my data") == place
+
+
+def test_known_data_sets_are_read_unasked(tmp_path):
+    """With the domains and classes that they are published with."""
+    for key, known in KNOWN.items():
+        for domain in known.domain_names:
+            for name in known.class_names:
+                folder = tmp_path / known.title / domain / name
+                folder.mkdir(parents=True)
+                (folder / "1.jpg").write_bytes(b"the same in every domain")
+        tree = find_images(key, tmp_path, lambda line: None)
+        assert tree.layout == "domain/class" and tree.class_names == known.class_names
+        assert tree.split is None and not tree.renamed
+        refuse_copies(key, tree, image_digests(tree), Stated(), lambda line: None)
 
 
 def test_the_real_subset(shared):

@@ -2,15 +2,18 @@
 
 import dataclasses
 import io
+import re
+import shlex
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from pipeline import download as download_module
+from pipeline import domains
 from pipeline.domains import KNOWN, DataError
 from pipeline.download import download_dataset
 from tests.loopback import Said, serving, zipped
+from tests.test_cli import call
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def test_pacs_is_fetched_once_and_counted(server, tmp_path, small_pacs, top, pla
 
 def test_the_default_root_needs_no_word(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(download_module, "DEFAULT_ROOT", tmp_path / "data")
+    monkeypatch.setattr(domains, "DEFAULT_ROOT", tmp_path / "data")
     server.content = pacs_zip()
     said = Said()
     download_dataset("pacs", Path("data"), server.url, said)
@@ -78,11 +81,13 @@ def test_wrong_counts_are_said_and_the_files_kept(server, tmp_path):
     )
     said = Said()
     for _ in range(2):
-        with pytest.raises(DataError, match="in 3 counts.*the files are kept"):
+        with pytest.raises(DataError, match="in 3 counts.*the files are kept") as caught:
             download_dataset("pacs", tmp_path, server.url, said)
         assert "photo/dog: 8 images, 1 short of the 9 published" in said
         assert "sketch/house: 5 images, 1 more than the 4 published" in said
         assert "cat: this is no class of PACS (1 images)" in said
+    advised = re.search(r"run \./run\.sh (extract .*)", str(caught.value))[1]
+    call(*shlex.split(advised), "--dry-run")
     assert (tmp_path / "PACS/kfold/photo/cat/1.jpg").exists() and len(server.asked) == 1
 
 

@@ -44,8 +44,8 @@ UNLIKE = {
     "weights_sha256": lambda tree: {
         "model": clips.save(clips.build(seed=1), tree.parent / "w.pt", "state dict")
     },
-    "manifest_sha256": change_an_image,
-    "class_names.0": lambda tree: (
+    "content of some of the 23 was changed": change_an_image,
+    r"1 added (art/ant/00.png)": lambda tree: (
         (tree / "art" / "ant").mkdir()
         or shutil.copy(tree / "art" / "cat" / "00.png", tree / "art" / "ant")
         and {}
@@ -65,6 +65,37 @@ def test_an_unlike_cache_is_refused_by_field_and_kept(tree, weights, tmp_path, f
     assert out.read_bytes() == before
     report, _ = run(tree, model, out, force=True, **settings)
     assert report.encoded == report.rows and out.read_bytes() != before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_changed_in_the_images_is_said_in_words_of_images(
+    tree, weights, tmp_path, finished, monkeypatch
+):
+    out = tmp_path / "x.h5"
+    shutil.copy(tree / "art" / "cat" / "00.png", tree / "art" / "cat" / "z.png")
+    (tree / "art" / "cat" / "z.png").write_bytes(b"not an image")
+    if not finished:
+
+        def stop(clip, pixels):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(encode_rows, "encode_images", stop)
+            run(tree, weights, out, on_bad_image="skip")
+    else:
+        run(tree, weights, out, on_bad_image="skip")
+    (tree / "photo" / "dog" / "03.png").unlink()
+    for number in range(5):
+        shutil.copy(tree / "art" / "cat" / "00.png", tree / "art" / "dog" / f"new{number}.png")
+    with pytest.raises(StaleCache) as caught:
+        run(tree, weights, out, on_bad_image="skip")
+    assert (
+        "5 added (art/dog/new0.png, art/dog/new1.png, art/dog/new2.png and 2 more), "
+        "1 removed (photo/dog/03.png); pass --force"
+    ) in str(caught.value)
+    assert "sha256" not in str(caught.value)
+    with pytest.raises(StaleCache, match="templates"):  # what is not of images stays as it was
+        run(tree, weights, out, on_bad_image="skip", templates=("a {}",))
 
 
 def test_two_extractors_on_one_file_are_refused(tree, weights, tmp_path, monkeypatch):

@@ -19,6 +19,8 @@ DOORS = {  # outside package -> the files that may import it
         "benchmarks/__main__.py",
         "pipeline/cli.py",
         "pipeline/cli_cache.py",
+        "pipeline/cli_check.py",
+        "pipeline/cli_dry_run.py",
         "pipeline/cli_flower.py",
         "pipeline/cli_merge.py",
         "pipeline/cli_predict.py",

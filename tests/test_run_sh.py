@@ -87,6 +87,31 @@ def test_a_venv_of_somebody_else_without_pip_is_left_alone(project):
     assert (project / ".venv" / "mine").exists()
 
 
+def test_help_installs_nothing_but_what_all_commands_need(project):
+    for name in ("bench", "dev", "flower"):
+        (project / f"requirements-{name}.txt").write_text("./there-is-no-such-folder\n")
+    (project / "benchmarks").mkdir()
+    (project / "benchmarks" / "__main__.py").write_text("import sys; print(sys.argv[1:])")
+    for words in ("flower --help", "flower run -h", "flower run --sites 2 --help", "bench --help",
+                  "bench --quick -h", "federate --help"):  # fmt: skip
+        done = call(*words.split(), script=project / "run.sh", FEDCLIP_PYTHON="")
+        assert done.returncode == 0, done.stderr
+    assert [file.name for file in (project / ".venv").glob(".installed-*")] == [
+        ".installed-requirements.txt"
+    ]
+    # Its work, and the help of Flower's own programs, need it.
+    for words in ("flower run", "flower superlink -- --help", "bench --quick"):
+        done = call(*words.split(), script=project / "run.sh", FEDCLIP_PYTHON="")
+        assert done.returncode == 1 and "could not install" in done.stderr
+
+
+def test_flowers_help_needs_no_flower(tmp_path):
+    (tmp_path / "flwr.py").write_text("raise ImportError('no Flower here')")
+    for words in (["flower", "--help"], ["flower", "run", "--help"], ["flower", "supernode", "-h"]):
+        done = call(*words, PYTHONPATH=str(tmp_path))
+        assert done.returncode == 0 and done.stdout.startswith("Usage:"), done.stderr
+
+
 @pytest.mark.parametrize("word", ["test", "check", "bench", "docs-check"])
 def test_every_word_explains_itself_and_does_nothing_else(word):
     for option in ("--help", "-h"):
