@@ -11,10 +11,11 @@ import torch
 from cache.store import compare_identity, info
 from pipeline.clip_model import load_model
 from pipeline.clip_towers import UNNAMED, Towers
-from pipeline.clip_weights import MODEL_NAMES, OPENAI_NAMES, WeightsError, find_weights
+from pipeline.clip_weights import MODEL_NAMES, OPENAI_NAMES, find_weights
+from pipeline.errors import WeightsError
 from pipeline.image_sets import dataset_name
+from pipeline.places import CACHES
 
-CACHES = Path(__file__).resolve().parent.parent / "cache" / "files"
 TEMPLATES = ("a picture of a {}",)  # the released code's prompt
 
 

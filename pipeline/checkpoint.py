@@ -6,9 +6,9 @@ from torch import Tensor
 
 from kernels.heads import as_rows, named
 from pipeline.checkpoint_facts import check_facts
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.lanes import Plan
-from pipeline.report import held_out_name
+from pipeline.record import held_out_name
 from pipeline.state import model_rows
 from pipeline.training import Chosen, Progress
 

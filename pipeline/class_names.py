@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.image_tree import DataError, ImageTree
+from pipeline.errors import DataError
+from pipeline.image_tree import ImageTree
 from pipeline.terminal import printable
 
 FORMS = (

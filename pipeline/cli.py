@@ -15,7 +15,6 @@ from pipeline.cli_predict import predict
 from pipeline.cli_report import report
 from pipeline.cli_reproduce import reproduce
 from pipeline.cli_shared import (
-    HOME,
     PROMPT,
     default_model,
     find_cache,
@@ -27,7 +26,8 @@ from pipeline.cli_shared import (
 )
 from pipeline.cli_sweep import sweep
 from pipeline.clip_towers import Towers
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.missing import refuse_missing_package
 from pipeline.options import (
     PATH,
@@ -41,6 +41,7 @@ from pipeline.options import (
     tower_options,
     where_options,
 )
+from pipeline.places import DATA, RUNS
 from pipeline.published_counts import DOWNLOADS
 from pipeline.shortage import prepare_for_limit, shortage
 from pipeline.terminal import printable
@@ -276,7 +277,7 @@ def federate(
     document = run(
         table,
         config,
-        runs=HOME / "runs",
+        runs=RUNS,
         out=out,
         device=device,
         backend=backend,
@@ -291,7 +292,7 @@ def federate(
 
 @cli.command()
 @click.argument("dataset", type=click.Choice(DOWNLOADS))
-@click.option("--root", type=PATH, default=HOME / "data", show_default=True)
+@click.option("--root", type=PATH, default=DATA, show_default=True)
 @click.option("--url", help="Another address of the archive.")
 def download(dataset: str, root: Path, url: str | None) -> None:
     """Fetch a public data set, unpack it and check its counts."""

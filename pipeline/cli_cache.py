@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from pipeline.cli_merge import merge
-from pipeline.cli_shared import HOME, say, show
+from pipeline.cli_shared import say, show
 from pipeline.options import PATH
+from pipeline.places import CACHES
 from pipeline.terminal import printable
 
 FILE = click.argument("file", type=PATH)
@@ -93,7 +94,7 @@ def import_(npz: Path, out: Path | None, force: bool, **settings) -> None:
     from cache.npz import read_npz
     from cache.store import write_table
 
-    out = out or HOME / "cache" / "files" / f"{npz.stem}.h5"
+    out = out or CACHES / f"{npz.stem}.h5"
     write_table(out, read_npz(npz, say=say, **settings), force=force)
     show(out)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli_shared import HOME
+from pipeline.places import DATA
 from pipeline.stated import Stated
 
 
@@ -23,7 +23,7 @@ def show_images(
     from pipeline.image_tree import image_digests
     from pipeline.understood import as_json as facts
 
-    root: Path = settings["root"] or HOME / "data"
+    root: Path = settings["root"] or DATA
     stated = Stated(settings["layout"], settings["class_names"], settings["accept"])
 
     def show(line: str) -> None:

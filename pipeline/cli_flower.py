@@ -13,7 +13,8 @@ import click
 
 from pipeline import flower_programs as programs
 from pipeline.cli_shared import say
-from pipeline.config import ConfigError, RunConfig, as_json
+from pipeline.config import RunConfig, as_json
+from pipeline.errors import ConfigError
 from pipeline.options import PATH, ReleasedSpellings, config_options, given_settings
 from pipeline.site_limits import refuse_what_cannot_travel
 

@@ -48,7 +48,7 @@ def predict(
         ./run.sh predict photo.jpg --run runs/0a1b2c3d4e5f --classes cat,dog,otter
     """
     from kernels.backends import pick_device
-    from pipeline.image_tree import DataError
+    from pipeline.errors import DataError
     from pipeline.predict import choose_classes, find_pictures
     from pipeline.predict import predict as answers_for
     from pipeline.progress import progress_bar

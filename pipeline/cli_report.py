@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli_shared import show
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 
 @click.command()

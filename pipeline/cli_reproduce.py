@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_shared import HOME, default_model, say, show, show_table, tell_report
+from pipeline.cli_shared import default_model, say, show, show_table, tell_report
 from pipeline.config import RunConfig
 from pipeline.options import PATH, ReleasedSpellings, layout_options, tower_options
+from pipeline.places import RUNS
 
 
 @click.command(cls=ReleasedSpellings)
@@ -45,9 +46,7 @@ def reproduce(dataset: str, model: str | None, as_json: bool, **settings) -> Non
     from pipeline.reproduce import reproduce as run
     from pipeline.reproduced import table_of
 
-    document = run(
-        dataset, model=default_model(dataset, model), runs=HOME / "runs", say=say, **settings
-    )
+    document = run(dataset, model=default_model(dataset, model), runs=RUNS, say=say, **settings)
     if as_json:
         show(json.dumps(document, allow_nan=False))
     else:

@@ -6,10 +6,9 @@ from pathlib import Path
 import click
 
 from pipeline.clip_towers import UNNAMED, Towers, words_of
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.terminal import printable
 
-HOME = Path(__file__).resolve().parent.parent
 PROMPT = "a picture of a {}"
 
 
@@ -77,7 +76,7 @@ def find_cache(
         return words, found
     missing = cache_path(dataset, default_model(dataset, model))
     say(f"no cache {missing} yet: extracting it first")
-    from pipeline.doubts import Doubtful
+    from pipeline.errors import Doubtful
 
     try:
         report = run_extract(dataset, model, (PROMPT,), towers=towers, root=root, device=device)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_shared import HOME, find_cache, say, show_table, tell_report
+from pipeline.cli_shared import find_cache, say, show_table, tell_report
 from pipeline.clip_towers import Towers
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.options import (
     PATH,
     ReleasedSpellings,
@@ -21,6 +22,7 @@ from pipeline.options import (
     given_settings,
     where_options,
 )
+from pipeline.places import RUNS
 
 MEMBERS_OWN = ("joined", "cache", "budget", "memory", "select", "as_json")
 """What may be said beside --join."""
@@ -135,7 +137,7 @@ def sweep(
         table,
         asked,
         dataclasses.replace(base, held_out=choose_held_out(table, held_out, test_envs)),
-        runs=HOME / "runs",
+        runs=RUNS,
         out=out,
         device=device,
         backend=backend,

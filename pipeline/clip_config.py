@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.clip_sizes import Sizes
 from pipeline.clip_towers import HEAD_WIDTH, UNNAMED, Towers
-from pipeline.clip_weights import WeightsError
+from pipeline.errors import WeightsError
 
 # As Hugging Face's files and open_clip's are called. A folder may hold both, for two files of
 # weights; they describe one model.

@@ -22,8 +22,9 @@ from pipeline.clip_architecture import describe
 from pipeline.clip_config import choose_towers
 from pipeline.clip_sizes import build_module, sizes_of
 from pipeline.clip_towers import UNNAMED, Towers
-from pipeline.clip_weights import WeightsError, find_weights, read_state_dict
+from pipeline.clip_weights import find_weights, read_state_dict
 from pipeline.demo import WEIGHTS
+from pipeline.errors import WeightsError
 from pipeline.pixels import MEAN, STD
 
 PROMPTS_AT_ONCE = 128

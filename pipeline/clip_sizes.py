@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.clip_weights import WeightsError
+from pipeline.errors import WeightsError
 
 # No public CLIP comes near. Attention takes the square of either length.
 LONGEST_CONTEXT, LARGEST_RESOLUTION = 4096, 4096

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from pipeline.demo import WEIGHTS
+from pipeline.errors import WeightsError
 from pipeline.tensor_files import MOST_TENSORS, read_stream, read_zip
 from pipeline.tensor_pickle import DamagedFile, UnsafePickle
 
@@ -39,16 +40,6 @@ NOT_WEIGHTS = (  # how other files begin, and what to say of them
     ),
     (b"\x89HDF", "an HDF5 file, not CLIP weights"),
 )
-
-
-class WeightsError(Exception):
-    """Weights that are not there, cannot be read, or are not those of an OpenAI CLIP."""
-
-    exit_code = 7
-
-    def __init__(self, message: str) -> None:
-        # A stranger's file chooses the names in it, and could steer a terminal with them.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 def find_weights(name_or_file: str) -> tuple[str, Path | None]:

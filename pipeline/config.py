@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kernels.names import HEADS, LOSSES, MODES, OPTIMIZERS, STARTS
+from pipeline.errors import ConfigError, ConflictError
 
 AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold",
              "ditto", "fedper", "median", "trimmed-mean", "krum")  # fmt: skip
@@ -17,20 +18,6 @@ TRAINED = METHODS[:-1]
 """Methods that train anything."""
 PERSONAL = ("local", "ditto", "fedper")
 """Methods that answer each client with an adapter of its own."""
-
-
-class ConfigError(Exception):
-    """A setting that cannot be, or that does not fit the cache it is used on."""
-
-    exit_code = 1
-
-
-class ConflictError(ConfigError):
-    """Two settings, each possible, that cannot be together."""
-
-
-class RowsError(ConfigError):
-    """Rows too few for what the settings ask of them."""
 
 
 class Above(NamedTuple):

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from cache.table import FeatureTable
-from pipeline.config import ConflictError, RowsError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConflictError, RowsError
 from pipeline.splits import split_domain
 
 SHARES = (0.5, 0.3)

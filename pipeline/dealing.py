@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.random import RandomState
 
-from pipeline.config import RowsError
+from pipeline.errors import RowsError
 
 
 def largest_remainders(shares: np.ndarray, totals: np.ndarray, draw: RandomState) -> np.ndarray:

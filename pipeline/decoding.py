@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.blocks import Decoded, answers, ask, read_image, wait_until_ready
-from pipeline.config import ConfigError
-from pipeline.image_tree import DataError
+from pipeline.errors import ConfigError, DataError, Interrupted
 from pipeline.pixels import Limits
-from pipeline.signals import Interrupted
 
 IMAGES_A_JOB = 32  # what a worker is handed at a time; fewer where each would not get SHARES jobs
 SHARES = 4

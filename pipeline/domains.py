@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.image_tree import DataError, ImageTree, image_digests, scan
+from pipeline.errors import DataError
+from pipeline.image_tree import ImageTree, image_digests, scan
+from pipeline.places import DATA
 from pipeline.published_counts import DOWNLOADS, KNOWN, Published, plain
 from pipeline.terminal import printable
 
@@ -23,7 +25,6 @@ __all__ = [
     "scan",
 ]
 
-DEFAULT_ROOT = Path(__file__).resolve().parent.parent / "data"  # where extract looks unasked
 _INNER = ("kfold", "images")  # folders that copies of PACS have above their domains
 _ENOUGH = 2  # domain folders that make a data set: no two known sets share more than one
 
@@ -83,7 +84,7 @@ def find_dataset(name: str, root: Path) -> Path:
 
 def root_option(root: Path) -> str:
     """What names this root on a command line: "" where it is looked at unasked, or " --root X"."""
-    return "" if root.resolve() == DEFAULT_ROOT else f" --root {shlex.quote(str(root))}"
+    return "" if root.resolve() == DATA else f" --root {shlex.quote(str(root))}"
 
 
 def compare_counts(tree: ImageTree, dataset: str) -> list[str]:

@@ -13,9 +13,10 @@ import numpy as np
 
 from cache.table import SPLITS
 from pipeline.class_names import with_names
+from pipeline.errors import DataError, Doubtful, TooDeep, UnclearLayout
 from pipeline.image_files import Folder
-from pipeline.image_tree import DataError, ImageTree, as_tree, read_root
-from pipeline.layouts import TooDeep, UnclearLayout, guess, split_of
+from pipeline.image_tree import ImageTree, as_tree, read_root
+from pipeline.layouts import guess, split_of
 from pipeline.stated import FOLDER, LAYOUTS, Stated
 from pipeline.terminal import printable
 
@@ -30,17 +31,6 @@ class Doubt(NamedTuple):
 
     what: str
     words: tuple[str, ...]  # ("--layout", "domain/class"); () where it is only said
-
-
-class Doubtful(DataError):
-    """A folder that is not read before the user has stated what is meant.
-
-    words  the options that state it, as on a command line
-    """
-
-    def __init__(self, message: str, words: str) -> None:
-        super().__init__(message)
-        self.words = words
 
 
 def renamed(tree: ImageTree, stated: Stated) -> ImageTree:

@@ -8,15 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.domains import (
-    KNOWN,
-    DataError,
-    compare_counts,
-    find_dataset,
-    known_dataset,
-    root_option,
-    scan,
-)
+from pipeline.domains import KNOWN, compare_counts, find_dataset, known_dataset, root_option, scan
+from pipeline.errors import DataError
 from pipeline.terminal import printable
 from pipeline.transfer import PATIENCE, Dropped, Patience, beside, by_hand, fetch_once, web_page
 from pipeline.unpack import check_free, unpack

@@ -15,13 +15,13 @@ from torch import Tensor
 from cache.store import OK, UNREADABLE, Writer
 from pipeline.blocks import Decoded
 from pipeline.clip_model import ClipModel, encode_images
-from pipeline.config import ConfigError
 from pipeline.cores import cores
 from pipeline.decoding import decoded_images
-from pipeline.image_tree import DataError, ImageTree
+from pipeline.errors import ConfigError, DataError, Interrupted
+from pipeline.image_tree import ImageTree
 from pipeline.pixels import IMAGE_LIMITS, Limits
 from pipeline.progress import progress_bar
-from pipeline.signals import Interrupted, noted_signals
+from pipeline.signals import noted_signals
 
 FLUSH_SECONDS = 1.0  # what a kill can cost; a flush is two fsyncs, about 10 ms on an ordinary disk
 AHEAD = 2  # batches decoded before the encoder asks for them

@@ -26,18 +26,17 @@ from kernels.backends import pick_device
 from pipeline.cache_files import TEMPLATES, cache_path
 from pipeline.clip_model import ClipModel, encode_prompts, load_model
 from pipeline.clip_towers import UNNAMED, Towers
-from pipeline.config import ConfigError
 from pipeline.encode_rows import Encoded, Pace, encode_rows
+from pipeline.errors import ConfigError, Interrupted
 from pipeline.extraction_rate import Rate, keep_rate
 from pipeline.image_changes import in_words_of_images
 from pipeline.image_sets import dataset_name, find_images, refuse_copies
 from pipeline.image_tree import ImageTree, image_digests
 from pipeline.pixels import IMAGE_LIMITS, LARGEST, PREPROCESSING, Limits
+from pipeline.places import DATA
 from pipeline.shards import parse_shard, part_of, pick_card
-from pipeline.signals import Interrupted
 from pipeline.stated import Stated
 
-DATA = Path(__file__).resolve().parent.parent / "data"
 STORE = {"fp16": "float16", "fp32": "float32"}
 BATCH = {"cpu": 16, "cuda": 256}  # on the CPU a batch is one thread's, and 16 is as fast as 64
 NOTHING = Encoded(0, 0, {})

@@ -17,11 +17,10 @@ from pipeline.cache_files import TEMPLATES, cache_path
 from pipeline.clip_model import ClipModel, encode_images, encode_prompts, load_model
 from pipeline.clip_towers import UNNAMED, Towers, towers_fact
 from pipeline.decoding import decoded_images
-from pipeline.extract import DATA
+from pipeline.errors import DataError
 from pipeline.image_sets import dataset_name, find_folder
-from pipeline.image_tree import DataError
-from pipeline.pixels import IMAGE_LIMITS, PREPROCESSING
-from pipeline.trained import DECODERS
+from pipeline.pixels import DECODERS, IMAGE_LIMITS, PREPROCESSING
+from pipeline.places import DATA
 
 BATCH = 16
 # Of the row's largest number, and 1 - cosine. Storing as float16 moves a number by up to 2^-11; the

@@ -15,7 +15,8 @@ from pipeline.advice import said_of_worse
 from pipeline.captured import capture_rounds
 from pipeline.checkpoint import from_tensors, to_tensors
 from pipeline.clip_towers import towers_fact
-from pipeline.config import ConfigError, RunConfig, as_json, run_id
+from pipeline.config import RunConfig, as_json, run_id
+from pipeline.errors import ConfigError, Interrupted
 from pipeline.evaluate import mean
 from pipeline.lanes import Orders, Plan, build_plan, seeded_order
 from pipeline.local_round import Engine
@@ -24,12 +25,13 @@ from pipeline.outcomes import outcomes
 from pipeline.privacy import epsilon, not_covered
 from pipeline.process import threads
 from pipeline.progress import progress_bar
-from pipeline.report import RoundReport, mean_results
+from pipeline.record import RoundReport
+from pipeline.report import mean_results
 from pipeline.report_files import read_object
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.server_rules import trimmed_of
 from pipeline.settings_used import length_warning, possible, unused
-from pipeline.signals import Interrupted, noted_signals
+from pipeline.signals import noted_signals
 from pipeline.training import Progress, advance, begin, pick_plan_backend, to_device
 
 DELTA = 1e-5  # at which epsilon is told

@@ -27,9 +27,9 @@ from flwr.app import (  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
+from pipeline.places import HOME
 from pipeline.terminal import printable_lines  # noqa: E402
 
-HOME = Path(__file__).resolve().parent.parent
 TOLD, NUMBERS, REFUSED, KEPT = "fedclip", "numbers", "refused", "kept."
 Came = tuple[str, dict[str, np.ndarray]] | str
 GRACE = 5.0  # seconds after a round's end in which Flower still delivers its messages
@@ -141,7 +141,7 @@ def say(message: str) -> None:
 
 
 def _wait_for(grid: Grid, sites: int, seconds: float) -> None:
-    from pipeline.config import ConfigError
+    from pipeline.errors import ConfigError
 
     end, before = time.monotonic() + seconds, -1
     while (there := len(list(grid.get_node_ids()))) < sites:
@@ -156,7 +156,7 @@ def _wait_for(grid: Grid, sites: int, seconds: float) -> None:
 def _read(reply: Message) -> Came:
     if reply.has_error():
         return f"Flower: {reply.error.reason}"
-    from pipeline.config import ConfigError
+    from pipeline.errors import ConfigError
 
     try:
         if REFUSED in reply.content:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
+from pipeline.places import HOME
 
-HOME = Path(__file__).resolve().parent.parent
 NAME = "fedclip"
 CERTIFICATES = {  # the names that Flower's own examples give them
     "--ssl-ca-certfile": "ca.crt",

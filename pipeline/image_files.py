@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Never
 
+from pipeline.errors import DataError
 from pipeline.terminal import printable
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, so that the rows are the ones ImageFolder finds; then
@@ -37,12 +38,6 @@ _JUNK = {
     **dict.fromkeys((".git", ".svn", ".hg"), "version control"),
     ".ipynb_checkpoints": "Jupyter checkpoints",
 }
-
-
-class DataError(Exception):
-    """A folder of images or a download that is not what was asked for."""
-
-    exit_code = 6
 
 
 @dataclass(frozen=True)

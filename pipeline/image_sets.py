@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.demo.draw import PICTURES, draw_dataset, picture_counts
-from pipeline.domains import KNOWN, DataError, compare_counts, find_dataset, known_dataset
+from pipeline.domains import KNOWN, compare_counts, find_dataset, known_dataset
 from pipeline.doubts import (
     COPIES_AT_ONCE,
     copies,
@@ -16,9 +16,10 @@ from pipeline.doubts import (
     renamed,
     unclear,
 )
+from pipeline.errors import DataError, UnclearLayout
 from pipeline.image_files import Folder
 from pipeline.image_tree import ImageTree, as_tree, image_digests, read_root
-from pipeline.layouts import UnclearLayout, guess
+from pipeline.layouts import guess
 from pipeline.stated import Stated
 from pipeline.terminal import printable
 from pipeline.understood import lines

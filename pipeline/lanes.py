@@ -17,8 +17,9 @@ import torch
 from cache.table import FeatureTable, domain_index
 from kernels.heads import Kind
 from kernels.local_steps import Settings, Work
-from pipeline.config import ConfigError, RowsError, RunConfig
+from pipeline.config import RunConfig
 from pipeline.cures import cures
+from pipeline.errors import ConfigError, RowsError
 from pipeline.splits import NO_ROWS, ClientSplit, split_domain
 
 Orders = Callable[[int, int, int, int, int], np.ndarray]

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cache.table import SPLITS
-from pipeline.image_files import DataError, Folder, converter, count_images, images_below
+from pipeline.errors import DataError, TooDeep, UnclearLayout
+from pipeline.image_files import Folder, converter, count_images, images_below
 from pipeline.terminal import printable
 
 EXPECTED = (
@@ -21,14 +22,6 @@ _SPLIT_NAMES = {
 }
 _SPLIT_OF = {word: SPLITS.index(split) for split, words in _SPLIT_NAMES.items() for word in words}
 _BESIDE = re.compile(r"(set|data|split|images?|imgs?)$")
-
-
-class UnclearLayout(DataError):
-    """A tree whose levels cannot be told without being stated."""
-
-
-class TooDeep(UnclearLayout):
-    """A tree with more levels than a layout has."""
 
 
 class Group(NamedTuple):

@@ -11,7 +11,7 @@ import filelock
 
 from cache.disk import sync_folder
 from cache.locks import let_go, on_lock_file, take
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 MISSING = object()
 _TEMPORARY = re.compile(r".+\.([0-9]+)\.tmp")

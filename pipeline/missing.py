@@ -2,9 +2,9 @@
 
 import os
 import sys
-from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parent.parent
+from pipeline.places import HOME
+
 _OURS = ("benchmarks", "cache", "kernels", "pipeline")
 OLDEST = (3, 11)
 
@@ -15,7 +15,7 @@ def refuse_missing_package(error: ModuleNotFoundError) -> None:
     if package and package not in _OURS:
         sys.exit(
             f"Error: the package {package} is not installed for {sys.executable}; "
-            f"{sys.executable} -m pip install -r {_ROOT / 'requirements.txt'}"
+            f"{sys.executable} -m pip install -r {HOME / 'requirements.txt'}"
         )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cache.table import FeatureTable
-from pipeline.config import AVERAGING, ConfigError
+from pipeline.config import AVERAGING
+from pipeline.errors import ConfigError
 from pipeline.lanes import Fold, Plan, build_plan, steps_a_round
 from pipeline.splits import ClientSplit
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from pipeline.clip_towers import ACTIVATIONS, Towers
-from pipeline.config import PRESETS, ConfigError, RunConfig
+from pipeline.config import PRESETS, RunConfig
+from pipeline.errors import ConfigError
 from pipeline.stated import ACCEPT, LAYOUTS
 
 ALIASES = {"rounds": "--iters", "local_epochs": "--wk-iters", "split": "--datapercent"}

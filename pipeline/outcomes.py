@@ -27,7 +27,7 @@ from pipeline.local_round import Engine
 from pipeline.metrics import accuracy_by, calibration_error, macro_f1, spread_or_none
 from pipeline.payload import clip_bytes, payload_bytes
 from pipeline.personal import personalised
-from pipeline.report import held_out_name
+from pipeline.record import held_out_name
 from pipeline.splits import NO_ROWS
 from pipeline.state import own_part
 from pipeline.training import Progress

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.random import RandomState
 
-from pipeline.config import ConfigError, RowsError
 from pipeline.dealing import deal, largest_remainders, repair
+from pipeline.errors import ConfigError, RowsError
 
 KINDS = ("iid", "dirichlet", "pathological", "quantity")
 LEAST = {"train": 2, "val": 1}  # a batch of one row is skipped; a round is chosen on val rows

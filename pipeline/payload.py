@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import AVERAGING, ConfigError, RunConfig
+from pipeline.config import AVERAGING, RunConfig
+from pipeline.errors import ConfigError
 
 PAYLOADS = ("fp32", "fp16", "int8")
 BLOCK = 512  # numbers that share an int8 scale: a row of ViT-B/32's adapter; 0.8 % of the bytes

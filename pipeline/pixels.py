@@ -31,6 +31,8 @@ PREPROCESSING = {
     "mean": list(MEAN),
     "std": list(STD),
 }
+DECODERS = ("resize", "jpeg")
+"""Of PREPROCESSING: versions of libraries, which move a pixel's last bit at most."""
 
 # Without EPS, which Pillow hands to an outside program, and the kinds nobody keeps photos in.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 OBJECT = 64 * 2**20
 """Bytes of one JSON object, at most; 20,000 classes and their prompts take 2 MB."""

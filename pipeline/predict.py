@@ -15,9 +15,9 @@ from torch.nn.functional import normalize
 
 from kernels.heads import named, unit_images, unit_texts
 from pipeline.clip_model import ClipModel, encode_images, encode_prompts
-from pipeline.config import ConfigError
 from pipeline.cores import cores
 from pipeline.decoding import decoded_images
+from pipeline.errors import ConfigError
 from pipeline.image_files import converter, images_below, kind_of, read_folder
 from pipeline.pixels import IMAGE_LIMITS
 from pipeline.trained import Trained

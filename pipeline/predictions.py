@@ -16,11 +16,12 @@ from cache.table import FeatureTable
 from kernels.answers import top1, unit_features
 from kernels.cpu_threads import one_thread
 from kernels.heads import Kind, as_rows, shapes
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.evaluate import Cached, parts_of, rows_of, zero_shot_top1
 from pipeline.lanes import build_plan
 from pipeline.plain_files import ADAPTERS, check_plain
-from pipeline.report import held_out_name
+from pipeline.record import held_out_name
 from pipeline.report_files import content_of
 from pipeline.seals import KEY
 

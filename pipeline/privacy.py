@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 STEPS = 10_000  # of a privacy loss, up to the epsilon that Renyi accounting gives
 _STREAM = 40  # keeps the noise apart from other draws of the same seed

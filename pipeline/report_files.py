@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.locked_folder import remove_temporary, replace_whole
 from pipeline.plain_files import LOG, OBJECT, read_plain
 

@@ -11,7 +11,7 @@ from scipy.linalg import eigh
 from cache.store import read_table
 from cache.table import CacheError, FeatureTable, domain_index
 from kernels.cpu_threads import one_thread
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.evaluate import Cached
 from pipeline.predictions import (
     Predictions,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.extraction_rate import Rate, read_rate
 from pipeline.report_bench import bench_part
 from pipeline.report_data import RunData, read_run

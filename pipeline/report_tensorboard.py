@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.report_data import RunData
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.evaluate import mean
 from pipeline.report_data import Result, read_result
 from pipeline.report_files import content_of, fraction, read_lines, read_object, whole, word

@@ -8,11 +8,13 @@ from typing import Any
 
 from cache.store import read_table
 from pipeline.clip_towers import UNNAMED, Towers
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
 from pipeline.domains import KNOWN, compare_counts
-from pipeline.extract import DATA, extract
+from pipeline.errors import ConfigError
+from pipeline.extract import extract
 from pipeline.federate import cache_facts
 from pipeline.image_sets import dataset_name, find_images
+from pipeline.places import DATA
 from pipeline.report import _released
 from pipeline.report_files import replace_file
 from pipeline.reproduced import NAME, compared

@@ -22,10 +22,10 @@ from torch import Tensor
 from cache.disk import sync_folder
 from kernels.heads import Kind, as_rows
 from pipeline.checkpoint_facts import check_facts
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError, DamagedDone
 from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole, set_aside
 from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, read_plain
-from pipeline.seals import KEY, LARGEST, NAME, DamagedDone, check_done, digest, digests_of
+from pipeline.seals import KEY, LARGEST, NAME, check_done, digest, digests_of
 
 SHARE = 0.05  # of the time spent may go into checkpoints
 WRITTEN = ("done", "summary.json", "rounds.jsonl", "adapter.safetensors", "config.json")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError, DamagedDone
 from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, open_plain, read_plain
 
 NAME = "sha256"
@@ -27,10 +27,6 @@ LARGEST = {
     "summary.json": OBJECT,
 }
 FINISHED = tuple(LARGEST)
-
-
-class DamagedDone(ConfigError):
-    """`done` itself is damaged: what the other files must be is not known."""
 
 
 def sealed(found: Mapping[str, Any]) -> dict[str, Any]:

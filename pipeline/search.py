@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.config import ConfigError, ConflictError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, ConflictError
 from pipeline.sweep_space import Choices, Steps, at, at_step
 from pipeline.sweep_spec import SweepSpec, check_ends, seeded
 from pipeline.trials import Record, Trial, configuration_id

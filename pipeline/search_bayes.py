@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.config import ConfigError, ConflictError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, ConflictError
 from pipeline.plain_files import LOG, read_plain
 from pipeline.search import Search, State
 from pipeline.setting_values import Value

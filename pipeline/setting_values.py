@@ -7,7 +7,8 @@ import types
 import typing
 from difflib import get_close_matches
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 
 Value = int | float | bool | str | None
 RELEASED = {"iters": "rounds", "wk_iters": "local_epochs", "datapercent": "split"}

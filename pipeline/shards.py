@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from cache.store import shard_rows
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.image_tree import ImageTree
 
 MOST = 100_000

@@ -11,14 +11,6 @@ from contextlib import contextmanager
 PATIENCE = 60.0  # seconds from a signal to the end; what waits longer may wait for a dead disk
 
 
-class Interrupted(Exception):
-    """A signal asked to stop; what was done is written."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.number, self.exit_code = number, 128 + number
-
-
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
     """A list that SIGINT and SIGTERM add their number to; a second SIGINT breaks off at once.

@@ -16,11 +16,13 @@ from cache.table import FeatureTable
 from kernels.backends import pick_device
 from kernels.heads import Kind, first_row, size
 from pipeline.clip_towers import towers_fact
-from pipeline.config import ConfigError, RunConfig, from_json
+from pipeline.config import RunConfig, from_json
+from pipeline.errors import ConfigError
 from pipeline.evaluate import answers_of, rows_of, zero_shot_top1
 from pipeline.lanes import Plan, kind_of, plan_of
 from pipeline.local_round import Engine, steps_of_lanes, train_lanes
 from pipeline.payload import Encoded, decode, encode
+from pipeline.pixels import DECODERS
 from pipeline.process import threads
 from pipeline.site_limits import refuse_what_cannot_travel
 from pipeline.site_messages import Answer, Ask, Counts
@@ -28,7 +30,6 @@ from pipeline.splits import ClientSplit, split_domain
 from pipeline.state import State
 from pipeline.training import pick_plan_backend, to_device
 
-DECODERS = ("resize", "jpeg")  # of a preprocessing: versions of libraries, a pixel's last bit
 KEPT = ("first_moment", "second_moment", "steps")
 Kept = dict[str, dict[str, Tensor]]
 """By client, what it carries from round to round: its optimizer's moments where they are kept."""

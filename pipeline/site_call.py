@@ -9,7 +9,8 @@ from torch import Tensor
 from cache.identity import compare_identity
 from cache.table import CacheError, FeatureTable
 from kernels.heads import Kind, size
-from pipeline.config import ConfigError, RunConfig, as_json
+from pipeline.config import RunConfig, as_json
+from pipeline.errors import ConfigError
 from pipeline.payload import Encoded
 from pipeline.site import demand_of
 from pipeline.site_messages import Answer, Arrays, Ask, read_answer, reading, write_ask

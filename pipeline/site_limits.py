@@ -1,6 +1,7 @@
 """Which settings can go to sites, and why others cannot."""
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 
 
 def refuse_what_cannot_travel(config: RunConfig) -> None:

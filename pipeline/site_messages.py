@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.payload import BLOCK, Encoded
 from pipeline.report_files import STRANGE
 

@@ -13,7 +13,7 @@ from pipeline.federate import ENCODED_BY
 from pipeline.lanes import Plan, plan_of
 from pipeline.metrics import spread_or_none
 from pipeline.payload import clip_bytes, payload_bytes
-from pipeline.report import FoldRound, held_out_name
+from pipeline.record import FoldRound, held_out_name
 from pipeline.rounds import Told
 from pipeline.site_call import Federation, Heard
 from pipeline.splits import NO_ROWS, ClientSplit

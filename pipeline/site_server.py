@@ -11,7 +11,8 @@ import torch
 
 from cache.table import FeatureTable
 from pipeline.checkpoint import to_tensors
-from pipeline.config import ConfigError, RunConfig, as_json, run_id
+from pipeline.config import RunConfig, as_json, run_id
+from pipeline.errors import ConfigError
 from pipeline.evaluate import mean
 from pipeline.federate import privacy
 from pipeline.lanes import Plan, plan_of
@@ -23,7 +24,8 @@ from pipeline.local_round import (
     steps_of_lanes,
 )
 from pipeline.payload import Encoded, decode, encode
-from pipeline.report import FoldRound, RoundReport, mean_results
+from pipeline.record import FoldRound, RoundReport
+from pipeline.report import mean_results
 from pipeline.rounds import Told, settle
 from pipeline.run_folder import RunFolder, open_run
 from pipeline.settings_used import possible, unused

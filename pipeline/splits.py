@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cache.table import FeatureTable
-from pipeline.config import RowsError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import RowsError
 from pipeline.partitions import few_shot, partition
 
 TRAIN, VAL, TEST = 0, 1, 2

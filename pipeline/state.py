@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from kernels.heads import Kind, first_row, shapes
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.lanes import Plan
 from pipeline.payload import payload_of
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 LAYOUTS = ("domain/class", "class", "split/class", "domain/split/class", "split/domain/class")
 ACCEPT = ("codes", "spelling", "same-name", "duplicates")

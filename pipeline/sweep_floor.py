@@ -9,7 +9,8 @@ import torch
 from cache.table import FeatureTable
 from kernels.backends import BackendUnavailable
 from kernels.heads import size
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.evaluate import Cached
 from pipeline.halving import trial_rounds
 from pipeline.joint import common_key

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cache.disk import sync_folder
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.locked_folder import cannot_write, first_difference, locked, replace_whole, set_aside
 from pipeline.plain_files import LOG, OBJECT, read_plain
 from pipeline.seals import sealed, unsealed

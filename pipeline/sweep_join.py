@@ -12,7 +12,8 @@ from cache.store import compare_identity, read_table
 from cache.table import CacheError
 from kernels.backends import BackendUnavailable, pick_backend, pick_device
 from pipeline.claims import joined
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.federate import cache_facts
 from pipeline.plain_files import OBJECT, read_plain
 from pipeline.seals import unsealed

@@ -9,7 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.config import PERSONAL, ConfigError, RunConfig
+from pipeline.config import PERSONAL, RunConfig
+from pipeline.errors import ConfigError
 from pipeline.evaluate import mean
 from pipeline.importance import influences, label
 from pipeline.report import _aligned, _percent, mean_results

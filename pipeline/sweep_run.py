@@ -17,7 +17,8 @@ import torch
 from cache.table import FeatureTable
 from kernels.backends import BackendUnavailable, pick_backend, pick_device
 from pipeline.claims import Claims, joined
-from pipeline.config import ConfigError, RunConfig, as_json, run_id
+from pipeline.config import RunConfig, as_json, run_id
+from pipeline.errors import ConfigError, Interrupted
 from pipeline.federate import cache_facts
 from pipeline.plain_files import OBJECT, read_plain
 from pipeline.process import free_memory
@@ -25,7 +26,7 @@ from pipeline.progress import progress_bar
 from pipeline.report_files import replace_file
 from pipeline.search import Search, check_search, open_search, reasons
 from pipeline.settings_used import length_warning, possible, unused
-from pipeline.signals import Interrupted, noted_signals
+from pipeline.signals import noted_signals
 from pipeline.sweep import train_all
 from pipeline.sweep_floor import Floor, Stopped, plan_trial
 from pipeline.sweep_folder import SweepFolder, open_sweep

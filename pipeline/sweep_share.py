@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from pipeline.claims import Claims
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.search import Search
 from pipeline.sweep import advance_to, end_running
 from pipeline.sweep_floor import Floor, Running, Stopped, chunks_of, end_trial, foresee, planned

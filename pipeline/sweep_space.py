@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.setting_values import KINDS, Value, parse_value, shown, sweepable
 
 LOG_FROM = 10.0

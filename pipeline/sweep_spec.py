@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pipeline.config import ConfigError, ConflictError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, ConflictError
 from pipeline.halving import Halving
 from pipeline.setting_values import setting_name, shown
 from pipeline.sweep_space import (

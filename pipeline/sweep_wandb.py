@@ -7,7 +7,7 @@ else here the SweepSpec's notes say so.
 from collections.abc import Callable
 from dataclasses import replace
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.halving import Halving, rungs
 from pipeline.setting_values import setting_name, shown
 from pipeline.sweep_space import Choices

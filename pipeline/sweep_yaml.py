@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.plain_files import read_plain
 
 LARGEST = 64 * 1024

@@ -1,7 +1,7 @@
 """What leaves for people's terminals: names from outside as visible escapes, streams that may fail.
 
 Whatever this process writes to stdout and stderr passes printable_lines() here; a sentence passes
-printable(), which takes its newlines too. Imports nothing but the standard library.
+printable(), which takes its newlines too. Imports little but the standard library.
 """
 
 import contextlib
@@ -14,7 +14,8 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
-ROOT = Path(__file__).resolve().parent.parent
+from pipeline.places import HOME
+
 CLOSED_PIPE = 141  # what a shell gives for SIGPIPE: 128 + 13
 
 
@@ -166,7 +167,7 @@ def _warning_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: object = None
 ) -> str:
     """One line; other people's warnings have their first and where it comes from."""
-    if ROOT in Path(filename).parents and ".venv" not in Path(filename).parts:
+    if HOME in Path(filename).parents and ".venv" not in Path(filename).parts:
         return f"Warning: {printable(message)}\n"
     first = str(message).strip().partition("\n")[0]
     return f"Warning: {printable(f'{first} ({category.__name__}, {filename}:{lineno})')}\n"

@@ -14,12 +14,12 @@ from kernels.heads import Kind, as_rows
 from pipeline.clip_model import ClipModel, load_model
 from pipeline.clip_towers import OPENAI, Towers, towers_fact, towers_of
 from pipeline.clip_weights import OPENAI_NAMES, find_weights
-from pipeline.config import ConfigError, RunConfig
-from pipeline.pixels import PREPROCESSING
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.pixels import DECODERS, PREPROCESSING
 from pipeline.report_files import content_of
 from pipeline.run_folder import read_adapters
 
-DECODERS = ("resize", "jpeg")  # versions of libraries: they move a pixel's last bit at most
 BEST = "best."
 
 

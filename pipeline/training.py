@@ -13,7 +13,7 @@ from kernels.local_steps import has_fused_step, pick_local_backend
 from pipeline.evaluate import Cached, mean, score, validation_losses
 from pipeline.lanes import Plan
 from pipeline.local_round import Engine
-from pipeline.report import FoldRound, RoundReport, held_out_name
+from pipeline.record import FoldRound, RoundReport, held_out_name
 from pipeline.rounds import run_round
 from pipeline.state import State, first_state, model_rows
 

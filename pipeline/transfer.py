@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.image_tree import DataError
+from pipeline.errors import DataError
 from pipeline.progress import progress_bar
 
 _BLOCK = 1 << 18

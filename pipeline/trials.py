@@ -12,7 +12,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import ConfigError, run_id
+from pipeline.config import run_id
+from pipeline.errors import ConfigError
 from pipeline.plain_files import LOG, read_plain
 from pipeline.seals import sealed, unsealed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.image_tree import DataError
+from pipeline.errors import DataError
 from pipeline.progress import progress_bar
 
 MAX_MEMBERS = 2_000_000

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from difflib import get_close_matches
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.setting_values import read_number, shown, sweepable
 from pipeline.sweep_space import Domain, Normal, Range, Steps, choices, numbers
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from cache.store import read_table, write_table
 from cache.table import FeatureTable
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.federate import federate
 from pipeline.options import choose_held_out
 from pipeline.report import table as text_table

@@ -10,7 +10,8 @@ import torch
 
 from kernels.heads import named
 from pipeline.checkpoint import from_tensors, to_tensors
-from pipeline.config import PRESETS, ConfigError, RunConfig, as_json, from_json
+from pipeline.config import PRESETS, RunConfig, as_json, from_json
+from pipeline.errors import ConfigError
 from pipeline.evaluate import validation_losses
 from pipeline.lanes import build_plan
 from pipeline.local_round import Engine

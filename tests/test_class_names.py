@@ -7,7 +7,7 @@ import pytest
 
 from cache.store import info, read_table
 from pipeline.class_names import with_names
-from pipeline.domains import DataError
+from pipeline.errors import DataError
 from pipeline.image_sets import find_images
 from pipeline.image_tree import scan
 from pipeline.stated import Stated

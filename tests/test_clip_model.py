@@ -17,7 +17,8 @@ from pipeline.clip_model import (
     import_clip,
     load_model,
 )
-from pipeline.clip_weights import OPENAI_NAMES, WeightsError
+from pipeline.clip_weights import OPENAI_NAMES
+from pipeline.errors import WeightsError
 from tests import clips
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from pipeline import clip_model
 from pipeline.clip_architecture import describe
 from pipeline.clip_model import encode_images, encode_prompts, import_clip, load_model
 from pipeline.clip_towers import OPENAI, UNNAMED, Towers, towers_fact, towers_of, words_of
-from pipeline.clip_weights import WeightsError
+from pipeline.errors import WeightsError
 from tests import clips, naive_clip
 
 CPU = torch.device("cpu")

@@ -13,7 +13,8 @@ from pipeline.clip_model import (
     import_clip,
     load_model,
 )
-from pipeline.clip_weights import MODEL_NAMES, OPENAI_NAMES, WeightsError, find_weights
+from pipeline.clip_weights import MODEL_NAMES, OPENAI_NAMES, find_weights
+from pipeline.errors import WeightsError
 from tests import clips
 
 CPU = torch.device("cpu")

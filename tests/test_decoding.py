@@ -15,11 +15,9 @@ import pytest
 from PIL import Image
 
 from pipeline import decoding
-from pipeline.config import ConfigError
 from pipeline.decoding import decoded_images
-from pipeline.image_tree import DataError
+from pipeline.errors import ConfigError, DataError, Interrupted
 from pipeline.pixels import IMAGE_LIMITS, Limits, load_pixels
-from pipeline.signals import Interrupted
 from tests.conftest import ROOT
 from tests.extraction import Said
 

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.cli import cli
-from pipeline.domains import (
-    KNOWN,
-    DataError,
-    compare_counts,
-    find_dataset,
-    image_digests,
-    known_dataset,
-    scan,
-)
+from pipeline.domains import KNOWN, compare_counts, find_dataset, image_digests, known_dataset, scan
+from pipeline.errors import DataError
 from pipeline.image_sets import find_images, refuse_copies
 from pipeline.published_counts import DOWNLOADS
 from pipeline.stated import Stated

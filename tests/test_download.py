@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import domains
-from pipeline.domains import KNOWN, DataError
+from pipeline.domains import KNOWN
 from pipeline.download import download_dataset
+from pipeline.errors import DataError
 from tests.loopback import Said, serving, zipped
 from tests.test_cli import call
 
@@ -68,7 +69,7 @@ def test_pacs_is_fetched_once_and_counted(server, tmp_path, small_pacs, top, pla
 
 def test_the_default_root_needs_no_word(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(domains, "DEFAULT_ROOT", tmp_path / "data")
+    monkeypatch.setattr(domains, "DATA", tmp_path / "data")
     server.content = pacs_zip()
     said = Said()
     download_dataset("pacs", Path("data"), server.url, said)

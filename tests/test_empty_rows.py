@@ -8,8 +8,9 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import METHODS, ConfigError, ConflictError, RowsError, RunConfig
+from pipeline.config import METHODS, RunConfig
 from pipeline.cures import cures
+from pipeline.errors import ConfigError, ConflictError, RowsError
 from pipeline.lanes import build_plan
 from pipeline.notes import row_notes
 from pipeline.report_sweep import sweep_part

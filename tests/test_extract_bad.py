@@ -16,9 +16,7 @@ from cache.table import CacheError
 from kernels.backends import BackendUnavailable
 from pipeline import encode_rows
 from pipeline.cache_files import cache_path
-from pipeline.clip_weights import WeightsError
-from pipeline.config import ConfigError
-from pipeline.domains import DataError
+from pipeline.errors import ConfigError, DataError, WeightsError
 from tests.extraction import Said, run
 
 extract = import_module("pipeline.extract")  # the module; the package's is the function

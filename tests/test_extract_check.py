@@ -12,8 +12,8 @@ from cache.store import read_paths, read_table, write_table
 from cache.table import CacheError, StaleCache
 from pipeline import pixels
 from pipeline.demo.draw import draw_dataset
+from pipeline.errors import DataError
 from pipeline.extract_check import check_cache
-from pipeline.image_tree import DataError
 from tests import clips
 from tests.caches import make
 from tests.extraction import draw_tree, run

@@ -12,7 +12,7 @@ import pytest
 from cache.store import info, merge_shards, partial_of, read_table, shard_rows, verify
 from cache.table import CacheError, StaleCache
 from pipeline import encode_rows
-from pipeline.image_tree import DataError
+from pipeline.errors import DataError
 from tests import caches, clips
 from tests.conftest import ROOT
 from tests.extraction import run

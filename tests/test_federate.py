@@ -9,7 +9,7 @@ import torch
 from cache.store import read_table, write_table
 from kernels.heads import Kind, as_rows, named
 from pipeline.advice import beyond_noise, said_of_worse
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.lanes import build_plan, round_rows, seeded_order, steps_a_round
 from pipeline.run_folder import read_adapters, read_first_adapter, write_adapters
 from pipeline.splits import split_domain

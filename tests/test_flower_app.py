@@ -13,7 +13,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 
 from cache.store import read_table, write_table  # noqa: E402
 from pipeline import flower_app  # noqa: E402
-from pipeline.config import ConfigError, as_json  # noqa: E402
+from pipeline.config import as_json  # noqa: E402
+from pipeline.errors import ConfigError  # noqa: E402
 from pipeline.run_folder import read_adapters  # noqa: E402
 from pipeline.site_messages import Ask, write_ask  # noqa: E402
 from tests.sites import Network, config, cut, run, sites  # noqa: E402

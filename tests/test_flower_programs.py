@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from pipeline import cli_flower, flower_programs
 from pipeline.cli import cli
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

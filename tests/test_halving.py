@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.halving import Halving, kept, rungs, survivors, trial_rounds
 from pipeline.trials import make_trial
 from tests import naive_sweep

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from pipeline.domains import DataError, scan
+from pipeline.domains import scan
+from pipeline.errors import DataError
 from pipeline.image_files import (
     IMAGE_EXTENSIONS,
     MOST_VISITS,

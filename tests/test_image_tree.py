@@ -10,7 +10,8 @@ import pytest
 
 from cache.identity import manifest_sha256 as manifest
 from pipeline.clip_model import import_clip
-from pipeline.domains import DataError, image_digests, scan
+from pipeline.domains import image_digests, scan
+from pipeline.errors import DataError
 
 
 def manifest_sha256(tree, progress=None) -> str:

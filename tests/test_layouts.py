@@ -11,9 +11,8 @@ import pytest
 
 from cache.store import info, merge_shards, read_paths, read_table
 from pipeline import cache_files
-from pipeline.config import ConfigError
-from pipeline.domains import DataError
-from pipeline.doubts import Doubtful, copies
+from pipeline.doubts import copies
+from pipeline.errors import ConfigError, DataError, Doubtful
 from pipeline.image_sets import find_images
 from pipeline.image_tree import image_digests, scan
 from pipeline.layouts import split_of

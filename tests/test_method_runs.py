@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kernels.heads import named
-from pipeline.config import PRESETS, ConfigError, RunConfig
+from pipeline.config import PRESETS, RunConfig
+from pipeline.errors import ConfigError
 from pipeline.lanes import build_plan, round_rows, seeded_order
 from pipeline.options import given_settings
 from pipeline.outcomes import outcomes

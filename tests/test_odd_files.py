@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from cache.store import read_table, write_table
 from pipeline import locked_folder, plain_files
 from pipeline.cli import cli
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.plain_files import check_plain, open_plain, read_plain
 from pipeline.report_files import replace_file
 from pipeline.run_folder import read_first_adapter

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.config import ConfigError
 from pipeline.dealing import largest_remainders, repair
+from pipeline.errors import ConfigError
 from pipeline.partitions import KINDS, few_shot, partition
 from tests import naive_partitions as naive
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.clip_model import import_clip
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.payload import (
     BLOCK,
     CLIP_PARAMETERS,

@@ -12,7 +12,8 @@ from PIL import Image
 from cache.store import read_table
 from kernels.heads import named
 from pipeline.clip_model import import_clip, load_model
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.federate import federate
 from pipeline.predict import choose_classes, find_pictures, predict
 from pipeline.trained import load_its_model, read_trained

@@ -8,7 +8,8 @@ import torch
 
 from cache.table import StaleCache
 from kernels.heads import named
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.federate import federate
 from pipeline.run_folder import read_adapters, write_adapters
 from pipeline.trained import load_its_model, read_trained

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.privacy import clipped_updates, epsilon, private_mean
 from pipeline.report import table
 from pipeline.report_data import read_run

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli import cli
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.report_data import read_run
 from pipeline.report_page import read, report_html
 from tests.report_folders import (

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import cli
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.report_page import write_report
 from pipeline.report_trials import ranking, read_bench, read_sweep
 from pipeline.seals import sealed

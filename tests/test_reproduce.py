@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from cache.store import read_table
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
 from pipeline.demo.draw import draw_dataset
+from pipeline.errors import ConfigError
 from pipeline.federate import federate
 from pipeline.report import RELEASED_PACS
 from pipeline.report_page import write_report

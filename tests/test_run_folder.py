@@ -11,7 +11,7 @@ import pytest
 
 from cache.store import read_table, write_table
 from pipeline import locked_folder, run_folder
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.run_folder import open_run
 from tests.conftest import ROOT
 from tests.small_runs import FILES, config, run, small
@@ -20,7 +20,7 @@ SMALL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from cache.store import read_table
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from tests.small_runs import config, run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)

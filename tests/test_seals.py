@@ -16,11 +16,11 @@ from safetensors.torch import save as torch_save
 
 from pipeline.checkpoint_facts import check_facts
 from pipeline.cli import cli
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError, DamagedDone
 from pipeline.report_data import read_run
 from pipeline.report_maps import answers_of
 from pipeline.run_folder import read_adapters, write_adapters
-from pipeline.seals import KEY, DamagedDone, check_done, sealed, unsealed
+from pipeline.seals import KEY, check_done, sealed, unsealed
 from tests.report_folders import real_run
 from tests.small_runs import FILES, config, figures, run, small
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.search import listed, listed_trials, open_search
 from pipeline.sweep_spec import SweepSpec, from_options
 from pipeline.trials import record

@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("optuna", reason="Optuna is not installed (requirements-sweep.txt)")
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.search import check_search, listed_trials, open_search
 from pipeline.sweep_space import Choices, Normal, Range, Steps
 from pipeline.sweep_spec import SweepSpec

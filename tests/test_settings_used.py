@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.config import METHODS, USED_BY, Above, ConfigError, RunConfig, ways_of
+from pipeline.config import METHODS, USED_BY, Above, RunConfig, ways_of
+from pipeline.errors import ConfigError
 from pipeline.federate import federate
 from pipeline.run_folder import read_adapters
 from pipeline.settings_used import FIELDS, length_warning, possible, unused

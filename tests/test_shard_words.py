@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.shards import launched_task, parse_shard, pick_card
 from tests.conftest import ROOT
 from tests.extraction import Said, run

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cache.store import read_table, write_table
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.federate import federate
 from pipeline.run_folder import read_adapters
 from pipeline.site import Site

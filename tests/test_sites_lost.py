@@ -8,7 +8,8 @@ import torch
 
 from cache.store import read_table, write_table
 from cache.table import CacheError
-from pipeline.config import ConfigError, as_json
+from pipeline.config import as_json
+from pipeline.errors import ConfigError
 from pipeline.payload import Encoded
 from pipeline.run_folder import read_adapters
 from pipeline.site import Site, answer, demand_of, refuse_other

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cache import disk, locks, store
 from cache.npz import read_npz, write_npz
 from cache.table import CacheError
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.locked_folder import locked
 from tests import caches
 from tests.test_npz import save

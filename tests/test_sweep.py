@@ -12,7 +12,8 @@ from importlib import import_module
 import pytest
 
 from cache.store import read_table, write_table
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.federate import federate
 from pipeline.halving import Halving
 from pipeline.seals import unsealed

@@ -15,7 +15,8 @@ from kernels.backends import BackendUnavailable
 from pipeline import claims as claiming
 from pipeline import sweep_join
 from pipeline.claims import Claims
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.seals import unsealed
 from pipeline.sweep_join import join
 from pipeline.sweep_run import sweep

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.cli import cli
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.options import given_settings
 from pipeline.search import listed_trials
 from pipeline.setting_values import sweepable

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.search import listed_trials
 from pipeline.setting_values import parse_value, setting_name, sweepable
 from pipeline.sweep_space import Choices, Range, Steps, at, parse_words

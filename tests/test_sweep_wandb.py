@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from pipeline.config import ConfigError, RunConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.halving import Halving
 from pipeline.search import listed_trials
 from pipeline.sweep_space import Choices, Normal, Range, Steps

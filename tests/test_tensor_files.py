@@ -12,7 +12,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
-from pipeline.clip_weights import WeightsError, read_state_dict
+from pipeline.clip_weights import read_state_dict
+from pipeline.errors import WeightsError
 from pipeline.tensor_files import read_stream, read_zip
 from pipeline.tensor_pickle import DamagedFile, UnsafePickle, read_pickle
 from tests import clips

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from pipeline import download as download_module
-from pipeline.domains import DataError
 from pipeline.download import download
+from pipeline.errors import DataError
 from pipeline.transfer import Patience
 from tests.loopback import DATA, HASTY, Said, kill, left, serving, start_killable
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.seals import unsealed
 from pipeline.sweep_folder import open_sweep
 from pipeline.trials import Record, make_trial, read_trials, record

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from pipeline import unpack as unpack_module
-from pipeline.domains import DataError
+from pipeline.errors import DataError
 from pipeline.unpack import unpack
 from tests.loopback import DATA, kill, left, start_killable, zipped
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import run_folder
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.run_folder import RunFolder
 from pipeline.seals import unsealed
 from pipeline.sweep_run import sweep

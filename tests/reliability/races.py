@@ -21,7 +21,7 @@ import torch
 
 from cache.store import verify, write_table
 from cache.table import CacheError
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.sweep_run import sweep
 from pipeline.sweep_spec import from_options
 from tests.small_runs import FILES, config, run, small

@@ -9,7 +9,7 @@ import numpy as np
 
 from cache.table import CacheError, FeatureTable
 from kernels.backends import BackendUnavailable
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 EXPECTED = (CacheError, ConfigError, BackendUnavailable)
 """The product's own errors, each with an exit code."""
