@@ -39,7 +39,7 @@ Usage: ./run.sh test [PYTEST OPTIONS]
 
   Run the project's tests. Further words go to pytest:
 
-    ./run.sh test tests/test_store.py -k resume
+    ./run.sh test tests/cache/test_store.py -k resume
     ./run.sh test --collect-only -q     # names of the tests, without running them
 TEXT
         check) cat <<'TEXT' ;;

@@ -16,10 +16,10 @@ import time
 import torch
 from benchmarks.kernels import RELEASED, problem
 from kernels.adapter import AdamSettings
-from kernels.adapter_step import adapter_steps
-from kernels.adapter_top1 import adapter_top1
-from kernels.heads import Kind, first_row
-from kernels.local_steps import Settings, Work, local_steps
+from kernels.step import adapter_steps
+from kernels.answers.top1 import adapter_top1
+from kernels.heads.plain import Kind, first_row
+from kernels.local import Settings, Work, local_steps
 adapters, features, labels, text = problem(1, 64, 3, 40, torch.device("cpu"))
 rows = torch.arange(8, dtype=torch.int32).view(1, 1, 8)
 settings = AdamSettings(*(torch.tensor([RELEASED[n]]).double() for n in AdamSettings._fields))
@@ -43,7 +43,7 @@ print(time.perf_counter() - started, time.process_time() - cpu)
 IMPORT = """
 import sys, time
 started, cpu = time.perf_counter(), time.process_time()
-import pipeline.cli
+import pipeline.cli.app
 print(time.perf_counter() - started, time.process_time() - cpu)
 assert not {"numba", "llvmlite", "torch"} & set(sys.modules), "importing the commands loads them"
 """

@@ -12,14 +12,14 @@ import torch
 
 from benchmarks.measure import Times
 from benchmarks.rows import Row
-from pipeline.clip_model import encode_images, load_model
 from pipeline.cores import cores
-from pipeline.decoding import decoded_images
-from pipeline.demo.draw import draw_dataset
-from pipeline.domains import ImageTree, scan
-from pipeline.encode_rows import row_blocks
-from pipeline.extract import BATCH, extract
-from pipeline.pixels import IMAGE_LIMITS
+from pipeline.datasets.demo.draw import draw_dataset
+from pipeline.datasets.known import ImageTree, scan
+from pipeline.encoder.decoding import decoded_images
+from pipeline.encoder.model import encode_images, load_model
+from pipeline.encoder.pixels import IMAGE_LIMITS
+from pipeline.extraction.extract import BATCH, extract
+from pipeline.extraction.rows import row_blocks
 
 
 def run(device: torch.device, quick: bool) -> list[Row]:

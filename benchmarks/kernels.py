@@ -8,11 +8,11 @@ from benchmarks import eager
 from benchmarks.compare import Case, Work, checked, compare, distance
 from benchmarks.rows import Row
 from kernels.adapter import AdamSettings, AdapterState
-from kernels.adapter_step import adapter_steps
-from kernels.adapter_top1 import adapter_top1
+from kernels.answers.top1 import adapter_top1
 from kernels.backends import BACKENDS
 from kernels.contrastive import contrastive
-from pipeline.process import threads
+from kernels.step import adapter_steps
+from pipeline.machine import threads
 
 SCALE = 100.0
 RELEASED = {"lr": 5e-5, "weight_decay": 0.2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6}

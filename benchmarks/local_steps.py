@@ -9,10 +9,10 @@ from torch.nn.functional import normalize
 from benchmarks import compare
 from benchmarks.kernels import SCALE, problem
 from benchmarks.rows import Row
-from kernels.heads import Kind, first_row, shapes
-from kernels.local_steps import Moments, Settings, Work, local_steps
-from kernels.local_steps_torch import losses_of
-from pipeline.process import threads
+from kernels.heads.plain import Kind, first_row, shapes
+from kernels.local import Moments, Settings, Work, local_steps
+from kernels.local.plain import losses_of
+from pipeline.machine import threads
 
 WIDTH, BATCH, STEPS = 512, 32, 20
 WORKS = (

@@ -81,8 +81,8 @@ def ceilings(device: torch.device, quick: bool) -> dict[str, float]:
 
 def _tile() -> tuple[Callable[[], object], int]:
     """A product of a training step's shape, many times on every thread; and its flops."""
-    from kernels.cpu_threads import run_all
-    from kernels.numba_matmul import matmul
+    from kernels.cpu.threads import run_all
+    from kernels.cpu.tile import matmul
 
     width, columns, times, threads = 512, 32, 100, torch.get_num_threads()
     a, b = np.ones((width, width), np.float32), np.ones((width, columns), np.float32)

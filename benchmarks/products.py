@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.compare import Case, Work, checked, compare, distance
 from benchmarks.rows import Row
-from kernels.cpu_threads import run_all
+from kernels.cpu.threads import run_all
 
 CPU = torch.device("cpu")
 WIDTH, BATCH, TIMES = 512, 32, 50
@@ -13,7 +13,7 @@ WIDTH, BATCH, TIMES = 512, 32, 50
 
 def run(ceilings: dict[str, float], quick: bool) -> list[Row]:
     """On all threads at once: torch shares out one product, ours are one a thread, as lanes are."""
-    from kernels.numba_matmul import matmul, matmul_t
+    from kernels.cpu.tile import matmul, matmul_t
 
     draw = np.random.default_rng(0)
     weight = draw.normal(size=(WIDTH, WIDTH)).astype(np.float32)

@@ -16,19 +16,19 @@ from benchmarks import eager
 from benchmarks.compare import checked, distance
 from benchmarks.measure import Times
 from benchmarks.rows import Row
-from cache.checksums import content_sha256, row_blocks
+from cache.container.checksums import content_sha256, row_blocks
 from cache.identity import fingerprint
 from cache.store import write_table
 from cache.table import FeatureTable
 from kernels.backends import BACKENDS
-from kernels.heads import attention_state, first_row
-from pipeline.config import RunConfig
-from pipeline.evaluate import Cached
-from pipeline.lanes import Plan, build_plan, round_rows, seeded_order
-from pipeline.local_round import Engine
-from pipeline.published_counts import KNOWN
-from pipeline.rounds import run_round
-from pipeline.training import begin, to_device
+from kernels.heads.plain import attention_state, first_row
+from pipeline.datasets.counts import KNOWN
+from pipeline.federation.evaluate import Cached
+from pipeline.federation.local import Engine
+from pipeline.federation.plan import Plan, build_plan, round_rows, seeded_order
+from pipeline.federation.round import run_round
+from pipeline.federation.training import begin, to_device
+from pipeline.settings import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 512

@@ -15,11 +15,11 @@ from benchmarks.measure import Times
 from benchmarks.rows import Row
 from cache.table import FeatureTable
 from kernels.backends import BACKENDS
-from pipeline.captured import capture_rounds
-from pipeline.joint import join_plans
-from pipeline.lanes import Plan, build_plan, steps_a_round
-from pipeline.local_round import Engine
-from pipeline.training import Progress, advance, begin, to_device
+from pipeline.federation.cuda_graph import capture_rounds
+from pipeline.federation.joint import join_plans
+from pipeline.federation.local import Engine
+from pipeline.federation.plan import Plan, build_plan, steps_a_round
+from pipeline.federation.training import Progress, advance, begin, to_device
 
 MOVED = 6 * 4 * 2 * rounds.WIDTH * (rounds.WIDTH + 1)
 """Bytes that Adam must read and write in a lane-step: p, m and v of 2 D (D + 1) numbers."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cache.checksums import row_blocks
+from cache.container.checksums import row_blocks
 from cache.npz_values import shown
 from cache.table import SPLITS, FeatureTable
 

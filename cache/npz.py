@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from cache.checksums import check_features, content_sha256, row_blocks
+from cache.container.checksums import check_features, content_sha256, row_blocks
+from cache.container.disk import AnyPath, disk_error, refuse_folder, sync_folder
+from cache.container.userblock import SCHEMA
 from cache.described import is_unit, row_lengths, summary, surprises
-from cache.disk import AnyPath, disk_error, refuse_folder, sync_folder
 from cache.identity import fingerprint
 from cache.npz_keys import NEEDED, OPTIONAL
 from cache.npz_members import read_members
 from cache.npz_values import Say, distinct, positions, shown, splits
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable, check_table
-from cache.userblock import SCHEMA
 
 _LOGIT_SCALE = 100.0  # every released CLIP was trained until its multiplier met this bound
 _NAME_LENGTH = 200

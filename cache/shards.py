@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cache.checksums import read_region, refuse_damage
-from cache.contents import decode_paths, encode_paths, read_contents, read_digests
-from cache.disk import AnyPath, partial_of
+from cache.container.checksums import read_region, refuse_damage
+from cache.container.contents import decode_paths, encode_paths, read_contents, read_digests
+from cache.container.disk import AnyPath, partial_of
+from cache.container.opening import open_writer
+from cache.container.userblock import Region, UserBlock, open_cache
+from cache.container.writer import Writer
 from cache.identity import compare_identity, manifest_sha256
-from cache.opening import open_writer
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable
-from cache.userblock import Region, UserBlock, open_cache
-from cache.writer import Writer
 
 _NAME = re.compile(r"\.shard-\d+-of-\d+$")
 _COUNTS = ("index", "count", "rows", "batch")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.checksums import (
+from cache.container.checksums import (
     check_features,
     content_sha256,
     damaged_part,
@@ -19,14 +19,14 @@ from cache.checksums import (
     refuse_damage,
     row_blocks,
 )
-from cache.contents import OK, TODO, UNREADABLE, decode_paths, read_contents
-from cache.disk import AnyPath, partial_of
+from cache.container.contents import OK, TODO, UNREADABLE, decode_paths, read_contents
+from cache.container.disk import AnyPath, partial_of
+from cache.container.opening import open_writer
+from cache.container.userblock import SCHEMA, UserBlock, open_cache
+from cache.container.writer import Writer
 from cache.identity import compare_identity, fingerprint
-from cache.opening import open_writer
 from cache.shards import merge_shards, shard_identity, shard_path, shard_rows
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable
-from cache.userblock import SCHEMA, UserBlock, open_cache
-from cache.writer import Writer
 
 __all__ = [
     "OK",

@@ -39,7 +39,7 @@ class FeatureTable:
     split           (N,) int8, 0 train 1 val 2 test; None when the cache fixes none
     identity        what the fingerprint is made from; JSON-able
     fingerprint     32 hex digits, see cache.identity.fingerprint
-    content_sha256  64 hex digits, see cache.checksums.content_sha256
+    content_sha256  64 hex digits, see cache.container.checksums.content_sha256
     block_crc32     uint32, one for each BLOCK_ROWS rows of features that are memory-mapped and not
                     looked at yet; None when features are in memory
     """

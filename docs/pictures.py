@@ -16,8 +16,8 @@ import textwrap
 from html import escape
 from pathlib import Path
 
-from tests import chromium
 from tests.conftest import ROOT
+from tests.reports import chromium
 
 DOCS = ROOT / "docs"
 COLUMNS, WIDTH, LINE = 100, 7.8, 17  # characters a line; units a character and a line

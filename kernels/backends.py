@@ -17,6 +17,7 @@ BACKENDS = {
     "cpu": ("numba", "torch", "triton") if INTERPRETED else ("numba", "torch"),
 }
 """For each kind of device the backends there are, the one that "auto" takes first."""
+FILES = {"torch": "plain", "numba": "cpu", "triton": "gpu"}
 
 
 class BackendUnavailable(Exception):
@@ -94,5 +95,5 @@ def _why_not(name: str) -> tuple[str, str]:
 
 @functools.cache
 def load(op: str, backend: str, device: torch.device) -> ModuleType:
-    """The module kernels/<op>_<backend>.py that runs on `device`; see pick_backend."""
-    return importlib.import_module(f"kernels.{op}_{pick_backend(backend, device)}")
+    """The module kernels/<op>/<plain, cpu or gpu>.py that runs on `device`; see pick_backend."""
+    return importlib.import_module(f"kernels.{op}.{FILES[pick_backend(backend, device)]}")

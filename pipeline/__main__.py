@@ -11,7 +11,7 @@ if __name__ == "__main__":
     guard_process()
     refuse_lost_folder()
     try:
-        from pipeline.cli import cli
+        from pipeline.cli.app import cli
     except ModuleNotFoundError as error:
         refuse_missing_package(error)
         raise

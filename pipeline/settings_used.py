@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cache.table import FeatureTable
-from pipeline.config import TRAINED, Above, RunConfig, Way, ways_of
+from pipeline.settings import TRAINED, Above, RunConfig, Way, ways_of
 
 FIELDS = {each.name: each for each in dataclasses.fields(RunConfig)}
 SAMPLE = 256  # rows of which a table's length is told

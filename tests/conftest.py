@@ -33,7 +33,7 @@ def shared() -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """The file of a small random CLIP."""
-    from tests import clips
+    from tests.encoder import clips
 
     folder = tmp_path_factory.mktemp("clip")
     return clips.save(clips.build(), folder / "small.safetensors", "safetensors")
@@ -41,8 +41,8 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder of images, two small CLIPs and a run of each kind (tests/predictions.py)."""
-    from tests.predictions import make_runs
+    """A folder of images, two small CLIPs and a run of each kind (tests/runs/predictions.py)."""
+    from tests.runs.predictions import make_runs
 
     return make_runs(tmp_path_factory.mktemp("predict"))
 
@@ -50,6 +50,6 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture
 def tree(tmp_path) -> Path:
     """A folder of 23 images in two domains of two classes."""
-    from tests.extraction import draw_tree
+    from tests.extraction.extraction import draw_tree
 
     return draw_tree(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from benchmarks.__main__ import bench
-from pipeline.cli import cli
+from pipeline.cli.app import cli
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,7 +18,7 @@ ASSIGNMENT = re.compile(r"([A-Z]+)=\"([^\"]*)\"")
 WEIGHTS = "the built-in CLIP for OpenAI's 350 MB"
 MINUTES = "takes minutes"
 LAUNCHERS = {
-    "torchrun": "needs several GPUs; tests/test_shard_words.py",
+    "torchrun": "needs several GPUs; tests/extraction/test_shard_words.py",
     "srun": "needs Slurm",
     "/usr/bin/time": MINUTES,
 }
@@ -95,13 +95,15 @@ def plan(command: str) -> Plan:
     if words[1:3] == ["cache", "merge"] and "*" in command:
         return Plan(words, run=False, why="needs all eight shards; docs/scale.md merges two")
     if name == "flower" and "--help" not in words:
-        return Plan(words, run=False, why="needs several machines; tests/test_flower_loopback.py")
+        return Plan(
+            words, run=False, why="needs several machines; tests/flower/test_flower_loopback.py"
+        )
     if "--help" in words or name not in ("test", "check", "docs-check", "bench", *cli.commands):
         return Plan(words if name in ("", *cli.commands) or "--help" in words else None)
     if name in ("check", "docs-check") or (name == "bench" and "--readme" not in words):
         return Plan(words, run=False, why="needs a GPU" if "cuda" in words else MINUTES)
     if name == "test":
-        short = ["./run.sh", "test", "tests/test_svg.py"]
+        short = ["./run.sh", "test", "tests/reports/test_svg.py"]
         return Plan(short, why="" if words == short else f"all tests: {MINUTES}")
     changed = [re.sub(r"ViT-B[-/]32", "demo", word) for word in words]
     if {"--dataset", "reproduce"} & set(words) and not {"--model", "demo"} & set(words):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.demo.draw import draw_dataset
+from pipeline.datasets.demo.draw import draw_dataset
 
 PICTURES = 240
 PACS = {"cartoon": "cartoon", "painted": "art_painting", "shaded": "photo", "sketch": "sketch"}

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.demo.draw import draw_dataset
+from pipeline.datasets.demo.draw import draw_dataset
+from tests.cli.test_cli import call
 from tests.conftest import ROOT
-from tests.test_cli import call
 
 PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -45,20 +45,18 @@ def test_the_page_runs_and_gives_what_the_command_gives(tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize(
     "before",
-    ["", "import pipeline.sweep_run", "import pipeline.extract, pipeline.federate, pipeline.sweep",
-     "from pipeline.sweep import train_all; import pipeline; pipeline.extract"],
+    ["", "import pipeline.sweeps.run",
+     "import pipeline.extraction.extract, pipeline.runs.federate, pipeline.sweeps.train",
+     "from pipeline.sweeps.train import train_all; import pipeline; pipeline.extract"],
 )  # fmt: skip
 def test_the_names_are_functions_whatever_was_imported_before(before):
     python(
         f"{before}\n"
         "from pipeline import sweep, federate, load_cache, extract\n"
-        "import inspect, sys\n"
+        "import inspect\n"
         "assert all(map(inspect.isfunction, (sweep, federate, load_cache, extract)))\n"
-        "from pipeline.federate import cache_facts\n"
-        "from pipeline.extract import cache_path\n"
-        "from pipeline import config, federate as again\n"
-        "assert inspect.ismodule(config) and again is federate\n"
-        "assert inspect.ismodule(sys.modules['pipeline.extract'])\n"
+        "from pipeline.runs.federate import cache_facts\n"
+        "from pipeline.extraction.extract import cache_path\n"
         "import pipeline; assert pipeline.sweep is sweep\n"
     )
 
@@ -101,20 +99,20 @@ def paths_taken():
     """(function, parameter) for all that is documented to take a path."""
     import cache.npz
     import cache.store
-    import pipeline.extract_check
-    import pipeline.report_page
-    import pipeline.reproduce
-    import pipeline.sweep_join
-    import pipeline.trained
+    import pipeline.extraction.check
+    import pipeline.reports.page
+    import pipeline.runs.adapters
+    import pipeline.sweeps.join
+    import pipeline.sweeps.reproduce
 
     functions = [
         *(getattr(pipeline, name) for name in pipeline.__all__),
         *(getattr(cache.store, name) for name in ("info", "verify", "read_paths", "write_table")),
         *(cache.store.merge_shards, cache.npz.read_npz, cache.npz.write_npz),
-        *(pipeline.extract_check.check_cache, pipeline.reproduce.reproduce),
-        *(pipeline.report_page.write_report, pipeline.report_page.read),
-        *(pipeline.report_page.report_html, pipeline.sweep_join.join),
-        pipeline.trained.read_trained,
+        *(pipeline.extraction.check.check_cache, pipeline.sweeps.reproduce.reproduce),
+        *(pipeline.reports.page.write_report, pipeline.reports.page.read),
+        *(pipeline.reports.page.report_html, pipeline.sweeps.join.join),
+        pipeline.runs.adapters.read_trained,
     ]
     return [(f, p) for f in functions for p in inspect.signature(f).parameters.values()]
 
@@ -129,10 +127,10 @@ def test_no_public_function_asks_for_a_pathlib_path():
 def test_everything_works_with_str(tmp_path, monkeypatch):
     from cache.npz import read_npz, write_npz
     from cache.store import info, verify, write_table
-    from pipeline.config import RunConfig
-    from pipeline.report_page import write_report
-    from pipeline.sweep_spec import from_options
-    from tests.small_runs import small
+    from pipeline.reports.page import write_report
+    from pipeline.settings import RunConfig
+    from pipeline.sweeps.spec import from_options
+    from tests.runs.small_runs import small
 
     monkeypatch.chdir(tmp_path)
     write_table("small.h5", small())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.loopback import serving
+from tests.datasets.loopback import serving
 from tests.reliability.fuzz import Judge
 from tests.reliability.killed_commands import COMMANDS, prepare
 from tests.reliability.kills import Killing, Nursery

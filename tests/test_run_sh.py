@@ -11,7 +11,7 @@ import pytest
 
 from cache.store import write_table
 from tests.conftest import ROOT
-from tests.small_runs import small
+from tests.runs.small_runs import small
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="run.sh is for bash")
 
@@ -118,5 +118,5 @@ def test_every_word_explains_itself_and_does_nothing_else(word):
         done = call(word, option)
         assert done.returncode == 0 and done.stdout.startswith("Usage:"), done.stderr
         assert len(done.stdout.splitlines()) > 3 and not done.stderr
-    asked = call("check", "tests/test_svg.py")
-    assert asked.returncode == 1 and "./run.sh test tests/test_svg.py" in asked.stderr
+    asked = call("check", "tests/reports/test_svg.py")
+    assert asked.returncode == 1 and "./run.sh test tests/reports/test_svg.py" in asked.stderr

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from cache import store
-from cache.disk import partial_of
+from cache.container.disk import partial_of
 from cache.npz import read_npz
-from tests import caches
+from tests.cache import caches
+from tests.cache.test_store_forged import seal
 from tests.reliability.taken import taken
-from tests.test_store_forged import seal
 
 DRAWN = caches.draw(60, 6)
 

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from safetensors.numpy import save as as_safetensors
 
-from kernels.heads import first_row, named
-from pipeline import run_folder, seals
-from pipeline.report_data import read_run
-from pipeline.report_page import read, report_html
-from pipeline.trained import read_trained
+from kernels.heads.plain import first_row, named
+from pipeline import digests as seals
+from pipeline.reports.data import read_run
+from pipeline.reports.page import read, report_html
+from pipeline.runs import folder as run_folder
+from pipeline.runs.adapters import read_trained
 from tests.reliability.taken import digest, taken
-from tests.report_folders import real_run
-from tests.small_runs import KIND
+from tests.reports.report_folders import real_run
+from tests.runs.small_runs import KIND
 
 
 def make_run(name: str, finished: bool) -> Callable[[Path], list[bytes]]:

@@ -8,20 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import seals, transfer, trials
-from pipeline.config import RunConfig
-from pipeline.report_page import read, report_html
-from pipeline.report_trials import read_sweep
-from pipeline.reproduced import FIGURES, compared
-from pipeline.search import listed_trials
-from pipeline.sweep_folder import open_sweep
-from pipeline.sweep_run import sweep
-from pipeline.sweep_spec import from_options
-from pipeline.sweep_wandb import from_wandb
-from pipeline.sweep_yaml import read_yaml
+from pipeline import digests as seals
+from pipeline.datasets import transfer
+from pipeline.reports.page import read, report_html
+from pipeline.reports.trials import read_sweep
+from pipeline.settings import RunConfig
+from pipeline.sweeps import trials
+from pipeline.sweeps.folder import open_sweep
+from pipeline.sweeps.reproduced import FIGURES, compared
+from pipeline.sweeps.run import sweep
+from pipeline.sweeps.search import listed_trials
+from pipeline.sweeps.spec import from_options
+from pipeline.sweeps.wandb import from_wandb
+from pipeline.sweeps.yaml_file import read_yaml
 from tests.reliability.taken import taken
-from tests.report_folders import made_bench
-from tests.small_runs import config, small
+from tests.reports.report_folders import made_bench
+from tests.runs.small_runs import config, small
 
 
 def make_sweep(name: str) -> Callable[[Path], list[bytes]]:

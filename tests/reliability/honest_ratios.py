@@ -2,9 +2,9 @@
 
     python -m tests.reliability.honest_ratios [CACHE.h5]
 
-The rule that leaves outsized clients out (pipeline/server_rules.py) allows MOST times; this says
-how far honest runs stay below. 20 rounds each, the first domain held out; the built-in data's cache
-unless one is named.
+The rule that leaves outsized clients out (pipeline/federation/methods/rules.py) allows MOST times;
+this says how far honest runs stay below. 20 rounds each, the first domain held out; the built-in
+data's cache unless one is named.
 """
 
 import itertools
@@ -16,10 +16,10 @@ from pathlib import Path
 from torch import Tensor
 
 from cache.store import read_table
-from pipeline import server_rules
-from pipeline.cli_shared import HOME
-from pipeline.config import RunConfig
-from pipeline.federate import federate
+from pipeline.cli.console import HOME
+from pipeline.federation.methods import rules as server_rules
+from pipeline.runs.federate import federate
+from pipeline.settings import RunConfig
 
 SGD = {"optimizer": "sgd", "loss": "class"}
 KINDS = [

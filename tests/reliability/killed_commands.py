@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from cache.store import write_table
-from pipeline.seals import unsealed
-from tests import clips
-from tests.loopback import Server
-from tests.small_runs import small
+from pipeline.digests import unsealed
+from tests.datasets.loopback import Server
+from tests.encoder import clips
+from tests.runs.small_runs import small
 
 
 class Command(NamedTuple):

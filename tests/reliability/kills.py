@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROOT
-from tests.loopback import serving
+from tests.datasets.loopback import serving
 from tests.reliability.killed_commands import COMMANDS, Command, prepare
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -38,11 +38,12 @@ NURSERY = """
 import json, os, signal, sys
 import torch
 torch.set_num_threads(1)  # no thread may live when it forks
-import pipeline.extract, pipeline.federate, pipeline.sweep_run, pipeline.report_page
-import pipeline.reproduce, pipeline.predict, pipeline.trained, pipeline.download, cache.npz
-from pipeline import encode_rows
-from pipeline.cli import cli
-from pipeline.clip_model import import_clip
+import pipeline.extraction.extract, pipeline.runs.federate, pipeline.sweeps.run
+import pipeline.reports.page, pipeline.sweeps.reproduce, pipeline.runs.predict
+import pipeline.runs.adapters, pipeline.datasets.fetch, cache.npz
+from pipeline.extraction import rows as encode_rows
+from pipeline.cli.app import cli
+from pipeline.encoder.model import import_clip
 encode_rows.FLUSH_SECONDS = 0.02  # so that kills meet every state a file goes through
 import_clip()
 print("ready", flush=True)

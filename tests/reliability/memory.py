@@ -13,10 +13,10 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-from pipeline.config import RunConfig
-from tests.small_runs import small
+from pipeline.settings import RunConfig
+from tests.runs.small_runs import small
 
-module = import_module("pipeline.federate")  # `from pipeline import federate` is the function
+module = import_module("pipeline.runs.federate")  # `from pipeline import federate` is the function
 
 
 def resident_bytes() -> int:

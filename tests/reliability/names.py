@@ -4,7 +4,7 @@
 
 Names are strung together from what breaks out of HTML, attributes, SVG, CSS, scripts and terminals.
 Each page must hold one script, our own, no handler, no address and no tag from a name
-(tests/report_pages.py). Exit code 1 where one does.
+(tests/reports/report_pages.py). Exit code 1 where one does.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.report_page import write_report
-from tests import report_folders
-from tests.report_pages import Page, harmless
+from pipeline.reports.page import write_report
+from tests.reports import report_folders
+from tests.reports.report_pages import Page, harmless
 
 PIECES = (
     "<script>alert(1)</script>", "</script>", "<img src=x onerror=alert(1)>", "\"><svg onload=x>",

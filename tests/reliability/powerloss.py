@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import run_folder
+from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
-from pipeline.run_folder import RunFolder
-from pipeline.seals import unsealed
-from pipeline.sweep_run import sweep
-from pipeline.sweep_spec import from_options
-from tests.small_runs import FILES, config, figures, run, small
+from pipeline.runs import folder as run_folder
+from pipeline.runs.folder import RunFolder
+from pipeline.sweeps.run import sweep
+from pipeline.sweeps.spec import from_options
+from tests.runs.small_runs import FILES, config, figures, run, small
 
 CALLS = ("fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir")
 IGNORED = (".lock", "members", "claims")

@@ -22,9 +22,9 @@ import torch
 from cache.store import verify, write_table
 from cache.table import CacheError
 from pipeline.errors import ConfigError
-from pipeline.sweep_run import sweep
-from pipeline.sweep_spec import from_options
-from tests.small_runs import FILES, config, run, small
+from pipeline.sweeps.run import sweep
+from pipeline.sweeps.spec import from_options
+from tests.runs.small_runs import FILES, config, run, small
 
 PROCESSES = 8
 DONE, BUSY, OTHER, WRONG = 0, 1, 2, 3

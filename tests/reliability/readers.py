@@ -4,7 +4,7 @@ Kinds are strict where whatever a reader makes of a damaged file must be what th
 gives; not where a person may write the file, or a forger made its checksums right again.
 """
 
-from pipeline import seals
+from pipeline import digests as seals
 from tests.reliability import damaged_caches as caches
 from tests.reliability import damaged_runs as runs
 from tests.reliability import damaged_sweeps as sweeps

@@ -1,0 +1,94 @@
+"""What trained adapters of any head answer, and how sure they are."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from kernels.answers.top1 import adapter_top1
+from kernels.heads.plain import Kind, attention_state, named, unit_images, unit_texts
+
+BLOCK = 2048  # rows at a time: 2048 x 512 float32 is 4 MiB, so temporaries stay in a CPU's L3
+
+
+def top1(
+    kind: Kind,
+    adapters: Tensor,
+    features: Tensor,
+    text: Tensor,
+    unit_text: Tensor,
+    rows: Sequence[Tensor],
+    *,
+    backend: str = "auto",
+) -> list[Tensor]:
+    """argmax_c <u, t_c> for chosen rows of each adapter, u and t as in kernels/heads/plain.py.
+
+    adapters   (A, P) float32, laid out by kernels/heads/plain.py
+    features   (N, D) float32, raw;  text (C, D) float32 raw, unit_text the same at length 1
+    rows       A tensors (n_a,) int64: the rows each adapter is asked about
+    backend    of the released adapter: see adapter_top1; other heads have plain torch
+    returns    A tensors (n_a,) int64: a class each; the first of equals
+    """
+    if kind.released:
+        state = attention_state(kind, adapters)
+        return adapter_top1(state, features, unit_text, rows, backend=backend)
+    return [
+        _by_block(_logits(kind, adapters[a : a + 1], features, text), asked, _argmax)
+        for a, asked in enumerate(rows)
+    ]
+
+
+def confidences(
+    kind: Kind, adapter: Tensor, features: Tensor, text: Tensor, rows: Tensor, scale: float
+) -> Tensor:
+    """max_c softmax(scale * <u, t_c>) of one adapter (P,) on rows (n,): (n,) float32."""
+    logits = _logits(kind, adapter[None], features, text)
+    return _by_block(logits, rows, lambda z: (z * scale).softmax(dim=1).amax(dim=1))
+
+
+def cross_entropies(
+    kind: Kind,
+    adapter: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    text: Tensor,
+    rows: Tensor,
+    scale: float,
+) -> Tensor:
+    """log sum_c exp(scale <u, t_c>) - scale <u, t_y> of an adapter (P,) on rows (n,): (n,) float32.
+
+    features (N, D) float32 raw, labels (N,) int64, text (C, D) float32 raw; BLOCK rows at a time.
+    """
+    logits = _logits(kind, adapter[None], features, text)
+    found = [
+        cross_entropy(logits(part) * scale, labels[part], reduction="none")
+        for part in rows.split(BLOCK)
+    ]
+    return torch.cat(found) if found else features.new_empty(0)
+
+
+def unit_features(kind: Kind, adapter: Tensor, features: Tensor, rows: Tensor) -> Tensor:
+    """What one adapter (P,) makes of rows (n,) of features: (n, D) float32 of length 1."""
+    parts = named(kind, adapter[None])
+    blocks = [unit_images(kind, parts, features[part][None])[0] for part in rows.split(BLOCK)]
+    return torch.cat(blocks)
+
+
+def _logits(
+    kind: Kind, adapter: Tensor, features: Tensor, text: Tensor
+) -> Callable[[Tensor], Tensor]:
+    parts = named(kind, adapter)
+    every = torch.arange(len(text), device=text.device)[None]
+    columns = unit_texts(kind, parts, text, every)[0]
+    return lambda rows: unit_images(kind, parts, features[rows][None])[0] @ columns.mT
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=1)
+
+
+def _by_block(
+    logits: Callable[[Tensor], Tensor], rows: Tensor, then: Callable[[Tensor], Tensor]
+) -> Tensor:
+    return torch.cat([then(logits(part)) for part in rows.split(BLOCK)] or [rows])

@@ -1,0 +1,135 @@
+"""contrastive on a GPU without an N x N matrix: tiles of logits, made twice.
+
+Forward: a program makes a tile of Z in registers and leaves the tile's row and column maxima and
+sums of exponentials; a second kernel adds those up. Backward: G for a chunk of rows, then two
+matrix products. 8 N^2 D operations against the 6 N^2 D that keeping Z needs; what is saved are
+some thirteen passes over float32 N x N matrices. No atomics and no locks: one order of all sums.
+
+Fast mode takes bfloat16 operands, keeps logits in float32 registers, and gives G in bfloat16 to
+cuBLAS, which reaches more of the hardware in such products than a Triton kernel does. Exact mode
+multiplies the gradients in a kernel of its own, with the three TF32 products of all other exact
+ones: cuBLAS has no such mode, its float32 runs at an eighth of TF32's rate by the data sheets, and
+three products of two bfloat16 parts err 16 times as much as float32 (docs/kernels-gpu.md).
+"""
+
+import math
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.contrastive.gpu_kernels import combine, gradient, multiply, statistics
+
+# docs/kernels-gpu.md has registers and shared memory of each.
+WIDE = {
+    "fast": {"BM": 128, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
+    "exact": {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
+    "multiply": {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
+}
+"""For compute capability 9 and 10, whose tensor cores read shared memory themselves."""
+NARROW = {
+    "fast": {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 4},
+    "exact": {"BM": 128, "BN": 64, "BK": 32, "num_warps": 8, "num_stages": 3},
+    "multiply": {"BM": 128, "BN": 64, "BK": 32, "num_warps": 8, "num_stages": 3},
+}
+"""For the others, which load operands into registers and have 99 KiB of shared memory a block."""
+COMBINE = {"BN": 256, "num_warps": 4, "num_stages": 1}
+CHUNK = 4096
+"""Rows of G held at most: 32 x 4 programs multiply it at D = 512, one for each multiprocessor."""
+
+
+def forward(
+    image: Tensor, text: Tensor, scale: float, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss (), and log2 of the exponentials' sums over Z's rows (N,) and columns (N,)."""
+    with torch.cuda.device_of(image):  # Triton launches on the current device, whatever it is given
+        return _forward(image, text, scale, precision)
+
+
+def _forward(
+    image: Tensor, text: Tensor, scale: float, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, y = _operands(image, text, precision)
+    tile = tiles(x.device)[precision]
+    count, width = x.shape
+    above, left = triton.cdiv(count, tile["BM"]), triton.cdiv(count, tile["BN"])
+    by_row = torch.empty(2, left, count, device=x.device)  # peaks, sums
+    by_column = torch.empty(2, above, count, device=x.device)
+    sums = torch.empty(2, count, device=x.device)
+    at_pair = torch.empty(count, device=x.device)
+    statistics[(above * left,)](
+        x, y, *by_row, *by_column, at_pair, scale * math.log2(math.e), count, width, **tile
+    )
+    for parts, out in zip((by_row, by_column), sums, strict=True):
+        grid = (triton.cdiv(count, COMBINE["BN"]),)
+        combine[grid](*parts, out, count, parts.shape[1], **COMBINE)
+    loss = (sums[0] + sums[1] - 2 * at_pair).mean() * (math.log(2) / 2)
+    return loss, sums[0], sums[1]
+
+
+def backward(
+    image: Tensor, text: Tensor, scale: float, by_row: Tensor, by_column: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    """d loss / d image and d loss / d text, float32, from chunks of G's rows."""
+    with torch.cuda.device_of(image):
+        return _backward(image, text, scale, by_row, by_column, precision)
+
+
+def _backward(
+    image: Tensor, text: Tensor, scale: float, by_row: Tensor, by_column: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    x, y = _operands(image, text, precision)
+    tile = tiles(x.device)[precision]
+    count, width = x.shape
+    rows = min(CHUNK, tile["BM"] * triton.cdiv(count, 4 * tile["BM"]))
+    stride = 16 * triton.cdiv(count, 16)  # rows of G begin where 16-byte loads can
+    chunk = torch.empty(rows, stride, dtype=x.dtype, device=x.device)
+    d_image = torch.empty(count, width, device=x.device)
+    d_text = torch.zeros(count, width, device=x.device)
+    for start in range(0, count, rows):
+        here = min(rows, count - start)
+        gradient[(triton.cdiv(here, tile["BM"]) * triton.cdiv(count, tile["BN"]),)](
+            x, y, by_row, by_column, chunk, scale * math.log2(math.e), scale / (2 * count),
+            start, here, count, stride, width, **tile,
+        )  # fmt: skip
+        g, part = chunk[:here, :count], slice(start, start + here)
+        if precision == "fast":
+            d_image[part] = _product(g, y)
+            d_text += _product(g.mT, x[part])
+        else:
+            _multiply(g, y, d_image[part], turned=False, add=False)
+            _multiply(g, x[part], d_text, turned=True, add=True)
+    return d_image, d_text
+
+
+def tiles(device: torch.device) -> dict[str, dict[str, int]]:
+    """Tiles, warps and stages of each kernel on `device`."""
+    return WIDE if generation(device) in (9, 10) else NARROW
+
+
+def generation(device: torch.device) -> int:
+    """The first number of a GPU's compute capability; 9 under the interpreter."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+
+
+def _operands(image: Tensor, text: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    if image.dtype == torch.float64:
+        raise ValueError(
+            "contrastive: backend 'triton' computes in float32; pass .float(), or backend='torch'"
+        )
+    dtype = torch.bfloat16 if precision == "fast" else torch.float32
+    return image.detach().to(dtype).contiguous(), text.detach().to(dtype).contiguous()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()  # under the interpreter
+
+
+def _multiply(g: Tensor, other: Tensor, out: Tensor, *, turned: bool, add: bool) -> None:
+    """out = g @ other (turned: g.mT @ other), or that added to out."""
+    tile = tiles(g.device)["multiply"]
+    inner, (rows, width) = len(other), out.shape
+    grid = (triton.cdiv(rows, tile["BM"]) * triton.cdiv(width, tile["BN"]),)
+    multiply[grid](g, other, out, rows, inner, g.stride(0), width, turned, add, **tile)

@@ -1,0 +1,137 @@
+"""The kernels of contrastive_triton: tiles of Z in registers, sums by tile, one order of them."""
+
+import triton
+import triton.language as tl
+
+from kernels import backends
+from kernels.gpu.layer import LEAST, PRECISION
+
+INTERPRETED = tl.constexpr(backends.INTERPRETED)
+GROUP = tl.constexpr(8)
+"""Row tiles whose programs follow each other, so that they find operands in L2."""
+
+
+@triton.jit
+def _logits(x, y, i, j, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+            BK: tl.constexpr):  # fmt: skip
+    """(BM, BN) x[i] @ y[j].T."""
+    x_rows = x + i[:, None] * D
+    y_rows = y + j[None, :] * D
+    sums = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, D, BK):
+        k = start + tl.arange(0, BK)
+        if D % BK == 0:
+            a, b = tl.load(x_rows + k[None, :]), tl.load(y_rows + k[:, None])
+        else:
+            a = tl.load(x_rows + k[None, :], mask=(k < D)[None, :], other=0.0)
+            b = tl.load(y_rows + k[:, None], mask=(k < D)[:, None], other=0.0)
+        if INTERPRETED:  # it would multiply the bits of bfloat16 as integers
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
+def _place(program, rows, columns):
+    """Row and column of a program's tile: GROUP rows of tiles together, column by column."""
+    group = program // (GROUP * columns)
+    height = tl.minimum(rows - group * GROUP, GROUP)
+    inside = program % (GROUP * columns)
+    return group * GROUP + inside % height, inside // height
+
+
+@triton.jit
+def statistics(
+    x, y, row_peaks, row_sums, column_peaks, column_sums, at_pair, scale2, count,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Of a tile of Z / ln 2: maxima and sums of 2^(z - maximum), each way; at_pair its diagonal.
+
+    row_* (N / BN, N) by the tile's place in the row, column_* (N / BM, N) in the column.
+    """
+    rows = tl.cdiv(count, BM)
+    above, left = _place(tl.program_id(0), rows, tl.cdiv(count, BN))
+    i = above * BM + tl.arange(0, BM)
+    j = left * BN + tl.arange(0, BN)
+    z = _logits(x, y, tl.minimum(i, count - 1), tl.minimum(j, count - 1), D, BM, BN, BK) * scale2
+    both = (i < count)[:, None] & (j < count)[None, :]
+    z = tl.where(both, z, LEAST)
+    if (above * BM < (left + 1) * BN) & (left * BN < (above + 1) * BM):  # the diagonal is in it
+        pair = tl.sum(tl.where(i[:, None] == j[None, :], z, 0.0), 1)
+        mask = (i < count) & (i >= left * BN) & (i < (left + 1) * BN)
+        tl.store(at_pair + i, pair, mask=mask)
+    peak = tl.max(z, 0)
+    at = above.to(tl.int64) * count + j
+    tl.store(column_peaks + at, peak, mask=j < count)
+    tl.store(column_sums + at, tl.sum(tl.exp2(z - peak[None, :]), 0), mask=j < count)
+    peak = tl.max(z, 1)
+    at = left.to(tl.int64) * count + i
+    tl.store(row_peaks + at, peak, mask=i < count)
+    tl.store(row_sums + at, tl.sum(tl.exp2(z - peak[:, None]), 1), mask=i < count)
+
+
+@triton.jit
+def combine(peaks, sums, out, count, tiles, BN: tl.constexpr):
+    """out = log2 of the sum over tiles of sums 2^peaks; both (tiles, N), tiles in their order."""
+    i = tl.program_id(0) * BN + tl.arange(0, BN)
+    peak = tl.full((BN,), LEAST, tl.float32)
+    for tile in range(tiles):
+        at = tl.cast(tile, tl.int64) * count + i
+        peak = tl.maximum(peak, tl.load(peaks + at, mask=i < count, other=LEAST))
+    total = tl.zeros((BN,), tl.float32)
+    for tile in range(tiles):
+        at = tl.cast(tile, tl.int64) * count + i
+        here = tl.load(peaks + at, mask=i < count, other=LEAST)
+        total += tl.load(sums + at, mask=i < count, other=1.0) * tl.exp2(here - peak)
+    tl.store(out + i, peak + tl.log2(total), mask=i < count)
+
+
+@triton.jit
+def gradient(
+    x, y, by_row, by_column, chunk, scale2, factor, first, here, count, stride,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """chunk = factor * (2^(z - by_row) + 2^(z - by_column) - 2 I) of rows first..first+here-1."""
+    above, left = _place(tl.program_id(0), tl.cdiv(here, BM), tl.cdiv(count, BN))
+    local = above * BM + tl.arange(0, BM)
+    i = first + local
+    j = left * BN + tl.arange(0, BN)
+    z = _logits(x, y, tl.minimum(i, count - 1), tl.minimum(j, count - 1), D, BM, BN, BK) * scale2
+    rows = tl.load(by_row + i, mask=i < count, other=-LEAST)
+    columns = tl.load(by_column + j, mask=j < count, other=-LEAST)
+    g = tl.exp2(z - rows[:, None]) + tl.exp2(z - columns[None, :])
+    g = (g - tl.where(i[:, None] == j[None, :], 2.0, 0.0)) * factor
+    chunk += above.to(tl.int64) * BM * stride
+    at = chunk + tl.arange(0, BM)[:, None] * stride + j[None, :]
+    mask = (local < here)[:, None] & (j < count)[None, :]
+    tl.store(at, g.to(chunk.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def multiply(
+    a, b, out, rows, inner, stride,
+    W: tl.constexpr, TURNED: tl.constexpr, ADD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """out = a @ b, or out + a @ b: a (rows, inner), TURNED (inner, rows); b (inner, W)."""
+    COLUMNS: tl.constexpr = (W + BN - 1) // BN
+    i = tl.program_id(0) // COLUMNS * BM + tl.arange(0, BM)
+    n = tl.program_id(0) % COLUMNS * BN + tl.arange(0, BN)
+    sums = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, inner, BK):
+        k = start + tl.arange(0, BK)
+        if TURNED:
+            a_at = a + k.to(tl.int64)[None, :] * stride + i[:, None]
+        else:
+            a_at = a + i.to(tl.int64)[:, None] * stride + k[None, :]
+        left = tl.load(a_at, mask=(i < rows)[:, None] & (k < inner)[None, :], other=0.0)
+        right = tl.load(
+            b + k[:, None] * W + n[None, :],
+            mask=(k < inner)[:, None] & (n < W)[None, :], other=0.0,
+        )  # fmt: skip
+        sums = tl.dot(left, right, sums, input_precision=PRECISION)
+    at = out + i[:, None] * W + n[None, :]
+    mask = (i < rows)[:, None] & (n < W)[None, :]
+    if ADD:
+        sums += tl.load(at, mask=mask, other=0.0)
+    tl.store(at, sums, mask=mask)

@@ -1,0 +1,1 @@
+"""What the Triton kernels share, and a round as one CUDA graph."""

@@ -1,0 +1,1 @@
+"""What an adapter computes: shapes, start, forward and backward."""

@@ -1,0 +1,45 @@
+"""What extract --check prints, and how it ends. Heavy packages are imported inside it."""
+
+import dataclasses
+import json
+
+from pipeline.cli.console import say, show
+
+
+def run_check(
+    dataset: str,
+    model: str,
+    prompts: tuple[str, ...],
+    rows: int,
+    as_json: bool,
+    settings: dict,
+) -> None:
+    """Compares rows with the cache and prints how far they lie apart.
+
+    settings  extract's other options; root, out, device and towers count, others do not
+
+    Raises CacheError when they are further apart than arithmetic explains.
+    """
+    from cache.table import CacheError
+    from pipeline.extraction.check import check_cache
+
+    used = {name: settings[name] for name in ("root", "out", "device", "towers")}
+    found = check_cache(dataset, rows, model=model, templates=prompts, say=say, **used)
+    if as_json:
+        told = {**dataclasses.asdict(found), "as_expected": found.as_expected}
+        show(json.dumps(told, default=str, allow_nan=False))
+    else:
+        show(
+            f"{found.path}: {found.rows:,} rows encoded again differ by at most "
+            f"{found.difference:.2g} of a row's largest number ({found.worst}), least cosine "
+            f"{found.cosine:.9f}; prompts by {found.prompt_difference:.2g}, "
+            f"{found.prompt_cosine:.9f}; allowed are {found.allowed_difference:.2g} and "
+            f"{found.allowed_cosine:.9f}: {'as expected' if found.as_expected else 'NOT THE SAME'}"
+        )
+    for path, why in found.gone.items():
+        say(f"in the cache, and cannot be read now: {path}: {why}")
+    if not found.as_expected:
+        raise CacheError(
+            f"{found.path}: is not what its images give now; the images were changed, or the cache "
+            "was; --force in the place of --check recreates it"
+        )

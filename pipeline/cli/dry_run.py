@@ -1,0 +1,36 @@
+"""extract --dry-run: what is understood of the images. Heavy packages are imported inside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.datasets.stated import Stated
+from pipeline.places import DATA
+
+
+def show_images(
+    dataset: str, prompts: tuple[str, ...], as_json: bool, settings: dict[str, Any]
+) -> None:
+    """Prints what extract would understand; writes nothing and loads no CLIP.
+
+    settings  extract's other options; root, layout, class_names and accept count here
+
+    Raises DataError where extract would.
+    """
+    from pipeline.datasets.find import find_images, refuse_copies
+    from pipeline.datasets.tree import image_digests
+    from pipeline.datasets.understood import as_json as facts
+
+    root: Path = settings["root"] or DATA
+    stated = Stated(settings["layout"], settings["class_names"], settings["accept"])
+
+    def show(line: str) -> None:
+        click.echo(line, err=as_json)
+
+    tree = find_images(dataset, root, show, stated=stated, templates=prompts, draw=False)
+    if dataset.lower() != "demo":
+        refuse_copies(dataset, tree, image_digests(tree), stated, show)
+    if as_json:
+        click.echo(json.dumps(facts(tree)))

@@ -1,0 +1,113 @@
+"""The command predict: parse, call, print. Heavy packages are imported inside it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from pipeline.cli.console import say, show_table
+from pipeline.cli.options import PATH, ReleasedSpellings
+
+NAMED = 3  # bad images in the last line; each has its own line above it
+
+
+@click.command(cls=ReleasedSpellings)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--run", required=True, type=PATH, help="Folder of a run, or its adapter file.")
+@click.option(
+    "--held-out", metavar="DOMAIN|none", help="Which of the run's adapters, where it has several."
+)
+@click.option("--client", help="... and whose, where each client has its own (local, fedper).")
+@click.option("--classes", metavar="A,B,...", help="Other classes than it was trained on.")
+@click.option(
+    "--top", type=click.IntRange(1), default=1, show_default=True, help="Guesses for each image."
+)
+@click.option("--model", "--net", help="Its CLIP, where that is a file of weights.")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def predict(
+    images: tuple[str, ...],
+    run: Path,
+    held_out: str | None,
+    client: str | None,
+    classes: str | None,
+    top: int,
+    model: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Classify images with a trained adapter; what zero-shot CLIP says stands beside it.
+
+    IMAGE is a file, a folder (all images below it) or a glob. An image that cannot be read does not
+    keep others from their answer; the command then ends with exit code 6.
+
+    \b
+        ./run.sh predict photo.jpg --run runs/0a1b2c3d4e5f
+        ./run.sh predict holiday/ "more/*.png" --run runs/0a1b2c3d4e5f --held-out sketch --top 5
+        ./run.sh predict photo.jpg --run runs/0a1b2c3d4e5f --classes cat,dog,otter
+    """
+    from kernels.backends import pick_device
+    from pipeline.errors import DataError
+    from pipeline.progress import progress_bar
+    from pipeline.runs.adapters import load_its_model, read_trained
+    from pipeline.runs.predict import choose_classes, find_pictures
+    from pipeline.runs.predict import predict as answers_for
+
+    where = pick_device(device)
+    trained = read_trained(run, held_out, client)
+    names = choose_classes(trained, classes)
+    files, lost = find_pictures(images)
+    answers = []
+    if files:
+        clip = load_its_model(trained, model, where, say)
+        answers = list(
+            progress_bar(
+                iterable=answers_for(files, trained, clip, names, top=top),
+                total=len(files),
+                unit=" images",
+            )
+        )
+    answers += lost
+    document = {
+        "run": str(run),
+        "held_out": trained.held_out,
+        "model": trained.model,
+        "templates": trained.templates,
+        "classes": names,
+        "answers": [_as_json(one) for one in answers],
+    }
+    show_table(json.dumps(document, allow_nan=False) if as_json else _table(answers))
+    bad = [f"{one.image}: {one.error}" for one in answers if one.error]
+    if bad:
+        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise DataError(
+            f"{len(bad)} of {len(answers)} could not be answered: {'; '.join(bad[:NAMED])}{more}"
+        )
+
+
+def _as_json(one) -> dict:
+    def guesses(found) -> list[dict]:
+        return [{"class": name, "confidence": sure} for name, sure in found]
+
+    return {
+        **dataclasses.asdict(one),
+        "image": str(one.image),
+        "adapter": guesses(one.adapter),
+        "zero_shot": guesses(one.zero_shot),
+    }
+
+
+def _table(answers) -> str:
+    """One line a guess: image, class and confidence by the adapter, the same by zero-shot CLIP."""
+    from pipeline.runs.results import aligned, percent
+
+    rows = [["image", "class", "%", "zero-shot", "%"]]
+    for one in answers:
+        image = str(one.image)
+        if one.error:
+            rows.append([image, "-", "-", "-", "-"])
+        for mine, plain in zip(one.adapter, one.zero_shot, strict=True):
+            rows.append([image, mine[0], percent(mine[1]), plain[0], percent(plain[1])])
+            image = ""
+    return aligned(rows)

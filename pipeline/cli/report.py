@@ -1,0 +1,78 @@
+"""The report command: results as one page, tables for spreadsheets, event files."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.console import show
+from pipeline.errors import ConfigError
+
+
+@click.command()
+@click.argument(
+    "paths", nargs=-1, required=True, metavar="RUN|SWEEP|BENCH...", type=click.Path(path_type=Path)
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The page. [default: report.html in the one folder named, beside the one file named, or "
+    "here for several]",
+)
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Where a run's features lie, if they moved."
+)
+@click.option(
+    "--images-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="For the seconds that encoding takes without a cache. [default: as extract measured]",
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Write tables beside the page, too.")
+@click.option(
+    "--tensorboard", metavar="DIR", type=click.Path(path_type=Path), help="Write event files, too."
+)
+def report(
+    paths: tuple[Path, ...],
+    out: Path | None,
+    cache: Path | None,
+    images_per_second: float | None,
+    as_csv: bool,
+    tensorboard: Path | None,
+) -> None:
+    """Show runs, sweeps and benchmarks in one self-contained HTML page; prints its path.
+
+    \b
+        ./run.sh report runs/0a1b2c3d4e5f
+        ./run.sh report runs/one runs/two --out compared.html
+        ./run.sh report benchmarks/results/*.jsonl
+    """
+    from pipeline.json_files import replace_file
+    from pipeline.reports.data import RunData
+    from pipeline.reports.page import NAME, read, report_html
+
+    if cache is not None and not cache.exists():
+        raise ConfigError(f"--cache {cache}: there is no such file")
+    data = [read(path) for path in paths]
+    written = []
+    page = out or _beside(paths, NAME)
+    html = report_html(data, cache=cache, images_per_second=images_per_second)
+    if as_csv:
+        from pipeline.reports.csv_tables import write_csv
+
+        written += [file for one in data for file in write_csv(one, _folder(one, page, len(data)))]
+    if tensorboard is not None:
+        from pipeline.reports.tensorboard_events import write_events
+
+        written += [write_events(one, tensorboard) for one in data if isinstance(one, RunData)]
+    for file in [*written, replace_file(page, html)]:
+        show(file)
+
+
+def _beside(paths: tuple[Path, ...], name: str) -> Path:
+    if len(paths) > 1:
+        return Path(name)
+    return paths[0] / name if paths[0].is_dir() else paths[0].with_suffix(".html")
+
+
+def _folder(one, page: Path, many: int) -> Path:
+    """Where tables go: beside the page, or, for several, each beside its own data."""
+    return page.parent if many == 1 else getattr(one, "folder", page.parent)

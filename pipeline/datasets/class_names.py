@@ -1,0 +1,132 @@
+"""Names for classes whose folders are numbers or codes: a file of them, read and applied."""
+
+import csv
+import dataclasses
+import json
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.datasets.tree import ImageTree
+from pipeline.errors import DataError
+from pipeline.terminal import printable
+
+FORMS = (
+    "a line 'folder<TAB>name', 'folder=name' or 'folder,name' for each class, or one name a line "
+    'in the order of the folders, or JSON {"folder": "name"}'
+)
+_MOST_BYTES = 1 << 24
+_SEPARATORS = ("\t", "=", ",", None)  # None: white space, as in ImageNet's LOC_synset_mapping.txt
+
+
+def with_names(tree: ImageTree, file: Path) -> ImageTree:
+    """The tree with the class names of a file; folders of one name become one class.
+
+    file  in one of FORMS. A folder that it does not name keeps its own name, and what is not in
+          the tree is passed over. Lines without folders are for them in sorted order, and where
+          all are whole numbers in the order of these: line 11 of a list names folder 10 of 0 to 99.
+
+    Classes keep the order of their (first) folders. Raises DataError for a file that cannot be
+    read, names none of the folders, or has another number of names than there are folders.
+    """
+    found = _read(file, tree)
+    names = [found.get(folder, folder) for folder in tree.class_names]
+    class_names = tuple(dict.fromkeys(names))
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([label_of[name] for name in names], np.int64)[tree.labels]
+    renamed = dict(zip(tree.class_names, names, strict=True))
+    return dataclasses.replace(tree, class_names=class_names, labels=labels, renamed=renamed)
+
+
+def folder_order(folders: Sequence[str]) -> list[str]:
+    """In which order a list without folders names them."""
+    if all(folder.isdecimal() for folder in folders):
+        return sorted(folders, key=lambda folder: (int(folder), folder))
+    return sorted(folders)
+
+
+def _read(file: Path, tree: ImageTree) -> dict[str, str]:
+    """{class folder: name} of those that the file names."""
+    shown = f"--class-names {printable(file)}"
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(_MOST_BYTES + 1)
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{shown}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{shown}: is not UTF-8 text; expected {FORMS}") from error
+    if len(raw) > _MOST_BYTES:
+        raise DataError(f"{shown}: larger than {_MOST_BYTES:,} bytes; expected {FORMS}")
+    if text.lstrip().startswith(("{", "[")):
+        found = _from_json(text, shown, tree.class_names)
+    else:
+        found = _from_lines(text, shown, tree.class_names)
+    for folder, name in found.items():
+        if not name or not name.isprintable():
+            raise DataError(f"{shown}: the name of {printable(folder)} is empty or not printable")
+    if not found:
+        raise DataError(
+            f"{shown}: names none of the class folders {_some(tree.class_names)}; expected {FORMS}"
+        )
+    return found
+
+
+def _from_json(text: str, shown: str, folders: Sequence[str]) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{shown}: is not JSON ({error}); expected {FORMS}") from error
+    if isinstance(found, list) and all(isinstance(name, str) for name in found):
+        return _in_order([name.strip() for name in found], shown, folders)
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise DataError(f"{shown}: its JSON is not of strings; expected {FORMS}")
+    return _known({folder: name.strip() for folder, name in found.items()}, folders)
+
+
+def _from_lines(text: str, shown: str, folders: Sequence[str]) -> dict[str, str]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    for separator in _SEPARATORS:
+        pairs = [_pair(line, separator) for line in lines]
+        if all(len(pair) == 2 for pair in pairs):
+            both = {(key, name.strip()) for key, name in pairs}
+            found = _known(dict(both), folders)
+            if found and len({key for key, _ in both}) < len(both):
+                raise DataError(f"{shown}: gives one folder two names; expected {FORMS}")
+            if found:
+                return found
+    return _in_order([line.strip() for line in lines], shown, folders)
+
+
+def _pair(line: str, separator: str | None) -> list[str]:
+    if separator == "," and line.lstrip().startswith('"'):
+        return next(csv.reader([line.strip()]))
+    # A folder "dog " is another than "dog", so the key keeps its spaces unless they separate.
+    return line.split(separator, 1)
+
+
+def _known(found: dict[str, str], folders: Sequence[str]) -> dict[str, str]:
+    """Those of the tree's folders; matched as they are, then without outer spaces and in NFC."""
+    loose = {_loose(folder): name for folder, name in found.items()}
+    named = {folder: found.get(folder, loose.get(_loose(folder))) for folder in folders}
+    return {folder: name for folder, name in named.items() if name is not None}
+
+
+def _loose(folder: str) -> str:
+    return unicodedata.normalize("NFC", folder).strip()
+
+
+def _in_order(names: list[str], shown: str, folders: Sequence[str]) -> dict[str, str]:
+    if len(names) != len(folders):
+        raise DataError(
+            f"{shown}: has {len(names):,} names, and there are {len(folders):,} class folders "
+            f"({_some(folders)}); expected {FORMS}"
+        )
+    return dict(zip(folder_order(folders), names, strict=True))
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(printable(name)) for name in names[:5])
+    return shown + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

@@ -1,0 +1,384 @@
+"""Where a guess about a folder of images is dangerous, and the word that states what is meant."""
+
+import os
+import re
+import shlex
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cache.table import SPLITS
+from pipeline.datasets.class_names import with_names
+from pipeline.datasets.image_files import Folder
+from pipeline.datasets.layouts import guess, split_of
+from pipeline.datasets.stated import FOLDER, LAYOUTS, Stated
+from pipeline.datasets.tree import ImageTree, as_tree, read_root
+from pipeline.errors import DataError, Doubtful, TooDeep, UnclearLayout
+from pipeline.terminal import printable
+
+COPIES_AT_ONCE = 20_000  # images whose copies are looked for before anything else is settled
+_SHOWN = 3  # names in a message
+_WNID = re.compile(r"n\d{8}")
+_CODE = re.compile(r"(class|cls|label|category|id|c)?[\W_]*\d+", re.IGNORECASE)
+
+
+class Doubt(NamedTuple):
+    """One thing that is dangerous to guess, in words, and the options that state it."""
+
+    what: str
+    words: tuple[str, ...]  # ("--layout", "domain/class"); () where it is only said
+
+
+def renamed(tree: ImageTree, stated: Stated) -> ImageTree:
+    """The tree with the class names of the file that is stated, if one is."""
+    if stated.class_names in (None, FOLDER):
+        return tree
+    return with_names(tree, Path(str(stated.class_names)).expanduser())
+
+
+def doubts(tree: ImageTree, stated: Stated, known: Sequence[str] = ()) -> list[Doubt]:
+    """What is dangerous to guess in a tree, and not stated.
+
+    known  classes of a published data set, which are meant as they are
+    """
+    found = [] if stated.layout else _of_levels(tree, known)
+    if stated.class_names != FOLDER and "codes" not in stated.accept:
+        words = ("--accept", "codes") if stated.class_names else ("--class-names", FOLDER)
+        found += _of_codes(tree, known, words)
+    for word, some in (("spelling", _of_spelling(tree)), ("same-name", _of_one_name(tree))):
+        if word not in stated.accept:
+            found += some
+    return found
+
+
+def copies(tree: ImageTree, digests: np.ndarray) -> list[Doubt]:
+    """Whether images of equal content are in several domains, splits or classes.
+
+    digests  (N, DIGEST_BYTES) uint8, as image_digests gives them; empty and unreadable files do
+             not count
+
+    Between domains and splits a copy brings what is tested on into training. Between classes it
+    does not, and images may have several labels: no word is asked for that.
+    """
+    readable = np.flatnonzero(digests[:, :8].any(axis=1))
+    keys = np.ascontiguousarray(digests[readable]).view(f"S{digests.shape[1]}").ravel()
+    _, group = np.unique(keys, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    rows, group = readable[order], group[order]
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    found = []
+    for level, values in (("domain", tree.domains), ("split", tree.split), ("class", tree.labels)):
+        told = None if values is None else _apart(tree, rows, starts, values)
+        if told:
+            words = ("--accept", "duplicates") if level != "class" else ()
+            found.append(
+                Doubt(f"{told[0]:,} images have a copy in another {level} {told[1]}", words)
+            )
+    return found
+
+
+def _apart(
+    tree: ImageTree, rows: np.ndarray, starts: np.ndarray, values: np.ndarray
+) -> tuple[int, str] | None:
+    """How many images are of groups whose values differ, and the first two of them.
+
+    rows  (n,) rows by group, and starts  where each group begins;  values  (N,)
+    """
+    ours = values[rows]
+    apart = (
+        np.maximum.reduceat(ours, starts) != np.minimum.reduceat(ours, starts) if len(rows) else []
+    )
+    at = np.flatnonzero(apart)
+    if not len(at):
+        return None
+    first = starts[at[0]]
+    other = first + int(np.argmax(ours[first:] != ours[first]))
+    sizes = np.diff(starts, append=len(rows))[at]
+    one, two = (printable(tree.paths[rows[place]]) for place in (first, other))
+    return int(sizes.sum()), f"({one} = {two})"
+
+
+def refuse(tree: ImageTree, found: Sequence[Doubt], stated: Stated, top: Folder) -> None:
+    """Raises Doubtful when there are doubts: what was understood, which, and what states it."""
+    found = [doubt for doubt in found if doubt.words]
+    if not found:
+        return
+    words, others = _words(found), []
+    if any(doubt.words[0] == "--layout" for doubt in found):
+        others = [*_other_folders(tree, top), *_other_layouts(tree.root, top, stated, tree.layout)]
+    raise Doubtful(
+        f"{printable(tree.root)}: read as {brief(tree)}, but {'; '.join(d.what for d in found)}. "
+        f"If this is intended, add {words}" + "".join(f"; {other}" for other in others),
+        words,
+    )
+
+
+def unclear(root: Path, top: Folder, stated: Stated, error: UnclearLayout) -> DataError:
+    """The error for a tree that fits no layout, with what there is to do about it."""
+    inner = _readable_folders(root, top) if isinstance(error, TooDeep) else []
+    if len(inner) < len(top.folders):  # then those that can be read may be domains of a whole
+        ways = _other_layouts(root, top, stated, None)
+    elif len(inner) == 1:
+        ways = [f"name the folder {inner[0]} instead"]
+    else:
+        ways = [f"if its folders are data sets of their own, name one: {_listed(inner)}"]
+    return UnclearLayout("; ".join([str(error), *ways]))
+
+
+def folder_above(tree: ImageTree) -> str | None:
+    """The folder above, as a word for a shell, where this is one domain or split of several.
+
+    That is where folders beside it hold classes of these names, and the one above can be read.
+    """
+    root = tree.root.resolve()
+    classes = set(map(fold, tree.class_names))
+    if tree.layout != "class" or not any(
+        len(classes & _folders_in(beside)) >= max(2, len(classes) / 2) for beside in _beside(root)
+    ):
+        return None
+    try:
+        above = read_root(root.parent)
+        whole = as_tree(root.parent, above, guess(root.parent, above))
+    except DataError:
+        return None
+    if whole.layout == "class" or doubts(whole, Stated()):
+        return None
+    return shlex.quote(printable(root.parent))
+
+
+def brief(tree: ImageTree) -> str:
+    """A tree in one phrase."""
+    counts = [
+        f"{len(tree.paths):,} images",
+        _many(len(tree.domain_names), "domain"),
+        _many(len(tree.class_names), "class", "es"),
+    ]
+    if tree.split is not None:
+        numbers = np.bincount(tree.split, minlength=len(SPLITS)).tolist()
+        counts += [f"{n:,} {name}" for name, n in zip(SPLITS, numbers, strict=True) if n]
+    if tree.ignored:
+        counts.append(f"{len(tree.ignored):,} left out")
+    return f"{tree.layout}/image ({', '.join(counts)})"
+
+
+def some(names: Iterable[str], shown: int = _SHOWN) -> str:
+    """The first names as a person may read them, and how many more there are."""
+    listed = list(names)
+    text = ", ".join(repr(printable(name)) for name in listed[:shown])
+    return text + (f" and {len(listed) - shown:,} more" if len(listed) > shown else "")
+
+
+def fold(name: str) -> str:
+    """What names that differ in spelling only have alike.
+
+    That is without case, Unicode's several forms of a character, white space, "_", "-" and
+    characters that cannot be seen.
+    """
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    plain = unicodedata.normalize("NFKC", plain)  # casefold may undo it: U+0345
+    seen = "".join(c for c in plain if unicodedata.category(c) not in ("Cf", "Cc"))
+    return re.sub(r"[\s_\-\u2010-\u2015]+", "", seen)
+
+
+def _of_levels(tree: ImageTree, known: Sequence[str]) -> list[Doubt]:
+    words = ("--layout", tree.layout)
+    domains, classes, found = tree.domain_names, tree.class_names, []
+    named = [name for name in domains if split_of(name) is not None]
+    if named:
+        is_one = "are names of splits" if len(named) > 1 else "is the name of a split"
+        found.append(f"the {_noun('domain', named)} {some(named)} {is_one}")
+    named = [name for name in classes if split_of(name) is not None]
+    if len({split_of(name) for name in named}) > 1 or len(named) == len(classes):
+        found.append(f"the {_noun('class', named, 'es')} {some(named)} could be splits")
+    short = [name for name in domains if len(name) == 1]
+    if short and "domain" in tree.layout:
+        is_one = "are single characters" if len(short) > 1 else "is a single character"
+        found.append(f"the {_noun('domain', short)} {some(short)} {is_one}")
+    if len(classes) == 1 and classes[0] not in known:
+        found.append(f"there is one class only, {some(classes)}")
+    elif len(domains) > 1 and _share_nothing(tree):
+        found.append("its domains have no class in common, as data sets of their own would")
+    if tree.split is not None and len(np.unique(tree.split)) == 1:
+        found.append(f"all images are in the split {SPLITS[int(tree.split[0])]}")
+    return [Doubt(what, words) for what in found]
+
+
+def _of_codes(tree: ImageTree, known: Sequence[str], words: tuple[str, str]) -> list[Doubt]:
+    mine = {name for folder, name in tree.renamed.items() if folder != name}
+    names = [name for name in tree.class_names if name not in known and name not in mine]
+    wnids = [name for name in names if _WNID.fullmatch(name)]
+    numbers = [
+        name
+        for name in names
+        if name not in wnids and (_CODE.fullmatch(name) or not any(map(str.isalnum, name)))
+    ]
+    found = []
+    for some_of, one, several in (
+        (wnids, "is an ImageNet id", "are ImageNet ids"),
+        (numbers, "is a number or code", "are numbers or codes"),
+    ):
+        if some_of:
+            what = f"the {_noun('class', some_of, 'es')} {some(some_of)}"
+            is_one = one if len(some_of) == 1 else several
+            hint = "; name them in the file" if tree.renamed else "; --class-names FILE names them"
+            found.append(Doubt(f"{what} {is_one} (CLIP reads class names{hint})", words))
+    return found
+
+
+def _of_spelling(tree: ImageTree) -> list[Doubt]:
+    found = []
+    for what, names in (("class", tree.class_names), ("domain", tree.domain_names)):
+        alike = defaultdict(list)
+        for name in names:
+            alike[fold(name)].append(name)
+        several = [group for group in alike.values() if len(group) > 1]
+        if several:
+            named = "; ".join(_variants(tree, what, group) for group in several[:_SHOWN])
+            more = f"; and {len(several) - _SHOWN:,} more" if len(several) > _SHOWN else ""
+            found.append(
+                Doubt(
+                    f"{what} folders differ in spelling only: {named}{more}",
+                    ("--accept", "spelling"),
+                )
+            )
+    return found
+
+
+def _variants(tree: ImageTree, what: str, group: Sequence[str]) -> str:
+    forms = {unicodedata.normalize("NFC", name) for name in group}
+    if len(forms) == 1:
+        shown = " and ".join(ascii(name) for name in group)
+        told = f"{some(forms)} in {len(group)} Unicode forms ({shown})"
+    else:
+        told = " and ".join(repr(printable(name)) for name in group[:_SHOWN])
+    if what == "class":
+        places = [
+            set(tree.domains[tree.labels == tree.class_names.index(name)].tolist())
+            for name in group
+        ]
+        if not set.intersection(*places):
+            told += " in different domains"
+    return told
+
+
+def _of_one_name(tree: ImageTree) -> list[Doubt]:
+    """Class folders to which a file gives one name, though they are not spellings of one."""
+    folders = defaultdict(list)
+    for folder, name in tree.renamed.items():
+        folders[name].append(folder)
+    several = {n: group for n, group in folders.items() if len(set(map(fold, group))) > 1}
+    if not several:
+        return []
+    name, group = next(iter(several.items()))
+    more = f", and so on for {len(several) - 1:,} names more" if len(several) > 1 else ""
+    what = f"the class folders {some(group)} are all named {printable(name)!r}{more}"
+    return [Doubt(what, ("--accept", "same-name"))]
+
+
+def _share_nothing(tree: ImageTree) -> bool:
+    """Whether every class is in one domain alone, spellings aside."""
+    folded = {
+        name: number for number, name in enumerate(dict.fromkeys(map(fold, tree.class_names)))
+    }
+    label = np.array([folded[fold(name)] for name in tree.class_names])[tree.labels]
+    pairs = np.unique(label * len(tree.domain_names) + tree.domains)
+    return len(np.unique(label)) == len(pairs)
+
+
+def _words(found: Sequence[Doubt]) -> str:
+    return " ".join(dict.fromkeys(" ".join(doubt.words) for doubt in found))
+
+
+def _other_layouts(root: Path, top: Folder, stated: Stated, but: str | None) -> list[str]:
+    """In words, what the options of other layouts would make of the tree.
+
+    Of those that give it two classes, and make no split a class or a domain among others. Without
+    splits they also have to leave out no image that `but`, the layout that is not another, takes.
+    """
+    told = []
+    least = 1 if but is None else len(as_tree(root, top, but).paths)
+    for layout in LAYOUTS:
+        if layout == but or stated.layout:
+            continue
+        try:
+            tree = renamed(as_tree(root, top, layout), stated)
+        except DataError:
+            continue
+        if len(tree.class_names) < 2 or _hides_splits(tree):
+            continue
+        if len(tree.paths) < least and tree.split is None:
+            continue
+        more = doubts(tree, Stated(layout, stated.class_names, stated.accept))
+        words = _words([Doubt("", ("--layout", layout)), *more])
+        told.append(f"{words} reads it as {brief(tree)} with the classes {some(tree.class_names)}")
+    return told
+
+
+def _hides_splits(tree: ImageTree) -> bool:
+    """Whether folders that name splits would be classes, in classes, or domains among others."""
+    levels = tree.layout.count("/") + 1
+    domains = [name for name in tree.domain_names if split_of(name) is not None]
+    if domains and len(tree.domain_names) > 1:
+        return True
+    inside = {part for path in tree.paths for part in path.split("/")[levels - 1 : -1]}
+    return any(split_of(part) is not None for part in inside)
+
+
+def _other_folders(tree: ImageTree, top: Folder) -> list[str]:
+    """In words, the folder above of which this is one part, or those below that are data sets."""
+    above = folder_above(tree)
+    if above:
+        return [f"for the whole, name the folder {above} instead"]
+    inner = _readable_folders(tree.root, top) if "domain" in tree.layout else []
+    if len(inner) < 2:
+        return []
+    return [f"if its folders are data sets of their own, name one: {_listed(inner)}"]
+
+
+def _beside(root: Path) -> list[Path]:
+    try:
+        with os.scandir(root.parent) as found:
+            return [Path(e.path) for e in found if e.name != root.name and e.is_dir()]
+    except OSError:
+        return []
+
+
+def _folders_in(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as found:
+            return {fold(entry.name) for entry in found if entry.is_dir()}
+    except OSError:
+        return set()
+
+
+def _readable_folders(root: Path, top: Folder) -> list[str]:
+    """The folders in a root that would be extracted when they were named, as words for a shell."""
+    return [
+        shlex.quote(printable(root / name))
+        for name, folder in top.folders.items()
+        if name.isprintable() and _would_do(root / name, folder)
+    ]
+
+
+def _listed(words: Sequence[str]) -> str:
+    more = f" and {len(words) - _SHOWN:,} more" if len(words) > _SHOWN else ""
+    return ", ".join(words[:_SHOWN]) + more
+
+
+def _would_do(root: Path, top: Folder) -> bool:
+    try:
+        return not doubts(as_tree(root, top, guess(root, top)), Stated())
+    except DataError:
+        return False
+
+
+def _noun(word: str, names: Sequence[str], plural: str = "s") -> str:
+    return word if len(names) == 1 else word + plural
+
+
+def _many(count: int, word: str, plural: str = "s") -> str:
+    return f"{count:,} {word if count == 1 else word + plural}"

@@ -1,0 +1,154 @@
+"""Fetching a data set: a download that can be killed and goes on, then unpacked and counted."""
+
+import sys
+import time
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.datasets.known import (
+    KNOWN,
+    compare_counts,
+    find_dataset,
+    known_dataset,
+    root_option,
+    scan,
+)
+from pipeline.datasets.transfer import (
+    PATIENCE,
+    Dropped,
+    Patience,
+    beside,
+    by_hand,
+    fetch_once,
+    web_page,
+)
+from pipeline.datasets.unpack import check_free, unpack
+from pipeline.errors import DataError
+from pipeline.terminal import printable
+
+_PROGRESS = 1 << 20  # bytes after which a dropped connection counts as a new one
+
+
+def download(
+    url: str, target: Path, say: Callable[[str], None], patience: Patience = PATIENCE
+) -> Path:
+    """Fetch `url` to `target`, by way of `<target>.part`, and return `target`.
+
+    A target that is there is taken as it is. A part goes on where it ends, if the server can and
+    its file is still the same one (ETag or Last-Modified, kept in `<target>.part.json`);
+    otherwise it starts afresh. A part that has all bytes is not fetched again.
+
+    Raises DataError with the address and the way out: not reachable, refused, dropped more often
+    than `patience.retries`, a web page instead of the file, a full disk, another download at it.
+    """
+    target = Path(target)
+    if target.exists():
+        say(f"{target} is there already; it is not downloaded again")
+        return target
+    if not url.startswith(("http://", "https://")):
+        raise DataError(f"{url}: only http:// and https:// can be downloaded; {by_hand(target)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.part.lock", timeout=0):
+            _fetch_patiently(url, target, say, patience)
+    except Timeout:
+        raise DataError(f"{target}: another process is downloading it now; wait for it") from None
+    except OSError as error:  # of the disk: those of the network never come this far
+        raise DataError(f"{target} cannot be written: {error}; {by_hand(target)}") from error
+    return target
+
+
+def download_dataset(
+    name: str,
+    root: Path,
+    url: str | None = None,
+    say: Callable[[str], None] = lambda line: print(printable(line), file=sys.stderr),
+) -> Path:
+    """Download, unpack and count the known data set `name` in `root`; return its folder.
+
+    Does nothing when it is there with its published counts. Raises DataError when it cannot be
+    fetched, or when its counts differ: each difference is said, and the files are kept.
+    """
+    key, root = known_dataset(name), Path(root)
+    known = KNOWN[key]
+    folder, archive = root / known.title, root / f"{known.title}.zip"
+    try:
+        found = find_dataset(key, root)
+        say(f"{known.title} is there already, in {found}; nothing is downloaded")
+    except DataError:
+        check_free(folder)
+        _fetch_archive(url or known.url, archive, say)
+        unpack(archive, folder)
+        say(f"unpacked to {folder}; {archive} is no longer needed")
+        try:
+            found = find_dataset(key, root)
+        except DataError as error:
+            raise DataError(
+                f"{archive} holds no {known.title}: there are no folders "
+                f"{', '.join(known.domain_names)} in {folder}; the files are kept"
+            ) from error
+    tree = scan(found)
+    lines = compare_counts(tree, key)
+    for line in lines:
+        say(line)
+    if lines:
+        raise DataError(
+            f"{found} differs from the published {known.title} in {len(lines)} counts, first "
+            f"{lines[0]}; the files are kept: to fetch it anew, delete {found} and "
+            f"{archive} and run again; to use it as it is, run ./run.sh extract --dataset {key}"
+            f"{root_option(root)}"
+        )
+    say(
+        f"{known.title}: {len(tree.paths):,} images, {len(tree.domain_names)} domains, "
+        f"{len(tree.class_names)} classes, as published"
+    )
+    say(f"next: ./run.sh extract --dataset {key}{root_option(root)}")
+    return found
+
+
+def _fetch_archive(url: str | None, archive: Path, say: Callable[[str], None]) -> None:
+    if url is not None:
+        download(url, archive, say)
+    elif not archive.exists():
+        raise DataError(
+            f"no address is known for {archive.name}; give one with --url, or put it at {archive}"
+        )
+
+
+def _fetch_patiently(
+    url: str, target: Path, say: Callable[[str], None], patience: Patience
+) -> None:
+    part, note = beside(target)
+    failures, mark, attempts = 0, 0, 0
+    while True:
+        try:
+            attempts += 1
+            fetch_once(url, target, say, patience)
+            break
+        except Dropped as dropped:
+            if attempts == 1 and isinstance(dropped.__cause__, urllib.error.URLError):
+                raise DataError(
+                    f"{url} cannot be reached: {dropped}; run again when the network is there, "
+                    f"or {by_hand(target)}"
+                ) from dropped
+            size = part.stat().st_size if part.exists() else 0
+            if size >= mark + _PROGRESS:
+                failures, mark = 0, size
+            failures += 1
+            if failures > patience.retries:
+                raise DataError(
+                    f"{url}: {dropped}, in the last of {attempts} attempts; run again to go on "
+                    f"from {size:,} bytes, or {by_hand(target)}"
+                ) from dropped
+            say(f"{url}: {dropped}; trying again ({failures} of {patience.retries})")
+            time.sleep(patience.pause * 2 ** (failures - 1))
+    with part.open("rb") as file:
+        head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        part.unlink()
+        raise DataError(web_page(url, target))
+    part.replace(target)
+    note.unlink(missing_ok=True)

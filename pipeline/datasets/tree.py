@@ -1,0 +1,133 @@
+"""A folder of images as rows (path, label, domain, split) in a fixed order; their digests."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cache.identity import DIGEST_BYTES
+from pipeline.datasets.image_files import Folder, read_folder
+from pipeline.datasets.layouts import EXPECTED, guess, no_images, read_as
+from pipeline.errors import DataError
+from pipeline.terminal import printable
+
+__all__ = ["ImageTree", "as_tree", "image_digests", "read_root", "scan"]
+
+# hashlib.file_digest clears as large a buffer for each file: 0.7, not 1.1 GB/s on 20 KB files.
+_HASH_BYTES = 1 << 18
+_HASH_ROWS = 64  # rows a task: tasks of one row cost more than reading a small image
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """The images of a folder: domain after domain, split after split, class after class."""
+
+    root: Path
+    domain_names: tuple[str, ...]  # raw folder names in Python's string order
+    class_names: tuple[str, ...]  # the same, over all domains; or other names, in their order
+    paths: tuple[str, ...]  # (N,) relative to root, separated by "/"
+    labels: np.ndarray  # (N,) int64
+    domains: np.ndarray  # (N,) int64
+    ignored: tuple[str, ...]  # what is left out: files, and folders ("/" last)
+    layout: str = "domain/class"  # one of LAYOUTS
+    split: np.ndarray | None = None  # (N,) int8, positions in cache.table.SPLITS; None: no folders
+    renamed: Mapping[str, str] = field(default_factory=dict)  # {class folder: name} of all, or {}
+
+
+def scan(root: Path, layout: str | None = None) -> ImageTree:
+    """The images under `root`, in a stated layout (LAYOUTS) or in the one that it seems to have.
+
+    Inside a class the order is torchvision's ImageFolder's: folders by path, in a folder files by
+    name; domains and classes by name, splits in the order train, val, test; "/" separates on every
+    system. A class that some domain lacks is no error, and a link that leads nowhere is a row like
+    another. Left out and listed in `ignored`: what read_folder and read_as leave out.
+
+    Raises DataError for a root that is no folder and a tree without images, UnclearLayout for a
+    tree that fits no layout.
+    """
+    top = read_root(root)
+    return as_tree(Path(root), top, layout or guess(root, top))
+
+
+def read_root(root: Path) -> Folder:
+    """read_folder of a data set; DataError for a root that is no folder, or holds no image."""
+    root = Path(root)
+    if not root.is_dir():
+        found = "this is a file" if root.exists() else "there is no such folder"
+        raise DataError(f"{printable(root)}: {found}; {EXPECTED}")
+    top = read_folder(str(root))
+    if not top.images and not top.folders:
+        raise DataError(no_images(root, top.left_out))
+    return top
+
+
+def as_tree(root: Path, top: Folder, layout: str) -> ImageTree:
+    """The rows of what read_root found, in that layout. Raises DataError when it has none in it."""
+    groups, left_out = read_as(top, layout)
+    if not groups:
+        raise DataError(f"{printable(root)}: has no image in the layout {layout}/image; {EXPECTED}")
+    here = root.resolve().name or "images"
+    domain_names = tuple(sorted({group.domain or here for group in groups}))
+    class_names = tuple(sorted({group.class_folder for group in groups}))
+    label_of = {name: label for label, name in enumerate(class_names)}
+    domain_of = {name: number for number, name in enumerate(domain_names)}
+    rows = [len(group.paths) for group in groups]
+    paths = [path for group in groups for path in group.paths]
+    _check_names(root, paths)
+    split = np.repeat(np.array([group.split for group in groups], np.int8), rows)
+    return ImageTree(
+        root=root,
+        domain_names=domain_names,
+        class_names=class_names,
+        paths=tuple(paths),
+        labels=np.repeat(np.array([label_of[g.class_folder] for g in groups], np.int64), rows),
+        domains=np.repeat(np.array([domain_of[g.domain or here] for g in groups], np.int64), rows),
+        ignored=tuple(sorted(top.left_out + left_out)),
+        layout=layout,
+        split=split if "split" in layout else None,
+    )
+
+
+def image_digests(tree: ImageTree, progress: Callable[[int], object] | None = None) -> np.ndarray:
+    """Size and sha256 of the content of every row's image, (N, DIGEST_BYTES) uint8.
+
+    Zeros for a file that cannot be read. `progress` is called with the number of files hashed
+    since its last call. cache.identity.manifest_sha256 makes one hash of them and the paths.
+    """
+    rows: list[bytes] = []
+    starts = range(0, len(tree.paths), _HASH_ROWS)
+    # Reading and hashing release the GIL; more threads than cores keep a slow disk busy.
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        for some in pool.map(lambda start: _hash_rows(tree, start), starts):
+            rows += some
+            if progress:
+                progress(len(some))
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def _check_names(root: Path, paths: list[str]) -> None:
+    try:
+        "".join(paths).encode()
+    except UnicodeEncodeError:
+        bad = next(path for path in paths if path.encode(errors="replace").decode() != path)
+        raise DataError(
+            f"{printable(root)}: the name {ascii(bad)} is not UTF-8; rename it"
+        ) from None
+
+
+def _hash_rows(tree: ImageTree, start: int) -> list[bytes]:
+    rows = []
+    for path in tree.paths[start : start + _HASH_ROWS]:
+        try:
+            with open(os.path.join(tree.root, path), "rb", buffering=0) as file:
+                content = hashlib.sha256()
+                while block := file.read(_HASH_BYTES):
+                    content.update(block)
+                rows.append(file.tell().to_bytes(8, "little") + content.digest())
+        except OSError:
+            rows.append(bytes(DIGEST_BYTES))
+    return rows

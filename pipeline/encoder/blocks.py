@@ -1,0 +1,99 @@
+"""A process that decodes images for another: jobs on stdin, pixels on stdout."""
+
+import json
+import os
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from pipeline.encoder.pixels import UnreadableImage, decode
+
+# One message an image: what it is, and the bytes that follow. No pickle: a decoder that a hostile
+# file has taken over can answer with wrong pixels only.
+HEAD = struct.Struct("<BI")
+READY, UPRIGHT, TURNED, BAD = range(4)
+
+
+class Decoded(NamedTuple):
+    """One image.
+
+    pixels  (n, n, 3) uint8; None where the image is unreadable
+    turned  whether it carries an EXIF orientation other than upright
+    reason  why it is unreadable, on one line
+    """
+
+    pixels: np.ndarray | None
+    turned: bool = False
+    reason: str = ""
+
+
+def read_image(file: str | Path, resolution: int, most: int) -> Decoded:
+    """pipeline.encoder.pixels.decode of one file; a bad image is a reason, never an exception."""
+    try:
+        return Decoded(*decode(Path(file), resolution, most))
+    except UnreadableImage as error:
+        return Decoded(None, reason=error.reason)
+
+
+def serve() -> None:
+    """Answer the jobs on stdin until it ends, which it does with the process that asks."""
+    # What a library prints goes to stderr; stdout carries pixels alone.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
+        _write(answers, READY, b"")
+        for line in sys.stdin.buffer:
+            resolution, most, files = json.loads(line)
+            for file in files:
+                one = read_image(file, resolution, most)
+                if one.pixels is None:
+                    _write(answers, BAD, one.reason.encode("utf-8", "replace"))
+                else:
+                    _write(answers, TURNED if one.turned else UPRIGHT, one.pixels.data)
+    except BrokenPipeError:
+        pass  # nobody asks any more
+    os._exit(0)  # nothing to tidy up, and flushing a broken pipe would be an error
+
+
+def ask(process: IO[bytes], files: Sequence[str], resolution: int, most: int) -> None:
+    """Send one job to the stdin of a process that runs `serve`."""
+    process.write(json.dumps([resolution, most, list(files)]).encode() + b"\n")
+    process.flush()
+
+
+def wait_until_ready(process: IO[bytes]) -> None:
+    """Return when `serve` has begun; raises EOFError when it ended instead."""
+    _read(process)
+
+
+def answers(process: IO[bytes], resolution: int) -> Iterator[Decoded]:
+    """The images of the jobs sent, in order; raises EOFError when the process has ended."""
+    while True:
+        kind, body = _read(process)
+        if kind == BAD:
+            yield Decoded(None, reason=body.decode("utf-8", "replace"))
+        else:
+            square = np.frombuffer(body, np.uint8).reshape(resolution, resolution, 3)
+            yield Decoded(square, kind == TURNED)
+
+
+def _write(stream: IO[bytes], kind: int, body: bytes | memoryview) -> None:
+    stream.write(HEAD.pack(kind, memoryview(body).nbytes))
+    stream.write(body)
+    stream.flush()
+
+
+def _read(stream: IO[bytes]) -> tuple[int, bytes]:
+    kind, size = HEAD.unpack(_exactly(stream, HEAD.size))
+    return kind, _exactly(stream, size)
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytes:
+    found = stream.read(size)
+    if len(found) < size:
+        raise EOFError("the process that decodes images has ended")
+    return found

@@ -1,0 +1,194 @@
+"""What weights do not say of a CLIP: how many attention heads, which activation."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.encoder.sizes import Sizes
+from pipeline.encoder.towers import HEAD_WIDTH, UNNAMED, Towers
+from pipeline.errors import WeightsError
+
+# As Hugging Face's files and open_clip's are called. A folder may hold both, for two files of
+# weights; they describe one model.
+FILES = ("open_clip_config.json", "config.json")
+MOST_BYTES = 1 << 20
+ACTIVATIONS = {  # as Hugging Face calls them -> as here
+    "quick_gelu": "quickgelu",
+    "gelu": "gelu",
+}
+_HUGGING_FACE = {  # transformers' CLIPVisionConfig, CLIPTextConfig: defaults, which files may omit
+    "vision_config": {"num_attention_heads": 12, "hidden_act": "quick_gelu"},
+    "text_config": {"num_attention_heads": 8, "hidden_act": "quick_gelu"},
+}
+_SAME = {  # fields of both formats that the tensors' shapes say too -> the field of Sizes
+    "vision_config.hidden_size": "image_width",
+    "vision_config.num_hidden_layers": "image_layers",
+    "vision_config.patch_size": "patch",
+    "text_config.hidden_size": "text_width",
+    "text_config.num_hidden_layers": "text_layers",
+    "text_config.vocab_size": "vocabulary",
+    "projection_dim": "width",
+    "vision_cfg.width": "image_width",
+    "vision_cfg.layers": "image_layers",
+    "vision_cfg.patch_size": "patch",
+    "text_cfg.width": "text_width",
+    "text_cfg.layers": "text_layers",
+    "text_cfg.vocab_size": "vocabulary",
+    "embed_dim": "width",
+}
+
+
+def choose_towers(
+    path: Path, sizes: Sizes, asked: Towers, openais: bool, say: Callable[[str], None]
+) -> Towers:
+    """Heads and activation, each by the person, else by the config beside the file, else OpenAI's.
+
+    openais  whether the weights are known to be OpenAI's (or the demo's, made like them)
+    say      is told what a config gave, or what is assumed
+
+    Raises WeightsError for heads that do not divide the width, a width that 64 does not divide
+    where nobody named the heads, a config that contradicts the weights' shapes, and for other
+    heads or another activation of OpenAI's own weights.
+    """
+    if openais:
+        return _openais(path, sizes, asked)
+    config, source = (UNNAMED, None) if None not in asked else _beside(path, sizes)
+    known = Towers(*(a if a is not None else c for a, c in zip(asked, config, strict=True)))
+    if source:
+        said = f"{known.image_heads},{known.text_heads} heads and activation {known.activation}"
+        say(f"{path.name}: {said}, by {source.name} beside it" + _overridden(asked, config))
+    wide = (sizes.attention_width, sizes.text_width)
+    heads = [
+        _heads(path, tower, width, given)
+        for tower, width, given in zip(("image", "text"), wide, known[:2], strict=True)
+    ]
+    towers = Towers(heads[0], heads[1], known.activation or "quickgelu")
+    if None in known:
+        parts = ["QuickGELU"] if known.activation is None else []
+        if None in known[:2]:
+            parts.append(f"64-wide attention heads ({heads[0]} image, {heads[1]} text)")
+        say(
+            f"{path.name}: assumes {' and '.join(parts)}, as in OpenAI's CLIP; pass "
+            "--activation gelu or --heads IMAGE,TEXT if this model differs"
+        )
+    return towers
+
+
+def _openais(path: Path, sizes: Sizes, asked: Towers) -> Towers:
+    own = Towers(sizes.attention_width // HEAD_WIDTH, sizes.text_width // HEAD_WIDTH, "quickgelu")
+    if any(a and a != o for a, o in zip(asked, own, strict=True)):
+        raise WeightsError(
+            f"{path.name}: has {own.image_heads},{own.text_heads} attention heads and activation "
+            f"{own.activation}; --heads and --activation are for files of other models"
+        )
+    return own
+
+
+def _overridden(asked: Towers, config: Towers) -> str:
+    other = [c for a, c in zip(asked, config, strict=True) if a not in (None, c)]
+    return f"; the options replace its {', '.join(map(str, other))}" if other else ""
+
+
+def _heads(path: Path, tower: str, width: int, given: int | None) -> int:
+    if given is None and width % HEAD_WIDTH:
+        raise WeightsError(
+            f"{path}: its {tower} tower is {width} wide, which is no multiple of OpenAI's 64-wide "
+            "attention heads, and the weights do not say how many it has; pass --heads IMAGE,TEXT"
+        )
+    heads = given or width // HEAD_WIDTH
+    if heads < 1 or width % heads:
+        raise WeightsError(
+            f"{path}: its {tower} tower is {width} wide, which is not divisible by {heads} "
+            "attention heads"
+        )
+    return heads
+
+
+def _beside(path: Path, sizes: Sizes) -> tuple[Towers, Path | None]:
+    for file in (path.with_name(name) for name in FILES):
+        if not file.is_file():
+            continue
+        found = _read_object(file)
+        found = found.get("model_cfg", found)  # open_clip's files hold preprocessing as well
+        if not isinstance(found, dict):
+            continue
+        for towers in (_hugging_face(found, file), _open_clip(found, file, sizes)):
+            if towers:
+                _refuse_contradictions(found, file, sizes)
+                return towers, file
+    return UNNAMED, None
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where it is another JSON value, and so no CLIP's config."""
+    try:
+        with file.open("rb") as opened:
+            found = json.loads(opened.read(MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{file}: cannot be read as JSON ({type(error).__name__}); repair or remove it, or "
+            "pass both --heads IMAGE,TEXT and --activation"
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _hugging_face(config: dict[str, Any], file: Path) -> Towers | None:
+    towers = [config.get(name) for name in _HUGGING_FACE]
+    if not all(isinstance(tower, dict) for tower in towers):
+        return None
+    image, text = ({**_HUGGING_FACE[n], **config[n]} for n in _HUGGING_FACE)
+    if image["hidden_act"] != text["hidden_act"]:
+        raise WeightsError(
+            f"{file}: its towers have different activations, {image['hidden_act']!r:.40} and "
+            f"{text['hidden_act']!r:.40}; such models are not supported"
+        )
+    return Towers(
+        _positive(image["num_attention_heads"], "vision_config.num_attention_heads", file),
+        _positive(text["num_attention_heads"], "text_config.num_attention_heads", file),
+        _activation(image["hidden_act"], file),
+    )
+
+
+def _open_clip(config: dict[str, Any], file: Path, sizes: Sizes) -> Towers | None:
+    """By open_clip's own defaults: 64-wide image heads, 8 text heads, GELU."""
+    image, text = config.get("vision_cfg"), config.get("text_cfg")
+    if not (isinstance(image, dict) and isinstance(text, dict)):
+        return None
+    head_width = _positive(image.get("head_width", HEAD_WIDTH), "vision_cfg.head_width", file)
+    heads = _positive(text.get("heads", 8), "text_cfg.heads", file)
+    if sizes.attention_width % head_width:
+        raise WeightsError(
+            f"{file}: vision_cfg.head_width is {head_width}, which does not divide the "
+            f"{sizes.attention_width} numbers of the weights beside it"
+        )
+    quick = config.get("quick_gelu", False) is True
+    return Towers(sizes.attention_width // head_width, heads, "quickgelu" if quick else "gelu")
+
+
+def _activation(name: object, file: Path) -> str:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise WeightsError(
+            f"{file}: hidden_act is {name!r:.40}; there are {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
+
+
+def _positive(value: object, field: str, file: Path) -> int:
+    if type(value) is not int or value < 1:
+        raise WeightsError(f"{file}: {field} is {value!r:.40}, where a positive integer is needed")
+    return value
+
+
+def _refuse_contradictions(config: dict[str, Any], file: Path, sizes: Sizes) -> None:
+    for field, name in _SAME.items():
+        value: Any = config
+        for word in field.split("."):
+            value = value.get(word) if isinstance(value, dict) else None
+        value = tuple(value) if isinstance(value, list) else value
+        found = getattr(sizes, name)
+        if value is not None and found is not None and value != found:
+            raise WeightsError(
+                f"{file}: {field} is {value!r:.60}, the weights beside it have {found}; it belongs "
+                "to another model: remove it, or put the weights where their own config lies"
+            )

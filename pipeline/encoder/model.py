@@ -1,0 +1,256 @@
+"""Frozen CLIP: its package repaired and imported, its weights found, images and prompts encoded."""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import re
+import socket
+import sys
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.encoder.architecture import describe
+from pipeline.encoder.config_files import choose_towers
+from pipeline.encoder.pixels import MEAN, STD
+from pipeline.encoder.sizes import build_module, sizes_of
+from pipeline.encoder.towers import UNNAMED, Towers
+from pipeline.encoder.weights import WEIGHTS, find_weights, read_state_dict
+from pipeline.errors import WeightsError
+
+PROMPTS_AT_ONCE = 128
+PATIENCE_SECONDS = 20  # for a server that does not answer, or stops sending
+NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A frozen CLIP on its device.
+
+    name            as in MODEL_NAMES, or the weights' file name
+    module          clip.model.CLIP in eval mode, without gradients
+    resolution      n of the (n, n) pixels it takes
+    width           D, of image and text features
+    logit_scale     the multiplier, about 100
+    weights_sha256  over the parameters and buffers, the same for any file form of the same weights
+    architecture    its sizes and what they are called, see clip_architecture.describe
+    dtype           float32 on the CPU; float16 elsewhere, as OpenAI's own loader has it
+    """
+
+    name: str
+    module: torch.nn.Module
+    resolution: int
+    width: int
+    logit_scale: float
+    weights_sha256: str
+    architecture: dict
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_model(
+    name_or_file: str,
+    device: torch.device,
+    towers: Towers = UNNAMED,
+    say: Callable[[str], None] = lambda message: None,
+) -> ClipModel:
+    """The CLIP of that name (MODEL_NAMES, in any case) or in that file, ready to encode.
+
+    OpenAI's weights are downloaded by clip into ~/.cache/clip once. Files: see read_state_dict.
+
+    towers  heads and activation of a file's model; see choose_towers for what is not named
+    say     is told what was assumed of it
+
+    Raises WeightsError when the name is unknown, the weights cannot be had, or do not fit `towers`.
+    """
+    name, file = find_weights(name_or_file)
+    clip = import_clip()
+    path = file or _download(name)
+    state = read_state_dict(path)
+    logit_scale = float(state["logit_scale"].detach().float().exp())
+    try:
+        sizes = sizes_of(state, path)
+        own = file is None or file == WEIGHTS or _sha256(path) in _openai_sha256()
+        chosen = choose_towers(path, sizes, towers, own, say)
+        module = build_module(clip.model, state, sizes, chosen, path)
+    except WeightsError:
+        raise
+    except Exception as error:  # a size that torch cannot make surfaces as nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"{path} does not make a CLIP of OpenAI's layout: {type(error).__name__}: {reason}"
+        ) from error
+    weights_sha256 = _weights_sha256(module, path)
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    if dtype == torch.float32:
+        module.float()
+    return ClipModel(
+        name=name,
+        module=module.eval().requires_grad_(False).to(device),
+        resolution=int(module.visual.input_resolution),
+        width=int(module.text_projection.shape[1]),
+        logit_scale=logit_scale,
+        weights_sha256=weights_sha256,
+        architecture=describe(module),
+        device=device,
+        dtype=dtype,
+    )
+
+
+@torch.inference_mode()
+def encode_images(model: ClipModel, pixels: Tensor) -> Tensor:
+    """clip's encode_image of pixels that are scaled and normalised as ToTensor and Normalize do.
+
+    pixels   (B, n, n, 3) uint8 on any device, n = model.resolution
+    returns  (B, D) float32 on the CPU, not normalised
+    """
+    size = (model.resolution, model.resolution, 3)
+    if pixels.dtype != torch.uint8 or pixels.shape[1:] != size:
+        shape = tuple(pixels.shape)
+        raise ValueError(f"pixels must be (B, {size[0]}, {size[1]}, 3) uint8; got {shape}")
+    images = pixels.to(model.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+    mean, std = (
+        torch.tensor(numbers, device=model.device).view(3, 1, 1) for numbers in (MEAN, STD)
+    )
+    images = images.float().div_(255).sub_(mean).div_(std)
+    return model.module.encode_image(images).float().cpu()
+
+
+@torch.inference_mode()
+def encode_prompts(
+    model: ClipModel, class_names: Sequence[str], templates: Sequence[str]
+) -> np.ndarray:
+    """One text feature for each class.
+
+    With one template: clip's encode_text of it with the class name in place of {}, as it comes.
+    With several: the mean over templates of those features at length 1, as CLIP's authors do.
+
+    class_names  C names, put in raw (folder names, underscores and all)
+    templates    each with one {}
+    returns      (C, D) float32
+    Raises WeightsError when a prompt is too long for this model, ValueError for a bad template.
+    """
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"a prompt template needs one {{}} for the class; got {template!r}")
+    if not templates:
+        raise ValueError("encode_prompts: at least one template is needed")
+    raw = [
+        _encode_texts(model, [template.replace("{}", name) for name in class_names])
+        for template in templates
+    ]
+    if len(raw) == 1:
+        return raw[0].numpy()
+    units = [torch.nn.functional.normalize(features, dim=1) for features in raw]
+    return torch.stack(units).mean(dim=0).numpy()
+
+
+@functools.cache
+def import_clip() -> ModuleType:
+    """OpenAI's clip package, imported past what breaks its import today.
+
+    It reads pkg_resources, which setuptools 82 dropped, and torchvision, whose CUDA build fails
+    beside a CPU torch until the operators it describes are declared. Where both are healthy
+    nothing is changed. Raises WeightsError when clip is missing or is the clipboard tool.
+    """
+    install = "pip install -r requirements.txt"
+    shim = importlib.util.find_spec("pkg_resources") is None
+    if shim:
+        module = types.ModuleType("pkg_resources")
+        module.packaging = importlib.import_module("packaging")
+        importlib.import_module("packaging.version")
+        sys.modules["pkg_resources"] = module
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an old pkg_resources calls itself deprecated
+            _import_torchvision()
+            import clip
+    except ModuleNotFoundError as error:
+        raise WeightsError(f"OpenAI's clip needs {error.name}, not installed; {install}") from error
+    finally:
+        if shim:
+            sys.modules.pop("pkg_resources", None)
+    if not (hasattr(clip, "load") and hasattr(clip, "tokenize")):
+        raise WeightsError(
+            f"the package clip at {clip.__file__} is not OpenAI's (PyPI's `clip` is a clipboard "
+            f"tool); pip uninstall clip, then {install} --force-reinstall --no-deps"
+        )
+    return clip
+
+
+def _import_torchvision() -> None:
+    for _ in range(8):  # each try may name one operator more; 0.28 needs two
+        try:
+            importlib.import_module("torchvision.transforms")
+            return
+        except RuntimeError as error:
+            missing = re.search(r"operator (torchvision::\w+) does not exist", str(error))
+            if not missing:
+                raise
+            for loaded in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+                del sys.modules[loaded]
+            torch.library.define(missing[1], NMS_SCHEMA)
+
+
+def _download(name: str) -> Path:
+    clip = import_clip().clip
+    url, folder = clip._MODELS[name], Path.home() / ".cache" / "clip"
+    path = folder / Path(url).name
+    unlike = path.exists()  # clip takes a file that is there only if its SHA-256 is the address's
+    patience = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(PATIENCE_SECONDS)  # clip itself would wait for ever
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a damaged file is downloaded anew
+            return Path(clip._download(url, str(folder)))
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # TypeError: no Content-Length
+        there = ", in the place of another or incomplete file that is there" if unlike else ""
+        raise WeightsError(
+            f"--model {name}: its weights could not be downloaded "
+            f"({' '.join(str(error).split())}); fetch {url} elsewhere and put it at {path}{there}, "
+            "or name a file you have"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _openai_sha256() -> set[str]:
+    return {url.split("/")[-2] for url in import_clip().clip._MODELS.values()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _encode_texts(model: ClipModel, texts: list[str]) -> Tensor:
+    try:
+        tokens = import_clip().tokenize(texts, context_length=model.module.context_length)
+    except RuntimeError as error:  # it names the text and the length
+        raise WeightsError(f"a prompt does not fit {model.name}: {error}") from error
+    if int(tokens.max()) >= model.module.vocab_size:
+        raise WeightsError(
+            f"{model.name} knows {model.module.vocab_size} tokens, fewer than CLIP's"
+        )
+    pieces = tokens.to(model.device).split(PROMPTS_AT_ONCE)
+    return torch.cat([model.module.encode_text(piece).float().cpu() for piece in pieces])
+
+
+def _weights_sha256(module: torch.nn.Module, path: Path) -> str:
+    """SHA-256 over "name shape" lines and little-endian float32 bytes, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        numbers = tensor.float().cpu()
+        if not torch.isfinite(numbers).all():
+            raise WeightsError(f"{path} has NaN or Inf in {name}; download or copy it again")
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(numbers.numpy(), "<f4"))
+    return digest.hexdigest()

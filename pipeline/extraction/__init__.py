@@ -1,0 +1,1 @@
+"""Stage one: images and prompts through frozen CLIP, once, into a cache."""

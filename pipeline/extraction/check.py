@@ -1,0 +1,203 @@
+"""Whether a cache holds what its images give: some rows encoded anew and compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.container.checksums import check_features
+from cache.store import compare_identity, info, read_paths, read_table
+from cache.table import CacheError, FeatureTable
+from kernels.backends import pick_device
+from pipeline.datasets.find import dataset_name, find_folder
+from pipeline.encoder.decoding import decoded_images
+from pipeline.encoder.model import ClipModel, encode_images, encode_prompts, load_model
+from pipeline.encoder.pixels import DECODERS, IMAGE_LIMITS, PREPROCESSING
+from pipeline.encoder.towers import UNNAMED, Towers, towers_fact
+from pipeline.errors import DataError
+from pipeline.extraction.cache_files import TEMPLATES, cache_path
+from pipeline.places import DATA
+
+BATCH = 16
+# Of the row's largest number, and 1 - cosine. Storing as float16 moves a number by up to 2^-11; the
+# built-in CLIP on 200 pictures, stored so: 4.7e-4 and 3e-8; bilinear, not bicubic: 0.21 and 2e-2.
+# With float16 arithmetic (a GPU) each layer rounds; that limit is an estimate.
+LIMITS = {"float32": (1e-3, 1e-6), "float16": (3e-2, 1e-3)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far rows encoded anew lie from the cache's; differences are of the row's largest number.
+
+    rows        compared           gone     {path: why} of those whose image cannot be read now
+    worst       path of the row with the largest difference
+    difference, cosine             the largest and the least over rows
+    prompt_difference, prompt_cosine  the same over all class prompts
+    allowed_difference, allowed_cosine  what arithmetic and storing explain
+    """
+
+    path: Path
+    rows: int
+    worst: str
+    difference: float
+    cosine: float
+    prompt_difference: float
+    prompt_cosine: float
+    allowed_difference: float
+    allowed_cosine: float
+    gone: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether every row and prompt is the cache's, but for rounding."""
+        return (
+            not self.gone
+            and max(self.difference, self.prompt_difference) <= self.allowed_difference
+            and min(self.cosine, self.prompt_cosine) >= self.allowed_cosine
+        )
+
+
+def check_cache(
+    dataset: str | PathLike[str],
+    rows: int,
+    *,
+    root: str | PathLike[str] | None = None,
+    model: str | PathLike[str] = "demo",
+    towers: Towers = UNNAMED,
+    out: str | PathLike[str] | None = None,
+    templates: tuple[str, ...] = TEMPLATES,
+    device: str = "auto",
+    seed: int | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> Check:
+    """Encodes `rows` rows, drawn without replacement, again and compares them with a cache.
+
+    The images need not be all there, nor be hashed: those drawn are read. Another device than the
+    cache was made on, and other versions of the decoding libraries, are told and allowed for.
+
+    out   the cache; None: where extract puts it;  rows  all of them when it has fewer
+    seed  fixes the draw; None: another one each time
+
+    Raises CacheError when there is no such cache, it is damaged, or it was imported and knows no
+    images; StaleCache when it was made with other weights, prompts or preprocessing; DataError when
+    the images are not there; as extract otherwise.
+    """
+    dataset, model = fspath(dataset), fspath(model)
+    where, path = pick_device(device), Path(out or cache_path(dataset, model, templates))
+    if not path.exists():
+        raise CacheError(f"{path}: there is no such cache to check; without --check it is made")
+    identity = info(path)["identity"]
+    table, paths = read_table(path), read_paths(path)
+    if not all(paths) or not identity.get("weights_sha256"):
+        raise CacheError(
+            f"{path}: was imported and does not say which images its rows are, so "
+            "none can be encoded again; ./run.sh cache verify compares it with its checksums"
+        )
+    check_features(table)
+    folder = find_folder(dataset, Path(root or DATA))
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; name the folder of the data set")
+    clip = load_model(model, where, towers, say)
+    _compare(identity, dataset_name(dataset), clip, templates, path, say)
+    drawn = np.random.default_rng(seed).permutation(len(paths))[:rows]
+    drawn.sort()
+    rows_there = [row for row in drawn.tolist() if (folder / paths[row]).is_file()]
+    gone = {paths[row]: "not in the data set now" for row in {*drawn.tolist()} - {*rows_there}}
+    files = [str(folder / paths[row]) for row in rows_there]
+    pixels, kept = [], []
+    with decoded_images(files, clip.resolution, workers=0, limits=IMAGE_LIMITS, say=say) as images:
+        for row, one in zip(rows_there, images, strict=True):
+            if one.pixels is None:
+                gone[paths[row]] = one.reason
+            else:
+                pixels.append(one.pixels)
+                kept.append(row)
+    if not kept:
+        first, why = next(iter(gone.items()))
+        raise DataError(f"not one of {len(gone)} images can be read: {folder / first}: {why}")
+    found = _encode(clip, pixels)
+    return _told(path, table, identity, clip, paths, kept, found, templates, gone)
+
+
+def _compare(
+    identity: dict[str, Any],
+    dataset: str,
+    clip: ClipModel,
+    templates: tuple[str, ...],
+    path: Path,
+    say: Callable[[str], None],
+) -> None:
+    made = _object(identity, "preprocessing")
+    compare_identity(
+        {
+            "dataset": dataset,
+            "templates": list(templates),
+            "weights_sha256": clip.weights_sha256,
+            **towers_fact(clip.architecture),
+            "preprocessing": {k: v for k, v in PREPROCESSING.items() if k not in DECODERS},
+        },
+        {
+            "dataset": identity.get("dataset"),
+            "templates": identity.get("templates"),
+            "weights_sha256": identity["weights_sha256"],
+            **towers_fact(identity.get("architecture")),
+            "preprocessing": {k: v for k, v in made.items() if k not in DECODERS},
+        },
+        path,
+        "check it with the words that it was extracted with",
+    )
+    for name in DECODERS:
+        if made.get(name) != PREPROCESSING[name]:
+            say(f"{path}: images were decoded by {made.get(name)}, now by {PREPROCESSING[name]}")
+
+
+def _object(identity: dict[str, Any], name: str) -> dict[str, Any]:
+    found = identity.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _encode(clip: ClipModel, pixels: list[np.ndarray]) -> np.ndarray:
+    blocks = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    return torch.cat([encode_images(clip, torch.from_numpy(np.stack(b))) for b in blocks]).numpy()
+
+
+def _told(
+    path: Path,
+    table: FeatureTable,
+    identity: dict[str, Any],
+    clip: ClipModel,
+    paths: list[str],
+    kept: list[int],
+    found: np.ndarray,
+    templates: tuple[str, ...],
+    gone: dict[str, str],
+) -> Check:
+    differences, cosines = _distances(found, table.features[kept])
+    prompts = encode_prompts(clip, table.class_names, templates)
+    prompt_differences, prompt_cosines = _distances(prompts, table.text_features)
+    computed = {str(clip.dtype).removeprefix("torch."), _object(identity, "compute").get("dtype")}
+    difference, cosine = LIMITS["float16" if "float16" in computed else "float32"]
+    return Check(
+        path=path,
+        rows=len(kept),
+        worst=paths[kept[int(differences.argmax())]],
+        difference=float(differences.max()),
+        cosine=float(cosines.min()),
+        prompt_difference=float(prompt_differences.max()),
+        prompt_cosine=float(prompt_cosines.min()),
+        allowed_difference=difference,
+        allowed_cosine=1 - cosine,
+        gone=gone,
+    )
+
+
+def _distances(found: np.ndarray, cached: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By row: max |found - cached| / max |found|, and the cosine; both (n,) float64."""
+    x, y = found.astype(np.float64), cached.astype(np.float64)
+    differences = abs(x - y).max(axis=1) / abs(x).max(axis=1)
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return differences, (x * y).sum(axis=1) / np.where(lengths == 0, 1, lengths)

@@ -1,0 +1,294 @@
+"""Stage one: the images and prompts of a data set through frozen CLIP, once, into a cache."""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.identity import manifest_sha256
+from cache.store import (
+    SCHEMA,
+    compare_identity,
+    info,
+    open_writer,
+    partial_of,
+    shard_identity,
+    shard_path,
+)
+from kernels.backends import pick_device
+from pipeline.datasets.find import dataset_name, find_images, refuse_copies
+from pipeline.datasets.stated import Stated
+from pipeline.datasets.tree import ImageTree, image_digests
+from pipeline.encoder.model import ClipModel, encode_prompts, load_model
+from pipeline.encoder.pixels import IMAGE_LIMITS, LARGEST, PREPROCESSING, Limits
+from pipeline.encoder.towers import UNNAMED, Towers
+from pipeline.errors import ConfigError, Interrupted
+from pipeline.extraction.cache_files import TEMPLATES, cache_path
+from pipeline.extraction.image_changes import in_words_of_images
+from pipeline.extraction.rate import Rate, keep_rate
+from pipeline.extraction.rows import Encoded, Pace, encode_rows
+from pipeline.extraction.shards import parse_shard, part_of, pick_card
+from pipeline.places import DATA
+
+STORE = {"fp16": "float16", "fp32": "float32"}
+BATCH = {"cpu": 16, "cuda": 256}  # on the CPU a batch is one thread's, and 16 is as fast as 64
+NOTHING = Encoded(0, 0, {})
+MOST_SECONDS = 1e6
+SHOWN = 20  # unreadable images and stray files named one by one; the rest is a count
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What one extraction did.
+
+    path        of the cache                 rows    in it, unreadable ones too
+    encoded     images in this run           resumed rows that an earlier run had done
+    unreadable  rows without features, of all runs
+    turned      images of this run with an EXIF orientation, which CLIP's preprocessing ignores
+    seconds     {part: seconds}; images_per_second  of the part that encodes, decoding included
+    """
+
+    path: Path
+    rows: int
+    encoded: int
+    resumed: int
+    unreadable: int
+    turned: int
+    seconds: dict[str, float]
+    images_per_second: float
+
+
+def extract(
+    dataset: str | PathLike[str],
+    *,
+    root: str | PathLike[str] | None = None,
+    model: str | PathLike[str] = "demo",
+    towers: Towers = UNNAMED,
+    out: str | PathLike[str] | None = None,
+    templates: tuple[str, ...] = TEMPLATES,
+    device: str = "auto",
+    batch: int | None = None,
+    workers: int | None = None,
+    store: str = "fp16",
+    on_bad_image: str = "fail",
+    max_megapixels: float = IMAGE_LIMITS.pixels / 1e6,
+    max_image_seconds: float = IMAGE_LIMITS.seconds,
+    force: bool = False,
+    shard: str | None = None,
+    card: int | None = None,
+    layout: str | None = None,
+    class_names: str | None = None,
+    accept: tuple[str, ...] = (),
+    say: Callable[[str], None] = lambda message: None,
+) -> ExtractReport:
+    """Encode what the cache does not have yet; killed at any moment, the next call goes on.
+
+    dataset       "demo", a known name (KNOWN) looked for in `root`, or a folder
+    model         a name of MODEL_NAMES, or a file of weights
+    towers        heads and activation of a file of weights, see clip_config.choose_towers
+    out           the cache; None: cache_path. A shard's file is named after it, x.shard-2-of-8.h5
+    batch         images encoded together; None: 16 on the CPU, 256 on a GPU
+    workers       processes that decode; 0: this one does; None: one a core
+    on_bad_image  "fail" stops at an unreadable image, "skip" leaves its row without features
+    max_megapixels, max_image_seconds  an image that has or takes more is unreadable; decoding takes
+                  up to 20 bytes a pixel in each worker
+    force         make the cache anew, whatever is there
+    shard         "2/8": only the rows of that part, which cache.store.merge_shards puts together
+    card          of several GPUs, the number of the one to use
+    layout        what the levels of the folder are, one of LAYOUTS; None: a guess, refused where
+                  that is dangerous
+    class_names   a file that names the class folders, or "folder": their own names are meant
+    accept        oddities that are meant, of ACCEPT
+    say           takes lines for the user
+
+    An undisturbed extraction and a resumed one of the same batch end with the same bytes.
+    Raises ConfigError, BackendUnavailable, DataError, WeightsError, CacheError, StaleCache for a
+    cache of other images, weights, prompts or settings, and Interrupted after SIGINT or SIGTERM.
+    """
+    _check_settings(templates, batch, workers, store, on_bad_image)
+    limits = _limits(max_megapixels, max_image_seconds)
+    stated = Stated(layout, class_names, tuple(accept))
+    part = parse_shard(shard) if shard else None
+    where, pace = pick_card(pick_device(device), card), Pace()
+    batch = batch or BATCH[where.type]
+    dataset, model = fspath(dataset), fspath(model)
+    usual = cache_path(dataset, model, templates)  # refuses an unknown model before images are read
+    out = Path(out or usual)
+    if part:
+        out = shard_path(out, *part)
+    with pace.part("scan"):
+        whole = find_images(dataset, Path(root or DATA), say, stated=stated, templates=templates)
+        tree = part_of(whole, part, batch) if part else whole
+    with pace.part("model"):
+        clip = load_model(model, where, towers, say)
+    with pace.part("manifest"):
+        digests = image_digests(tree)
+        identity = _identity(dataset_name(dataset), tree, clip, templates, STORE[store], digests)
+    if part:
+        identity = shard_identity(identity, whole.paths, **part._asdict(), batch=batch)
+    if out.exists() and not force:
+        found = info(out)
+        with in_words_of_images(out, tree):
+            compare_identity(identity, found["identity"], out)
+        say(f"{out} is up to date: {found['rows']:,} rows, {found['unreadable']} unreadable")
+        return _report(out, found, pace)
+    refuse_copies(dataset, tree, digests, stated, say)
+    named = f"shard {part.index}/{part.count}, " if part else ""
+    say(f"encoding {named}{len(tree.paths):,} images with {clip.name} on {device_name(where)}")
+    with pace.part("prompts"):
+        text_features = encode_prompts(clip, tree.class_names, templates)
+    with (
+        in_words_of_images(partial_of(out), tree),
+        open_writer(
+            out,
+            identity=identity,
+            class_names=tree.class_names,
+            domain_names=tree.domain_names,
+            labels=tree.labels,
+            domains=tree.domains,
+            paths=tree.paths,
+            text_features=text_features,
+            logit_scale=clip.logit_scale,
+            width=clip.width,
+            dtype=STORE[store],
+            image_digests=digests if part else None,
+            split=tree.split,
+            force=force,
+        ) as writer,
+    ):
+        partial = partial_of(out)
+        if len(writer.todo) < len(tree.paths):
+            say(f"{partial}: going on, {len(writer.todo):,} images are left")
+        skip = on_bad_image == "skip"
+        try:
+            done = encode_rows(
+                clip, tree, writer, pace,
+                batch=batch, workers=workers, skip=skip, limits=limits, say=say,
+            )  # fmt: skip
+        except Interrupted as stopped:
+            told = f"stopped; the same command goes on from what {partial} has"
+            raise Interrupted(told, stopped.number) from None
+        with pace.part("publishing"):
+            writer.publish()
+    _say_what_was_odd(done, say)
+    found = info(out)
+    if done.images and not part:  # of a merged cache nobody measured one rate
+        rate = Rate(done.images, pace.seconds["rows"], device_name(where))
+        keep_rate(out, found["content_sha256"], rate)
+    return _report(out, found, pace, done)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person knows it: "cuda (NVIDIA H100)", "cpu (AMD EPYC 7B13, 2 threads)"."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({_processor()}, {torch.get_num_threads()} threads)"
+
+
+def _check_settings(
+    templates: tuple[str, ...], batch: int | None, workers: int | None, store: str, bad: str
+) -> None:
+    if not templates:
+        raise ConfigError(
+            "no prompt template is given; --prompt 'a picture of a {}' is the default"
+        )
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ConfigError(f"--prompt {template!r}: needs one {{}}, where the class name goes")
+    if batch is not None and batch < 1:
+        raise ConfigError(f"--batch {batch}: at least 1 image is encoded at a time")
+    if workers is not None and workers < 0:
+        raise ConfigError(f"--workers {workers}: give 0 to decode in this process, or 1 and more")
+    if store not in STORE:
+        raise ConfigError(f"--store {store}: there are {', '.join(STORE)}")
+    if bad not in ("fail", "skip"):
+        raise ConfigError(f"--on-bad-image {bad}: there are fail, skip")
+
+
+def _limits(megapixels: float, seconds: float) -> Limits:
+    if not 0 < megapixels * 1e6 <= LARGEST:
+        raise ConfigError(
+            f"--max-megapixels {megapixels:g}: above 0 and at most {LARGEST // 10**6}, where "
+            "Pillow refuses to decode"
+        )
+    if not 0 < seconds < MOST_SECONDS:
+        raise ConfigError(f"--max-image-seconds {seconds:g}: above 0 and below {MOST_SECONDS:g}")
+    return Limits(int(megapixels * 1e6), seconds)
+
+
+def _identity(
+    dataset: str,
+    tree: ImageTree,
+    clip: ClipModel,
+    templates: tuple[str, ...],
+    store: str,
+    digests: np.ndarray,
+) -> dict[str, Any]:
+    """All that decides the cache's content, as JSON; a field of it that differs is another cache.
+
+    Not in it: the batch, torch's version and the processor, which move a feature by float rounding.
+    """
+    identity = {
+        "schema": SCHEMA,
+        "dataset": dataset,
+        "model": clip.architecture["name"],
+        "templates": templates,
+        "weights_sha256": clip.weights_sha256,
+        "architecture": clip.architecture,
+        "preprocessing": PREPROCESSING,
+        "compute": {"device": clip.device.type, "dtype": str(clip.dtype).removeprefix("torch.")},
+        "store_dtype": store,
+        "layer": "projection",
+        "normalised": False,
+        "class_names": tree.class_names,
+        "domain_names": tree.domain_names,
+    }
+    # Only where they say what paths and names do not: caches of older releases have neither.
+    if tree.split is not None:
+        identity["layout"] = tree.layout
+    if tree.renamed:
+        identity["class_folders"] = dict(tree.renamed)
+    # The last field, as merge_shards has it.
+    identity["manifest_sha256"] = manifest_sha256(tree.paths, digests)
+    return dict(
+        json.loads(json.dumps(identity))
+    )  # tuples as lists, as they come back from the cache
+
+
+def _say_what_was_odd(done: Encoded, say: Callable[[str], None]) -> None:
+    for path, reason in list(done.unreadable.items())[:SHOWN]:
+        say(f"unreadable, left without features: {path}: {reason}")
+    if len(done.unreadable) > SHOWN:
+        say(f"... and {len(done.unreadable) - SHOWN:,} more unreadable images")
+    if done.turned:
+        say(f"{done.turned:,} images carry an EXIF turn; as in CLIP's preprocessing it is ignored")
+
+
+def _report(out: Path, found: dict[str, Any], pace: Pace, done: Encoded = NOTHING) -> ExtractReport:
+    seconds = pace.seconds | {"total": time.perf_counter() - pace.began}
+    busy = seconds.get("rows", 0.0)
+    return ExtractReport(
+        path=out,
+        rows=found["rows"],
+        encoded=done.images,
+        resumed=found["rows"] - done.images - len(done.unreadable),
+        unreadable=found["unreadable"],
+        turned=done.turned,
+        seconds={part: round(spent, 3) for part, spent in seconds.items()},
+        images_per_second=round(done.images / busy, 1) if busy else 0.0,
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

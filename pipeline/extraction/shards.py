@@ -1,0 +1,107 @@
+"""One of n parts of an extraction: how it is named, who names it, which images it has."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+from cache.store import shard_rows
+from pipeline.datasets.tree import ImageTree
+from pipeline.errors import ConfigError
+
+MOST = 100_000
+
+
+class Shard(NamedTuple):
+    """Part `index` of `count`, counted from 1."""
+
+    index: int
+    count: int
+
+
+class Task(NamedTuple):
+    """What a launcher says of this process: its shard as words, and its number on this machine."""
+
+    shard: str
+    local: int
+
+
+def parse_shard(words: str) -> Shard | None:
+    """2/8 -> Shard(2, 8); 1/1 is the whole: None. Raises ConfigError for other words."""
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", words.strip())
+    shard = Shard(*map(int, found.groups())) if found else None
+    if not shard or not 1 <= shard.index <= shard.count <= MOST:
+        raise ConfigError(f"--shard {words!r}: write i/n, as 2/8 for the second of eight")
+    return shard if shard.count > 1 else None
+
+
+def launched_task(
+    environment: Mapping[str, str], say: Callable[[str], None] = lambda message: None
+) -> Task | None:
+    """The shard of a process that torchrun or Slurm's srun started beside others; None: alone.
+
+    torchrun  RANK of WORLD_SIZE, and LOCAL_RANK on its machine
+    srun      SLURM_PROCID of SLURM_STEP_NUM_TASKS, and SLURM_LOCALID
+
+    A batch script itself has SLURM_PROCID=0 and perhaps SLURM_NTASKS=8 without anybody beside it:
+    that is said and is no shard. Nor is a job array, which may run over data sets as well.
+    Raises ConfigError for numbers that cannot be.
+    """
+    for name, rank, size, local in (
+        ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ):
+        if rank not in environment or size not in environment:
+            continue
+        try:
+            index, count = int(environment[rank]), int(environment[size])
+            place = int(environment.get(local, "0"))
+            fits = 0 <= index < count <= MOST and place >= 0
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ConfigError(
+                f"{rank}={environment[rank]} and {size}={environment[size]} name no process of a "
+                "group; unset them, or say --shard i/n"
+            )
+        if count > 1:
+            say(f"{name} started {count} of these: this one is --shard {index + 1}/{count}")
+            return Task(f"{index + 1}/{count}", place)
+    if environment.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_NUM_TASKS" not in environment:
+        say(
+            f"SLURM_NTASKS is {environment['SLURM_NTASKS']}, but srun did not start this: encoding "
+            "everything here; begin the line with srun for a shard a task"
+        )
+    return None
+
+
+def part_of(tree: ImageTree, shard: Shard, batch: int) -> ImageTree:
+    """The shard's images, with the names of all classes and domains.
+
+    Raises ConfigError when the data set has fewer batches than there are shards.
+    """
+    rows = shard_rows(len(tree.paths), batch, *shard)
+    blocks = -(-len(tree.paths) // batch)
+    if blocks < shard.count:
+        raise ConfigError(
+            f"--shard {shard.index}/{shard.count}: {len(tree.paths):,} images are {blocks} batches "
+            f"of {batch}, and a shard has one at least; take up to {blocks} shards, or a smaller "
+            "--batch"
+        )
+    mine = slice(rows.start, rows.stop)
+    return dataclasses.replace(
+        tree,
+        paths=tree.paths[mine],
+        labels=tree.labels[mine],
+        domains=tree.domains[mine],
+        split=None if tree.split is None else tree.split[mine],
+    )
+
+
+def pick_card(device: torch.device, local: int | None) -> torch.device:
+    """Of several GPUs the one whose turn it is; Slurm may show each process its own alone."""
+    if device.type != "cuda" or local is None:
+        return device
+    return torch.device("cuda", local % torch.cuda.device_count())

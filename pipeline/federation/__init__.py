@@ -1,0 +1,1 @@
+"""Rounds of local training and averaging on tensors. Pure: no path, no JSON file, no clock."""

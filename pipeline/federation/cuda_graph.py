@@ -1,0 +1,54 @@
+"""Which plans' rounds are all alike, so that a GPU replays one graph for each of them."""
+
+from typing import TYPE_CHECKING
+
+from kernels.local import has_fused_step
+from pipeline.federation.evaluate import Cached, parts_of, rows_of
+from pipeline.federation.methods.aggregate import clips
+from pipeline.federation.methods.rules import mean, outsized
+from pipeline.federation.payload import payload_of
+from pipeline.federation.plan import Plan, steps_a_round
+from pipeline.settings import RunConfig
+
+if TYPE_CHECKING:
+    from kernels.gpu.round_graph import RoundGraph
+
+METHODS = ("fedavg", "central", "local")
+"""Whose servers become plain means of their lanes and remember nothing."""
+
+
+def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | None":
+    """The rounds of a plan as one kernels.gpu.round_graph.RoundGraph; None where they cannot be.
+
+    They can where backend "triton" trains the released step, every client takes part in every
+    round, and what is sent is float32 as it is.
+    """
+    if backend != "triton" or not plan.lanes or not all(_alike(fold.config) for fold in plan.folds):
+        return None
+    steps = [steps_a_round(lane) for lane in plan.lanes]
+    if not has_fused_step(plan.work) or not all(steps):
+        return None
+    device = cached.labels.device
+    asked = [rows_of(parts_of(plan, model, "val"), "val", device) for model in plan.models]
+    if not all(map(len, asked)):  # choose "last" needs no validation rows
+        return None
+    from kernels.gpu.round_graph import Layout, RoundGraph
+
+    assert [model.server for model in plan.models] == list(range(len(plan.servers)))
+    layout = Layout(
+        kind=plan.work.kind,
+        starts=[lane.server for lane in plan.lanes],
+        live=[sum(made > step for made in steps) for step in range(max(steps))],
+        batch=max(lane.config.batch for lane in plan.lanes),
+        members=[server.lanes for server in plan.servers],
+        shares=[server.weights for server in plan.servers],
+        asked=asked,
+    )
+    numbers = cached.features, cached.labels, cached.unit_text, cached.logit_scale
+    return RoundGraph(layout, *numbers, mean, outsized)
+
+
+def _alike(config: RunConfig) -> bool:
+    everybody = (config.client_fraction, config.dropout, config.stragglers) == (1, 0, 0)
+    as_it_is = payload_of(config) == "fp32" and not clips(config)
+    return config.method in METHODS and config.moments == "reset" and everybody and as_it_is

@@ -1,0 +1,141 @@
+"""How often adapters and plain CLIP are right, on which rows, and how rounds are chosen."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.answers import cross_entropies, top1
+from pipeline.federation.clients import ClientSplit
+from pipeline.federation.plan import Fold, Model, Plan
+
+BLOCK = 4096  # rows at a time where a temporary of rows x D is made
+
+
+class Cached(NamedTuple):
+    """What training and scoring read, on one device."""
+
+    features: Tensor  # (N, D) float32, raw
+    labels: Tensor  # (N,) int64
+    text: Tensor  # (C, D) float32, raw
+    unit_text: Tensor  # (C, D) float32, rows of length 1
+    logit_scale: float
+
+
+def score(
+    plan: Plan,
+    adapters: Tensor,
+    cached: Cached,
+    use: str,
+    backend: str,
+    folds: Sequence[int] | None = None,
+    answers: Sequence[Tensor] | None = None,
+) -> list[dict[str, float]]:
+    """Accuracy (a fraction) by domain for each fold, with every scored adapter run once.
+
+    adapters  (A, P), one for each of plan.models
+    use       "train", "val" or "test": which rows of a client; test adds the held-out domains
+    folds     the folds to score, all when None; the others get {}
+    answers   what the adapters answer, where that is known; None: they are asked
+    A domain's rows count alike, whoever's they are. Where several models answer for a domain
+    (local and fedper on the held-out one) it is their mean.
+    """
+    wanted = set(range(len(plan.folds)) if folds is None else folds)
+    which = [m for m, model in enumerate(plan.models) if model.fold in wanted]
+    asked = [parts_of(plan, plan.models[m], use) for m in which]
+    rows = [rows_of(parts, use, cached.labels.device) for parts in asked]
+    if answers is None:
+        answers = answers_of(plan, adapters, cached, which, rows, backend)
+    sums: list[dict[str, np.ndarray]] = [{} for _ in plan.folds]
+    for m, parts, own, predicted in zip(which, asked, rows, answers, strict=True):
+        right = (predicted == cached.labels[own]).cpu().numpy()
+        found = sums[plan.models[m].fold]
+        for split, correct in zip(parts, _by_part(parts, use, right), strict=True):
+            counted = np.array([correct.sum(), len(correct)])
+            found[split.domain_name] = found.get(split.domain_name, 0) + counted
+    return [{name: float(r / n) for name, (r, n) in fold.items()} for fold in sums]
+
+
+def validation_losses(
+    plan: Plan, adapters: Tensor, cached: Cached, folds: Sequence[int]
+) -> list[dict[str, float]]:
+    """By client of each fold: mean over its validation rows of the class cross-entropy.
+
+    log sum_c exp S_ic - S_i,yi, over all C classes, whatever the clients train with; summed in
+    float64. adapters (A, P), one for each of plan.models; other folds, and clients without
+    validation rows, have none. Torch computes it, whichever backend trains.
+    """
+    found: list[dict[str, float]] = [{} for _ in plan.folds]
+    for m, model in enumerate(plan.models):
+        if model.fold not in folds:
+            continue
+        for split in parts_of(plan, model, "val"):
+            losses = cross_entropies(
+                plan.work.kind, adapters[m], cached.features, cached.labels, cached.text,
+                rows_of([split], "val", cached.labels.device), cached.logit_scale,
+            )  # fmt: skip
+            found[model.fold][split.name] = float(losses.double().mean())
+    return found
+
+
+def answers_of(
+    plan: Plan, adapters: Tensor, cached: Cached, which: Sequence[int], rows: Sequence[Tensor],
+    backend: str,
+) -> list[Tensor]:  # fmt: skip
+    """What models `which` (positions in plan.models) answer on rows of their own."""
+    if not which:
+        return []
+    return top1(
+        plan.work.kind, adapters[list(which)] if len(which) < len(adapters) else adapters,
+        cached.features, cached.text, cached.unit_text, rows, backend=backend,
+    )  # fmt: skip
+
+
+def zero_shot_top1(cached: Cached) -> Tensor:
+    """(N,) int64: what CLIP answers without an adapter, argmax_c <x, unit_text[c]>."""
+    return torch.cat(
+        [(part @ cached.unit_text.mT).argmax(dim=1) for part in cached.features.split(BLOCK)]
+    )
+
+
+def zero_shot_accuracy(fold: Fold, right: np.ndarray) -> dict[str, float]:
+    """By domain, on the very rows that the fold tests its adapter on; right (N,) bool."""
+    rows: dict[str, list[np.ndarray]] = {}
+    for split in (*fold.clients, *fold.unseen):
+        rows.setdefault(split.domain_name, []).append(split.test)
+    tested = {name: np.concatenate(parts) for name, parts in rows.items()}
+    return {name: float(right[own].mean()) for name, own in tested.items() if len(own)}
+
+
+def summarise(per_domain: dict[str, float], held_out: Sequence[str]) -> dict[str, float | None]:
+    """unseen, participants, overall: plain means over domains; None where there are none."""
+    unseen = [value for name, value in per_domain.items() if name in held_out]
+    seen = [value for name, value in per_domain.items() if name not in held_out]
+    return {"unseen": mean(unseen), "participants": mean(seen), "overall": mean(unseen + seen)}
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The plain mean; None for nothing."""
+    return float(np.mean(values)) if len(values) else None
+
+
+def rows_of(parts: Sequence[ClientSplit], use: str, device: torch.device) -> Tensor:
+    """The rows of one use of some splits, one after another: (n,) int64."""
+    rows = [getattr(split, use) for split in parts] or [np.empty(0, np.int64)]
+    return torch.from_numpy(np.concatenate(rows)).to(device)
+
+
+def parts_of(plan: Plan, model: Model, use: str) -> list[ClientSplit]:
+    """Whose rows of one use a model answers; those without any are left out."""
+    fold = plan.folds[model.fold]
+    splits = [fold.clients[k] for k in model.clients]
+    if use == "test" and model.unseen:
+        splits += fold.unseen
+    return [split for split in splits if len(getattr(split, use))]
+
+
+def _by_part(parts: Sequence[ClientSplit], use: str, values: np.ndarray) -> list[np.ndarray]:
+    ends = np.cumsum([len(getattr(split, use)) for split in parts])
+    return np.split(values, ends[:-1]) if len(parts) else []

@@ -1,0 +1,181 @@
+"""The clients' half of a round: who takes part, with which rows, and the local training."""
+
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.local import Moments, Pull, local_steps
+from pipeline.federation.cohort import cohort, steps_of
+from pipeline.federation.evaluate import Cached
+from pipeline.federation.payload import payload_of, received
+from pipeline.federation.plan import (
+    Fold,
+    Orders,
+    Plan,
+    round_rows,
+    seeded_order,
+    settings_of,
+    steps_a_round,
+)
+from pipeline.federation.state import State, own_part
+
+if TYPE_CHECKING:
+    from kernels.gpu.round_graph import RoundGraph
+
+
+class Engine(NamedTuple):
+    """What a run computes with, besides its state."""
+
+    plan: Plan
+    cached: Cached
+    backend: str
+    orders: Orders = seeded_order
+    model: str | None = None  # whose features these are, for what sending all of it would cost
+    graph: "RoundGraph | None" = None  # federation/cuda_graph.py: all rounds alike, on a GPU
+
+
+class Trained(NamedTuple):
+    """What lanes made of a round, before anything is averaged."""
+
+    lanes: list[int]  # k positions in plan.lanes, most steps first
+    start: Tensor  # (k, P) what they started from
+    clients: Tensor  # (k, P) where they ended
+    losses: Tensor  # (T, k) of each step, 0 behind a lane's last
+    steps: np.ndarray  # (L,) that every lane made; 0 for one that took no part
+
+
+def train_lanes(
+    state: State, engine: Engine, round: int, steps: np.ndarray
+) -> tuple[State, Trained]:
+    """The clients' half of a round: `steps` (L,) of local training in each lane.
+
+    returns  the state with what the lanes keep to themselves, and what they made
+    """
+    plan, cached = engine.plan, engine.cached
+    taking, rows = rows_of_lanes(engine, steps, round)
+    lanes = [plan.lanes[at] for at in taking]
+    start = starts_of_lanes(plan, state, taking)
+    if not lanes:
+        return state, Trained(taking, start, start, torch.zeros(0, 0), steps)
+    clients = start.clone()
+    moments = _moments(state, taking)
+    losses = local_steps(
+        plan.work,
+        clients,
+        cached.features,
+        cached.labels,
+        cached.text,
+        cached.unit_text,
+        rows,
+        settings_of(lanes, round),
+        logit_scale=cached.logit_scale,
+        moments=moments,
+        pull=_pull(plan, state, taking),
+        backend=engine.backend,
+    )
+    after = dict(state)
+    if moments is not None:
+        for name, value in zip(("first_moment", "second_moment", "steps"), moments, strict=True):
+            after[name] = _put(state[name], taking, value)
+    if "personal" in state:
+        own = [c for c, at in enumerate(taking) if plan.method == "fedper" or lanes[c].personal]
+        after["personal"] = _put(state["personal"], [taking[c] for c in own], clients[own])
+    return after, Trained(taking, start, clients, losses, steps)
+
+
+def stream_of(fold: Fold) -> int:
+    """A number that names a fold by what it holds out, whatever else trains beside it."""
+    return zlib.crc32(",".join(fold.held_out).encode())
+
+
+def attendance(plan: Plan, round: int) -> np.ndarray:
+    """Share of its steps that each lane makes in a round and reports, 0: takes no part; (L,)."""
+    shares = np.ones(len(plan.lanes))
+    for f, fold in enumerate(plan.folds):
+        c = fold.config
+        if plan.method == "central" or (c.client_fraction, c.dropout, c.stragglers) == (1, 0, 0):
+            continue
+        drawn = cohort(
+            len(fold.clients), round, c.seed, stream_of(fold), client_fraction=c.client_fraction,
+            dropout=c.dropout, stragglers=c.stragglers, poisson=c.noise > 0,
+        )  # fmt: skip
+        work = np.zeros(len(fold.clients))
+        work[drawn.clients[drawn.reports]] = drawn.work[drawn.reports]
+        for at, lane in enumerate(plan.lanes):
+            if lane.fold == f:
+                shares[at] = work[lane.client]
+    return shares
+
+
+def steps_of_lanes(plan: Plan, shares: np.ndarray) -> np.ndarray:
+    """Steps that each lane makes of its round, by its share; (L,) int64."""
+    whole = [steps_a_round(lane) for lane in plan.lanes]
+    return np.array(
+        [steps_of(share, n) if share else 0 for share, n in zip(shares, whole, strict=True)],
+        np.int64,
+    )
+
+
+def rows_of_lanes(engine: Engine, steps: np.ndarray, round: int) -> tuple[list[int], Tensor]:
+    """The lanes that take part, most steps first, and their rows as lanes.round_rows has them."""
+    taking = sorted(np.flatnonzero(steps).tolist(), key=lambda at: (-steps[at], at))
+    rows = round_rows([engine.plan.lanes[at] for at in taking], round, engine.orders)
+    for column, at in enumerate(taking):
+        rows[steps[at] :, column] = -1  # a straggler's time is up
+    return taking, rows[: steps.max(initial=0)]
+
+
+def starts_of_lanes(plan: Plan, state: State, taking: list[int]) -> Tensor:
+    """What lanes start from, (k, P): servers' adapters as they arrive, and their own parts."""
+    rows = servers_received(plan, state)[[plan.lanes[at].server for at in taking]]
+    if plan.method == "fedper":
+        mask = own_part(plan, rows.device)
+        return torch.where(mask, state["personal"][taking], rows)
+    for column, at in enumerate(taking):
+        if plan.lanes[at].personal:
+            rows[column] = state["personal"][at]
+    return rows
+
+
+def servers_received(plan: Plan, state: State) -> Tensor:
+    """The servers' adapters (S, P) as they arrive at their clients."""
+    return _arrived(plan, state, state["server"], state.get("origin"))
+
+
+def control_received(plan: Plan, state: State) -> Tensor:
+    """SCAFFOLD's c of each server (S, P) as it arrives at the clients; it starts at 0."""
+    return _arrived(plan, state, state["control"], torch.zeros_like(state["control"]))
+
+
+def _arrived(plan: Plan, state: State, sent: Tensor, reference: Tensor | None) -> Tensor:
+    if "origin" not in state or reference is None:
+        return sent
+    arrived = sent.clone()
+    for s, server in enumerate(plan.servers):
+        payload = payload_of(plan.folds[server.fold].config)
+        arrived[s] = received(sent[s], reference[s], payload)
+    return arrived
+
+
+def _moments(state: State, taking: list[int]) -> Moments | None:
+    if "steps" not in state:
+        return None
+    return Moments(*(state[n][taking] for n in ("first_moment", "second_moment", "steps")))
+
+
+def _pull(plan: Plan, state: State, taking: list[int]) -> Pull:
+    servers = [plan.lanes[at].server for at in taking]
+    if plan.method in ("fedprox", "ditto"):
+        return Pull(anchor=servers_received(plan, state)[servers])
+    if plan.method == "scaffold":
+        return Pull(shift=control_received(plan, state)[servers] - state["controls"][taking])
+    return Pull()
+
+
+def _put(whole: Tensor, at: list[int], values: Tensor) -> Tensor:
+    whole = whole.clone()
+    whole[at] = values
+    return whole

@@ -1,0 +1,259 @@
+"""RunConfigs x folds x clients, laid out as lanes that train side by side.
+
+A fold is one choice of held-out domains. Its clients' adapters are averaged into servers: one a
+fold, or one a client when nothing is averaged (method local). What is scored are models: the
+servers, or where clients keep something of their own (ditto, fedper) one a client. A run is a sweep
+of one: plans of many configs join into one that is only longer (pipeline/federation/joint.py).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import torch
+
+from cache.table import FeatureTable, domain_index
+from kernels.heads.plain import Kind
+from kernels.local import Settings, Work
+from pipeline.errors import ConfigError, RowsError
+from pipeline.federation.clients import NO_ROWS, ClientSplit, split_domain
+from pipeline.federation.cures import cures
+from pipeline.settings import RunConfig
+
+Orders = Callable[[int, int, int, int, int], np.ndarray]
+"""(seed, round, local epoch, stream, n) -> a permutation of n: positions in the train rows."""
+
+Shares = tuple[tuple[str, ...], tuple[ClientSplit, ...], tuple[ClientSplit, ...]]
+"""Of one fold: the held-out domains, its clients, and the held-out rows."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One client's training in one fold."""
+
+    config: RunConfig
+    fold: int
+    server: int
+    client: int | None  # position in the fold's clients; None for all of them (central)
+    stream: int  # names the row orders: a domain's number where a domain is a client
+    train: np.ndarray  # (n,) int64 row numbers
+    personal: bool = False  # ditto's second lane of a client, which is not averaged
+
+
+@dataclass(frozen=True)
+class Server:
+    """One adapter that lanes start from and are averaged into."""
+
+    fold: int
+    lanes: tuple[int, ...]  # in client order
+    weights: tuple[float, ...]  # of those lanes; sum 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """One adapter that is scored: a server's, or a client's own."""
+
+    fold: int
+    server: int
+    lane: int | None  # whose own part it has; None: it is the server's adapter
+    clients: tuple[int, ...]  # positions in the fold's clients whose rows it answers
+    unseen: bool  # whether it answers the held-out domains
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One leave-domains-out training of one config."""
+
+    config: RunConfig
+    held_out: tuple[str, ...]
+    clients: tuple[ClientSplit, ...]
+    unseen: tuple[ClientSplit, ...]  # the held-out domains; all rows test
+    models: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What trains: lanes sorted by steps a round, most first, so that the live ones lead."""
+
+    work: Work
+    folds: tuple[Fold, ...]
+    servers: tuple[Server, ...]
+    models: tuple[Model, ...]
+    lanes: tuple[Lane, ...]
+
+    @property
+    def method(self) -> str:
+        """The one method of all its configs."""
+        return self.folds[0].config.method
+
+
+def build_plan(table: FeatureTable, config: RunConfig) -> Plan:
+    """Folds, servers, models and lanes of one config on one table.
+
+    Raises ConfigError for a fold without clients or a client that cannot be trained, CacheError for
+    a domain that the table does not have.
+    """
+    try:
+        shares = [(held_out, *_take_part(table, config, held_out)) for held_out in config.held_out]
+    except RowsError as error:
+        raise RowsError(f"{error}. {cures(table, config)}") from error
+    return plan_of(config, kind_of(table, config), len(table.domain_names), shares)
+
+
+def plan_of(config: RunConfig, kind: Kind, domains: int, shares: Sequence[Shares]) -> Plan:
+    """build_plan where it is known who has which rows; domains: how many there are in all."""
+    folds: list[Fold] = []
+    groups: list[list[Lane]] = []  # the lanes of each server
+    drafts: list[tuple[int, int, Lane | None, tuple[int, ...], bool]] = []  # models to be
+    for held_out, clients, unseen in shares:
+        start = len(drafts)
+        for lanes in _groups(domains, config, clients, len(folds), len(groups)):
+            drafts += _models(config, lanes, len(folds), len(groups), len(clients))
+            groups.append(lanes)
+        folds.append(Fold(config, held_out, clients, unseen, tuple(range(start, len(drafts)))))
+    lanes = sorted((lane for group in groups for lane in group), key=lambda e: -steps_a_round(e))
+    place = {id(lane): at for at, lane in enumerate(lanes)}
+    servers = []
+    for group in groups:
+        averaged = [lane for lane in group if not lane.personal]
+        places = tuple(place[id(lane)] for lane in averaged)
+        servers.append(Server(group[0].fold, places, _weights(averaged)))
+    models = tuple(
+        Model(fold, server, None if own is None else place[id(own)], answered, unseen)
+        for fold, server, own, answered, unseen in drafts
+    )
+    work = Work(kind, config.loss, config.optimizer)
+    return Plan(work, tuple(folds), tuple(servers), models, tuple(lanes))
+
+
+def kind_of(table: FeatureTable, config: RunConfig) -> Kind:
+    """The adapter of a config on a table."""
+    width, classes = table.features.shape[1], len(table.class_names)
+    return Kind(config.mode, config.head, width, classes, config.rank)
+
+
+def steps_a_round(lane: Lane, epochs: int | None = None) -> int:
+    """Training steps of a lane in a round: batches of two rows or more, times local epochs."""
+    full, rest = divmod(len(lane.train), lane.config.batch)
+    return (full + (rest > 1)) * (epochs or lane.config.local_epochs)
+
+
+def settings_of(lanes: Sequence[Lane], round: int) -> Settings:
+    """The optimizer's settings in a round, one value a lane, float64; lr is the round's."""
+
+    def values(name: str) -> list[float]:
+        return [float(getattr(lane.config, name)) for lane in lanes]
+
+    found = {n: torch.tensor(values(n), dtype=torch.float64) for n in Settings._fields}
+    for at, lane in enumerate(lanes):
+        found["lr"][at] = rate(lane.config, round)
+        if lane.config.method != "fedprox" and not lane.personal:
+            found["mu"][at] = 0
+    return Settings(**found)
+
+
+def rate(config: RunConfig, round: int) -> float:
+    """The clients' learning rate in a round: lr, or with schedule cosine
+    lr * (1 + cos(pi * round / rounds)) / 2.
+    """
+    if config.schedule == "cosine":
+        return config.lr * ((1 + math.cos(math.pi * round / config.rounds)) / 2)
+    return config.lr
+
+
+def round_rows(
+    lanes: Sequence[Lane], round: int, orders: Orders, epochs: int | None = None
+) -> torch.Tensor:
+    """Row numbers of every step of a round: (T, L, B) int32, -1 behind shorter batches.
+
+    Each local epoch shuffles a lane's train rows and cuts them into batches; the last, shorter
+    one is trained on unless it is a single row. epochs: in place of each config's local_epochs.
+    """
+    shuffled = cache(orders)  # lanes of one client and seed share their order
+    steps = max((steps_a_round(lane, epochs) for lane in lanes), default=0)
+    width = max((lane.config.batch for lane in lanes), default=0)
+    rows = np.full((steps, len(lanes), width), -1, np.int32)
+    for at, lane in enumerate(lanes):
+        step, batch, count = 0, lane.config.batch, len(lane.train)
+        for epoch in range(epochs or lane.config.local_epochs):
+            order = shuffled(lane.config.seed, round, epoch, lane.stream, count)
+            epoch_rows = lane.train[order]
+            for start in range(0, count - 1, batch):  # count - 1: a lone last row is skipped
+                part = epoch_rows[start : start + batch]
+                rows[step, at, : len(part)] = part
+                step += 1
+    return torch.from_numpy(rows)
+
+
+def seeded_order(seed: int, round: int, epoch: int, stream: int, count: int) -> np.ndarray:
+    """A permutation of `count` that depends on these five numbers and nothing else."""
+    # RandomState is the generator whose stream numpy promises never to change (NEP 19).
+    return np.random.RandomState([seed, round, epoch, stream]).permutation(count)
+
+
+def _take_part(
+    table: FeatureTable, config: RunConfig, held_out: tuple[str, ...]
+) -> tuple[tuple[ClientSplit, ...], tuple[ClientSplit, ...]]:
+    out = {domain_index(table, name) for name in held_out}
+    if len(out) == len(table.domain_names):
+        raise ConfigError(
+            f"{table.source}: all of its domains ({', '.join(table.domain_names)}) are held out; "
+            "nobody is left to train. Hold out fewer, or pass --held-out none"
+        )
+    clients: list[ClientSplit] = []
+    unseen = []
+    for domain, name in enumerate(table.domain_names):
+        if domain in out:
+            rows = np.flatnonzero(table.domains == domain)
+            unseen.append(ClientSplit(name, domain, name, domain, NO_ROWS, NO_ROWS, rows))
+        else:
+            clients += split_domain(table, domain, config)
+    return tuple(clients), tuple(unseen)
+
+
+def _groups(
+    domains: int, config: RunConfig, clients: tuple[ClientSplit, ...], fold: int, first: int
+) -> list[list[Lane]]:
+    """The lanes of each of a fold's servers; servers are numbered from `first`."""
+    if config.method == "zero-shot":
+        return []
+    if config.method == "central":
+        rows = np.concatenate([client.train for client in clients])
+        return [[Lane(config, fold, first, None, domains, rows)]]
+    alone = config.method == "local"
+    lanes = [
+        Lane(config, fold, first + k * alone, k, client.stream, client.train)
+        for k, client in enumerate(clients)
+    ]
+    if alone:
+        return [[lane] for lane in lanes]
+    if config.method == "ditto":
+        lanes += [replace(lane, personal=True) for lane in lanes]
+    return [lanes]
+
+
+def _models(
+    config: RunConfig, lanes: list[Lane], fold: int, server: int, count: int
+) -> list[tuple[int, int, Lane | None, tuple[int, ...], bool]]:
+    """What one server's lanes are scored as: fold, server, lane, clients, unseen."""
+    if config.method == "local":
+        return [(fold, server, None, _client_of(lanes[0]), True)]
+    if config.method == "fedper":
+        return [(fold, server, lane, _client_of(lane), True) for lane in lanes]
+    if config.method == "ditto":
+        own = [(fold, server, lane, _client_of(lane), False) for lane in lanes if lane.personal]
+        return [(fold, server, None, (), True), *own]
+    return [(fold, server, None, tuple(range(count)), True)]
+
+
+def _client_of(lane: Lane) -> tuple[int, ...]:
+    return () if lane.client is None else (lane.client,)
+
+
+def _weights(lanes: Sequence[Lane]) -> tuple[float, ...]:
+    if lanes[0].config.weighting == "uniform":
+        return (1 / len(lanes),) * len(lanes)
+    total = sum(len(lane.train) for lane in lanes) or 1  # 0 before sites told their rows
+    return tuple(len(lane.train) / total for lane in lanes)

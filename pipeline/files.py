@@ -1,0 +1,146 @@
+"""A folder that one process writes: its lock, files replaced whole, and what it must hold."""
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import filelock
+
+from cache.container.disk import sync_folder
+from cache.container.locks import let_go, on_lock_file, take
+from pipeline.errors import ConfigError
+
+MISSING = object()
+_TEMPORARY = re.compile(r".+\.([0-9]+)\.tmp")
+
+
+@contextlib.contextmanager
+def locked(
+    folder: Path, doing: str, way_out: str = "wait for it, or pass another --out"
+) -> Iterator[None]:
+    """Makes the folder when missing and holds its lock, which a dying process lets go of.
+
+    Temporary files that a killed process left there are removed. Raises ConfigError when another
+    process holds the lock, or the folder cannot be written.
+    """
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise ConfigError(cannot_write(folder, error)) from error
+    try:
+        lock = take(folder / ".lock")
+    except filelock.Timeout:
+        raise ConfigError(
+            f"{folder}: another process is {doing} in this folder; {way_out}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(cannot_write(folder, on_lock_file(error))) from error
+    try:
+        remove_temporary(folder)
+        yield
+    finally:
+        let_go(lock)
+
+
+def cannot_write(folder: Path, error: OSError) -> str:
+    """What to tell when writing in a folder failed."""
+    return (
+        f"{folder}: cannot write here ({error.strerror or error}); free space or permissions, or "
+        "pass another --out"
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it that are missing; all are on the disk on return."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
+
+
+def replace_whole(file: Path, content: bytes, *, lasting: bool = True) -> None:
+    """Writes the whole file or leaves the old one: neither a kill nor a power cut leaves half.
+
+    It is on the disk on return (lasting=False: for files that the next start throws away). Several
+    processes may write one file at the same time. Raises OSError, with nothing left behind, when
+    it cannot be written, or is there and not a regular file.
+    """
+    if file.exists() and not file.is_file():  # /dev/null would be replaced, too
+        raise OSError(errno.EINVAL, f"{file.name} is not a regular file", str(file))
+    fresh = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        with fresh.open("xb") as opened:  # x: what else has this name is not written through
+            opened.write(content)
+            opened.flush()
+            if lasting:
+                os.fsync(opened.fileno())
+        os.replace(fresh, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+    if lasting:
+        sync_folder(file.parent)
+
+
+def set_aside(folder: Path, names: Sequence[str]) -> Path:
+    """Moves what the folder has of these names into a new <folder>/old-<n>/, in their order.
+
+    Nothing is deleted, and nothing read: it may be of any kind.
+    """
+    number = 1
+    while os.path.lexists(aside := folder / f"old-{number}"):
+        number += 1
+    make_folder(aside)
+    for name in names:
+        if os.path.lexists(folder / name):
+            os.rename(folder / name, aside / name)
+            sync_folder(aside)
+            sync_folder(folder)
+    return aside
+
+
+def remove_temporary(folder: Path, name: str | None = None) -> None:
+    """Removes what killed processes left of replacing files (the one of this name, or all)."""
+    with contextlib.suppress(OSError):
+        for file in os.listdir(folder):
+            found = _TEMPORARY.fullmatch(file)
+            if not found or (name is not None and file != f"{name}.{found[1]}.tmp"):
+                continue
+            if found[1] == str(os.getpid()) or not _runs(int(found[1])):
+                with contextlib.suppress(OSError):
+                    os.unlink(folder / file)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this machine has that number; True where it cannot be known."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def first_difference(found: object, asked: object, path: str = "") -> tuple[str, str, str] | None:
+    """The dotted name of the first thing that differs, what was found and what is asked there.
+
+    None when they are equal; the shown values are "nothing" where one side has none.
+    """
+    if isinstance(found, dict) and isinstance(asked, dict):
+        for name in sorted(found.keys() | asked.keys()):
+            old, new = found.get(name, MISSING), asked.get(name, MISSING)
+            differs = first_difference(old, new, f"{path}.{name}" if path else name)
+            if differs:
+                return differs
+        return None
+    if type(found) is type(asked) and found == asked:
+        return None
+    shown = ("nothing" if value is MISSING else repr(value) for value in (found, asked))
+    return path, *shown

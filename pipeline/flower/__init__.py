@@ -1,0 +1,1 @@
+"""The same rounds over real machines, with Flower. The only importer of flwr."""

@@ -1,0 +1,197 @@
+"""The rounds of federation/round.py as a Flower ClientApp and ServerApp; the only flwr importer.
+
+Flower starts a new Python process for every message, so torch is imported only where a message is
+answered, and what a client keeps from round to round lies in the context's state.
+"""
+
+import io
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # flwr reads it when it is imported
+
+from flwr.app import (  # noqa: E402
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp  # noqa: E402
+from flwr.serverapp import Grid, ServerApp  # noqa: E402
+
+from pipeline.places import HOME
+from pipeline.terminal import printable_lines  # noqa: E402
+
+TOLD, NUMBERS, REFUSED, KEPT = "fedclip", "numbers", "refused", "kept."
+Came = tuple[str, dict[str, np.ndarray]] | str
+GRACE = 5.0  # seconds after a round's end in which Flower still delivers its messages
+PAUSE = 0.5  # seconds between two looks for answers or sites
+
+client_app = ClientApp()  # two plain assignments: `flwr run` looks for these names unimported
+server_app = ServerApp()
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """One message of a server, answered from the cache that the node's config names."""
+    from pipeline.flower.messages import read_ask, write_answer
+    from pipeline.flower.site import answer, reason, site_of
+
+    cache = Path(str(context.node_config.get("cache", "")))
+    try:
+        site = site_of(context.node_config)
+        ask = read_ask(*from_records(message.content))
+        told, kept = answer(site, ask, _read_kept(context.state))
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # a bug: its traceback is for this site's log
+            raise
+        say(f"refused: {error}")
+        content = RecordDict({REFUSED: ConfigRecord({"why": reason(cache, error)})})
+        return Message(content, reply_to=message)
+    _write_kept(context.state, kept)
+    rows = sum(client["rows"] for client in told.clients.values())
+    content = to_records(*write_answer(told))
+    content["metrics"] = MetricRecord({"num-examples": rows})  # for Flower's mods and strategies
+    return Message(content, reply_to=message)
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """A run: what it is lies under `fedclip` in the run config, as cli_flower.py writes it."""
+    from cache.store import read_table
+    from pipeline.flower.server import Terms, serve
+    from pipeline.runs.results import table
+    from pipeline.settings import from_json
+
+    asked = json.loads(str(context.run_config[TOLD]))
+    config, least, seconds = from_json(asked["settings"]), asked["min_sites"], asked["timeout"]
+    held = read_table(Path(asked["cache"])) if asked["cache"] else None
+    _wait_for(grid, asked["sites"], asked["wait"])
+    out, late = Path(asked["out"]) if asked["out"] else None, set[int]()
+    document = serve(
+        config,
+        lambda round, asks: exchange(grid, round, asks, seconds, late),
+        lambda: list(grid.get_node_ids()),
+        held,
+        Terms(least, HOME / "runs", out, asked["force"]),
+        say,
+    )
+    say(table(document))
+    say(f"{document['run']} holds the run")
+
+
+def exchange(
+    grid: Grid, round: int, asks: Mapping[int, tuple[str, dict[str, np.ndarray]]], seconds: float,
+    late: set[int],
+) -> dict[int, Came]:  # fmt: skip
+    """Sends every site its message and gathers the answers of at most `seconds`.
+
+    late  sites that did not answer last time: they are waited for twice as long as the others took,
+          not longer, so that a dead one does not hold up every round; changed
+    """
+    messages = [
+        Message(to_records(*parts), node, "train", ttl=seconds + GRACE, group_id=str(round))
+        for node, parts in asks.items()
+    ]
+    sent = [*grid.push_messages(messages), *[None] * len(asks)]  # of what is too large, nothing
+    waiting = {id: node for id, node in zip(sent, asks, strict=False) if id is not None}
+    unsent = set(asks) - set(waiting.values())
+    came: dict[int, Came] = dict.fromkeys(unsent, "the SuperLink did not take its message")
+    begun, allowed = time.monotonic(), seconds
+    while waiting and time.monotonic() - begun < allowed:
+        for reply in grid.pull_messages(list(waiting)):
+            node = waiting.pop(reply.metadata.reply_to_message_id)
+            came[node] = _read(reply)
+            if set(waiting.values()) <= late:
+                allowed = min(allowed, 2 * (time.monotonic() - begun))
+        if waiting:
+            time.sleep(PAUSE)
+    late.clear()
+    late.update(waiting.values())
+    return came
+
+
+def to_records(text: str, arrays: Mapping[str, np.ndarray]) -> RecordDict:
+    """A message's JSON and arrays as Flower carries them."""
+    numbers = ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
+    return RecordDict({TOLD: ConfigRecord({"json": text}), NUMBERS: numbers})
+
+
+def from_records(content: RecordDict) -> tuple[str, dict[str, np.ndarray]]:
+    """The inverse of to_records. Raises ConfigError for content of another kind."""
+    from pipeline.flower.messages import reading
+
+    with reading("a message"):
+        text = str(content.config_records[TOLD]["json"])
+        arrays = {name: _array(array.data) for name, array in content[NUMBERS].items()}
+        return text, arrays
+
+
+def say(message: str) -> None:
+    """To the log that `flwr run --stream` shows."""
+    print(printable_lines(message), flush=True)
+
+
+def _wait_for(grid: Grid, sites: int, seconds: float) -> None:
+    from pipeline.errors import ConfigError
+
+    end, before = time.monotonic() + seconds, -1
+    while (there := len(list(grid.get_node_ids()))) < sites:
+        if there != before:
+            say(f"{there} of {sites} sites are connected")
+        if time.monotonic() > end:
+            raise ConfigError(f"{there} of {sites} sites connected in {seconds:g} s (--wait)")
+        before = there
+        time.sleep(PAUSE)
+
+
+def _read(reply: Message) -> Came:
+    if reply.has_error():
+        return f"Flower: {reply.error.reason}"
+    from pipeline.errors import ConfigError
+
+    try:
+        if REFUSED in reply.content:
+            why = str(reply.content.config_records[REFUSED]["why"])
+            return "".join(c for c in why if c.isprintable())[:1000]
+        return from_records(reply.content)
+    except (ConfigError, KeyError) as error:
+        return str(error)
+
+
+def _array(data: bytes) -> np.ndarray:
+    """The array of an .npy, made without believing its header: (n,) or (n, m) only."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of another version of .npy came")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran or dtype.hasobject or dtype.itemsize == 0:
+        raise ValueError(f"an array of {dtype} came")
+    numbers = np.frombuffer(data, dtype, offset=file.tell()).copy()
+    return numbers.reshape(shape)  # which says so when there are fewer or more of them
+
+
+def _read_kept(state: RecordDict) -> dict[str, dict]:
+    import torch
+
+    return {
+        name.removeprefix(KEPT): {
+            part: torch.from_numpy(array.numpy().copy()) for part, array in record.items()
+        }
+        for name, record in state.array_records.items()
+        if name.startswith(KEPT)
+    }
+
+
+def _write_kept(state: RecordDict, kept: Mapping[str, dict]) -> None:
+    for name, parts in kept.items():
+        arrays = {part: Array(np.asarray(tensor.numpy())) for part, tensor in parts.items()}
+        state[f"{KEPT}{name}"] = ArrayRecord(arrays)

@@ -1,0 +1,101 @@
+"""The files a report is made from, read so that strange content ends as one line."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.files import remove_temporary, replace_whole
+from pipeline.plain_files import LOG, OBJECT, read_plain
+
+LARGEST = 1e30
+STRANGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object that is a file. Raises ConfigError for anything else."""
+    try:
+        found = json.loads(read_plain(file, OBJECT))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: cannot be read as JSON ({_reason(error)})") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: holds a {type(found).__name__}, not a JSON object")
+    return found
+
+
+def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The objects of a file of JSON lines, and what people should know of it.
+
+    A last line without its end is what a kill leaves: it is left out and noted. Raises ConfigError
+    for any other line that is no JSON object.
+    """
+    *lines, last = read_plain(file, LOG).split(b"\n")
+    notes = [f"The last line of {file.name} is cut off and was left out."] if last else []
+    found = []
+    for at, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{file}: line {at} is not JSON ({_reason(error)})") from error
+        if not isinstance(value, dict):
+            raise ConfigError(f"{file}: line {at} holds a {type(value).__name__}, not an object")
+        found.append(value)
+    return found, notes
+
+
+@contextmanager
+def content_of(file: Path) -> Iterator[None]:
+    """Turns every surprise at the content of `file` into one ConfigError that names it."""
+    try:
+        yield
+    except STRANGE as error:
+        raise ConfigError(
+            f"{file}: is not what this program writes ({type(error).__name__}: {error}); make it "
+            "again with the command that made it"
+        ) from error
+
+
+def fraction(value: object) -> float | None:
+    """A float; None for null, NaN, Inf and what is too large to draw.
+
+    Raises TypeError for what is no number.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a number was expected, {str(value)[:60]!r} found")
+    return float(value) if abs(value) <= LARGEST else None
+
+
+def whole(value: object) -> int:
+    """A number that counts something. Raises TypeError or ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a whole number was expected, {str(value)[:60]!r} found")
+    if not 0 <= value <= 10**12:
+        raise ValueError(f"a count was expected, {str(value)[:60]} found")
+    return value
+
+
+def word(value: object) -> str:
+    """A setting as a person types it: 5e-05, FedAtImg, [a, b]; a dash for none."""
+    if value is None:
+        return "\u2013"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def replace_file(file: Path, content: bytes) -> Path:
+    """Writes the whole file or leaves the old one. Raises ConfigError when it cannot be written."""
+    try:
+        remove_temporary(file.parent, file.name)
+        replace_whole(file, content)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({_reason(error)})") from error
+    return file
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

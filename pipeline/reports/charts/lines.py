@@ -1,0 +1,117 @@
+"""A chart of values by round: lines, level lines, marks."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from pipeline.reports.charts.svg import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Markup,
+    Scale,
+    chart,
+    element,
+    frame,
+    number,
+    place,
+)
+
+HEIGHT = 230
+POINTS = 1000  # of a line at most: more than the pixels it gets
+ALL_POINTS = 8000  # of a chart, as long as a line keeps 100
+
+
+class Line(NamedTuple):
+    """A named series; a value that is None leaves a gap."""
+
+    name: str
+    style: str  # classes of the style sheet
+    rounds: Sequence[int]
+    values: Sequence[float | None]
+
+
+class Level(NamedTuple):
+    """A dashed line across the chart."""
+
+    name: str
+    style: str
+    value: float
+
+
+class Mark(NamedTuple):
+    """A ring around one point."""
+
+    name: str
+    style: str
+    round: int
+    value: float
+
+
+def line_chart(
+    title: str,
+    text: str,
+    lines: Sequence[Line],
+    levels: Sequence[Level] = (),
+    marks: Sequence[Mark] = (),
+    *,
+    value_text: Callable[[float], str] = number,
+    limits: tuple[float, float],
+    last_round: int,
+) -> Markup:
+    """Lines over rounds as an <svg>; hovering a line shows its name and last value.
+
+    value_text  writes a value on the axis and in hover texts
+    limits      lowest and highest value, and last_round the last round, that the axes reach:
+                charts to be compared share them
+    """
+    x = Scale(0, last_round, LEFT + 4, RIGHT - 4)
+    y = Scale(*limits, HEIGHT - BOTTOM, TOP)
+    most = max(100, min(POINTS, ALL_POINTS // max(len(lines), 1)))
+    parts = [frame(x, y, "round", value_text, height=HEIGHT)]
+    parts += [
+        element("path", element("title", f"{level.name}: {value_text(level.value)}"),
+                d=f"M{LEFT} {number(place(y, level.value))}H{RIGHT}", class_=f"level {level.style}")
+        for level in levels
+    ]  # fmt: skip
+    parts += [_line(line, x, y, most, value_text) for line in lines]
+    parts += [
+        element("circle", element("title", f"{mark.name}: {value_text(mark.value)}"),
+                cx=place(x, mark.round), cy=place(y, mark.value), r=4, class_=f"ring {mark.style}")
+        for mark in marks
+    ]  # fmt: skip
+    return chart(title, text, HEIGHT, *parts)
+
+
+def thin(values: Sequence[float | None], most: int = POINTS) -> list[int]:
+    """Positions to draw: all of up to `most`, else the first, last, lowest and highest of blocks.
+
+    Peaks stay, a gap shorter than a block may close; ascending, at most `most`.
+    """
+    if len(values) <= most:
+        return list(range(len(values)))
+    blocks = most // 4
+    edges = [len(values) * k // blocks for k in range(blocks + 1)]
+    kept: list[int] = []
+    for start, end in itertools.pairwise(edges):
+        known = [at for at in range(start, end) if values[at] is not None] or [start]
+        peaks = {choose(known, key=lambda at: values[at] or 0.0) for choose in (min, max)}
+        kept += sorted({start, end - 1} | peaks)
+    return kept
+
+
+def _line(line: Line, x: Scale, y: Scale, most: int, value_text: Callable[[float], str]) -> Markup:
+    steps, last = [], None
+    drawing = False
+    for at in thin(line.values, most):
+        value = line.values[at]
+        if value is not None:
+            point = f"{number(place(x, line.rounds[at]))} {number(place(y, value))}"
+            # The hair's breadth shows a lone point between two gaps: its caps are round.
+            steps.append(f"L{point}" if drawing else f"M{point}h0.01")
+            last = value
+        drawing = value is not None
+    hint = line.name if last is None else f"{line.name}, {value_text(last)} at the end"
+    style = f"line {line.style}" + (" lone" if len(steps) == 1 else "")
+    return element("path", element("title", hint), d="".join(steps), class_=style)

@@ -1,0 +1,96 @@
+"""Tables for spreadsheets beside a report."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+
+from pipeline.json_files import replace_file, word
+from pipeline.reports.data import ACCURACIES, Result, RunData, Scores
+from pipeline.reports.trials import BenchData, Case, SweepData
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet would run: a name of a class or domain may be one."""
+
+
+def write_csv(data: RunData | SweepData | BenchData, folder: Path) -> list[Path]:
+    """Writes what the report shows, and all of what it thins out; returns the files.
+
+    A run: results.csv (a row a held-out training and domain), rounds.csv (a row a number). A sweep:
+    trials.csv. A benchmark: bench.csv. Fractions stay fractions. Raises ConfigError when a file
+    cannot be written.
+    """
+    if isinstance(data, RunData):
+        return [
+            _write(folder / "results.csv", _RESULTS, _result_rows(data)),
+            _write(folder / "rounds.csv", _ROUNDS, _round_rows(data)),
+        ]
+    if isinstance(data, SweepData):
+        return [_write(folder / "trials.csv", *_trials(data))]
+    heads = [field.name for field in fields(Case)]
+    return [_write(folder / f"{data.name}.csv", heads, (astuple(case) for case in data.cases))]
+
+
+_ROUNDS = ("run", "held_out", "round", "number", "client_or_domain", "value")
+_RESULTS = ("run", "held_out", "best_round", "domain", "accuracy", "zero_shot")
+
+
+def _round_rows(run: RunData) -> Iterable[Sequence[object]]:
+    for fold in run.folds:
+        for what in ("validation", "test", "loss"):
+            for name, curve in getattr(fold, what).items():
+                for round, value in zip(curve.rounds, curve.values, strict=True):
+                    yield run.name, fold.name, round, what, name, value
+
+
+def _result_rows(run: RunData) -> Iterable[Sequence[object]]:
+    for fold in run.folds:
+        if fold.result is None:
+            continue
+        start = fold.result.zero_shot
+        known = _named(start) if start else {}
+        for name, value in _named(fold.result.scores).items():
+            yield run.name, fold.name, fold.result.best_round, name, value, known.get(name)
+
+
+def _named(scores: Scores) -> dict[str, float | None]:
+    means = {f"({name})": getattr(scores, name) for name in (*ACCURACIES, "val_accuracy")}
+    return {**scores.per_domain, **means}
+
+
+def _trials(sweep: SweepData) -> tuple[list[str], Iterable[Sequence[object]]]:
+    names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.settings))
+    names = [name for name in names if name != "seed"]
+    heads = ["trial", "id", "status", "error", "seed", "rounds", "seconds", "val_accuracy",
+             *(f"test_{name}" for name in ACCURACIES),
+             *names]  # fmt: skip
+    rows = (
+        [t.number, t.id, t.status, t.error, t.seed, t.rounds, t.seconds, t.val_accuracy,
+         *(_mean(t.results, which) for which in ACCURACIES),
+         *(_plain(t.settings.get(name)) for name in names)]
+        for t in sweep.trials
+    )  # fmt: skip
+    return heads, rows
+
+
+def _mean(results: Sequence[Result], which: str) -> float | None:
+    known = [v for r in results if (v := getattr(r.scores, which)) is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _plain(value: object) -> object:
+    return value if value is None or isinstance(value, int | float | str) else word(value)
+
+
+def _write(file: Path, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([_safe(head) for head in heads])
+    writer.writerows([_safe(cell) for cell in row] for row in rows)
+    # utf-8-sig: without the mark spreadsheets read names in the system's old encoding
+    return replace_file(file, text.getvalue().encode("utf-8-sig", "replace"))
+
+
+def _safe(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

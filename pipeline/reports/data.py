@@ -1,0 +1,229 @@
+"""A run folder -> frozen data for its report; nothing is computed anew."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.digests import check_done
+from pipeline.json_files import content_of, fraction, read_lines, read_object, whole
+from pipeline.runs.folder import unlike_checkpoint
+
+ACCURACIES = ("unseen", "participants", "overall")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number a round; None where it was not finite."""
+
+    rounds: tuple[int, ...]
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies (fractions) of one way to answer, over a fold's test rows."""
+
+    unseen: float | None
+    participants: float | None
+    overall: float | None
+    val_accuracy: float | None
+    per_domain: dict[str, float | None]
+    per_client: dict[str, float | None]  # of participants; empty where files do not tell
+    macro_f1: float | None = None
+    calibration_error: float | None = None
+    worst: float | None = None  # client
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the adapter does to CLIP: pipeline.federation.evaluate.GateFigures."""
+
+    distance: float | None
+    changed: int
+    tested: int
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a round of a fold sends, and would with all of CLIP (both ways together)."""
+
+    up: int
+    down: int
+    clip: int | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A fold's end: the chosen round and what it reaches, zero-shot beside it where known."""
+
+    best_round: int | None
+    scores: Scores
+    zero_shot: Scores | None
+    gate: Gate | None
+    traffic: Traffic | None = None
+    val_changed: dict[str, Any] | None = None  # pipeline/runs/advice.py; where validation got worse
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """One training; curves by client or domain."""
+
+    name: str
+    held_out: tuple[str, ...]
+    validation: dict[str, Curve]
+    test: dict[str, Curve]
+    loss: dict[str, Curve]
+    result: Result | None
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All that a run folder tells; settings and cache as config.json has them."""
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    cache: dict[str, Any]
+    folds: tuple[FoldData, ...]
+    rounds_done: int
+    finished: bool
+    cache_file: Path | None
+    seconds: dict[str, float | None]
+    notes: tuple[str, ...]
+    privacy: tuple[float, float] | None = None  # central DP: epsilon, and the delta it is at
+
+
+def read_run(folder: Path) -> RunData:
+    """The data of a run, finished or not.
+
+    Raises ConfigError, in one line, for files that are not what federate writes.
+    """
+    finished = (folder / "summary.json").exists() and (folder / "done").exists()
+    if finished:
+        check_done(folder)
+    described = read_object(folder / "config.json")
+    with content_of(folder / "config.json"):
+        settings = {**described["settings"], **_where(described)}
+        held_out = [tuple(str(name) for name in names) for names in settings["held_out"]]
+        cache = {**described["cache"], "rows": whole(described["cache"]["rows"])}
+        cache["domains"] = [str(name) for name in cache["domains"]]
+    log = folder / "rounds.jsonl"
+    rounds, notes = read_lines(log) if log.exists() else ([], ["rounds.jsonl is missing."])
+    with content_of(log):
+        folds = [_fold(rounds, at, names) for at, names in enumerate(held_out)]
+    file = folder / "summary.json"
+    summary = read_object(file) if file.exists() else {}
+    with content_of(file):
+        if summary:
+            pairs = zip(folds, summary["results"], strict=True)
+            folds = [_with_result(fold, found) for fold, found in pairs]
+        seconds = {name: fraction(s) for name, s in summary.get("seconds", {}).items()}
+        named = summary.get("cache", {}).get("file")
+        private = summary.get("privacy") or {}
+        epsilon, delta = (fraction(private.get(name)) for name in ("epsilon", "delta"))
+    if not finished:
+        wanted = settings.get("rounds", "?")
+        notes.append(f"This run is not finished: {len(rounds)} of {wanted} rounds are there.")
+        notes += unlike_checkpoint(folder)
+    return RunData(
+        name=folder.resolve().name,
+        folder=folder,
+        settings=settings,
+        cache=cache,
+        folds=tuple(folds),
+        rounds_done=len(rounds),
+        finished=finished,
+        cache_file=Path(named) if isinstance(named, str) else None,
+        seconds=seconds,
+        notes=tuple(notes),
+        privacy=None if epsilon is None or delta is None else (epsilon, delta),
+    )
+
+
+def read_result(found: dict[str, Any]) -> Result:
+    """One entry of `results` as federate --json prints them."""
+    best, gate, zero_shot = found["best_round"], found.get("gate"), found.get("zero_shot")
+    sent, changed = found.get("bytes_a_round"), found.get("val_changed")
+    return Result(
+        None if best is None else whole(best),
+        _scores(found),
+        _scores(zero_shot) if zero_shot else None,
+        Gate(fraction(gate["distance"]), whole(gate["changed"]), whole(gate["tested"]))
+        if gate
+        else None,
+        Traffic(whole(sent["up"]), whole(sent["down"]), sent["clip"] and whole(sent["clip"]))
+        if sent
+        else None,
+        {
+            **{name: whole(changed[name]) for name in ("lost", "won")},
+            "start": fraction(changed.get("start")),
+        }
+        if changed
+        else None,
+    )
+
+
+def _where(described: dict[str, Any]) -> dict[str, Any]:
+    return {name: described[name] for name in ("backend", "device") if name in described}
+
+
+def _fold(rounds: Sequence[dict], at: int, held_out: tuple[str, ...]) -> FoldData:
+    numbers = [whole(line["round"]) for line in rounds]
+    found = [line["folds"][at] for line in rounds]
+    kept = next(
+        ((n, f) for n, f in zip(reversed(numbers), reversed(found), strict=True) if f["best"]), None
+    )
+    return FoldData(
+        ", ".join(held_out) or "nothing",
+        held_out,
+        *(
+            _curves(numbers, [fold[key] or {} for fold in found])
+            for key in ("val_accuracy", "test_accuracy", "train_loss")
+        ),
+        _so_far(*kept, held_out) if kept else None,
+    )
+
+
+def _curves(rounds: Sequence[int], values: Sequence[dict]) -> dict[str, Curve]:
+    points: dict[str, tuple[list[int], list[float | None]]] = {}
+    for round, by_name in zip(rounds, values, strict=True):
+        for name, value in by_name.items():
+            at, numbers = points.setdefault(name, ([], []))
+            at.append(round)
+            numbers.append(fraction(value))
+    return {name: Curve(tuple(at), tuple(numbers)) for name, (at, numbers) in points.items()}
+
+
+def _so_far(round: int, found: dict[str, Any], held_out: tuple[str, ...]) -> Result:
+    tested = {name: fraction(v) for name, v in (found["test_accuracy"] or {}).items()}
+    val = [fraction(value) for value in found["val_accuracy"].values()]
+    parts = (
+        [v for name, v in tested.items() if name in held_out],
+        [v for name, v in tested.items() if name not in held_out],
+        list(tested.values()),
+    )
+    means = [_mean(part) for part in (*parts, val)]
+    return Result(round, Scores(*means, tested, {}), None, None)
+
+
+def _with_result(fold: FoldData, found: dict[str, Any]) -> FoldData:
+    return FoldData(
+        fold.name, fold.held_out, fold.validation, fold.test, fold.loss, read_result(found)
+    )
+
+
+def _scores(found: dict[str, Any]) -> Scores:
+    clients = found.get("clients") or {}
+    return Scores(
+        *(fraction(found.get(name)) for name in (*ACCURACIES, "val_accuracy")),
+        {str(name): fraction(value) for name, value in found["per_domain"].items()},
+        {str(name): fraction(value) for name, value in clients.get("accuracy", {}).items()},
+        *(fraction(found.get(name)) for name in ("macro_f1", "calibration_error")),
+        fraction(clients.get("worst")),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

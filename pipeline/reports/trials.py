@@ -1,0 +1,193 @@
+"""A sweep folder and a benchmark's result file -> frozen data for their reports."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.digests import unsealed
+from pipeline.errors import ConfigError
+from pipeline.federation.evaluate import mean
+from pipeline.json_files import content_of, fraction, read_lines, read_object, whole, word
+from pipeline.reports.data import Result, read_result
+from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
+from pipeline.sweeps.trials import trial_files
+
+STATUSES = ("done", "pruned", "diverged", "failed")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One line of trials.jsonl."""
+
+    number: int
+    id: str
+    status: str
+    seed: int | None
+    settings: dict[str, Any]
+    rounds: int | None
+    val_accuracy: float | None
+    seconds: float | None
+    results: tuple[Result, ...]
+    held_out: tuple[str, ...]  # as the results name it
+    error: str | None = None  # why it failed or diverged
+    val_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class SweepData:
+    """A sweep so far; `varied` are the settings in which its trials differ, without the seed.
+
+    select  by what its best is chosen: "validation", or "oracle" (test accuracy)
+    """
+
+    name: str
+    folder: Path
+    select: str
+    trials: tuple[Trial, ...]
+    varied: tuple[str, ...]
+    spec: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a benchmark; seconds are of one unit of work."""
+
+    benchmark: str
+    name: str
+    shape: str
+    unit: str
+    p20: float
+    p50: float
+    p80: float
+    floor: float | None  # seconds at the ceiling that the same run measured
+    times_baseline: float | None
+
+
+@dataclass(frozen=True)
+class BenchData:
+    """A result file of ./run.sh bench."""
+
+    name: str
+    file: Path
+    machine: dict[str, Any]
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...]
+
+
+def read_sweep(folder: Path) -> SweepData:
+    """The data of a sweep, finished or not.
+
+    Raises ConfigError, in one line, for files that are not what a sweep writes.
+    """
+    last: dict[str, Trial] = {}
+    notes: list[str] = []
+    for file in trial_files(folder):
+        lines, more = read_lines(file)
+        notes += more
+        with content_of(file):
+            found = [_trial(unsealed(line)) for line in lines]
+            own = {trial.id: trial for trial in found}  # a failed one was tried again
+        for trial in own.values():
+            if trial.id not in last or last[trial.id].status == "failed":
+                last[trial.id] = trial
+    trials = tuple(sorted(last.values(), key=lambda trial: trial.number))
+    spec = folder / "spec.json"
+    with content_of(spec):
+        described = unsealed(read_object(spec)) if spec.exists() else {}
+    if not trials:
+        notes.append("No trial has ended yet.")
+    return SweepData(
+        name=folder.resolve().name,
+        folder=folder,
+        select=_selection(folder / "selection.json"),
+        trials=trials,
+        varied=varied([trial.settings for trial in trials]),
+        spec=described,
+        notes=tuple(notes),
+    )
+
+
+def read_bench(file: Path) -> BenchData:
+    """The data of benchmarks/results/*.jsonl.
+
+    Raises ConfigError, in one line, for a file that is not one.
+    """
+    lines, notes = read_lines(file)
+    if not lines or "machine" not in lines[0]:
+        raise ConfigError(f"{file}: its first line names no machine; it is no result of bench")
+    with content_of(file):
+        machine = dict(lines[0]["machine"])
+        cases = tuple(_case(line) for line in lines[1:])
+    return BenchData(file.stem, file, machine, cases, tuple(notes))
+
+
+def ranking(sweep: SweepData) -> list[Candidate[Trial]]:
+    """The configurations as sweep itself ranks them, by its own selection, the best first."""
+    scored = ((trial, score(trial, sweep.select)) for trial in sweep.trials)
+    return candidates(scored, sweep.select)
+
+
+def score(trial: Trial, select: str) -> float | None:
+    """What a trial counts as: its validation accuracy, or, by oracle, what it reached on test rows.
+
+    The same numbers as pipeline.sweeps.best's, which reads them from trials.jsonl itself.
+    """
+    if trial.status != "done":
+        return None
+    if select == "validation":
+        return trial.val_accuracy
+    sides = [result.scores for result in trial.results]
+    tested = [s.unseen if s.unseen is not None else s.participants for s in sides]
+    return mean([each for each in tested if each is not None])
+
+
+def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Names of the settings with more than one value, in the order of their first appearance."""
+    names = dict.fromkeys(name for one in settings for name in one if name != "seed")
+    return tuple(name for name in names if len({word(one.get(name)) for one in settings}) > 1)
+
+
+def _selection(file: Path) -> str:
+    """What the sweep was last told to choose by; sweeps of older versions knew validation alone."""
+    if not file.exists():
+        return "validation"
+    with content_of(file):
+        select = read_object(file)["select"]
+        if select not in SELECTIONS:
+            raise ValueError(f"no such selection: {str(select)[:60]!r}")
+    return str(select)
+
+
+def _trial(line: dict[str, Any]) -> Trial:
+    results = line.get("results") or []
+    return Trial(
+        number=whole(line["number"]),
+        id=str(line["id"]),
+        status=str(line["status"]),
+        seed=None if line.get("seed") is None else whole(line["seed"]),
+        settings=dict(line["settings"]),
+        rounds=None if line.get("rounds") is None else whole(line["rounds"]),
+        val_accuracy=fraction(line.get("val_accuracy")),
+        seconds=fraction(line.get("seconds")),
+        results=tuple(read_result(found) for found in results),
+        held_out=tuple(str(found.get("held_out") or "nothing") for found in results),
+        error=None if line.get("error") is None else str(line["error"]),
+        val_loss=fraction(line.get("val_loss")),
+    )
+
+
+def _case(line: dict[str, Any]) -> Case:
+    p20, p50, p80 = (fraction(line[name]) for name in ("p20", "p50", "p80"))
+    if p20 is None or p50 is None or p80 is None:
+        raise ValueError(f"case {line['case']!r} has no finite time")
+    share = fraction(line.get("of_ceiling"))
+    return Case(
+        *(str(line[name]) for name in ("benchmark", "case", "shape", "unit")),
+        p20,
+        p50,
+        p80,
+        p50 * share if share else None,
+        fraction(line.get("times_baseline")),
+    )

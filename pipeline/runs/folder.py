@@ -1,0 +1,315 @@
+"""A run on disk: config.json, rounds.jsonl, adapter.safetensors, summary.json, done.
+
+adapter.safetensors is the checkpoint too: it always holds the best and the last adapters so far
+and the round they belong to, is replaced whole, and rounds.jsonl is cut back to it on resuming.
+Whatever a file vouches for is on the disk before it: the lines of rounds.jsonl before a checkpoint
+of them, all the others before `done`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save  # torch's refuses best and last in one memory
+from torch import Tensor
+
+from cache.container.disk import sync_folder
+from kernels.heads.plain import Kind, as_rows
+from pipeline.digests import KEY, LARGEST, NAME, check_done, digest, digests_of
+from pipeline.errors import ConfigError, DamagedDone
+from pipeline.files import cannot_write, first_difference, locked, replace_whole, set_aside
+from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, read_plain
+from pipeline.runs.checkpoint_facts import check_facts
+
+SHARE = 0.05  # of the time spent may go into checkpoints
+WRITTEN = ("done", "summary.json", "rounds.jsonl", "adapter.safetensors", "config.json")
+"""In the order in which they are removed: what vouches for others goes first."""
+TYPES = (torch.float32, torch.int64)  # of what training keeps; int64 counts steps
+WAY_OUT = "restore it from a copy, or --force sets the run's files aside and trains it again"
+
+
+class RunFolder:
+    """The files of one run, held by a lock while it trains."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.adapter_file = folder / "adapter.safetensors"
+        self.notes: list[str] = []
+        """For people: why files are not taken as they look, and what was done with them."""
+        self._rounds = None
+        self._log = hashlib.sha256()  # of rounds.jsonl so far
+        self._saved, self._cost = 0.0, 0.0
+
+    @property
+    def summary(self) -> dict | None:
+        """The results of a finished run; None before that, and where `done` or they are lost.
+
+        Raises ConfigError when a file of it is not as it was at the end.
+        """
+        if not (self.folder / "done").exists():
+            return None
+        try:
+            check_done(self.folder)
+        except DamagedDone as error:
+            self.notes.append(str(error))
+            return None
+        file = self.folder / "summary.json"
+        if not file.exists():
+            self.notes.append(f"{file} is missing; the run is finished again from its checkpoint")
+            return None
+        return _read_object(file)
+
+    @property
+    def rounds_sha256(self) -> str:
+        """Of the lines of rounds.jsonl so far."""
+        return _short(self._log)
+
+    def describe(self, described: dict, *, force: bool) -> None:
+        """Writes config.json, or checks that the folder holds this very run.
+
+        force  a run that is there is replaced; a damaged one, of which something may still be of
+               use, is set aside in old-<n>/
+        Raises ConfigError naming the first setting that differs.
+        """
+        file = self.folder / "config.json"
+        if file.exists() and not force:
+            _refuse_other(_read_object(file), described, self.folder)
+            return
+        self._clear()
+        replace_whole(file, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+
+    def _clear(self) -> None:
+        there = [name for name in WRITTEN if os.path.lexists(self.folder / name)]
+        if there and not self._is_sound(there):
+            aside = set_aside(self.folder, WRITTEN)
+            self.notes.append(f"{self.folder}: what is there is damaged; it was moved to {aside}")
+            return
+        for name in there:
+            (self.folder / name).unlink()
+            sync_folder(self.folder)
+
+    def _is_sound(self, there: list[str]) -> bool:
+        notes = list(self.notes)
+        try:
+            for name in there:
+                check_plain(self.folder / name, LARGEST.get(name, OBJECT))
+            _read_object(self.folder / "config.json")
+            return self.summary is not None or (self.notes == notes and bool(self._checkpoint()))
+        except ConfigError:
+            return False
+        finally:
+            self.notes = notes
+
+    def resume(self) -> tuple[dict[str, Tensor], dict] | None:
+        """The tensors and facts of the last checkpoint, with rounds.jsonl cut back to it.
+
+        None when there is nothing to resume; rounds.jsonl is empty then. Raises ConfigError for
+        files that are damaged, or another run's.
+        """
+        found, kept = self._checkpoint()
+        if (self.folder / "summary.json").exists():  # it will be replaced, after hours perhaps
+            check_plain(self.folder / "summary.json", OBJECT)
+        self._log = hashlib.sha256(kept)
+        (self.folder / "done").unlink(missing_ok=True)  # a damaged one: see summary
+        # Without a checkpoint this empties the log: a kill between the first round's line and the
+        # first checkpoint leaves a line that the run would write once more.
+        replace_whole(self.folder / "rounds.jsonl", kept)
+        return found
+
+    def _checkpoint(self) -> tuple[tuple[dict[str, Tensor], dict] | None, bytes]:
+        """The last checkpoint, None before the first; and the log that it was saved with."""
+        log, file = self.folder / "rounds.jsonl", self.adapter_file
+        lines = read_plain(log, LOG).splitlines(keepends=True) if log.exists() else []
+        if not file.exists():
+            return None, b""
+        tensors, facts = read_adapters(file, WAY_OUT)
+        done = facts["rounds_done"]
+        if len(lines) < done:
+            raise ConfigError(
+                f"{log}: has {len(lines)} of the {done} rounds that {file.name} was saved with; "
+                f"{WAY_OUT}"
+            )
+        kept = b"".join(lines[:done])
+        if facts.get("rounds_sha256") != _short(hashlib.sha256(kept)):
+            raise ConfigError(
+                f"{log}: is not what {file.name} was saved with: damaged, or edited; {WAY_OUT}"
+            )
+        if facts.get("belongs_to") != _read_object(self.folder / "config.json"):
+            raise ConfigError(f"{file}: belongs to another run; {WAY_OUT}")
+        return (tensors, facts), kept
+
+    def add_round(self, line: str) -> None:
+        """Appends one object to rounds.jsonl, handed to the system before this returns."""
+        if self._rounds is None:
+            self._rounds = (self.folder / "rounds.jsonl").open("ab")
+            sync_folder(self.folder)
+            self._saved = time.perf_counter()
+        self._rounds.write(line.encode() + b"\n")
+        self._log.update(line.encode() + b"\n")
+        self._rounds.flush()
+
+    def checkpoint(self, tensors: dict[str, Tensor], facts: dict, *, now: bool) -> None:
+        """Saves tensors and facts; unless `now`, only when it costs under 5 % of the time."""
+        started = time.perf_counter()
+        if not now and self._cost > SHARE * (started - self._saved):
+            return
+        self._sync_log()
+        facts = {**facts, "rounds_sha256": self.rounds_sha256}
+        write_adapters(self.adapter_file, tensors, facts)
+        self._saved = time.perf_counter()
+        self._cost = self._saved - started
+
+    def finish(self, summary: dict) -> None:
+        """Writes summary.json, then done, which lists what the files must be."""
+        self._sync_log()
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        replace_whole(self.folder / "summary.json", text.encode())
+        replace_whole(self.folder / "done", digests_of(self.folder).encode())
+
+    def _sync_log(self) -> None:
+        if self._rounds is not None:
+            os.fsync(self._rounds.fileno())
+
+    def close(self) -> None:
+        """Closes rounds.jsonl."""
+        if self._rounds is not None:
+            # After a full disk the unwritten bytes cannot be flushed either; add_round told it.
+            with contextlib.suppress(OSError):
+                self._rounds.close()
+
+
+@contextlib.contextmanager
+def open_run(folder: Path) -> Iterator[RunFolder]:
+    """The folder of one run, made when missing and locked against a second writer.
+
+    Raises ConfigError when another process trains in it or it cannot be written.
+    """
+    with locked(folder, "training"):
+        run = RunFolder(folder)
+        try:
+            yield run
+        except OSError as error:
+            raise ConfigError(cannot_write(folder, error)) from error
+        finally:
+            run.close()
+
+
+def write_adapters(
+    file: Path, tensors: dict[str, Tensor], facts: dict, *, lasting: bool = True
+) -> None:
+    """safetensors with best.<part> and last.<part>, one adapter a row, and JSON facts.
+
+    lasting  see replace_whole
+    """
+    whole = {name: tensor.cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    facts = {**facts, NAME: digest(facts, whole)}
+    content = save(whole, {KEY: json.dumps(facts, sort_keys=True)})
+    replace_whole(file, content, lasting=lasting)
+
+
+def read_adapters(
+    file: Path, way_out: str = "restore it from a copy"
+) -> tuple[dict[str, Tensor], dict]:
+    """What write_adapters wrote.
+
+    way_out  the end of a message: what to do
+    Raises ConfigError for a file that is not such a one, or is damaged.
+    """
+    check_plain(file, ADAPTERS)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {}).get(KEY, "null"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        check_facts(facts)
+        odd = next((name for name, t in tensors.items() if t.dtype not in TYPES), None)
+        if odd is not None:
+            raise ValueError(f"{odd[:60]!r} is {tensors[odd].dtype}")
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{file}: cannot be read as an adapter file of a run ({error}); {way_out}"
+        ) from error
+    rest = {name: value for name, value in facts.items() if name != NAME}
+    if facts.get(NAME) != digest(rest, {name: t.numpy() for name, t in tensors.items()}):
+        raise ConfigError(
+            f"{file}: is damaged, or of an older version: its sha256 is not that of what it holds; "
+            f"{way_out}"
+        )
+    return tensors, rest
+
+
+def unlike_checkpoint(folder: Path) -> list[str]:
+    """Sentences on why what an unfinished run's files tell is doubtful; none when it is not."""
+    file, log = folder / "adapter.safetensors", folder / "rounds.jsonl"
+    if not file.exists() or not log.exists():
+        return []
+    try:
+        _, facts = read_adapters(file)
+        lines = read_plain(log, LOG).splitlines(keepends=True)[: facts["rounds_done"]]
+    except ConfigError as error:
+        return [str(error)]
+    if facts.get("rounds_sha256") == _short(hashlib.sha256(b"".join(lines))):
+        return []
+    return ["rounds.jsonl is not what the checkpoint was saved with: damaged, or edited."]
+
+
+def read_first_adapter(file: Path, kind: Kind) -> Tensor:
+    """One adapter to start from, (P,): a safetensors file of its parts, or a run's own.
+
+    A run's file must hold one adapter; its best one is taken. Raises ConfigError otherwise.
+    """
+    if not file.exists():
+        raise ConfigError(f"--init-adapter {file}: there is no such file")
+    check_plain(file, ADAPTERS)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+            prefix = "best." if any(name.startswith("best.") for name in names) else ""
+            parts = {
+                name.removeprefix(prefix): opened.get_tensor(name)
+                for name in names
+                if name.startswith(prefix)
+            }
+            row = as_rows(kind, parts)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"--init-adapter {file}: needs a safetensors file with the parts of this adapter "
+            f"({error})"
+        ) from error
+    if row.ndim == 2 and len(row) != 1:
+        raise ConfigError(
+            f"--init-adapter {file}: holds {len(row)} adapters, one a held-out domain; name a "
+            "file of a run that trained one"
+        )
+    if not row.isfinite().all():
+        raise ConfigError(f"--init-adapter {file}: holds numbers that are not finite")
+    return row.reshape(-1)
+
+
+def _read_object(file: Path) -> dict:
+    try:
+        found = json.loads(read_plain(file, OBJECT))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: is damaged: not JSON ({error}); {WAY_OUT}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: is damaged: not a JSON object; {WAY_OUT}")
+    return found
+
+
+def _short(found) -> str:
+    return found.hexdigest()[:16]
+
+
+def _refuse_other(found: dict, asked: dict, folder: Path) -> None:
+    differs = first_difference(found, asked)
+    if differs:
+        name, old, new = differs
+        raise ConfigError(
+            f"{folder}: holds a run with {name} = {old}, but {new} is asked for; pass another "
+            "--out, or --force to train this one in its place"
+        )

@@ -1,0 +1,134 @@
+"""What is odd about the rows that take part in a run: a line each, before it is trained."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from cache.table import FeatureTable
+from pipeline.errors import ConfigError
+from pipeline.federation.clients import ClientSplit
+from pipeline.federation.plan import Fold, Plan, build_plan, steps_a_round
+from pipeline.settings import AVERAGING
+
+NAMED = 5  # names in a line
+LINES = 6  # lines of a kind
+
+
+def few(names: Sequence[str], most: int = NAMED) -> str:
+    """The first names, and how many more there are."""
+    left = len(names) - most
+    return ", ".join(names[:most]) + (f" and {left} more" if left > 0 else "")
+
+
+def row_notes(table: FeatureTable, plan: Plan) -> list[str]:
+    """Sentences on what lacks rows and does not stop the run; the same of all folds once.
+
+    Nothing tested, clients that never train or have no validation or test rows, held-out domains
+    without rows, classes without train rows, folds of one client, fewer classes than asked for.
+    """
+    clients = {client.name: client for fold in plan.folds for client in fold.clients}
+    said = [
+        *_untested(table, plan),
+        *_clients_without(plan, list(clients.values())),
+        *_empty_held_out(plan),
+        *_bounded(list(_classes_without(table, plan))),
+        *_bounded(list(_alone(plan))),
+        *_bounded(list(_fewer_classes(table, plan, list(clients.values())))),
+    ]
+    return list(dict.fromkeys(said))
+
+
+def _untested(table: FeatureTable, plan: Plan) -> Iterator[str]:
+    config = plan.folds[0].config
+    if all(map(_has_test_rows, plan.folds)):
+        return
+    lacking = [_name(fold) for fold in plan.folds if not _has_test_rows(fold)]
+    cure = ""
+    for changes in ({"fixed_split": "holdout"}, {"split": 0.5}):
+        try:
+            other = build_plan(table, dataclasses.replace(config, **changes))
+        except ConfigError:
+            continue
+        if all(map(_has_test_rows, other.folds)):
+            name, value = next(iter(changes.items()))
+            cure = f"; --{name.replace('_', '-')} {value} gives test rows"
+            break
+    yield f"held out {few(lacking)}: there are no test rows, so nothing is tested{cure}"
+
+
+def _has_test_rows(fold: Fold) -> bool:
+    return any(len(split.test) for split in (*fold.clients, *fold.unseen))
+
+
+def _clients_without(plan: Plan, clients: Sequence[ClientSplit]) -> Iterator[str]:
+    """Where some clients have rows of a use and others have none; of none at all others tell."""
+    if plan.method != "zero-shot":
+        lanes = [lane for lane in plan.lanes if lane.client is not None]
+        idle = {
+            plan.folds[lane.fold].clients[lane.client].name
+            for lane in lanes
+            if not steps_a_round(lane)
+        }
+        if idle:
+            yield f"{few(sorted(idle))}: under two train rows, so no step of training"
+    for part, why in (("val", "does not choose the round"), ("test", "is not tested")):
+        without = [c.name for c in clients if not len(getattr(c, part))]
+        if 0 < len(without) < len(clients):
+            yield (
+                f"{len(without)} of {len(clients)} clients: no {part} rows, so each {why}: "
+                + few(without)
+            )
+
+
+def _empty_held_out(plan: Plan) -> Iterator[str]:
+    held = {s.name: len(s.test) for fold in plan.folds for s in fold.unseen}
+    empty = [name for name, rows in held.items() if not rows]
+    if empty:
+        yield f"held-out domains without a row, not tested: {few(empty)}"
+
+
+def _classes_without(table: FeatureTable, plan: Plan) -> Iterator[str]:
+    if plan.method == "zero-shot":
+        return
+    for fold in plan.folds:
+        rows = np.concatenate([client.train for client in fold.clients])
+        counts = np.bincount(table.labels[rows], minlength=len(table.class_names))
+        without = [table.class_names[c] for c in np.flatnonzero(counts == 0)]
+        if without:
+            yield (
+                f"held out {_name(fold)}: {len(without)} of {len(counts)} classes have no train "
+                f"rows: {few(without)}"
+            )
+
+
+def _alone(plan: Plan) -> Iterator[str]:
+    for fold in plan.folds:
+        if plan.method in AVERAGING and len(fold.clients) == 1:
+            yield f"held out {_name(fold)}: {fold.clients[0].name} is the only client: no averaging"
+
+
+def _fewer_classes(
+    table: FeatureTable, plan: Plan, clients: Sequence[ClientSplit]
+) -> Iterator[str]:
+    config = plan.folds[0].config
+    if config.partition != "pathological":
+        return
+    for name in dict.fromkeys(client.domain_name for client in clients):
+        own = [c for c in clients if c.domain_name == name]
+        rows = np.concatenate([part for c in own for part in (c.train, c.val, c.test)])
+        present = len(np.unique(table.labels[rows]))
+        if not config.shots and present < config.classes_per_client:
+            yield (
+                f"domain {name}: {config.classes_per_client} classes a client are asked for and "
+                f"there are {present}: each client has all of them"
+            )
+
+
+def _bounded(lines: Sequence[str]) -> list[str]:
+    left = len(lines) - LINES
+    return [*lines[:LINES], *([f"the same of {left} more"] if left > 0 else [])]
+
+
+def _name(fold: Fold) -> str:
+    return ",".join(fold.held_out) or "nothing"

@@ -1,0 +1,184 @@
+"""What a fold reached in its chosen round, beside zero-shot CLIP on the very same rows."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kernels.answers import confidences
+from kernels.heads.plain import named, size
+from pipeline.federation.clients import NO_ROWS
+from pipeline.federation.evaluate import (
+    BLOCK,
+    answers_of,
+    mean,
+    parts_of,
+    rows_of,
+    summarise,
+    zero_shot_accuracy,
+    zero_shot_top1,
+)
+from pipeline.federation.local import Engine
+from pipeline.federation.payload import clip_bytes, payload_bytes
+from pipeline.federation.plan import Fold
+from pipeline.federation.record import held_out_name
+from pipeline.federation.state import own_part
+from pipeline.federation.training import Progress
+from pipeline.runs.advice import changed_on_validation
+from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread_or_none
+from pipeline.runs.personal import personalised
+from pipeline.settings import AVERAGING
+
+
+class Tested(NamedTuple):
+    """Every test row of a fold with what was answered; a held-out row once for each model."""
+
+    rows: np.ndarray  # (n,) int64
+    clients: np.ndarray  # (n,) int64, position in the fold's clients; -1 for held-out rows
+    answers: np.ndarray  # (n,) int64
+    sure: np.ndarray  # (n,) float32, the softmax's largest value
+
+
+def outcomes(engine: Engine, progress: Progress, folds: Sequence[int] | None = None) -> list[dict]:
+    """For each fold the object that `federate --json` lists under "results"."""
+    zero_shot = zero_shot_top1(engine.cached)
+    wanted = range(len(engine.plan.folds)) if folds is None else folds
+    return [_outcome(engine, progress, f, zero_shot) for f in wanted]
+
+
+def tested(engine: Engine, adapters: Tensor, f: int) -> Tested:
+    """What the fold's models answer on their test rows; adapters (A, P), one for each model."""
+    plan, cached, fold = engine.plan, engine.cached, engine.plan.folds[f]
+    kind, device = plan.work.kind, cached.labels.device
+    parts = [parts_of(plan, plan.models[m], "test") for m in fold.models]
+    rows = [rows_of(own, "test", device) for own in parts]
+    answers = answers_of(plan, adapters, cached, fold.models, rows, engine.backend)
+    sure = [
+        confidences(kind, adapters[m], cached.features, cached.text, own, cached.logit_scale)
+        for m, own in zip(fold.models, rows, strict=True)
+    ]
+    place = {client.name: k for k, client in enumerate(fold.clients)}
+    clients = [np.repeat(place.get(s.name, -1), len(s.test)) for own in parts for s in own]
+    joined = [torch.cat(each).cpu().numpy() for each in (rows, answers, sure)]
+    # NO_ROWS: without test rows no client and no held-out domain has a part.
+    return Tested(joined[0], np.concatenate([NO_ROWS, *clients]), *joined[1:])
+
+
+def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
+    """What zero-shot CLIP answers on the same rows; zero_shot (N,) int64 for all rows."""
+    cached, device = engine.cached, engine.cached.labels.device
+    rows = rows_of([*fold.clients, *fold.unseen], "test", device)
+    sure = [
+        (normalize(cached.features[part], dim=1) @ cached.unit_text.mT * cached.logit_scale)
+        .softmax(dim=1)
+        .amax(dim=1)
+        for part in rows.split(BLOCK)
+    ]
+    clients = [np.repeat(k, len(c.test)) for k, c in enumerate(fold.clients)]
+    clients += [np.repeat(-1, len(held.test)) for held in fold.unseen]
+    joined = [each.cpu().numpy() for each in (rows, zero_shot[rows], torch.cat(sure))]
+    return Tested(joined[0], np.concatenate(clients), *joined[1:])
+
+
+def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> dict:
+    fold, cached, chosen = engine.plan.folds[f], engine.cached, progress.chosen[f]
+    labels = cached.labels.cpu().numpy()
+    right = zero_shot.cpu().numpy() == labels
+    start = zero_shot_accuracy(fold, right)
+    per_domain = chosen.test_accuracy if chosen else start
+    plain = tested_without(engine, fold, zero_shot)
+    start_val = _zero_shot_val(fold, right)
+    worse = bool(chosen) and None not in (start_val, chosen.val_accuracy)
+    worse = worse and chosen.val_accuracy < start_val
+    seen = tested(engine, progress.best, f) if chosen else plain
+    return {
+        "held_out": held_out_name(fold.held_out),
+        "best_round": chosen.round if chosen else None,
+        "chosen_by": fold.config.choose if chosen else None,
+        "val_accuracy": chosen.val_accuracy if chosen else None,
+        # Counted where it tells whether training made it worse: another look at validation rows.
+        "val_changed": changed_on_validation(engine, progress.best, f, zero_shot)
+        if worse
+        else None,
+        **({"val_loss": chosen.val_loss} if chosen and chosen.val_loss is not None else {}),
+        "zero_shot": {
+            **summarise(start, fold.held_out),
+            "per_domain": start,
+            "val_accuracy": start_val,
+            **_quality(fold, plain, labels),
+        },
+        **summarise(per_domain, fold.held_out),
+        "per_domain": per_domain,
+        **_quality(fold, seen, labels),
+        "gate": _gate(engine, progress.best, f, seen, zero_shot) if chosen else None,
+        "personalised": personalised(engine, progress.best, f) if chosen else None,
+        "bytes_a_round": _bytes(engine, fold),
+    }
+
+
+def _quality(fold: Fold, seen: Tested, labels: np.ndarray) -> dict:
+    """macro_f1 and calibration_error over all answers; clients: accuracies of each on its rows."""
+    right = seen.answers == labels[seen.rows]
+    own = seen.clients >= 0
+    by_client = accuracy_by(right[own], seen.clients[own])
+    counts = np.bincount(seen.clients[own], minlength=len(fold.clients))
+    rows = [int(counts[k]) for k in by_client]
+    return {
+        "macro_f1": macro_f1(labels[seen.rows], seen.answers),
+        "calibration_error": calibration_error(right, seen.sure),
+        "clients": {
+            **spread_or_none(list(by_client.values()), rows),
+            "accuracy": {fold.clients[k].name: value for k, value in by_client.items()},
+        },
+    }
+
+
+def _bytes(engine: Engine, fold: Fold) -> dict:
+    """What a round of a fold sends if all clients take part, and would with all of CLIP."""
+    kind, config = engine.plan.work.kind, fold.config
+    clients = len(fold.clients) if config.method in AVERAGING else 0
+    parts = 2 if config.method == "scaffold" else 1  # the control variate travels too
+    count = size(kind)
+    if config.method == "fedper":
+        count -= int(own_part(engine.plan, torch.device("cpu")).sum())
+    one_way = clients * parts * payload_bytes(count, config.payload)
+    clip = clip_bytes(engine.model or "")
+    return {"up": one_way, "down": one_way, "clip": clip and 2 * clients * clip}
+
+
+def _zero_shot_val(fold: Fold, right: np.ndarray) -> float | None:
+    by_domain: dict[str, list[np.ndarray]] = {}
+    for client in fold.clients:
+        by_domain.setdefault(client.domain_name, []).append(client.val)
+    rows = [np.concatenate(own) for own in by_domain.values()]
+    return mean([float(right[own].mean()) for own in rows if len(own)])
+
+
+def _gate(engine: Engine, adapters: Tensor, f: int, seen: Tested, zero_shot: Tensor) -> dict:
+    """How much the adapter does to CLIP over the fold's test rows.
+
+    distance  mean total variation between the gate and the uniform one, 0 (zero-shot) to 1; None
+              for adapters without a gate on the images, and without test rows
+    changed, tested  rows whose answer differs from zero-shot's, of how many
+    """
+    plan, cached = engine.plan, engine.cached
+    moved = None
+    if plan.work.kind.released and len(seen.rows):
+        sums = [
+            _distance_sum(named(plan.work.kind, adapters[m]), cached.features[part])
+            for m in plan.folds[f].models
+            for own in [rows_of(parts_of(plan, plan.models[m], "test"), "test", zero_shot.device)]
+            for part in own.split(BLOCK)
+        ]
+        moved = sum(sums) / len(seen.rows)
+    changed = int((seen.answers != zero_shot.cpu().numpy()[seen.rows]).sum())
+    return {"distance": moved, "changed": changed, "tested": len(seen.rows)}
+
+
+def _distance_sum(parts: dict[str, Tensor], x: Tensor) -> float:
+    hidden = torch.addmm(parts["b1"], x, parts["w1"].mT).tanh_()
+    gate = torch.addmm(parts["b2"], hidden, parts["w2"].mT).softmax(dim=1)
+    return float((gate - 1 / gate.shape[1]).abs().sum() / 2)

@@ -1,0 +1,312 @@
+"""What a sweep tells at its end: the best configuration, its command line, what mattered."""
+
+import dataclasses
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.federation.evaluate import mean
+from pipeline.runs.results import aligned, mean_results, percent
+from pipeline.settings import PERSONAL, RunConfig
+from pipeline.sweeps.importance import influences, label
+from pipeline.sweeps.trials import STATUSES, Record, configuration_id
+from pipeline.terminal import printable
+
+SELECTIONS = ("validation", "oracle")
+TESTED = ("unseen", "participants", "overall")
+TOP = 10
+REASONS = 5  # why trials failed, in text for people
+SCORES = {"validation": "val_accuracy", "oracle": "oracle_accuracy"}
+
+
+class _Ended(Protocol):
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+    @property
+    def val_loss(self) -> float | None: ...
+
+
+class _Failed(Protocol):
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+
+Ended = TypeVar("Ended", bound=_Ended)
+"""A trial that ended: a Record, or what a report has read of one."""
+
+
+@dataclass(frozen=True)
+class Candidate(Generic[Ended]):
+    """A configuration with a score for each of its seeds."""
+
+    records: tuple[Ended, ...]
+    scores: tuple[float, ...]
+
+
+def sweep_report(
+    records: Iterable[Record], base: RunConfig, cache: Sequence[str], *, select: str = "validation"
+) -> dict:
+    """What `sweep --json` prints: counts, the best configuration, the ten best, what mattered.
+
+    A configuration counts when all its seeds are done, and no other has more of them: a mean over
+    the seeds that did not diverge would flatter it. The best has the highest mean over seeds of
+    the validation accuracy, the earlier one of equals; where rounds are chosen by validation loss
+    (every trial has one) the least mean loss, of equals the higher accuracy. What was tested is
+    told of that one alone.
+    select="oracle" chooses by what was tested (unseen domains, or the participants' test rows
+    where none is held out): an upper bound that no one without the test rows can reach, and called
+    oracle wherever it is shown.
+
+    records  every trial that ended
+    base     what the swept settings were put into
+    cache    the words of a command line that name the cache, such as ("features.h5",)
+
+    Raises ConfigError for an unknown selection.
+    """
+    check_selection(select)
+    records = sorted(records, key=lambda each: each.number)
+    ranked = candidates(((each, _score(each, select)) for each in records), select)
+    statuses = Counter(each.status for each in records)
+    done = [(each, s) for each in records if (s := _score(each, select)) is not None]
+    mattered = influences(
+        [{**each.settings, "seed": each.seed} for each, _ in done], [s for _, s in done]
+    )
+    return {
+        "select": select,
+        "trials": {status: statuses[status] for status in STATUSES},
+        "failures": failures(records),
+        "seconds": sum(each.seconds for each in records),
+        "best": _best(ranked[0], base, cache, select) if ranked else None,
+        "top": [_described(each, select) for each in ranked[:TOP]],
+        "configurations": len(ranked),
+        "tied": [each.records[0].number for each in tied(ranked)[1:]],
+        "notes": two_measures(ranked, base.method),
+        "mattered": [dataclasses.asdict(each) for each in mattered],
+    }
+
+
+def check_selection(select: str) -> None:
+    """Raises ConfigError for what is not in SELECTIONS."""
+    if select not in SELECTIONS:
+        raise ConfigError(f"--select {select!r} is unknown; there are {', '.join(SELECTIONS)}")
+
+
+def candidates(
+    scored_trials: Iterable[tuple[Ended, float | None]], select: str
+) -> list[Candidate[Ended]]:
+    """The configurations that count, the best first.
+
+    scored_trials  what ended, with its score; None where it has none
+    select         "validation": by val_loss where all that count have one; else by score
+    """
+    groups: dict[str, list[tuple[Ended, float | None]]] = {}
+    for each, score in scored_trials:
+        groups.setdefault(configuration_id(each.settings), []).append((each, score))
+    scored = [
+        Candidate(tuple(each for each, _ in group), tuple(scores))
+        for group in groups.values()
+        if None not in (scores := [score for _, score in group])
+    ]
+    most = max((len(each.scores) for each in scored), default=0)
+    counted = [each for each in scored if len(each.scores) == most]
+    losses = [[record.val_loss for record in each.records] for each in counted]
+    by_loss = select == "validation" and not any(None in own for own in losses)
+    means = [float(np.mean(own)) if by_loss else 0.0 for own in losses]  # type: ignore[arg-type]
+    order = sorted(
+        range(len(counted)),
+        key=lambda at: (means[at], -np.mean(counted[at].scores), counted[at].records[0].number),
+    )
+    return [counted[at] for at in order]
+
+
+def tied(ranked: Sequence[Candidate[Ended]]) -> list[Candidate[Ended]]:
+    """Those that reach just what the best reaches, with it; [] of none."""
+    return [each for each in ranked if np.mean(each.scores) == np.mean(ranked[0].scores)]
+
+
+def two_measures(ranked: Sequence[Candidate[Ended]], method: object) -> list[str]:
+    """A sentence where methods that score clients' own adapters are ranked with others; or [].
+
+    method  of trials that do not sweep it
+    """
+    methods = dict.fromkeys(str(each.records[0].settings.get("method", method)) for each in ranked)
+    own = [name for name in methods if name in PERSONAL]
+    if not own or len(own) == len(methods):
+        return []
+    others = [name for name in methods if name not in PERSONAL]
+    return [
+        f"this ranking mixes two measures: {', '.join(own)} validate each client's own adapter on "
+        f"that client's rows, {', '.join(others)} one adapter on all clients' rows"
+    ]
+
+
+def failures(ended: Iterable[_Failed]) -> list[dict[str, Any]]:
+    """Why trials failed, each reason once with the number of its trials, the commonest first."""
+    counted = Counter(each.error or "no reason on record" for each in ended
+                      if each.status == "failed")  # fmt: skip
+    return [{"error": error, "trials": count} for error, count in counted.most_common()]
+
+
+def federate_command(
+    base: RunConfig, settings: Mapping[str, object], seed: int, cache: Sequence[str]
+) -> str:
+    """The `./run.sh federate` line that trains these settings again, quoted for a shell.
+
+    Only options that differ from RunConfig's defaults, and --held-out, whose default is the
+    cache's. A field's option is its name with hyphens; a switched one is --name or --no-name.
+    """
+    config = dataclasses.replace(base, **settings, seed=seed)
+    words = ["./run.sh", "federate", *cache]
+    for fold in config.held_out:
+        words += ["--held-out", ",".join(fold) or "none"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "held_out" or value == field.default:
+            continue
+        option = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)
+
+
+def sweep_table(document: dict) -> str:
+    """The object of sweep_report as text for people, accuracies in percent."""
+    head, best = _head(document), document["best"]
+    if best is None:
+        return f"{head}\n{nothing_chosen(document['trials']['done'], document['select'])}"
+    by = "by oracle" if document["select"] == "oracle" else "by validation"
+    parts = [head, _top(document, by), *document["notes"]]
+    if document["mattered"]:
+        parts.append(_mattered(document))
+    parts += [_tested(best, by), f"the best {by}, again:\n  {printable(best['command'])}"]
+    return "\n\n".join(parts)
+
+
+def nothing_chosen(done: int, select: str) -> str:
+    """Why no configuration is the best, of a sweep with so many trials done."""
+    if not done:
+        return "no configuration has all its seeds done: nothing can be chosen"
+    rows = "validation" if select == "validation" else "test"
+    return (
+        f"no configuration has all its seeds done and a {rows} accuracy: nothing can be chosen. "
+        f"Without {rows} rows there is none"
+    )
+
+
+def _head(document: dict) -> str:
+    """The counts, and why trials failed."""
+    counts = [f"{n} {status}" for status, n in document["trials"].items() if n]
+    head = f"{sum(document['trials'].values())} trials: {', '.join(counts) or 'none ended'}"
+    whys = [f"{each['error']} ({each['trials']})" for each in document["failures"][:REASONS]]
+    left = sum(each["trials"] for each in document["failures"][REASONS:])
+    if left:
+        whys.append(f"other reasons, in trials.jsonl ({left})")
+    if len(whys) == 1 and counts[-1].endswith("failed"):
+        return f"{head}: {whys[0]}"
+    return "\n".join([head, *(f"failed: {why}" for why in whys)])
+
+
+def _score(record: Record, select: str) -> float | None:
+    if record.status != "done":
+        return None
+    if select == "validation":
+        return record.val_accuracy
+    tested = [r["unseen"] if r["unseen"] is not None else r["participants"] for r in record.results]
+    return mean([each for each in tested if each is not None])
+
+
+def _best(best: Candidate[Record], base: RunConfig, cache: Sequence[str], select: str) -> dict:
+    first = best.records[0]
+    means = [mean_results(each.results) for each in best.records]
+    start = [m["zero_shot"] for m in means]
+    return {
+        **_described(best, select),
+        "tested": {name: _spread([m[name] for m in means]) for name in TESTED},
+        "zero_shot": {name: _spread([m[name] for m in start])["mean"] for name in TESTED},
+        "command": federate_command(base, first.settings, first.seed, cache),
+    }
+
+
+def _described(each: Candidate[Record], select: str) -> dict:
+    return {
+        "number": each.records[0].number,
+        "settings": each.records[0].settings,
+        "seeds": [record.seed for record in each.records],
+        SCORES[select]: _spread(each.scores),
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation; None for what too few values do not have."""
+    values = [value for value in values if value is not None]
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": mean(values), "std": std}
+
+
+def _top(document: dict, by: str) -> str:
+    top = document["top"]
+    names = [
+        name
+        for name in top[0]["settings"]
+        if len({label(each["settings"][name]) for each in top}) > 1 or len(top) == 1
+    ]
+    score = SCORES[document["select"]]
+    seeds = len(top[0]["seeds"])
+    rows = [["trial", *names, f"{score} %", f"std of {seeds} seeds"]]
+    for each in top:
+        values = [label(each["settings"][name]) for name in names]
+        spread = each[score]
+        rows.append([str(each["number"]), *values, *map(percent, spread.values())])
+    same = {n: v for n, v in top[0]["settings"].items() if n not in names}
+    alike = f"\nall of them: {', '.join(f'{n} {label(v)}' for n, v in same.items())}" * bool(same)
+    return (
+        f"the best {len(top)} {by} of {document['configurations']} configurations\n"
+        f"{aligned(rows)}{alike}{said_of_ties(top[0]['number'], document['tied'])}"
+    )
+
+
+def said_of_ties(best: int, others: Sequence[int]) -> str:
+    """A line that names the configurations that reach just what the best one does; or ""."""
+    if not others:
+        return ""
+    named = ", ".join(str(number) for number in others[:TOP])
+    more = f" and {len(others) - TOP} more" if len(others) > TOP else ""
+    return f"\ntied with trial {best}, the earliest: {named}{more}"
+
+
+def _mattered(document: dict) -> str:
+    rows = [["parameter", "share %", "groups", "best", f"{SCORES[document['select']]} % there"]]
+    for each in document["mattered"]:
+        share = "-" if each["share"] is None else f"{100 * each['share']:.1f}"
+        rows.append(
+            [each["name"], share, str(each["groups"]), each["best"], percent(each["best_mean"])]
+        )
+    return (
+        f"how much each parameter mattered\n{aligned(rows)}\n"
+        "share of the variance of done trials that a parameter's values explain alone (epsilon "
+        "squared)"
+    )
+
+
+def _tested(best: dict, by: str) -> str:
+    rows = [["tested", "zero-shot %", "adapter %", "std"]]
+    for name in TESTED:
+        spread = best["tested"][name]
+        if spread["mean"] is not None:
+            start = percent(best["zero_shot"][name])
+            rows.append([name, start, percent(spread["mean"]), percent(spread["std"])])
+    return f"the best {by}, mean over {len(best['seeds'])} seed(s)\n{aligned(rows)}"

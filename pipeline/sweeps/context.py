@@ -1,0 +1,141 @@
+"""Where trials of a sweep train: what they share, which of them side by side, how they end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from cache.table import FeatureTable
+from kernels.backends import BackendUnavailable
+from kernels.heads.plain import size
+from pipeline.errors import ConfigError
+from pipeline.federation.evaluate import Cached
+from pipeline.federation.joint import common_key
+from pipeline.federation.plan import Plan, build_plan, steps_a_round
+from pipeline.federation.training import Progress, pick_plan_backend
+from pipeline.progress import Bar
+from pipeline.settings import RunConfig
+from pipeline.sweeps.folder import SweepFolder
+from pipeline.sweeps.halving import trial_rounds
+from pipeline.sweeps.spec import SweepSpec, config_of
+from pipeline.sweeps.trials import Record, Trial, record
+
+LANES = 96
+"""Lanes side by side on a CPU: enough for threads to share, few enough that trials end one by one.
+More gain nothing there; on a GPU memory alone is the limit."""
+
+
+class Stopped(Exception):
+    """The budget is used up or a signal came; the trials that ended are written."""
+
+
+@dataclass
+class Running:
+    """A trial that trains: its config, its own plan, and how far it is between two rungs."""
+
+    trial: Trial
+    config: RunConfig
+    plan: Plan
+    progress: Progress | None = None  # None: not begun, in a joint one, or parked
+    parked: Path | None = None
+    seconds: float = 0.0
+    val: float | None = None
+    loss: float | None = None
+    died: str | None = None  # why it diverged
+
+
+@dataclass
+class Floor:
+    """Where trials train: what they share, what limits them, and who is told."""
+
+    table: FeatureTable
+    cached: Cached
+    device: torch.device
+    backend: str
+    folder: SweepFolder
+    memory: int
+    deadline: float
+    stop: list[int]
+    bar: Bar
+    steps: int = field(default=0)  # lane-steps made
+
+
+def planned(
+    asked: Sequence[Trial], base: RunConfig, floor: Floor
+) -> tuple[list[Running], list[tuple[Trial, str]]]:
+    """The trials with their plans; and those that cannot be (their neighbours can), with why."""
+    live, broken = [], []
+    for trial in asked:
+        try:
+            live.append(plan_trial(trial, base, floor.table, floor.device, floor.backend))
+        except (ConfigError, BackendUnavailable) as error:
+            broken.append((trial, str(error)))
+    return live, broken
+
+
+def plan_trial(
+    trial: Trial, base: RunConfig, table: FeatureTable, device: torch.device, backend: str
+) -> Running:
+    """The trial with its plan.
+
+    Raises ConfigError for settings that conflict or do not fit the rows, BackendUnavailable for a
+    plan that the named backend cannot train.
+    """
+    config = config_of(trial, base)
+    plan = build_plan(table, config)
+    clients = [client for fold in plan.folds for client in fold.clients]
+    if clients and not any(len(client.val) for client in clients):
+        raise ConfigError(
+            f"{table.source}: trials are compared on validation rows, and no client has any; train "
+            "single runs with federate --choose last"
+        )
+    pick_plan_backend(plan, backend, device)
+    return Running(trial, config, plan)
+
+
+def foresee(live: list[Running], spec: SweepSpec, rounds: int, floor: Floor) -> None:
+    """Tells the bar how many lane-steps there will be, that it can tell the time left."""
+    steps = [sum(map(steps_a_round, e.plan.lanes)) * e.config.rounds for e in live]
+    share = 1.0
+    if spec.halving and live:
+        seeds = len(spec.seeds)
+        planned = trial_rounds(len(live) // seeds * seeds, seeds, rounds, spec.halving)
+        share = planned / max(1, len(live) * rounds)
+    floor.bar.total = floor.steps + int(share * sum(steps))
+    floor.bar.refresh()
+
+
+def chunks_of(live: Sequence[Running], floor: Floor) -> list[list[Running]]:
+    """Trials that train side by side: alike in shape, and together within the memory."""
+    groups: dict[tuple, list[Running]] = {}
+    for each in live:
+        groups.setdefault((common_key(each.plan), each.config.rounds), []).append(each)
+    most = LANES if floor.device.type == "cpu" else 1 << 30
+    chunks = []
+    for group in groups.values():
+        lanes = room = 0
+        for each in group:
+            lanes, room = lanes + len(each.plan.lanes), room + lane_bytes(each.plan, floor.device)
+            if not lanes - len(each.plan.lanes) or lanes > most or room > floor.memory:
+                chunks.append([])
+                lanes, room = len(each.plan.lanes), lane_bytes(each.plan, floor.device)
+            chunks[-1].append(each)
+    return chunks
+
+
+def lane_bytes(plan: Plan, device: torch.device) -> int:
+    """Memory that a trial takes while it trains, over its lanes, servers and models."""
+    lanes, servers, models = len(plan.lanes), len(plan.servers), len(plan.models)
+    # A lane: where it starts and where it is; on a GPU Adam's two moments beside them. A server:
+    # before and after its round. A model: the best so far.
+    rows = lanes * (2 if device.type == "cpu" else 4) + 2 * servers + models
+    return 4 * size(plan.work.kind) * max(rows, 1)
+
+
+def end_trial(floor: Floor, trial: Trial, status: str, **facts) -> None:
+    """Puts a trial on record; facts that are not given are those of one that never began."""
+    blank = {"rounds": 0, "results": [], "val_accuracy": None, "seconds": 0.0}
+    ended: Record = record(trial, status=status, **{**blank, **facts})
+    floor.folder.add(ended)
+    floor.bar.set_postfix_str(f"{len(floor.folder.records)} trials ended", refresh=False)

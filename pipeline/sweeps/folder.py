@@ -1,0 +1,167 @@
+"""A sweep's folder while a process works in it: its lock, its own file of trials, others'."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from cache.container.disk import sync_folder
+from pipeline.digests import sealed, unsealed
+from pipeline.errors import ConfigError
+from pipeline.files import cannot_write, first_difference, locked, replace_whole, set_aside
+from pipeline.plain_files import LOG, OBJECT, read_plain
+from pipeline.sweeps.trials import (
+    STATUSES,
+    TRIALS,
+    Record,
+    add_better,
+    finite,
+    line_of,
+    read_all,
+    read_trials,
+    trial_files,
+)
+
+OURS = ("study.journal", "shared.json", "selection.json", "reproduced.json", "parked", "claims",
+        "members", "spec.json")  # fmt: skip
+"""Of a sweep, beside its files of trials; set aside in this order, so that none is without spec."""
+
+WAY_OUT = "restore it from a copy, or --force sets the sweep's files aside and starts again"
+
+
+class SweepFolder:
+    """The files of one sweep; records has the Record that counts of every id.
+
+    Its own file of trials nobody else writes: trials.jsonl is held by a lock, others by their name.
+    """
+
+    def __init__(self, folder: Path, records: dict[str, Record], own: str = TRIALS) -> None:
+        self.folder = folder
+        self.records = records
+        self._own, self._sizes = own, {}
+        self._lines = (folder / own).open("ab")
+        sync_folder(folder)
+
+    def add(self, ended: Record) -> None:
+        """Appends one trial, handed to the system before this returns; `sync` makes it last.
+
+        One that stands there already, as what failed and fails again does, is not appended.
+        Raises ConfigError when it cannot be written.
+        """
+        assert ended.status in STATUSES, ended.status
+        said = finite(dataclasses.asdict(ended))
+        fresh = Record(**said)
+        if self.records.get(ended.id) != fresh:
+            try:
+                self._lines.write(line_of(said))
+                self._lines.flush()
+            except OSError as error:
+                raise ConfigError(cannot_write(self.folder, error)) from error
+        self.records[ended.id] = fresh
+
+    def sync(self) -> None:
+        """Brings what was added onto the disk, where other machines see it, too."""
+        try:
+            os.fsync(self._lines.fileno())
+        except OSError as error:
+            raise ConfigError(cannot_write(self.folder, error)) from error
+
+    def refresh(self) -> None:
+        """Takes up what other members have added since; ConfigError for lines that are none."""
+        for file in trial_files(self.folder):
+            if file.name == self._own:
+                continue
+            with file.open("rb") as opened:  # opening it, unlike stat, asks a network disk anew
+                size = os.fstat(opened.fileno()).st_size
+            if self._sizes.get(file.name) != size:
+                self._sizes[file.name] = size
+                add_better(self.records, read_trials(file)[0])
+
+    def gather(self) -> None:
+        """Every member's trials into trials.jsonl, by number, once all have ended.
+
+        Whichever members do it, and however often: the file is the same.
+        """
+        others = [file for file in trial_files(self.folder) if file.name != TRIALS]
+        if not any(file.stat().st_size for file in others):
+            return
+        self.records = read_all(self.folder)
+        ended = sorted(self.records.values(), key=lambda each: each.number)
+        whole = b"".join(line_of(dataclasses.asdict(each)) for each in ended)
+        try:
+            replace_whole(self.folder / TRIALS, whole)
+        except OSError as error:
+            raise ConfigError(cannot_write(self.folder, error)) from error
+
+    def close(self) -> None:
+        """Closes its file of trials, and removes one of a member that ended none."""
+        # After a full disk the unwritten bytes cannot be flushed either: that was told by add.
+        with contextlib.suppress(OSError):
+            self._lines.close()
+            if self._own != TRIALS and not (self.folder / self._own).stat().st_size:
+                (self.folder / self._own).unlink()
+
+
+@contextlib.contextmanager
+def open_sweep(folder: Path, described: dict, *, force: bool = False) -> Iterator[SweepFolder]:
+    """The folder of the sweep that `described` says, made when missing, locked while it is open.
+
+    described  all that decides the trials and their numbers, as JSON can hold it
+    force      start again: what the folder holds of a sweep is set aside in old-<n>/, for it may
+               be hours of work
+
+    Raises ConfigError when it holds another sweep (the first field that differs is named), when
+    another process sweeps in it, when it cannot be written, and for a line, not the last, that is
+    no trial.
+    """
+    way_out = f"wait for it, help it with ./run.sh sweep --join {folder}, or pass another --out"
+    with locked(folder, "sweeping", way_out):
+        try:
+            sweep = SweepFolder(folder, _prepare(folder, described, force))
+            try:
+                yield sweep
+            finally:
+                sweep.close()
+        except OSError as error:
+            raise ConfigError(cannot_write(folder, error)) from error
+
+
+def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
+    spec, trials = folder / "spec.json", folder / TRIALS
+    described = json.loads(json.dumps(described, allow_nan=False))
+    if force:
+        ours = [*(file.name for file in trial_files(folder)), *OURS]
+        if any(os.path.lexists(folder / name) for name in ours):
+            set_aside(folder, ours)
+    shutil.rmtree(folder / "parked", ignore_errors=True)  # of a process that was killed
+    if spec.exists():
+        _refuse_other(spec, described)
+    elif trials.exists():
+        raise ConfigError(f"{folder}: has trials.jsonl but no spec.json; {WAY_OUT}")
+    else:
+        whole = json.dumps(sealed(described), indent=2, sort_keys=True) + "\n"
+        replace_whole(spec, whole.encode())
+    _, good = read_trials(trials)
+    if trials.exists():
+        whole = read_plain(trials, LOG)
+        sound = whole[:good] + b"\n" * (good > 0 and whole[good - 1 : good] != b"\n")
+        if sound != whole:
+            replace_whole(trials, sound)
+    return read_all(folder)
+
+
+def _refuse_other(spec: Path, described: dict) -> None:
+    try:
+        found = unsealed(json.loads(read_plain(spec, OBJECT)))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{spec}: is damaged ({error}); {WAY_OUT}") from error
+    differs = first_difference(found, described)
+    if differs:
+        name, old, new = differs
+        raise ConfigError(
+            f"{spec.parent}: holds a sweep with {name or 'spec'} = {old}, but {new} is asked for; "
+            "pass another --out, or --force to set it aside in old-<n>/ and start again"
+        )

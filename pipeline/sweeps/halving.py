@@ -1,0 +1,98 @@
+"""Synchronous successive halving: which trials of a sweep go on after how many rounds.
+
+All trials are compared after the same rounds, whatever batches they train in. Optuna's pruners and
+W&B's hyperband judge a trial against those that came before it: of 27 trials that report together
+they stop none or 26, by the order of reporting alone.
+Source: Jamieson and Talwalkar, arXiv:1502.07943; Li et al., Hyperband, arXiv:1603.06560.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError
+from pipeline.sweeps.trials import Trial, configuration_id
+
+CUTS = 3
+"""Of 27 configurations one is left to train to the end, at eta 3."""
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Keep the best 1/eta of the configurations at each cut."""
+
+    eta: int = 3
+    first: int | None = None
+    """Rounds before the first cut; None: as early as `cuts` cuts need."""
+    cuts: int | None = None
+    """At most this many cuts; None: CUTS, or all that fit where `first` is given."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for numbers with which nothing is ever cut."""
+        for name, value, low in (("eta", self.eta, 2), ("first", self.first, 1)):
+            if value is not None and not low <= value <= 10**7:
+                raise ConfigError(f"halving: {name} must lie in {low} to 10000000; got {value}")
+        if self.cuts is not None and not 1 <= self.cuts <= 64:
+            raise ConfigError(f"halving: cuts must lie in 1 to 64; got {self.cuts}")
+
+
+def rungs(rounds: int, halving: Halving) -> tuple[int, ...]:
+    """After how many rounds trials are cut, rising, each in 1 to rounds - 1.
+
+    first * eta**k for k = 0, 1, ...; without `first` it is ceil(rounds / eta**k) for k = cuts to 1.
+    """
+    eta = halving.eta
+    if halving.first is None:
+        marks = [-(-rounds // eta**k) for k in range(halving.cuts or CUTS, 0, -1)]
+    else:
+        fit = math.ceil(math.log(max(rounds / halving.first, 1), eta)) + 1
+        marks = [halving.first * eta**k for k in range(min(halving.cuts or fit, fit))]
+    return tuple(sorted({mark for mark in marks if 1 <= mark < rounds}))
+
+
+def kept(configurations: int, eta: int) -> int:
+    """How many of so many configurations a cut keeps: floor(configurations / eta), at least 1."""
+    return max(1, configurations // eta) if configurations else 0
+
+
+def survivors(
+    trials: Sequence[Trial], scores: Mapping[str, float | None], eta: int
+) -> tuple[Trial, ...]:
+    """The trials that go on, in the order given.
+
+    A configuration lives or dies with all its seeds: its score is the mean over them, and it dies
+    if one of them diverged or failed. Of equal ones the earlier trial's goes on. Fewer than
+    kept(...) are left when more than that have diverged.
+
+    trials  all that reached this cut, in every batch of the sweep (or of one bayes batch); those
+            that a killed sweep had already recorded as ended here belong to them
+    scores  by trial id: the best validation accuracy so far; None or not finite: diverged or failed
+
+    Raises KeyError for a trial without a score: leaving one out would change who goes on.
+    """
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(configuration_id(trial.settings), []).append(trial)
+    ranked = sorted(
+        (-score, min(trial.number for trial in group), name)
+        for name, group in groups.items()
+        if (score := _mean([scores[trial.id] for trial in group])) is not None
+    )
+    best = [name for _, _, name in ranked[: kept(len(groups), eta)]]
+    going = {trial.id for name in best for trial in groups[name]}
+    return tuple(trial for trial in trials if trial.id in going)
+
+
+def trial_rounds(trials: int, seeds: int, rounds: int, halving: Halving | None) -> int:
+    """Rounds that so many trials train in all when none diverges: what time left is told by."""
+    live, before, total = trials // seeds, 0, 0
+    for mark in rungs(rounds, halving) if halving else ():
+        total += live * (mark - before)
+        live, before = kept(live, halving.eta), mark
+    return seeds * (total + live * (rounds - before))
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    if any(score is None or not math.isfinite(score) for score in scores):
+        return None
+    return math.fsum(scores) / len(scores)

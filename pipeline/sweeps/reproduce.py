@@ -1,0 +1,126 @@
+"""From images to the paper's table: counts, extraction, the blog's runs over seeds, comparison."""
+
+import json
+from collections.abc import Callable
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from cache.store import read_table
+from pipeline.datasets.find import dataset_name, find_images
+from pipeline.datasets.known import KNOWN, compare_counts
+from pipeline.datasets.stated import Stated
+from pipeline.digests import sealed
+from pipeline.encoder.towers import UNNAMED, Towers
+from pipeline.errors import ConfigError
+from pipeline.extraction.extract import extract
+from pipeline.json_files import replace_file
+from pipeline.places import DATA
+from pipeline.runs.federate import cache_facts
+from pipeline.runs.results import released_figures
+from pipeline.settings import RunConfig
+from pipeline.sweeps.reproduced import NAME, compared
+from pipeline.sweeps.run import sweep
+from pipeline.sweeps.spec import from_options
+from pipeline.sweeps.trials import read_trials
+
+BLOG = ("mode=FedAtImg",)
+"""The blog's four commands as a sweep's one configuration; all else is RunConfig's defaults."""
+
+
+def reproduce(
+    dataset: str | PathLike[str],
+    *,
+    runs: str | PathLike[str],
+    root: str | PathLike[str] | None = None,
+    model: str | PathLike[str] = "ViT-B/32",
+    towers: Towers = UNNAMED,
+    seeds: int = 3,
+    rounds: int = RunConfig.rounds,
+    cache: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    device: str = "auto",
+    backend: str = "auto",
+    workers: int | None = None,
+    layout: str | None = None,
+    class_names: str | None = None,
+    accept: tuple[str, ...] = (),
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Counts, extracts and trains every held-out domain with seeds 0, 1, ...; the table as JSON.
+
+    The trainings are a sweep of the released settings over the seeds, in runs/sweep-<id> or `out`,
+    where the object that is returned is kept as reproduced.json. What is there already is not made
+    again.
+
+    dataset  a known name looked for in `root`, which is held to its published counts, or a folder
+    towers   heads and activation of a file of weights, see clip_config.choose_towers
+    cache    where the features go; None: where extract puts them
+    layout, class_names, accept  as extract's
+    rounds   other than 200 is another experiment than the paper's
+
+    Returns counts (lines that differ; None for data sets without published ones), lost (seeds whose
+    training did not end well, which are left out of all means), rows by held-out
+    domain and their mean: zero-shot and adapter accuracies as fractions, mean and sample standard
+    deviation over seeds, the released figure and the difference of overall to it where there is
+    one (RELEASED_PACS). Raises what extract and sweep raise; ConfigError when no seed ended well.
+    """
+    dataset = fspath(dataset)
+    name = dataset_name(dataset)
+    stated = Stated(layout, class_names, tuple(accept))
+    # extract says what it says
+    tree = find_images(dataset, Path(root or DATA), lambda message: None, stated=stated)
+    counts = compare_counts(tree, name) if name in KNOWN else None
+    if counts == []:
+        say(f"{tree.root}: every count is as published for {KNOWN[name].title}")
+    done = extract(
+        dataset,
+        root=root,
+        model=model,
+        towers=towers,
+        out=cache,
+        device=device,
+        workers=workers,
+        layout=layout,
+        class_names=class_names,
+        accept=accept,
+        say=say,
+    )
+    table = read_table(done.path)
+    domains = table.domain_names
+    base = RunConfig(
+        held_out=tuple((one,) for one in domains) if len(domains) > 1 else ((),), rounds=rounds
+    )
+    told = sweep(
+        table,
+        from_options(BLOG, seeds=seeds),
+        base,
+        runs=runs,
+        out=out,
+        device=device,
+        backend=backend,
+        cache=(str(done.path),),
+        say=say,
+    )
+    folder = Path(told["sweep"])
+    records, _ = read_trials(folder / "trials.jsonl")
+    ended = {r.seed: r.results for r in records.values() if r.status == "done"}
+    if not ended:
+        why = next((r.error for r in records.values() if r.error), "see its trials.jsonl")
+        raise ConfigError(f"{folder}: no training ended well: {why}")
+    facts = cache_facts(table)
+    document = {
+        "dataset": facts["dataset"],
+        "model": facts["model"],
+        "cache": str(done.path),
+        "counts": counts,
+        "rounds": rounds,
+        "lost": sorted(r.seed for r in records.values() if r.status != "done"),
+        **compared(ended, released_figures(facts)),
+        "sweep": str(folder),
+        "again": told["best"]["command"],
+    }
+    replace_file(
+        folder / NAME, (json.dumps(sealed(document), allow_nan=False, indent=2) + "\n").encode()
+    )
+    return document

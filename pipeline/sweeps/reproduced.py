@@ -1,0 +1,104 @@
+"""The paper's table again: results over seeds, zero-shot and the released figures beside them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.runs.results import aligned, mean_results, percent
+from pipeline.settings import RunConfig
+from pipeline.terminal import printable
+
+NAME = "reproduced.json"
+FIGURES = ("unseen", "participants", "overall")
+
+
+def compared(
+    by_seed: Mapping[int, Sequence[dict[str, Any]]], released: Mapping[str, float]
+) -> dict[str, Any]:
+    """Results over seeds beside released ones: {"seeds", "rows", "mean"}.
+
+    by_seed   seed -> what `federate --json` lists under results, the same folds for each
+    released  held-out domain -> overall accuracy; may be empty
+    """
+    seeds = sorted(by_seed)
+    first = by_seed[seeds[0]]
+    rows = [
+        _row(fold["held_out"] or "none", [by_seed[s][f] for s in seeds], released)
+        for f, fold in enumerate(first)
+    ]
+    named = {row["held_out"] for row in rows}
+    whole = {"mean": sum(released.values()) / len(released)} if named == set(released) else {}
+    means = _row("mean", [mean_results(by_seed[s]) for s in seeds], whole)
+    return {"seeds": seeds, "rows": rows, "mean": means}
+
+
+def table_of(document: Mapping[str, Any]) -> str:
+    """The object of `reproduce` as text for people, accuracies in percent."""
+    released = any(row["released"] is not None for row in document["rows"])
+    rows = [["held out", *FIGURES, "std", *(["released", "difference"] if released else [])]]
+    for row in [*document["rows"], document["mean"]]:
+        cells = [_both(row, name) for name in FIGURES]
+        rows.append([row["held_out"], *cells, percent(row["overall"]["std"])])
+        if released:
+            rows[-1] += [percent(row["released"]), _points(row["difference"])]
+    note = (
+        f"accuracy in %, zero-shot -> adapter, mean of {len(document['seeds'])} seed(s); std: of "
+        "overall"
+    )
+    if released:
+        note += "; released: overall as the released code's README has it; difference: ours less it"
+    return "\n".join([aligned(rows), note, *map(printable, doubts(document))])
+
+
+def doubts(document: Mapping[str, Any]) -> list[str]:
+    """Sentences on why these figures are not the paper's experiment; none when they are."""
+    said = []
+    if document["counts"]:
+        lines = document["counts"]
+        more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+        said.append(f"not the published images: {lines[0]}{more}")
+    if document["counts"] is None:
+        said.append("no published counts are known for these images: they were not checked")
+    if document["lost"]:
+        seeds = ", ".join(map(str, document["lost"]))
+        said.append(f"left out of all means, for their training did not end well: seeds {seeds}")
+    if document["rounds"] != RunConfig.rounds:
+        said.append(f"{document['rounds']} rounds; the released experiment has {RunConfig.rounds}")
+    if document["dataset"] == "pacs" and document["model"] != "ViT-B/32":
+        said.append(f"features of {document['model']}; the released figures are ViT-B/32's")
+    return said
+
+
+def _row(
+    held_out: str, results: Sequence[Mapping[str, Any]], released: Mapping[str, float]
+) -> dict[str, Any]:
+    spread = {name: _spread([one[name] for one in results]) for name in FIGURES}
+    published, overall = released.get(held_out), spread["overall"]["mean"]
+    known = published is not None and overall is not None
+    return {
+        "held_out": held_out,
+        "zero_shot": {
+            name: _spread([one["zero_shot"][name] for one in results])["mean"] for name in FIGURES
+        },
+        **spread,
+        "released": published,
+        "difference": overall - published if known else None,
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    }
+
+
+def _both(row: Mapping[str, Any], name: str) -> str:
+    reached = row[name]["mean"]
+    return "-" if reached is None else f"{percent(row['zero_shot'][name])} -> {percent(reached)}"
+
+
+def _points(difference: float | None) -> str:
+    return "-" if difference is None else f"{100 * difference:+.2f}"

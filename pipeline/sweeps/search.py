@@ -1,0 +1,199 @@
+"""What a sweep tries next: ask for trials and tell how they ended; grid, random and bayes."""
+
+import dataclasses
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import ConfigError, ConflictError
+from pipeline.settings import RunConfig
+from pipeline.sweeps.space import Choices, Steps, at, at_step
+from pipeline.sweeps.spec import SweepSpec, check_ends, seeded
+from pipeline.sweeps.trials import Record, Trial, configuration_id
+
+MISSES = 1000
+"""Draws in a row that bring nothing new before a random search counts as complete."""
+
+
+class State(NamedTuple):
+    """How far a search is, in trials."""
+
+    asked: int
+    ended: int
+    most: int
+    """Trials in all; a bayes search in a small space may end before."""
+
+
+class Search(NamedTuple):
+    """The three functions of a search."""
+
+    ask: Callable[[int], tuple[Trial, ...]]
+    """The trials of the next n configurations, those that had ended before left out; () at the end.
+
+    Raises ConfigError for n < 1.
+    """
+    tell: Callable[[Sequence[Record]], None]
+    """How trials ended, in any order and number."""
+    state: Callable[[], State]
+
+
+def open_search(
+    spec: SweepSpec, base: RunConfig, folder: Path, ended: Mapping[str, Record]
+) -> Search:
+    """The search that a spec asks for.
+
+    base    what the swept settings are put into
+    folder  of the sweep, held by its lock; bayes keeps study.journal there
+    ended   what trials.jsonl holds, by trial id: asked for no more, unless it failed
+
+    Raises ConfigError for settings that cannot be, or when bayes has no Optuna.
+    """
+    known = {id: record for id, record in ended.items() if record.status != "failed"}
+    if spec.method == "bayes":
+        from pipeline.sweeps.bayes import bayes
+
+        check_ends(spec, base)
+        return bayes(spec, base, folder, known)
+    return listed(listed_trials(spec, base), len(spec.seeds), known)
+
+
+def check_search(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
+    """The trials of a grid or random search; () of bayes, whose trials are not known before.
+
+    Raises ConfigError as open_search does, and where no settings at all can be, without a folder.
+    """
+    if spec.method != "bayes":
+        return listed_trials(spec, base)
+    from pipeline.sweeps.bayes import distributions
+
+    check_ends(spec, base)
+    distributions(spec)
+    one = dataclasses.replace(spec, method="random", count=1)
+    _combinations(one, lambda settings: dataclasses.replace(base, **settings))
+    return ()
+
+
+def listed(trials: Sequence[Trial], seeds: int, ended: Mapping[str, Record]) -> Search:
+    """A search through a list, seeds of one configuration next to each other."""
+    waiting = [trial for trial in trials if trial.id not in ended]
+    told = set(ended) & {trial.id for trial in trials}
+    at = 0
+
+    def ask(n: int) -> tuple[Trial, ...]:
+        nonlocal at
+        _check_n(n)
+        groups = itertools.groupby(waiting[at:], key=lambda trial: trial.number // seeds)
+        asked = tuple(trial for _, group in itertools.islice(groups, n) for trial in group)
+        at += len(asked)
+        return asked
+
+    def tell(records: Sequence[Record]) -> None:
+        told.update(record.id for record in records)
+
+    def state() -> State:
+        return State(len(trials) - len(waiting) + at, len(told), len(trials))
+
+    return Search(ask, tell, state)
+
+
+def listed_trials(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
+    """Every trial of a grid or random search, seeds innermost, each settings once.
+
+    The same spec and base give the same trials; a random search of more draws begins with those
+    of fewer. It ends before its count when MISSES draws in a row bring nothing new.
+
+    Combinations that conflict (head cosine with mode FedAtImg) and came up meanwhile stand behind
+    the others and are not counted: their trials fail when they are planned, each with its reason.
+    Raises ConfigError when there is no other, and for values out of their limits.
+    """
+    check_ends(spec, base)
+    found, conflicts = _combinations(spec, lambda settings: dataclasses.replace(base, **settings))
+    return tuple(
+        trial
+        for number, each in enumerate([*found, *conflicts])
+        for trial in seeded(spec, number, each)
+    )
+
+
+def base_of(spec: SweepSpec, given: Mapping[str, Any]) -> RunConfig:
+    """The config that the swept settings are put into, from the settings that are not swept.
+
+    Where RunConfig(**given) conflicts, as it does for partition=iid swept beside clients=4, it has
+    the swept values of the first combination that does not. Raises ConfigError where all do.
+    """
+    try:
+        return RunConfig(**given)
+    except ConflictError:
+        one = spec if spec.method == "grid" else dataclasses.replace(spec, method="random")
+        one = dataclasses.replace(one, count=1)
+        found, _ = _combinations(one, lambda settings: RunConfig(**{**given, **settings}))
+        return RunConfig(**{**given, **found[0]})
+
+
+def reasons(whys: Iterable[str], most: int = 5) -> str:
+    """Why trials cannot be trained, each reason once and with their number, the commonest first."""
+    counted = Counter(whys).most_common()
+    said = [f"{why} ({count})" for why, count in counted[:most]]
+    left = sum(count for _, count in counted[most:])
+    return "; ".join([*said, *([f"and {left} more"] if left else [])])
+
+
+def _combinations(
+    spec: SweepSpec, configure: Callable[[dict[str, Any]], RunConfig]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Up to spec.count settings that can be, and those that conflict and came up before the last.
+
+    Raises ConfigError when none can be.
+    """
+    found: list[dict[str, Any]] = []
+    conflicts: list[dict[str, Any]] = []
+    whys: list[str] = []
+    misses = 0
+    for settings in _grid(spec) if spec.method == "grid" else _draws(spec):
+        misses += 1
+        try:
+            if settings is not None:
+                configure(settings)
+                found.append(settings)
+                misses = 0
+        except ConflictError as error:
+            conflicts.append(settings)
+            whys.append(str(error))
+        except ConfigError as error:  # a normal draw out of its setting's limits
+            whys.append(str(error))
+        if len(found) == spec.count or (misses == MISSES and spec.method != "grid"):
+            break
+    if not found:
+        raise ConfigError(f"no combination can be trained: {reasons(whys)}")
+    return found, conflicts
+
+
+def _grid(spec: SweepSpec) -> Iterator[dict[str, Any]]:
+    names = [name for name, _ in spec.parameters]
+    for values in itertools.product(*(_every(*pair) for pair in spec.parameters)):
+        yield dict(zip(names, values, strict=True))
+
+
+def _draws(spec: SweepSpec) -> Iterator[dict[str, Any] | None]:
+    """Draws without end; None in the place of one that came before."""
+    rng = random.Random(spec.draw_seed)  # random() of a seed is the same in every Python
+    seen: set[str] = set()
+    while True:
+        settings = {name: at(name, domain, rng.random()) for name, domain in spec.parameters}
+        new = configuration_id(settings) not in seen
+        seen.add(configuration_id(settings))
+        yield settings if new else None
+
+
+def _every(name: str, domain: Choices | Steps) -> Iterable:
+    if isinstance(domain, Choices):
+        return domain.values
+    return [at_step(name, domain, k) for k in range(domain.first, domain.last + 1)]
+
+
+def _check_n(n: int) -> None:
+    if n < 1:
+        raise ConfigError(f"a search is asked for {n} configurations; ask for 1 or more")

@@ -1,0 +1,175 @@
+"""What one setting of a sweep may be: a list of values or a range, read from words, drawn from.
+
+On the command line `name=` is followed by one of
+
+    a,b,c          each of these values
+    a..b           from a to b: whole numbers for a whole-number setting; else fractions,
+                   log-uniform where both ends are positive and differ by 10 times or more
+    log:a..b  uniform:a..b  int:a..b      the same, with the kind said
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from pipeline.errors import ConfigError
+from pipeline.sweeps.values import KINDS, Value, parse_value, shown, sweepable
+
+LOG_FROM = 10.0
+"""Ends that differ by this much are drawn log-uniformly: one decade or more is a scale."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of these values, each as likely as another."""
+
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from low to high, or (log) one whose logarithm is uniform."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Steps:
+    """step * k for the whole numbers k from first to last, or (log) k log-uniform."""
+
+    first: int
+    last: int
+    step: float = 1
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A number from the normal distribution of mean mu and standard deviation sigma."""
+
+    mu: float
+    sigma: float
+
+
+Domain = Choices | Range | Steps | Normal
+
+
+def parse_words(name: str, words: str) -> Domain:
+    """The domain that the command line's words mean (the grammar is this file's first lines).
+
+    Raises ConfigError for words that mean none.
+    """
+    ends = re.fullmatch(r"\s*(?:(\w+):)?(.*?)\.\.(.*)", words, re.DOTALL)
+    if ends is None:
+        if not words.strip():
+            raise ConfigError(f"{name}= names no value; write {name}=a,b or {name}=low..high")
+        return choices(name, words.split(","))
+    how, low, high = ends.groups()
+    if how not in (None, "log", "uniform", "int"):
+        raise ConfigError(f"{name}={shown(words)}: a range is log:, uniform: or int:, not {how}:")
+    return numbers(name, low, high, how)
+
+
+def choices(name: str, values: Iterable[object]) -> Choices:
+    """Each value once, in the order given; raises ConfigError for none or one that cannot be."""
+    parsed = tuple(dict.fromkeys(parse_value(name, value) for value in values))
+    if not parsed:
+        raise ConfigError(f"{name} has an empty list of values")
+    return Choices(parsed)
+
+
+def numbers(name: str, low: object, high: object, how: str | None = None) -> Range | Steps:
+    """A range; how is "log", "uniform", "int" or None, which chooses (see this file's top).
+
+    Raises ConfigError for ends that are not in order, not numbers, or without a logarithm.
+    """
+    kind = sweepable()[name][0]
+    if kind not in (int, float):
+        raise ConfigError(f"{name} takes {KINDS[kind]} and has no range; list its values")
+    ends = parse_value(name, low), parse_value(name, high)
+    asked = f"{name} from {ends[0]} to {ends[1]}"
+    if ends[0] > ends[1]:
+        raise ConfigError(f"{asked}: the first must be the smaller one")
+    if not math.isfinite(float(ends[1]) - float(ends[0])):
+        raise ConfigError(f"{asked}: too far apart")
+    if how == "log" and ends[0] <= 0:
+        raise ConfigError(f"{asked}: a log range starts above 0")
+    if kind is int or how == "int":
+        if any(end != int(end) for end in ends):
+            raise ConfigError(f"{asked}: int: takes whole numbers")
+        return Steps(int(ends[0]), int(ends[1]), log=how == "log")
+    wide = ends[0] > 0 and ends[1] / ends[0] >= LOG_FROM
+    return Range(*ends, log=how == "log" or (how is None and wide))
+
+
+def at(name: str, domain: Domain, u: float) -> Value:
+    """The domain's quantile at u, 0 <= u < 1: a uniform u gives a draw.
+
+    Fractions are rounded to 6 digits, so that the command line that repeats them can be read.
+    """
+    match domain:
+        case Choices(values):
+            return values[int(u * len(values))]
+        case Range(low, high, log):
+            x = _exp_between(math.log(low), math.log(high), u) if log else low + u * (high - low)
+            return in_range(domain, x)
+        case Steps(first, last, log=log):
+            if log:
+                k = int(_exp_between(math.log(first), math.log(last + 1), u))
+            else:
+                k = first + int(u * (last - first + 1))
+            return at_step(name, domain, min(max(k, first), last))
+        case Normal(mu, sigma):
+            # inv_cdf has no value at 0, which a draw of random() can be
+            return round6(NormalDist(mu, sigma).inv_cdf(max(u, 2.0**-54)))
+
+
+def at_step(name: str, domain: Steps, k: int) -> Value:
+    """step * k as a value of the setting: 3 * 0.1 is 0.3."""
+    return parse_value(name, float(f"{k * domain.step:.12g}") if domain.step != 1 else k)
+
+
+def in_range(domain: Range, x: float) -> float:
+    """x of 6 digits, which may lie beyond the range's ends: then the end."""
+    return min(max(round6(x), domain.low), domain.high)
+
+
+def round6(x: float) -> float:
+    """The nearest number of 6 significant digits; never -0."""
+    return float(f"{x:.6g}") + 0.0
+
+
+def ends_of(name: str, domain: Domain) -> tuple[Value, ...]:
+    """The values at which a domain can go wrong: all choices, or the two ends of a range."""
+    match domain:
+        case Choices(values):
+            return values
+        case Range(low, high):
+            return low, high
+        case Steps(first, last):
+            return at_step(name, domain, first), at_step(name, domain, last)
+        case Normal(mu):
+            return (mu,)
+
+
+def in_words(domain: Domain) -> dict:
+    """The domain as JSON can hold it."""
+    return {"kind": type(domain).__name__.lower(), **dataclasses.asdict(domain)}
+
+
+def from_words(words: dict) -> Domain:
+    """The domain that `in_words` gave this of; KeyError or TypeError for what is none."""
+    fields = {name: value for name, value in words.items() if name != "kind"}
+    if "values" in fields:
+        fields["values"] = tuple(fields["values"])
+    kinds = {kind.__name__.lower(): kind for kind in (Choices, Range, Steps, Normal)}
+    return kinds[words["kind"]](**fields)
+
+
+def _exp_between(low: float, high: float, u: float) -> float:
+    return math.exp(low + u * (high - low))

@@ -1,0 +1,36 @@
+"""What tests of extraction share: a small tree of images, and a run whose words are kept."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.extraction.extract import ExtractReport, extract
+
+
+def draw_tree(folder: Path) -> Path:
+    """Two domains of two classes, 23 images, in several formats and sizes."""
+    rng = np.random.default_rng(0)
+    for number in range(23):
+        domain, name = ("art", "photo")[number % 2], ("cat", "dog")[number // 2 % 2]
+        inner = folder / "images" / domain / name
+        inner.mkdir(parents=True, exist_ok=True)
+        size = rng.integers(20, 60, 2)
+        image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+        image.save(inner / f"{number:02}.{('png', 'jpg', 'bmp')[number % 3]}")
+    return folder / "images"
+
+
+class Said(list):
+    """Takes what is said to the user."""
+
+    def __call__(self, line: str) -> None:
+        assert "\n" not in line
+        self.append(line)
+
+
+def run(dataset: Path, model: Path, out: Path, **settings) -> tuple[ExtractReport, Said]:
+    """extract() on the CPU, decoding in this process unless `workers` is given."""
+    said = Said()
+    settings = {"workers": 0, "device": "cpu"} | settings
+    return extract(str(dataset), model=str(model), out=out, say=said, **settings), said

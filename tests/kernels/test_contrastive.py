@@ -1,0 +1,167 @@
+"""The contrastive loss and its gradients against float64, every backend by the same measure."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+from kernels.backends import BACKENDS as BY_DEVICE
+from kernels.contrastive import contrastive
+from kernels.contrastive import cpu as contrastive_numba
+from tests.naive.steps import steps as naive
+
+BACKENDS = BY_DEVICE["cpu"]  # with triton where its interpreter runs: tests/test_triton_interpreter
+COUNTS = [1, 2, 31, 33, 127, 129, 1000]
+
+
+def pairs(count, width, *, seed=0, likeness=0.5):
+    """Unit rows of N images and texts; texts resemble their images."""
+    rng = np.random.default_rng(seed)
+    image = torch.from_numpy(rng.normal(size=(count, width)))
+    noise = torch.from_numpy(rng.normal(size=(count, width)))
+    return normalize(image, dim=1), normalize(likeness * image + noise, dim=1)
+
+
+def plain(image, text, scale, dtype):
+    """Loss and gradients as anybody would write them, by autograd."""
+    x, y = (v.detach().clone().to(dtype).requires_grad_() for v in (image, text))
+    s = torch.tensor(scale, dtype=dtype, requires_grad=True)
+    logits = s * x @ y.T
+    here = torch.arange(len(x), device=x.device)
+    loss = (cross_entropy(logits, here) + cross_entropy(logits.T, here)) / 2
+    loss.backward()
+    return [v.detach().double() for v in (loss, x.grad, y.grad, s.grad)]
+
+
+def ours(image, text, scale, backend, dtype=torch.float32):
+    x, y = (v.detach().clone().to(dtype).requires_grad_() for v in (image, text))
+    s = torch.tensor(scale, dtype=dtype, requires_grad=True)
+    loss = contrastive(x, y, s, backend=backend)
+    loss.backward()
+    return [v.detach().double() for v in (loss, x.grad, y.grad, s.grad)]
+
+
+def assert_as_exact_as_torch(found, plain_float32, truth, scale):
+    """At most twice float32 torch's error, and what rounding the logits alone may do."""
+    for mine, theirs, true in zip(found, plain_float32, truth, strict=True):
+        rounding = 4 * scale * np.finfo(np.float32).eps * max(float(true.abs().max()), 1 / scale)
+        assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + rounding
+
+
+def assert_exact(image, text, scale, backend):
+    """As assert_as_exact_as_torch, of float64 pairs; returns the truth."""
+    truth = plain(image, text, scale, torch.float64)
+    found = ours(image, text, scale, backend)
+    assert_as_exact_as_torch(found, plain(image, text, scale, torch.float32), truth, scale)
+    return truth
+
+
+def assert_fast_as_exact_as_bfloat16(image, text, scale, backend, truth):
+    """At most twice the error of operands and G rounded to bfloat16, all else in float32."""
+    x, y = (v.detach().clone().requires_grad_() for v in (image, text))
+    contrastive(x, y, scale, precision="fast", backend=backend).backward()
+    a, b = (v.bfloat16().float() for v in (image, text))
+    logits = scale * a @ b.T
+    g = logits.softmax(dim=1) + logits.softmax(dim=0) - 2 * torch.eye(len(a), device=a.device)
+    g = (g * (scale / (2 * len(a)))).bfloat16().float()
+    for mine, theirs, true in ((x.grad, g @ b, truth[1]), (y.grad, g.T @ a, truth[2])):
+        error, budget = ((v.double() - true).abs().max() for v in (mine, theirs))
+        assert error <= 2 * budget + torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+@pytest.mark.parametrize("count", COUNTS)
+def test_loss_and_gradients_are_as_exact_as_plain_torch(count, scale, backend):
+    width = {1: 64, 2: 500, 31: 512, 33: 33, 127: 640, 129: 768, 1000: 64}[count]
+    image, text = (v.float().double() for v in pairs(count, width))
+    truth = assert_exact(image, text, scale, backend)
+    assert math.isclose(
+        truth[0], naive.contrastive_loss(image.numpy(), text.numpy(), scale), abs_tol=1e-9
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_orthogonal_features_do_not_underflow(backend):
+    # With a fixed maximum of the scale, exp(z - 100) of cosines near 0 vanishes in float32.
+    eye = torch.eye(40, 64, dtype=torch.float64)
+    image, text = eye, eye.roll(7, dims=0)
+    truth = plain(image, text, 100.0, torch.float64)
+    found = ours(image, text, 100.0, backend)
+    assert_as_exact_as_torch(found, plain(image, text, 100.0, torch.float32), truth, 100.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_same_bytes_again_whatever_the_threads(backend):
+    image, text = pairs(600, 48)
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (threads, threads, 1, 3):
+            torch.set_num_threads(count)
+            runs.append(ours(image, text, 30.0, backend))
+    finally:
+        torch.set_num_threads(threads)
+    same = runs[:2] if backend == "torch" else runs  # torch's own products depend on its threads
+    for again in same[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(same[0], again, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 150])
+def test_numba_is_right_at_any_block_size(size, monkeypatch):
+    """Many blocks and stripes at a count that a test can afford."""
+    image, text = (v.float() for v in pairs(150, 24))
+    truth = plain(image.double(), text.double(), 20.0, torch.float64)
+    monkeypatch.setattr(contrastive_numba, "BLOCK", size)
+    monkeypatch.setattr(contrastive_numba, "STRIPES", 2)
+    found = ours(image, text, 20.0, "numba")
+    assert_as_exact_as_torch(found, plain(image, text, 20.0, torch.float32), truth, 20.0)
+
+
+def test_gradcheck_in_float64():
+    image, text = (v.requires_grad_() for v in pairs(6, 5))
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda *given: contrastive(*given, backend="torch"), (image, text, scale)
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_get_gradients_of_their_own_dtype(backend, dtype):
+    image, text = (v.to(dtype) for v in pairs(20, 16))
+    truth = plain(image.double(), text.double(), 10.0, torch.float64)
+    image.requires_grad_()
+    loss = contrastive(image, text, 10.0, precision="fast", backend=backend)
+    loss.backward()
+    assert loss.dtype == torch.float32 and image.grad.dtype == dtype and text.grad is None
+    operands = torch.bfloat16 if backend == "triton" else dtype
+    assert (image.grad.double() - truth[1]).abs().max() <= 2 * torch.finfo(operands).eps
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_upstream_gradients_and_views_are_honoured(backend):
+    image, text = (v.float() for v in pairs(12, 8))
+    wide = torch.zeros(12, 16)
+    wide[:, ::2] = image
+    x = wide[:, ::2].requires_grad_()
+    (3 * contrastive(x, text, 5.0, backend=backend)).backward()
+    _, by_image, _, _ = plain(image.double(), text.double(), 5.0, torch.float64)
+    torch.testing.assert_close(x.grad.double(), 3 * by_image, rtol=1e-4, atol=1e-6)
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    image, text = (v.float() for v in pairs(4, 3))
+    for bad, match in [
+        (dict(text=text[:3]), "of one shape"),
+        (dict(image=image[:0], text=text[:0]), "at least 1"),
+        (dict(text=text.double()), "one dtype"),
+        (dict(precision="sloppy"), "exact, fast"),
+        (dict(logit_scale=torch.ones(2)), "2 values"),
+        (dict(logit_scale=float("inf")), "finite"),
+        (dict(image=image.double(), text=text.double(), backend="numba"), "float32"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            contrastive(**{"image": image, "text": text, "logit_scale": 1.0, **bad})

@@ -1,0 +1,142 @@
+"""Every shipped configuration of the Triton kernels, compiled for GPUs that need not be here.
+
+A kernel that spills registers or asks for more shared memory than there is fails here and not at
+a user's; so does one that lost its tensor-core instructions. `python -m
+tests.kernels.test_triton_aot` prints the table of docs/kernels-gpu.md.
+"""
+
+from unittest import mock
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed (it has no wheel for this system)")
+
+from kernels.adapter import AdamSettings, AdapterState  # noqa: E402
+from kernels.answers import top1_gpu as adapter_top1_triton  # noqa: E402
+from kernels.contrastive import gpu as contrastive_triton  # noqa: E402
+from kernels.step import gpu as adapter_step_triton  # noqa: E402
+from tests.kernels.aot import Compiled, Launch, compile_for, launched  # noqa: E402
+
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may have
+WITHOUT_PRODUCTS = {"combine"}
+"""Kernels in which no tensor-core instruction is meant."""
+
+
+def step(batch: int, width: int) -> list[Launch]:
+    """All kernels of two training steps; adapters as views of one row a lane."""
+    lanes, square = 2, width * width
+    flat = torch.zeros(lanes, 2 * (square + width))
+    w1, b1, w2, b2 = flat.split([square, width, square, width], dim=1)
+    shape = (lanes, width, width)
+    adapters = AdapterState(w1.view(shape), b1, w2.view(shape), b2)
+    settings = AdamSettings(*torch.full((5, lanes), 0.5, dtype=torch.float64))
+    return launched(
+        lambda: adapter_step_triton.adapter_steps(
+            adapters, torch.zeros(9, width), torch.zeros(9, dtype=torch.int64),
+            torch.zeros(7, width), torch.zeros(2, lanes, batch, dtype=torch.int32), settings, 100.0,
+        )
+    )  # fmt: skip
+
+
+def top1(width: int) -> list[Launch]:
+    """All kernels of an evaluation."""
+    shapes = ((2, width, width), (2, width))
+    adapters = AdapterState(*(torch.zeros(shape) for shape in (*shapes, *shapes)))
+    rows = [torch.arange(9)] * 2
+    return launched(
+        lambda: adapter_top1_triton.adapter_top1(
+            adapters, torch.zeros(9, width), torch.zeros(7, width), rows
+        )
+    )
+
+
+def contrastive(precision: str, width: int, count: int = 32) -> list[Launch]:
+    """All kernels of a loss and its gradients; a count of 1 becomes a constant, as in Triton."""
+    x = torch.zeros(count, width)
+
+    def both() -> None:
+        contrastive_triton.forward(x, x, 100.0, precision)
+        contrastive_triton.backward(x, x, 100.0, x[:, 0].clone(), x[:, 0].clone(), precision)
+
+    return launched(both)
+
+
+# The released shape on every architecture; others where a fault would show on any.
+SHIPPED = [(architecture, "step", (32, 512)) for architecture in SHARED_MEMORY]
+SHIPPED += [(90, "step", shape) for shape in ((2, 64), (21, 500), (128, 1024))]
+SHIPPED += [(architecture, "top1", (512,)) for architecture in SHARED_MEMORY]
+SHIPPED += [(90, "top1", (500,))]
+SHIPPED += [
+    (architecture, "contrastive", (precision, 512))
+    for architecture in SHARED_MEMORY
+    for precision in ("fast", "exact")
+]
+SHIPPED += [(90, "contrastive", ("fast", 500)), (90, "contrastive", ("exact", 64, 1))]
+SHIPPED += [(90, "contrastive", ("fast", 64, 129))]
+
+
+def launches_of(architecture: int, op: str, shape: tuple) -> list[Launch]:
+    """What `op` launches on that architecture."""
+    with mock.patch.object(contrastive_triton, "generation", lambda _: architecture // 10):
+        return globals()[op](*shape)
+
+
+def faults(launch: Launch, found: Compiled, architecture: int) -> list[str]:
+    """What is wrong with it, in words."""
+    wrong = []
+    if found.stack or found.spills:
+        wrong.append(f"{found.stack} bytes of stack, {found.spills} spills")
+    if found.shared > SHARED_MEMORY[architecture]:
+        wrong.append(f"{found.shared} bytes of shared memory")
+    if not found.tensor_core and launch.kernel.fn.__name__ not in WITHOUT_PRODUCTS:
+        wrong.append("no tensor-core instruction")
+    return [f"sm_{architecture} {launch}: {fault}" for fault in wrong]
+
+
+@pytest.mark.parametrize(("architecture", "op", "shape"), SHIPPED, ids=str)
+def test_shipped_kernels_fit_the_hardware(architecture, op, shape):
+    launches = launches_of(architecture, op, shape)
+    assert launches
+    wrong = []
+    for launch in launches:
+        wrong += faults(launch, compile_for(launch, architecture), architecture)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_kernel_that_does_not_fit_is_seen():
+    """The checks themselves: a tile of 64 x 64 float32 sums and Adam in two warps spills."""
+    before = adapter_step_triton.UPDATE
+    adapter_step_triton.UPDATE = {**before, "BM": 64, "num_warps": 2}
+    try:
+        (launch,) = [x for x in step(32, 512) if dict(x.constants).get("FIRST") is False]
+    finally:
+        adapter_step_triton.UPDATE = before
+    assert any("spills" in fault for fault in faults(launch, compile_for(launch, 90), 90))
+    assert faults(launch, Compiled(32, 0, 200 * 1024, 0, 0), 80) == [
+        f"sm_80 {launch}: {200 * 1024} bytes of shared memory",
+        f"sm_80 {launch}: no tensor-core instruction",
+    ]
+
+
+def main() -> None:
+    """The table of docs/kernels-gpu.md, as Markdown."""
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for architecture, op, shape in SHIPPED:
+        for nth, launch in enumerate(launches_of(architecture, op, shape)):
+            found = compile_for(launch, architecture)
+            assert not faults(launch, found, architecture)
+            constants = {**dict(launch.constants), **dict(launch.options)}
+            tile = " x ".join(str(constants[n]) for n in ("BM", "BN", "BC", "BK") if n in constants)
+            name = f"{nth + 1}. {launch.kernel.fn.__name__}"
+            rows.setdefault((f"{op} {' x '.join(map(str, shape))}", name), {})[architecture] = (
+                f"{tile}, {constants['num_warps']} w: {found.registers}, {found.shared >> 10} K"
+            )
+    print("| launch | kernel | " + " | ".join(f"sm_{a}" for a in SHARED_MEMORY) + " |")
+    print("|---|---|" + "---|" * len(SHARED_MEMORY))
+    for (case, name), cells in rows.items():
+        print(f"| {case} | {name} | " + " | ".join(cells.get(a, "") for a in SHARED_MEMORY) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Reports as a browser shows them: nothing asked for, nothing complained of, nothing too wide."""
+
+import pytest
+
+from pipeline.reports.page import read, report_html, write_report
+from tests.reports import chromium
+from tests.reports.report_folders import HOSTILE, made_bench, made_run, made_sweep, real_run
+
+WIDTHS = (400, 1280)
+OUTSIDE = """[...document.querySelectorAll("body *")].filter((e) => {
+  const box = e.getBoundingClientRect();
+  return box.right > innerWidth + 1 && !e.closest(".scroll, .skip, svg, title");
+}).map((e) => e.outerHTML.slice(0, 80))"""
+CUT = """[...document.querySelectorAll("svg.chart text")].filter((e) => {
+  const box = e.getBoundingClientRect(), svg = e.closest("svg").getBoundingClientRect();
+  return box.left < svg.left - 12 || box.right > svg.right + 12;
+}).map((e) => e.lastChild.textContent)"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if chromium.find() is None:
+        pytest.skip(f"no browser is installed: none of {', '.join(chromium.NAMES)}")
+    with chromium.Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    bench = made_bench(folder / "bench.jsonl")
+    several = folder / "several.html"
+    run = real_run(folder / "real")
+    made = [
+        write_report(run),
+        write_report(real_run(folder / "classes", classes=400, rounds=1)),
+        write_report(made_run(folder / "domains", 200, 3, 200)),
+        write_report(made_sweep(folder / "sweep")),
+    ]
+    several.write_bytes(report_html([read(run), read(folder / "domains"), read(bench)]))
+    return {"run": made[0], "classes": made[1], "domains": made[2], "sweep": made[3],
+            "several": several}  # fmt: skip
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["run", "classes", "domains", "sweep", "several"])
+def test_fits_asks_for_nothing_and_complains_of_nothing(browser, pages, name, width, dark):
+    browser.open(pages[name], width, dark)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run(OUTSIDE) == []
+    assert browser.run(CUT) == []
+    assert browser.complaints() == []
+    assert [url for url in browser.requests() if not url.startswith("data:")] == [
+        pages[name].resolve().as_uri()
+    ]
+
+
+def test_what_people_look_for_is_there(browser, pages):
+    browser.open(pages["run"], 1280)
+    text = browser.run("document.body.innerText")
+    for words in ("Held-out results", "Accuracy by round", "Training loss", "Clients",
+                  "Confusion matrix", "before the adapter", "after the adapter",
+                  "Cost against the uncached protocol", "unseen", "zero-shot"):  # fmt: skip
+        assert words in text
+    assert browser.run("document.title") == "Run run"
+    assert HOSTILE[0] in text and browser.run("document.scripts.length") == 1
+
+
+def test_light_and_dark_differ_and_words_stand_out(browser, pages):
+    colours = []
+    for dark in (False, True):
+        browser.open(pages["run"], 1280, dark)
+        for place in ("body", ".lead", "figcaption", "svg.chart text", "td.up, td.down, td"):
+            colours.append(
+                browser.run(
+                    f"[getComputedStyle(document.querySelector({place!r}))."
+                    f"{'fill' if 'svg' in place else 'color'},"
+                    " getComputedStyle(document.body).backgroundColor].join(' ')"
+                )
+            )
+            assert contrast(colours[-1]) >= 4.5, (place, dark, colours[-1])
+    assert colours[0] != colours[5]
+
+
+def contrast(pair: str) -> float:
+    """WCAG 2's ratio of two rgb() colours, 1 to 21."""
+    values = [int(n) for n in pair.replace("rgb(", "").replace(")", ",").replace(",", " ").split()]
+    shares = [v / 255 for v in values]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    lights = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in (linear[:3], linear[3:])]
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_words_in_charts_are_large_enough_on_a_narrow_screen(browser, pages):
+    browser.open(pages["run"], 400)
+    heights = browser.run(
+        "[...document.querySelectorAll('svg.chart text')].map((e) => {"
+        " const m = e.getScreenCTM(); return Math.hypot(m.a, m.b) *"
+        " parseFloat(getComputedStyle(e).fontSize); })"
+    )
+    assert heights and min(heights) >= 9
+
+
+def test_a_click_on_a_head_sorts_by_number(browser, pages):
+    browser.open(pages["sweep"], 1280)
+    find = "[...document.querySelectorAll('table')].find((t) => t.innerText.startsWith('trial'))"
+    column = browser.run(f"[...{find}.rows[0].cells].findIndex((c) => c.innerText == 'validation')")
+    read_column = f"[...{find}.tBodies[0].rows].map((r) => r.cells[{column}].dataset.sort)"
+    for downwards in (True, False):
+        browser.run(f"{find}.rows[0].cells[{column}].firstChild.click()")
+        found = browser.run(read_column)
+        known = [float(value) for value in found if value]
+        assert known == sorted(known, reverse=downwards)
+        assert found[len(known) :] == [""] * (len(found) - len(known)) and len(known) < 60
+    assert browser.run("document.querySelectorAll('[aria-sort=ascending]').length") == 1
+
+
+def test_the_policy_holds_against_a_page_that_lets_a_script_in(browser, pages, tmp_path):
+    """The watch itself is watched: what must not happen is seen when it is tried."""
+    evil = tmp_path / "evil.html"
+    tries = "<script>document.title='owned'</script><img src='http://127.0.0.1:9/x.png'>"
+    evil.write_text(pages["run"].read_text("utf-8").replace("</main>", tries + "</main>"), "utf-8")
+    browser.open(evil, 1280)
+    assert browser.run("document.title") == "Run run"
+    assert len(browser.complaints()) == 2
+    wide = tmp_path / "wide.html"
+    wide.write_text(
+        pages["run"].read_text("utf-8").replace("</main>", f"<pre>{'x' * 999}</pre></main>"),
+        "utf-8",
+    )
+    browser.open(wide, 400)
+    assert browser.run("document.documentElement.scrollWidth") > 400

@@ -1,0 +1,88 @@
+"""A run's folder: one writer at a time, and a disk that is full or read-only is one line."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cache.store import read_table, write_table
+from pipeline import files as locked_folder
+from pipeline.errors import ConfigError
+from pipeline.runs import folder as run_folder
+from pipeline.runs.folder import open_run
+from tests.conftest import ROOT
+from tests.runs.small_runs import FILES, config, run, small
+
+SMALL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from cache.store import read_table
+from pipeline.errors import ConfigError
+from tests.runs.small_runs import config, run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+try:
+    run(read_table(Path(sys.argv[1])), Path(sys.argv[2]), config(rounds=60))
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    write_table(tmp_path / "small.h5", small())
+    return read_table(tmp_path / "small.h5")
+
+
+def test_two_runs_in_one_folder_are_refused(table, tmp_path):
+    with open_run(tmp_path / "run"):
+        with pytest.raises(ConfigError, match="another process is training in this folder"):
+            run(table, tmp_path / "run")
+    assert run(table, tmp_path / "run")["results"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits the size of files")
+def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(table, tmp_path):
+    run(table, tmp_path / "calm", config(rounds=60))
+    log = (tmp_path / "calm" / "rounds.jsonl").stat().st_size
+    adapter = (tmp_path / "calm" / "adapter.safetensors").stat().st_size
+    assert log > adapter + 3000  # so that the first limit stops the log in the middle of a line
+    for limit in (log - 1234, adapter - 1, 10):
+        out = tmp_path / f"run {limit}"
+        command = [sys.executable, "-c", SMALL_DISK, table.source, str(out), str(limit)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{out}: cannot write here (File too large)")
+        assert done.stdout.count("\n") == 1 and not (out / "done").exists()
+        run(table, out, config(rounds=60))
+        for name in FILES:
+            assert (out / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+
+
+def test_a_read_only_disk_is_told(table, tmp_path, monkeypatch):
+    def refuse(self, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # a root user's tests cannot take write rights away
+    with pytest.raises(ConfigError, match="run: cannot write here.*Read-only.*--out"):
+        run(table, tmp_path / "run")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(table, tmp_path, monkeypatch):
+    run(table, tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "before")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(locked_folder.os, "replace", full)
+    states, facts = run_folder.read_adapters(tmp_path / "run" / "adapter.safetensors")
+    other = {name: 2 * tensor for name, tensor in states.items()}
+    with pytest.raises(OSError, match="No space"):
+        run_folder.write_adapters(tmp_path / "run" / "adapter.safetensors", other, facts)
+    for name in FILES:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
