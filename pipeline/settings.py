@@ -201,7 +201,7 @@ _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
     ),
     (
         lambda c: c.method == "scaffold" and c.lr == 0,
-        "method scaffold divides by the lr, which is 0: pass an --lr above 0",
+        "method scaffold divides by the lr, which is 0: pass one above 0, such as --lr 1e-3",
     ),
     (
         lambda c: c.method == "fedper" and c.head in ("linear", "cosine"),

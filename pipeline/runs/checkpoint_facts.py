@@ -1,5 +1,6 @@
 """The facts in an adapter file, checked before anything is done with them."""
 
+import math
 from typing import Any
 
 from pipeline.settings import RunConfig
@@ -11,7 +12,7 @@ def check_facts(facts: Any) -> None:
     """Raises ValueError, saying what is wrong, for facts that no training writes.
 
     rounds_done   a count;  chosen  by fold null or {"round", "val_accuracy", "test_accuracy"}, of a
-    round that is done, with accuracies from 0 to 1
+    round that is done, with accuracies from 0 to 1, and "val_loss" where rounds are chosen by it
     adapters, belongs_to, rounds_sha256  of the right type where they are there
     """
     if not isinstance(facts, dict) or not {"rounds_done", "chosen"} <= facts.keys():
@@ -31,7 +32,7 @@ def check_facts(facts: Any) -> None:
 
 def _check_chosen(chosen: Any, done: int) -> None:
     names = {"round", "val_accuracy", "test_accuracy"}
-    if not isinstance(chosen, dict) or chosen.keys() != names:
+    if not isinstance(chosen, dict) or chosen.keys() - {"val_loss"} != names:
         raise ValueError(
             f"chosen has {_shown(chosen)}, not an object of {', '.join(sorted(names))}"
         )
@@ -43,6 +44,9 @@ def _check_chosen(chosen: Any, done: int) -> None:
     for value in (chosen["val_accuracy"], *(v for v in tested.values() if v is not None)):
         if type(value) not in (int, float) or not 0 <= value <= 1:
             raise ValueError(f"chosen has accuracy {_shown(value)}, not a fraction from 0 to 1")
+    loss = chosen.get("val_loss")
+    if loss is not None and (type(loss) not in (int, float) or not 0 <= loss < math.inf):
+        raise ValueError(f"chosen has val_loss {_shown(loss)}, not a loss")
 
 
 def _shown(value: Any) -> str:

@@ -15,7 +15,7 @@ from pipeline.encoder.model import encode_images, encode_prompts, import_clip, l
 from pipeline.encoder.towers import OPENAI, UNNAMED, Towers, towers_fact, towers_of, words_of
 from pipeline.errors import WeightsError
 from tests.encoder import clips
-from tests.naive.steps import clip as naive_clip
+from tests.naive import clip as naive_clip
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -161,7 +161,7 @@ def test_how_many_images_are_handed_over_at_once_changes_no_byte(tree, weights, 
     for number in (3, 9, 17):
         Image.new("RGB", (40, 30)).save(tree / "art" / "cat" / f"{number:02}.jpg", exif=exif)
     for path in ("art/cat/05.jpg", "photo/dog/zz.jpg"):
-        (tree / path).write_bytes(b"no image")
+        (tree / path).write_bytes(b"no image " + path.encode())
     found = []
     for at_once in (1, 5, 64):
         with pytest.MonkeyPatch.context() as patch:

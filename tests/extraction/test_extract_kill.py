@@ -80,7 +80,13 @@ def nursery(tmp_path_factory) -> Iterator[Nursery]:
     weights = clips.save(clips.build(), folder / "clip.safetensors", "safetensors")
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
-        file = folder / "images" / f"domain{number % 3}" / f"class{number % 2}" / f"{number:03}.jpg"
+        file = (
+            folder
+            / "images"
+            / f"domain{number % 3}"
+            / ("cat", "dog")[number % 2]
+            / f"{number:03}.jpg"
+        )
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(file)
     (folder / "images" / "domain1" / "class1" / "bad.jpg").write_bytes(b"no image")

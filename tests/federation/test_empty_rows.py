@@ -160,6 +160,7 @@ CONFLICTS = [
     {"head": "clip-adapter", "start": "identity"},
     {"method": "scaffold", "optimizer": "adam"},
     {"method": "scaffold", "optimizer": "sgd", "momentum": 0.9},
+    {"method": "scaffold", "optimizer": "sgd", "momentum": 0.0, "lr": 0.0},
     {"method": "fedper", "head": "linear"},
     {"method": "fedper", "head": "cosine", "mode": "FedAtTxt"},
     {"clients": 4},

@@ -13,8 +13,8 @@ from pipeline.federation.round import run_round
 from pipeline.federation.state import first_state, own_part
 from pipeline.federation.training import to_device
 from pipeline.settings import RunConfig
-from tests.naive.steps import payload as naive_payload
-from tests.naive.steps import server as naive_server
+from tests.naive import payload as naive_payload
+from tests.naive import server as naive_server
 from tests.runs.small_runs import small
 
 CPU = torch.device("cpu")

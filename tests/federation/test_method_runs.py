@@ -17,8 +17,8 @@ from pipeline.federation.training import advance, begin
 from pipeline.runs.outcomes import outcomes
 from pipeline.settings import PRESETS, RunConfig
 from tests.federation.test_methods import SGD, Twin, close, config
-from tests.naive.steps import heads as naive_heads
-from tests.naive.steps import server as naive_server
+from tests.naive import heads as naive_heads
+from tests.naive import server as naive_server
 from tests.runs.small_runs import run, small
 
 

@@ -14,7 +14,7 @@ from pipeline.federation.round import run_round
 from pipeline.federation.state import first_state, model_rows, own_part
 from pipeline.federation.training import to_device
 from pipeline.settings import RunConfig
-from tests.naive.steps import server as naive_server
+from tests.naive import server as naive_server
 from tests.runs.small_runs import small
 
 SGD = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.05, "weight_decay": 0.0}

@@ -6,7 +6,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.federation.dealing import largest_remainders, repair
 from pipeline.federation.partitions import KINDS, few_shot, partition
-from tests.naive.steps import partitions as naive
+from tests.naive import partitions as naive
 
 
 def domain(rows=600, classes=7, seed=0):

@@ -17,7 +17,7 @@ from pipeline.federation.payload import (
     payload_bytes,
     received,
 )
-from tests.naive.steps import payload as naive
+from tests.naive import payload as naive
 
 WIDTHS = [1, 7, 511, 512, 513, 1300]
 

@@ -13,8 +13,8 @@ from pipeline.federation.methods.privacy import clipped_updates, epsilon, privat
 from pipeline.reports.data import read_run
 from pipeline.reports.run import run_part
 from pipeline.runs.results import table
+from tests.naive import privacy as naive
 from tests.naive.server import clipped
-from tests.naive.steps import privacy as naive
 from tests.runs.small_runs import config, run, small
 
 

@@ -21,7 +21,7 @@ from pipeline.federation.methods.server_optimizers import (
     fedyogi,
     first_server_state,
 )
-from tests.naive.steps import server as naive
+from tests.naive import server as naive
 
 SHAPES = [(1, 1), (2, 7), (3, 33), (7, 5), (10, 130)]
 EPS = np.finfo(np.float32).eps

@@ -10,7 +10,7 @@ from kernels.answers.top1 import adapter_top1
 from kernels.backends import BACKENDS as BY_DEVICE
 from kernels.backends import BackendUnavailable, pick_backend, pick_device
 from kernels.step import adapter_steps
-from tests.naive.steps import steps as naive
+from tests.naive import steps as naive
 
 BACKENDS = BY_DEVICE["cpu"]  # with triton where its interpreter runs: tests/test_triton_interpreter
 SHAPES = [  # lanes, steps, batch, width, classes

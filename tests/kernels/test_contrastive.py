@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, normalize
 from kernels.backends import BACKENDS as BY_DEVICE
 from kernels.contrastive import contrastive
 from kernels.contrastive import cpu as contrastive_numba
-from tests.naive.steps import steps as naive
+from tests.naive import steps as naive
 
 BACKENDS = BY_DEVICE["cpu"]  # with triton where its interpreter runs: tests/test_triton_interpreter
 COUNTS = [1, 2, 31, 33, 127, 129, 1000]

@@ -37,7 +37,7 @@ from tests.kernels.test_contrastive import (
     assert_fast_as_exact_as_bfloat16,
     pairs,
 )
-from tests.naive.steps import steps as naive
+from tests.naive import steps as naive
 from tests.runs.small_runs import small
 
 pytestmark = ON_GPU

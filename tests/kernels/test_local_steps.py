@@ -10,7 +10,7 @@ from kernels.heads.plain import Kind, as_rows, first_row, named, shapes, size
 from kernels.local import Moments, Pull, Settings, Work, local_steps, pick_local_backend
 from kernels.local.plain import losses_of
 from kernels.names import HEADS, LOSSES, MODES, OPTIMIZERS
-from tests.naive.steps import heads as naive_heads
+from tests.naive import heads as naive_heads
 
 KINDS = [
     (mode, head)

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed (it has no wheel for this system)")
 
 from kernels.adapter import AdamSettings, AdapterState  # noqa: E402
-from kernels.answers import top1_gpu as adapter_top1_triton  # noqa: E402
+from kernels.answers import gpu as adapter_top1_triton  # noqa: E402
 from kernels.contrastive import gpu as contrastive_triton  # noqa: E402
 from kernels.step import gpu as adapter_step_triton  # noqa: E402
 from tests.kernels.aot import Compiled, Launch, compile_for, launched  # noqa: E402

@@ -16,7 +16,7 @@ from pipeline.reports.maps import answers_of, confusions, feature_map, mistakes
 from pipeline.reports.page import read, report_html, write_report
 from pipeline.reports.parts import facts
 from pipeline.reports.predictions import encodes_a_round, predictions
-from tests.naive.steps import steps as naive
+from tests.naive import steps as naive
 from tests.reports.report_folders import HOSTILE, copy, made_run, real_run, weights_of
 from tests.reports.report_pages import Page, harmless
 

@@ -13,7 +13,7 @@ from pipeline.federation.clients import split_domain
 from pipeline.federation.plan import build_plan, round_rows, seeded_order, steps_a_round
 from pipeline.runs.advice import beyond_noise, said_of_worse
 from pipeline.runs.folder import read_adapters, read_first_adapter, write_adapters
-from tests.naive.steps import steps as naive
+from tests.naive import steps as naive
 from tests.runs.small_runs import ALL, FILES, KIND, PARTS, config, figures, run, seeded_start, small
 
 

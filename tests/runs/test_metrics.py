@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread
-from tests.naive.steps import metrics as naive
+from tests.naive import metrics as naive
 
 CASES = [(1, 1), (2, 3), (33, 2), (200, 7), (500, 65)]
 NONE = np.empty(0, np.int64)

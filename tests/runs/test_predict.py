@@ -20,7 +20,7 @@ from pipeline.settings import RunConfig
 from tests.cli.test_cli import call, refused
 from tests.encoder import clips
 from tests.extraction.extraction import draw_tree, run
-from tests.naive.steps import heads as naive_heads
+from tests.naive import heads as naive_heads
 from tests.runs.predictions import CPU, PROMPTS, RUNS, answers
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError
 from pipeline.sweeps.halving import Halving, kept, rungs, survivors, trial_rounds
 from pipeline.sweeps.trials import make_trial
-from tests.naive.steps import sweep as naive_sweep
+from tests.naive import sweep as naive_sweep
 
 ACCURACY = st.one_of(st.floats(0, 1), st.sampled_from([0.5, None, math.nan, math.inf]))
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.sweeps.importance import grouped, influences
-from tests.naive.steps import sweep as naive_sweep
+from tests.naive import sweep as naive_sweep
 
 
 def by_name(settings, scores):
