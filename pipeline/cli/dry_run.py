@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import click
-
+from pipeline.cli.console import say, show
 from pipeline.datasets.stated import Stated
 from pipeline.places import DATA
 
@@ -26,11 +25,9 @@ def show_images(
     root: Path = settings["root"] or DATA
     stated = Stated(settings["layout"], settings["class_names"], settings["accept"])
 
-    def show(line: str) -> None:
-        click.echo(line, err=as_json)
-
-    tree = find_images(dataset, root, show, stated=stated, templates=prompts, draw=False)
+    tell = say if as_json else show
+    tree = find_images(dataset, root, tell, stated=stated, templates=prompts, draw=False)
     if dataset.lower() != "demo":
-        refuse_copies(dataset, tree, image_digests(tree), stated, show)
+        refuse_copies(dataset, tree, image_digests(tree), stated, tell)
     if as_json:
-        click.echo(json.dumps(facts(tree)))
+        show(json.dumps(facts(tree)))
