@@ -5,9 +5,12 @@ import importlib
 import importlib.util
 import os
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
+
+from kernels.kept_folder import first_writable, of_home, of_temporary
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's own switch: its kernels then run step by step in Python, on CPU tensors too."""
@@ -96,4 +99,19 @@ def _why_not(name: str) -> tuple[str, str]:
 @functools.cache
 def load(op: str, backend: str, device: torch.device) -> ModuleType:
     """The module kernels/<op>/<plain, cpu or gpu>.py that runs on `device`; see pick_backend."""
-    return importlib.import_module(f"kernels.{op}.{FILES[pick_backend(backend, device)]}")
+    picked = pick_backend(backend, device)
+    if picked == "triton":
+        _keep_triton_kernels()
+    return importlib.import_module(f"kernels.{op}.{FILES[picked]}")
+
+
+def _keep_triton_kernels() -> None:
+    """Has Triton keep compiled kernels in the first folder of several that can be written.
+
+    It reads TRITON_CACHE_DIR at every compilation and ends with an OSError where it cannot write.
+    """
+    named = os.environ.get("TRITON_CACHE_DIR")
+    usual = (lambda: Path(named)) if named else (lambda: Path.home() / ".triton" / "cache")
+    found = first_writable([usual, lambda: of_home("triton"), lambda: of_temporary("triton")])
+    if found is not None:
+        os.environ["TRITON_CACHE_DIR"] = str(found)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numba
 from numba.core import caching, dispatcher, event
 
-from kernels.cpu.kept_folder import first_writable, of_home, of_temporary
+from kernels.kept_folder import first_writable, of_home, of_temporary
 
 HERE = Path(__file__).resolve().parent.parent
 

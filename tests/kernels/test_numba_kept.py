@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import backends
+from kernels import backends, kept_folder
 from kernels.backends import BackendUnavailable, pick_backend
-from kernels.cpu import kept_folder
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -170,3 +169,25 @@ def test_a_run_on_torch_imports_no_numba(tmp_path):
         tmp_path, NUMBA_DISABLE_JIT="1", HOME="/proc/none", PYTHONWARNINGS="default",
     )  # fmt: skip
     assert done.stdout.split() == ["False"], done.stderr
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["no home", "a named folder that is a file"])
+def test_triton_keeps_its_kernels_where_it_can_write(named, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    if named:
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file"))
+    backends._keep_triton_kernels()
+    kept = os.environ["TRITON_CACHE_DIR"]
+    assert kept == str(tmp_path / f"fedclip-{os.getuid()}" / "triton")
+    backends._keep_triton_kernels()
+    assert os.environ["TRITON_CACHE_DIR"] == kept
+
+
+def test_a_folder_that_triton_was_given_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "mine"))
+    backends._keep_triton_kernels()
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "mine")
