@@ -82,7 +82,7 @@ def test_a_site_says_why_it_refuses_and_not_where_it_lies(node_config, why):
 
 def test_a_strange_message_is_refused(files):
     own = context(cache=str(files[0]))
-    for text in ("", "[]", '{"format": 99}', '{"format": 1}'):
+    for text in ("", "[]", '{"format": 99}', '{"format": 2}'):
         told = flower_app._read(flower_app.client_app(message(text), own))
         assert "is not what this version sends" in told or "format 99" in told
     bare = Message(RecordDict(), dst_node_id=1, message_type="train")
