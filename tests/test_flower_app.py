@@ -159,6 +159,20 @@ def test_a_message_that_was_not_taken_is_told(clock):
     assert came == {2: ('"hi"', {}), 4: "the SuperLink did not take its message"}
 
 
+class Broken(Grid):
+    """A SuperLink that holds an answer which Flower cannot rebuild, whoever asks for it."""
+
+    def pull_messages(self, ids):
+        if any(self.sent[id] == 4 for id in ids):
+            raise KeyError("no such class")
+        return super().pull_messages(ids)
+
+
+def test_an_answer_that_flower_cannot_rebuild_is_its_sites_own(clock):
+    came = flower_app.exchange(clock(Broken()), 0, {2: ("{}", {}), 4: ("{}", {})}, 60, set())
+    assert came == {2: ('"hi"', {}), 4: "Flower cannot read its answer (KeyError)"}
+
+
 def test_an_error_of_flower_is_told_as_its_own():
     reply = Message(Error(code=1, reason="node unavailable"), reply_to=message())
     assert flower_app._read(reply) == "Flower: node unavailable"

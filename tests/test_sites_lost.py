@@ -124,14 +124,14 @@ def test_extracted_caches_are_told_apart_by_what_encoded_them(table, files):
 
     demand = demand_of(extracted())
     refuse_other(extracted(preprocessing={"crop": "center", "jpeg": "libjpeg 2"}), demand)
-    for changed, field in (
+    for other, field in (
         ({"weights_sha256": "2" * 64}, "weights_sha256"),
         ({"templates": ["b {}"]}, "templates.0"),
         ({"preprocessing": {"crop": "none"}}, "preprocessing.crop"),
         ({"weights_sha256": None}, "weights_sha256"),
     ):
         with pytest.raises(CacheError, match=field):
-            refuse_other(extracted(**changed), demand)
+            refuse_other(extracted(**other), demand)
 
 
 def sends(update):
