@@ -353,6 +353,62 @@ def test_without_a_majority_there_is_no_run_unless_the_server_has_a_cache(table,
     assert set(lines(tmp_path / "held")[0]["train_loss"]) == {"a"}
 
 
+TEXTS = {
+    "NaN": lambda text: text * np.nan,
+    "one infinite": lambda text: np.where(text == text.max(), np.inf, text),
+    "a zero row": lambda text: text * (np.arange(len(text)) > 0)[:, None].astype(np.float32),
+    "turned": lambda text: -text,
+    "longer": lambda text: text * 2,
+    "classes turned": lambda text: text[::-1].copy(),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("held", [True, False])
+def test_text_features_of_extracted_caches_are_compared(table, tmp_path, name, held):
+    """Extracted caches are known by their CLIP and prompts, which say nothing of the numbers."""
+    identity = {"model": "demo", "dataset": "small", "weights_sha256": "1" * 64,
+                "templates": ["a {}"], "preprocessing": {"crop": "center"}}  # fmt: skip
+    known = table.__class__(**{**table.__dict__, "identity": identity, "block_crc32": None})
+    parts = cut(known, tmp_path, ("a",), ("b",), ("c",), ("d",))
+
+    def lie(told, arrays):
+        return json.dumps(told), {"text": TEXTS[name](arrays["text"]).astype(np.float32)}
+
+    cosine = {"mode": "FedAtTxt", "head": "cosine", "loss": "class"}
+    network = Lying(lie, calls=(0,))
+    network.sites = dict(zip((101, 102, 103), sites(parts[:3]), strict=True))  # the first one lies
+    network.kept = {node: {} for node in network.sites}
+    own = read_table(parts[3]) if held else None
+    document = run(network, config(rounds=1, **cosine), tmp_path / "run", own)
+    assert "text features" in document["left_out"]["sites"]["101"]
+    assert set(lines(tmp_path / "run")[0]["train_loss"]) == {"b", "c"}
+    with pytest.raises(ConfigError, match="text features"):
+        pair = Lying(lie, *sites(parts[:2]), calls=(0,))
+        run(pair, config(rounds=1, **cosine), tmp_path / "pair", least=2)
+
+
+def fewer_rows(told, arrays):
+    told["clients"]["b"]["rows"]["train"] -= 1
+    told["cache"]["rows"] -= 1
+    return json.dumps(told), arrays
+
+
+def rows_moved(told, arrays):
+    told["clients"]["b"]["rows"]["train"] -= 1
+    told["clients"]["b"]["rows"]["test"] += 1
+    told["right"]["test"]["b"][1] += 1
+    return json.dumps(told), arrays
+
+
+@pytest.mark.parametrize("lie", [fewer_rows, rows_moved])
+@pytest.mark.parametrize("more", [{}, {"eval": "every"}])
+def test_rows_are_those_stated_at_first(files, tmp_path, lie, more):
+    run(Lying(lie, *sites(files[:3])), config(rounds=2, **more), tmp_path / "run")
+    rejected = lines(tmp_path / "run")[1]["rejected"]
+    assert list(rejected) == ["b"] and "at first" in rejected["b"]
+
+
 def test_text_features_of_extracted_caches_may_be_rounded_otherwise():
     text = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     texts = {1: text, 2: text + 1e-3 * text.norm(dim=1, keepdim=True) / 32**0.5, 3: -text}
