@@ -105,6 +105,8 @@ def run(
 ) -> None:  # fmt: skip
     """Start a run of the connected sites, show its log and wait for its end.
 
+    Sites are not trusted: without --method or --clip, method median.
+
     \b
         ./run.sh flower run --sites 3 --held-out sketch --rounds 50
     """

@@ -248,6 +248,31 @@ def test_a_replayed_answer_is_left_out_and_counted(files, tmp_path):
     assert saved["left_out"] == document["left_out"]
 
 
+@pytest.mark.parametrize("more", [{}, PARTITION])
+def test_a_site_without_an_answer_in_the_first_round_trains_in_the_next(files, tmp_path, more):
+    silent = Lying(lambda told, arrays: None, *sites(files[:3]), calls=(1,))
+    document = run(silent, config(rounds=3, **more), tmp_path / "run")
+    domains = [{name[0] for name in line["train_loss"]} for line in lines(tmp_path / "run")]
+    assert domains == [{"a", "c"}, {"a", "b", "c"}, {"a", "b", "c"}]
+    assert {name[0] for name in document["left_out"]["clients"]} == {"b"}
+
+
+@pytest.mark.parametrize("more", [{}, PARTITION])
+def test_impossible_counts_do_not_choose_the_round(files, tmp_path, more):
+    """A site that answers everything right in one round, of more rows than it has."""
+
+    def lie(told, arrays):
+        told["right"]["val"] = {name: [10**6, 10**6] for name in told["right"]["val"]}
+        return json.dumps(told), arrays
+
+    chosen = []
+    for out, each in (("lied", lie), ("silent", lambda told, arrays: None)):
+        network = Lying(each, *sites(files[:3]), calls=(2, 4))
+        document = run(network, config(rounds=4, **more), tmp_path / out)
+        chosen.append((document["results"][0]["best_round"], document["results"][0]["overall"]))
+    assert chosen[0] == chosen[1]
+
+
 def without_scales(told, arrays):
     return json.dumps(told), {n: a for n, a in arrays.items() if not n.endswith(":scales")}
 
