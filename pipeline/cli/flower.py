@@ -107,11 +107,19 @@ def run(
 ) -> None:  # fmt: skip
     """Start a run of the connected sites, show its log and wait for its end.
 
+    Sites are not trusted: without --method or --clip, method median.
+
     \b
         ./run.sh flower run --sites 3 --held-out sketch --rounds 50
     """
     names = () if held_out == "none" else tuple(dict.fromkeys(held_out.split(",")))
-    config = RunConfig(held_out=(names,), **given_settings(preset, settings))
+    given = given_settings(preset, settings)
+    if "method" not in given and not given.get("clip"):
+        given["method"] = "median"  # as long as fewer than half of the clients lie
+        click.echo(
+            "sites are not trusted: method median; pass --method fedavg to average", err=True
+        )
+    config = RunConfig(held_out=(names,), **given)
     refuse_what_cannot_travel(config)
     asked = {
         "settings": as_json(config),

@@ -1,5 +1,6 @@
 """Fetching a data set: a download that can be killed and goes on, then unpacked and counted."""
 
+import hashlib
 import sys
 import time
 import urllib.error
@@ -25,24 +26,37 @@ from pipeline.datasets.transfer import (
     fetch_once,
     web_page,
 )
-from pipeline.datasets.unpack import check_free, unpack
+from pipeline.datasets.unpack import check_archive, check_free, unpack
 from pipeline.errors import DataError
 from pipeline.terminal import printable
 
+_IMAGE = 1 << 20  # bytes of archive an image: some ten times what the known data sets' have
 _PROGRESS = 1 << 20  # bytes after which a dropped connection counts as a new one
 
 
 def download(
-    url: str, target: Path, say: Callable[[str], None], patience: Patience = PATIENCE
+    url: str,
+    target: Path,
+    say: Callable[[str], None],
+    patience: Patience = PATIENCE,
+    *,
+    most: int | None = None,
+    sha256: str | None = None,
 ) -> Path:
     """Fetch `url` to `target`, by way of `<target>.part`, and return `target`.
 
-    A target that is there is taken as it is. A part goes on where it ends, if the server can and
-    its file is still the same one (ETag or Last-Modified, kept in `<target>.part.json`);
-    otherwise it starts afresh. A part that has all bytes is not fetched again.
+    most    bytes that the file may have; None: as many as leave 200 MiB of the disk free
+    sha256  what the file must be, as hex digits; None: not known
 
-    Raises DataError with the address and the way out: not reachable, refused, dropped more often
-    than `patience.retries`, a web page instead of the file, a full disk, another download at it.
+    A target that is there is taken as it is. A part is resumed where it ends, if the server can and
+    its file is still the same one (a strong ETag or a settled Last-Modified, kept in
+    `<target>.part.json`); otherwise it starts afresh. A part that has all bytes is not fetched
+    again. Before anything is moved to `target` the whole is checked: by sha256, else a zip by the
+    CRC of every member. What was resumed and is wrong is fetched afresh.
+
+    Raises DataError with the address and the way out: not reachable, refused, redirected from
+    https, dropped more often than `patience.retries`, a web page instead of the file, an empty,
+    encoded, damaged or endless one, a full disk, another download at it.
     """
     target = Path(target)
     if target.exists():
@@ -53,7 +67,7 @@ def download(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.part.lock", timeout=0):
-            _fetch_patiently(url, target, say, patience)
+            _fetch_patiently(url, target, say, patience, most, sha256)
     except Timeout:
         raise DataError(f"{target}: another process is downloading it now; wait for it") from None
     except OSError as error:  # of the disk: those of the network never come this far
@@ -80,7 +94,8 @@ def download_dataset(
         say(f"{known.title} is there already, in {found}; nothing is downloaded")
     except DataError:
         check_free(folder)
-        _fetch_archive(url or known.url, archive, say)
+        images = sum(max(accepted) for accepted in known.rows.values())
+        _fetch_archive(url or known.url, archive, say, images * _IMAGE)
         unpack(archive, folder)
         say(f"unpacked to {folder}; {archive} is no longer needed")
         try:
@@ -109,9 +124,9 @@ def download_dataset(
     return found
 
 
-def _fetch_archive(url: str | None, archive: Path, say: Callable[[str], None]) -> None:
+def _fetch_archive(url: str | None, archive: Path, say: Callable[[str], None], most: int) -> None:
     if url is not None:
-        download(url, archive, say)
+        download(url, archive, say, most=most)
     elif not archive.exists():
         raise DataError(
             f"no address is known for {archive.name}; give one with --url, or put it at {archive}"
@@ -119,14 +134,20 @@ def _fetch_archive(url: str | None, archive: Path, say: Callable[[str], None]) -
 
 
 def _fetch_patiently(
-    url: str, target: Path, say: Callable[[str], None], patience: Patience
+    url: str,
+    target: Path,
+    say: Callable[[str], None],
+    patience: Patience,
+    most: int | None,
+    sha256: str | None,
 ) -> None:
     part, note = beside(target)
     failures, mark, attempts = 0, 0, 0
     while True:
         try:
             attempts += 1
-            fetch_once(url, target, say, patience)
+            resumed = fetch_once(url, target, say, patience, most)
+            _check_whole(url, target, sha256, resumed)
             break
         except Dropped as dropped:
             if attempts == 1 and isinstance(dropped.__cause__, urllib.error.URLError):
@@ -145,10 +166,32 @@ def _fetch_patiently(
                 ) from dropped
             say(f"{url}: {dropped}; trying again ({failures} of {patience.retries})")
             time.sleep(patience.pause * 2 ** (failures - 1))
-    with part.open("rb") as file:
-        head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith((b"<!doctype html", b"<html")):
-        part.unlink()
-        raise DataError(web_page(url, target))
     part.replace(target)
     note.unlink(missing_ok=True)
+
+
+def _check_whole(url: str, target: Path, sha256: str | None, resumed: bool) -> None:
+    """Raises DataError, or Dropped for what was resumed, of a part that is not the file."""
+    part, _ = beside(target)
+    with part.open("rb") as file:
+        head = file.read(512)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 else None
+    wrong = None
+    if not head:
+        wrong = f"{url} is empty; check the address (--url), or {by_hand(target)}"
+    elif head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
+        wrong = web_page(url, target)
+    elif digest != sha256:
+        wrong = f"{url} has SHA-256 {digest}, {sha256} is published; {by_hand(target)}"
+    elif sha256 is None and head.startswith(b"PK\x03\x04"):
+        try:
+            check_archive(part)
+        except DataError as error:
+            wrong = f"{url}: {error}"
+    if wrong is None:
+        return
+    part.unlink()
+    if resumed:  # the server may have changed the file and not its ETag
+        raise Dropped("its parts do not fit each other; starting afresh")
+    raise DataError(wrong)

@@ -3,9 +3,11 @@
 import lzma
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -15,6 +17,10 @@ from pipeline.progress import progress_bar
 MAX_MEMBERS = 2_000_000
 MAX_RATIO = 100  # unpacked bytes a byte of the archive; images hardly shrink, deflate can do 1,030
 _AGAIN = "delete it and download it again"
+_UNSOUND = (  # what zipfile and its decompressors raise of damaged bytes
+    zipfile.BadZipFile, EOFError, RuntimeError, ValueError, LookupError, OverflowError,
+    struct.error, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 _SLACK = 1 << 20  # a tiny archive of texts may shrink well
 
 
@@ -22,6 +28,19 @@ def check_free(folder: Path) -> None:
     """Raise DataError when there is something at `folder` that unpacking would mix with."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise DataError(f"{folder} is there already and not empty; move it away and run again")
+
+
+def check_archive(archive: Path) -> None:
+    """Reads every member of a zip against its CRC and its declared size; nothing is written.
+
+    Raises DataError as unpack does.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for member in _checked(archive, opened, archive.parent):
+                _copy(opened, member, None)
+    except (*_UNSOUND, OSError) as error:  # OSError: of bz2
+        raise _unsound(archive, error) from error
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -57,8 +76,8 @@ def unpack(archive: Path, folder: Path) -> None:
                 shutil.rmtree(part, ignore_errors=True)
     except Timeout:
         raise DataError(f"{folder}: another process is unpacking it now; wait for it") from None
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{archive} is no sound zip archive ({error}); {_AGAIN}") from error
+    except _UNSOUND as error:
+        raise _unsound(archive, error) from error
     except OSError as error:
         raise DataError(f"{archive} cannot be unpacked to {folder}: {error}") from error
 
@@ -119,14 +138,25 @@ def _write(
             path.mkdir(parents=True, exist_ok=True)
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # "x": two names that are one on this file system must not write over each other.
-            with opened.open(member) as source, path.open("xb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-                written = target.tell()
-        except (EOFError, RuntimeError, zlib.error, lzma.LZMAError) as error:
-            raise zipfile.BadZipFile(f"{member.filename}: {error}") from error
-        if written != member.file_size:
-            raise zipfile.BadZipFile(
-                f"{member.filename} has {written:,} bytes and declares {member.file_size:,}"
-            )
+        # "x": two names that are one on this file system must not write over each other.
+        with path.open("xb") as target:
+            _copy(opened, member, target)
+
+
+def _copy(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: BinaryIO | None) -> None:
+    """A member's bytes to `target`, or nowhere; zipfile compares their CRC at their end."""
+    written = 0
+    with opened.open(member) as source:
+        while block := source.read(1 << 20):
+            written += len(block)
+            if target is not None:
+                target.write(block)
+    if written != member.file_size:
+        raise zipfile.BadZipFile(
+            f"{member.filename} has {written:,} bytes and declares {member.file_size:,}"
+        )
+
+
+def _unsound(archive: Path, error: Exception) -> DataError:
+    why = "".join(c for c in str(error) if c.isprintable()) or type(error).__name__
+    return DataError(f"{archive} is no sound zip archive ({why}); {_AGAIN}")

@@ -4,9 +4,10 @@ Flower starts a new Python process for every message, so torch is imported only 
 answered, and what a client keeps from round to round lies in the context's state.
 """
 
-import io
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,11 @@ from pipeline.places import HOME
 from pipeline.terminal import printable_lines  # noqa: E402
 
 TOLD, NUMBERS, REFUSED, KEPT = "fedclip", "numbers", "refused", "kept."
+_HEADER = re.compile(  # as numpy.lib.format writes version 1.0
+    rb"\x93NUMPY\x01\x00..\{'descr': '(<f4|<f2|\|i1)', 'fortran_order': False, "
+    rb"'shape': \((\d{1,10}, ?(?:\d{1,10})?)\), \} *\n",
+    re.DOTALL,
+)
 Came = tuple[str, dict[str, np.ndarray]] | str
 GRACE = 5.0  # seconds after a round's end in which Flower still delivers its messages
 PAUSE = 0.5  # seconds between two looks for answers or sites
@@ -57,7 +63,7 @@ def train(message: Message, context: Context) -> Message:
         content = RecordDict({REFUSED: ConfigRecord({"why": reason(cache, error)})})
         return Message(content, reply_to=message)
     _write_kept(context.state, kept)
-    rows = sum(client["rows"] for client in told.clients.values())
+    rows = sum(client.rows["train"] for client in told.clients.values())
     content = to_records(*write_answer(told))
     content["metrics"] = MetricRecord({"num-examples": rows})  # for Flower's mods and strategies
     return Message(content, reply_to=message)
@@ -107,9 +113,12 @@ def exchange(
     came: dict[int, Came] = dict.fromkeys(unsent, "the SuperLink did not take its message")
     begun, allowed = time.monotonic(), seconds
     while waiting and time.monotonic() - begun < allowed:
-        for reply in grid.pull_messages(list(waiting)):
-            node = waiting.pop(reply.metadata.reply_to_message_id)
-            came[node] = _read(reply)
+        for id, node in list(waiting.items()):
+            found = _pulled(grid, id)
+            if found is None:
+                continue
+            came[node] = found
+            del waiting[id]
             if set(waiting.values()) <= late:
                 allowed = min(allowed, 2 * (time.monotonic() - begun))
         if waiting:
@@ -130,9 +139,11 @@ def from_records(content: RecordDict) -> tuple[str, dict[str, np.ndarray]]:
     from pipeline.flower.messages import reading
 
     with reading("a message"):
-        text = str(content.config_records[TOLD]["json"])
-        arrays = {name: _array(array.data) for name, array in content[NUMBERS].items()}
-        return text, arrays
+        text = content.config_records[TOLD]["json"]
+        if not isinstance(text, str):
+            raise ValueError(f"its JSON is {type(text).__name__}")
+        arrays = content.array_records[NUMBERS]
+        return text, {name: _array(array.data) for name, array in arrays.items()}
 
 
 def say(message: str) -> None:
@@ -153,30 +164,46 @@ def _wait_for(grid: Grid, sites: int, seconds: float) -> None:
         time.sleep(PAUSE)
 
 
+def _pulled(grid: Grid, id: str) -> Came | None:
+    """The answer to one message, or why there is none; None: not yet.
+
+    One by one, because Flower rebuilds a site's objects here: what it cannot rebuild is that site's
+    fault, and is raised for all messages that were asked for together.
+    """
+    try:
+        replies = list(grid.pull_messages([id]))
+    except Exception as error:
+        return f"Flower cannot read its answer ({type(error).__name__})"
+    return _read(replies[0]) if replies else None
+
+
 def _read(reply: Message) -> Came:
     if reply.has_error():
         return f"Flower: {reply.error.reason}"
-    from pipeline.errors import ConfigError
+    from pipeline.flower.messages import printable
 
     try:
+        if reply.has_error():
+            return printable(f"Flower: {reply.error.reason}")
         if REFUSED in reply.content:
-            why = str(reply.content.config_records[REFUSED]["why"])
-            return "".join(c for c in why if c.isprintable())[:1000]
+            return printable(str(reply.content.config_records[REFUSED]["why"]))
         return from_records(reply.content)
-    except (ConfigError, KeyError) as error:
-        return str(error)
+    except Exception as error:  # whatever a site sends must not end the run of the others
+        return printable(str(error))
 
 
 def _array(data: bytes) -> np.ndarray:
-    """The array of an .npy, made without believing its header: (n,) or (n, m) only."""
-    file = io.BytesIO(data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("an array of another version of .npy came")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran or dtype.hasobject or dtype.itemsize == 0:
-        raise ValueError(f"an array of {dtype} came")
-    numbers = np.frombuffer(data, dtype, offset=file.tell()).copy()
-    return numbers.reshape(shape)  # which says so when there are fewer or more of them
+    """The array of an .npy of float32, float16 or int8, one or two axes; nothing else is read.
+
+    numpy's own reader evaluates the header as Python, and raises of it what Python does.
+    """
+    header = _HEADER.match(data)
+    if header is None:
+        raise ValueError("an array is not an .npy of float32, float16 or int8")
+    dtype, shape = np.dtype(header[1].decode()), tuple(int(n) for n in header[2].split(b",") if n)
+    if len(data) - header.end() != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"an array has {len(data):,} bytes, not those of shape {shape} {dtype}")
+    return np.frombuffer(data, dtype, offset=header.end()).reshape(shape).copy()
 
 
 def _read_kept(state: RecordDict) -> dict[str, dict]:

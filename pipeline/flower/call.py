@@ -1,19 +1,33 @@
 """Asking the sites of a federation: who they are, then what each made of a round."""
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from cache.identity import compare_identity
 from cache.table import CacheError, FeatureTable
 from kernels.heads.plain import Kind, size
 from pipeline.errors import ConfigError
+from pipeline.federation.methods.rules import median
 from pipeline.federation.payload import Encoded
-from pipeline.flower.messages import Answer, Arrays, Ask, read_answer, reading, write_ask
+from pipeline.flower.answer import Expected, close_texts, read_answer
+from pipeline.flower.messages import (
+    Answer,
+    Arrays,
+    Ask,
+    Client,
+    printable,
+    write_ask,
+)
 from pipeline.flower.site import demand_of
 from pipeline.settings import RunConfig, as_json
+
+MOST_ROWS_RATIO = 100
+"""How many times the rows of most other sites' domains a domain may be said to have."""
 
 Parts = tuple[str, Arrays]
 Exchange = Callable[[int, Mapping[int, Parts]], Mapping[int, Parts | str]]
@@ -32,15 +46,17 @@ class Federation(NamedTuple):
     clients: dict[str, str]  # their domains, in client order
     demand: dict[str, Any]  # what every cache was made with
     text: Tensor  # (C, D) float32, the class names' features
-    facts: dict[str, dict[str, Any]]  # by client, what its site told of its cache
+    facts: dict[str, dict[str, Any]]  # by client, what its site stated of its cache
+    stated: dict[str, Client]  # by client, what its site stated of it; changed as `fixed` grows
+    fixed: set[str]  # clients whose rows by use are final: in a partition, from their first round
+    groups: frozenset[frozenset[str]]  # the clients of each site
 
 
 class Heard(NamedTuple):
     """What one client's site answered in a round."""
 
     node: int
-    rows: int  # train
-    loss: float | None
+    loss: float | None  # None: it did not train, or its loss is not finite
     right: dict[str, tuple[int, int]]  # by use: rows answered right, of how many
     zero_shot: dict[str, tuple[int, int]]
     update: Encoded | None
@@ -49,28 +65,32 @@ class Heard(NamedTuple):
 def introduce(
     config: RunConfig, exchange: Exchange, nodes: list[int], held: FeatureTable | None, least: int,
     say: Callable[[str], None],
-) -> tuple[Federation, dict[int, list[str]]]:  # fmt: skip
-    """Asks every site who it is; the second value says whose clients each site has.
+) -> tuple[Federation, dict[int, list[str]], dict[int, str]]:  # fmt: skip
+    """Asks every site who it is.
 
-    held   the server's own table, with the held-out domains; None: it has none
-    least  sites without which there is no run
+    held     the server's own table, with the held-out domains; None: it has none
+    least    sites without which there is no run
+    returns  the federation; whose clients each site has; sites that are left out, and why
 
-    A site whose cache was made unlike the server's own, or without one unlike most sites', is left
-    out by name. Raises ConfigError when too few remain.
+    A site is left out whose answer is not valid (pipeline/site_answer.py), whose cache was made
+    unlike the server's own (without one: unlike most sites'), or which claims over 100 times the
+    rows of most others. Raises ConfigError when too few remain, or no cache is that of most sites.
     """
     ask = Ask(as_json(config), {}, (), 0, {}, None, {})
-    answers, lost = _ask_all(exchange, 0, {node: ask for node in nodes}, config.payload, 0)
+    expected = Expected(config, 0, "")
+    answers, lost = _ask_all(exchange, dict.fromkeys(nodes, (ask, expected)))
+    _leave_out(answers, lost, _outlandish(answers))
     demand = demand_of(held) if held is not None else _common(answers)
+    _leave_out(answers, lost, _unlike(answers, demand, held))
+    text = None if held is None else torch.tensor(held.text_features)
+    _leave_out(answers, lost, _other_texts(answers, text))
     taken: set[str] = set()
     for node, answer in list(answers.items()):
-        try:
-            _refuse_unlike(answer, demand, held is not None)
-            if twice := sorted(taken & set(answer.clients)):
-                raise ConfigError(f"another site has a client {twice[0]!r} as well")
+        if twice := sorted(taken & set(answer.clients)):
+            why = f"another site has a client {twice[0]!r} as well"
+            _leave_out(answers, lost, {node: why})
+        else:
             taken |= set(answer.clients)
-        except (CacheError, ConfigError) as error:
-            lost[node] = str(error)
-            del answers[node]
     for node, why in lost.items():
         say(f"site {node} is left out: {why}")
     if len(answers) < max(least, 1):
@@ -79,7 +99,7 @@ def introduce(
             + "; ".join(dict.fromkeys(lost.values()))
         )
     known = {node: list(answer.clients) for node, answer in answers.items()}
-    return _federation(config, answers, demand, held), known
+    return _federation(config, answers, demand, held), known, lost
 
 
 def ask_round(
@@ -91,90 +111,162 @@ def ask_round(
     known  whose clients a site has; a site that is not there yet only answers who it is and with
            its counts, and joins for the next round if its clients are nobody else's; changed
     """
-    settings = as_json(fed.config)
-    asks = {
-        node: Ask(
+    settings, asks = as_json(fed.config), {}
+    for node in nodes:
+        own = known.get(node) or []
+        ask = Ask(
             settings,
             fed.demand,
             fed.domains,
             round,
-            {name: work[name] for name in known.get(node, ()) if name in work},
+            {name: work[name] for name in own if name in work},
             adapter,
-            {name: shifts[name] for name in known.get(node, ()) if name in shifts},
+            {name: shifts[name] for name in own if name in shifts},
         )
-        for node in nodes
-    }
-    answers, lost = _ask_all(exchange, round, asks, fed.config.payload, size(fed.kind))
+        asks[node] = ask, _expected(fed, own, ask)
+    answers, lost = _ask_all(exchange, asks)
     heard: dict[str, Heard] = {}
     for node, answer in answers.items():
         try:
-            _join(fed, known, answers, node, answer)
+            _join(known, answers, node, answer)
         except ConfigError as error:
             lost[node] = str(error)
             continue
-        for name, own in answer.clients.items():
+        for name, own_part in answer.clients.items():
+            if name not in fed.fixed:
+                fed.stated[name] = own_part._replace(loss=None)
+                fed.fixed.add(name)
             right, zero = (
-                {use: by_client[name] for use, by_client in counts.items() if name in by_client}
+                {use: by_client[name] for use, by_client in counts.items()}
                 for counts in (answer.right, answer.zero_shot)
             )
-            update = answer.updates.get(name) if name in asks[node].work else None
-            heard[name] = Heard(node, own["rows"], own["loss"], right, zero, update)
+            heard[name] = Heard(node, own_part.loss, right, zero, answer.updates.get(name))
     home = {name: node for node, names in known.items() for name in names}
     absent = {name: "its site is not connected" for name in fed.clients if name not in heard}
     absent |= {name: lost[home[name]] for name in absent if home.get(name) in lost}
     return heard, absent
 
 
+def _expected(fed: Federation, own: list[str], ask: Ask) -> Expected:
+    return Expected(
+        fed.config, ask.round, "", size(fed.kind), frozenset(ask.work), frozenset(own) or None,
+        fed.stated, frozenset(fed.fixed), fed.facts, fed.groups,
+    )  # fmt: skip
+
+
 def _ask_all(
-    exchange: Exchange, round: int, asks: dict[int, Ask], payload: str, count: int
+    exchange: Exchange, asks: Mapping[int, tuple[Ask, Expected]]
 ) -> tuple[dict[int, Answer], dict[int, str]]:
-    came = exchange(round, {node: write_ask(ask) for node, ask in asks.items()})
+    """Valid answers by site, and why others have none; every request has a nonce of its own."""
+    nonces = {node: secrets.token_hex(8) for node in asks}
+    sent = {node: write_ask(ask._replace(nonce=nonces[node])) for node, (ask, _) in asks.items()}
+    came = exchange(next((ask.round for ask, _ in asks.values()), 0), sent)
     answers: dict[int, Answer] = {}
     lost: dict[int, str] = {}
-    for node in asks:
+    for node, (_, expected) in asks.items():
         found = came.get(node, "its site did not answer in time")
         if isinstance(found, str):
-            lost[node] = found
+            lost[node] = printable(found)
             continue
         try:
-            answers[node] = read_answer(*found, payload, count)
-            if not answers[node].clients:
-                raise ConfigError("its answer names no client")
+            answers[node] = read_answer(*found, expected._replace(nonce=nonces[node]))
         except ConfigError as error:
-            answers.pop(node, None)
-            lost[node] = str(error)
+            lost[node] = printable(str(error))
     return answers, lost
 
 
+def _leave_out(
+    answers: dict[int, Answer], lost: dict[int, str], reasons: Mapping[int, str]
+) -> None:
+    for node, why in reasons.items():
+        lost[node] = printable(why)
+        del answers[node]
+
+
+def _outlandish(answers: dict[int, Answer]) -> dict[int, str]:
+    """Sites of a domain with over 100 times the rows of more than half of other sites' domains."""
+    claims = {
+        node: {own.domain: own.domain_rows for own in answer.clients.values()}
+        for node, answer in answers.items()
+    }
+    found = {}
+    for node, own in claims.items():
+        others = [n for other in claims if other != node for n in claims[other].values()]
+        for domain, rows in own.items():
+            fewer = sum(MOST_ROWS_RATIO * n < rows for n in others)
+            if len(others) > 1 and 2 * fewer > len(others):
+                found[node] = (
+                    f"it claims {rows:,} rows of {domain}, over {MOST_ROWS_RATIO} times those of "
+                    f"{fewer} of {len(others)} domains at other sites"
+                )
+    return found
+
+
 def _common(answers: dict[int, Answer]) -> dict[str, Any]:
-    """The demand that most sites' caches meet; of the same many, the first client's by name."""
-    ranked = sorted(answers.values(), key=lambda answer: min(answer.clients))
-    demands = [answer.cache.get("demand") or {} for answer in ranked]
-    if not demands:
+    """The demand that more than half of the sites' caches meet. Raises ConfigError for none."""
+    if not answers:
         return {}
-    texts = [repr(demand) for demand in demands]
-    return demands[texts.index(Counter(texts).most_common(1)[0][0])]
+    demands = {", ".join(answer.clients): answer.cache["demand"] for answer in answers.values()}
+    texts = [repr(demand) for demand in demands.values()]
+    most, count = Counter(texts).most_common(1)[0]
+    demand = list(demands.values())[texts.index(most)]
+    if 2 * count > len(answers):
+        return demand
+    try:
+        for names, other in demands.items():
+            compare_identity(demand, other, f"the cache of {names}", "no cache is that of most")
+    except CacheError as error:
+        why = str(error)
+    raise ConfigError(
+        f"the caches of {len(answers)} sites differ, and none was made as more than half of them: "
+        f"{why}. Name the right one with --cache, or extract them alike"
+    )
 
 
-def _refuse_unlike(answer: Answer, demand: dict[str, Any], own: bool) -> None:
-    names = ", ".join(answer.clients)
-    with reading("what the sites tell of their caches"):
-        shape = (len(demand["class_names"]), int(demand["width"]))
-    compare_identity(
-        demand, answer.cache.get("demand") or {}, f"the cache of {names}",
-        f"{'the server has' if own else 'most sites have'} what is asked for",
-    )  # fmt: skip
-    if answer.text is None or answer.text.shape != shape:
-        raise ConfigError(f"the site of {names} did not send its text features")
+def _unlike(
+    answers: dict[int, Answer], demand: dict[str, Any], held: FeatureTable | None
+) -> dict[int, str]:
+    found = {}
+    whose = "most sites have" if held is None else "the server has"
+    for node, answer in answers.items():
+        names = ", ".join(answer.clients)
+        way_out = f"{whose} what is asked for"
+        try:
+            compare_identity(demand, answer.cache["demand"], f"the cache of {names}", way_out)
+        except CacheError as error:
+            found[node] = str(error)
+    return found
+
+
+def _other_texts(answers: dict[int, Answer], own: Tensor | None) -> dict[int, str]:
+    """Sites whose text features are not the server's own; without them, not those of most.
+
+    CLIP's text encoder rounds differently on different machines, so a hundredth of a row's length
+    may differ; of imported caches the demand has their hash.
+    """
+    texts = {node: answer.text for node, answer in answers.items() if answer.text is not None}
+    if not texts:
+        return {}
+    shape = next(iter(texts.values())).shape
+    whose = "most sites" if own is None else "the server"
+    if own is None:
+        own = median(torch.stack(list(texts.values())).flatten(1)).reshape(shape)
+    close = close_texts(texts, own)
+    if whose == "most sites" and 2 * len(close) <= len(texts):
+        raise ConfigError(
+            f"the text features of {len(texts)} sites differ, and none has those of most; extract "
+            "the caches with one model and one --templates, or name the right one with --cache"
+        )
+    why = f"its text features are not those of {whose}, with the same model and prompts"
+    return {node: why for node in texts if node not in close}
 
 
 def _federation(
     config: RunConfig, answers: dict[int, Answer], demand: dict[str, Any], held: FeatureTable | None
 ) -> Federation:
     facts = {name: answer.cache for answer in answers.values() for name in answer.clients}
-    domain_of = {
-        name: own["domain"] for answer in answers.values() for name, own in answer.clients.items()
-    }
+    stated = {name: own for answer in answers.values() for name, own in answer.clients.items()}
+    domain_of = {name: own.domain for name, own in stated.items()}
     names = {*domain_of.values(), *config.held_out[0]}
     domains = tuple(sorted(names))
     if held is not None and names <= set(held.domain_names):
@@ -186,22 +278,24 @@ def _federation(
 
     clients = {name: domain_of[name] for name in sorted(domain_of, key=place)}
     kind = Kind(config.mode, config.head, demand["width"], len(demand["class_names"]), config.rank)
-    text = answers[min(answers)].text
-    return Federation(config, kind, domains, clients, demand, text, facts)
+    text = answers[min(answers)].text if held is None else torch.tensor(held.text_features)
+    assert text is not None  # an answer of who a site is has them
+    fixed = set(stated) if config.partition == "domain" else set[str]()
+    groups = frozenset(frozenset(answer.clients) for answer in answers.values())
+    return Federation(
+        config, kind, domains, clients, demand, text, facts, stated, fixed, groups
+    )  # fmt: skip
 
 
 def _join(
-    fed: Federation, known: dict[int, list[str]], answers: dict[int, Answer], node: int,
-    answer: Answer,
-) -> None:  # fmt: skip
-    """Raises ConfigError for a site whose clients are not its own or not of this run."""
-    names = list(answer.clients)
-    for name, own in answer.clients.items():
-        if fed.clients.get(name) != own["domain"]:
-            raise ConfigError(f"the run began without client {name!r}")
-        for other, its in known.items():
-            if other != node and other in answers and name in its:
-                raise ConfigError(f"another site has a client {name!r} as well")
-    for other in [n for n, its in known.items() if n != node and set(its) & set(names)]:
+    known: dict[int, list[str]], answers: dict[int, Answer], node: int, answer: Answer
+) -> None:
+    """Raises ConfigError for a site whose clients another one answers for in the same round."""
+    names = set(answer.clients)
+    for other, its in known.items():
+        if other != node and other in answers and names & set(its):
+            twice = min(names & set(its))
+            raise ConfigError(f"another site has a client {twice!r} as well")
+    for other in [n for n, its in known.items() if n != node and set(its) & names]:
         known[other] = [name for name in known[other] if name not in names]
-    known[node] = names
+    known[node] = list(answer.clients)

@@ -1,6 +1,8 @@
 """What a federation beyond one machine reaches: sites' counts put together, and its results."""
 
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,7 +113,7 @@ def by_domain(fed: Federation, right: Right, use: str) -> dict[str, float]:
 
 def cache_facts(fed: Federation, held: FeatureTable | None) -> dict[str, Any]:
     """What config.json and results say of the sites' caches; see federate.cache_facts."""
-    one = next(iter(fed.facts.values()))
+    one = _most_stated(list(fed.facts.values()))
     encoder = {**fed.demand, "preprocessing": one.get("preprocessing")}
     of_held = held.content_sha256 if held is not None else None
     return {
@@ -128,6 +130,15 @@ def cache_facts(fed: Federation, held: FeatureTable | None) -> dict[str, Any]:
             **{n: v for n, v in encoder.items() if n == "towers"},
         },
     }
+
+
+def _most_stated(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of each field the value that most clients' sites state; of as many, the first client's."""
+    found = {}
+    for name in ("dataset", "model", "preprocessing"):
+        texts = [json.dumps(one.get(name), sort_keys=True) for one in facts]
+        found[name] = facts[texts.index(Counter(texts).most_common(1)[0][0])].get(name)
+    return found
 
 
 def result(fed: Federation, reached: Reached, model: str | None) -> dict[str, Any]:

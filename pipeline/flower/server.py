@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from pipeline.federation.local import (
     starts_of_lanes,
     steps_of_lanes,
 )
+from pipeline.federation.methods.rules import unsound
 from pipeline.federation.payload import Encoded, decode, encode
 from pipeline.federation.plan import Plan, plan_of
 from pipeline.federation.record import FoldRound, RoundReport
@@ -64,7 +65,7 @@ def serve(
     for note in unused(possible(config)):
         say(note)
     started = time.perf_counter()
-    fed, known = introduce(config, exchange, online(), held, terms.least, say)
+    fed, known, strangers = introduce(config, exchange, online(), held, terms.least, say)
     described = {
         "settings": as_json(config),
         "cache": cache_facts(fed, held),
@@ -82,7 +83,7 @@ def serve(
         for note in folder.notes:
             say(note)
         say(f"{len(known)} sites with clients {', '.join(fed.clients)}; run in {folder.folder}")
-        run = _Run(fed, exchange, online, known, rows_unseen(fed, held), terms, folder, say)
+        run = _Run(fed, exchange, online, known, rows_unseen(fed, held), terms, folder, say, {})
         reached = _rounds(run, described)
         document = {
             "cache": described["cache"],
@@ -90,10 +91,19 @@ def serve(
             "results": (results := [result(fed, reached, described["cache"]["model"])]),
             "mean": mean_results(results),
             "privacy": privacy(config, say),
+            "left_out": {
+                "sites": {str(node): why for node, why in strangers.items()},
+                "clients": run.left_out,
+            },
             "run": str(folder.folder),
             "seconds": {"total": time.perf_counter() - started},
         }
         folder.finish(document)
+        for name, out in run.left_out.items():
+            say(
+                f"{name} was left out {out['times']} times in {config.rounds} rounds, first in "
+                f"round {out['first_round']}: {out['why']}"
+            )
     return document
 
 
@@ -106,17 +116,27 @@ class _Run(NamedTuple):
     terms: Terms
     folder: RunFolder
     say: Callable[[str], None]
+    left_out: dict[str, dict[str, Any]]  # by client: how often, when first, why then; changed
+
+
+def _leave_out(run: _Run, round: int, reasons: Mapping[str, str], what: str) -> None:
+    """Counts who is left out of a round; says it the first time."""
+    for name, why in reasons.items():
+        if name not in run.left_out:
+            run.say(f"round {round}: {what.format(name)}: {why}")
+            run.left_out[name] = {"times": 0, "first_round": round, "why": why}
+        run.left_out[name]["times"] += 1
 
 
 def _rounds(run: _Run, described: dict) -> Reached:
     fed, rounds = run.fed, run.fed.config.rounds
-    plan = _plan(fed, {})
+    plan = _plan(fed)
     state = first_state(plan, fed.text, None)
     work = _work(plan, 0)
     heard, absent = _ask(run, plan, state, 0, work)
     if few := _too_few(run, 0, heard, absent):
         raise ConfigError(few)
-    plan = _plan(fed, {name: one.rows for name, one in heard.items()})
+    plan = _plan(fed)  # in a partition sites know their clients' rows since round 0
     state = first_state(plan, fed.text, None)  # now with scaffold's rows in the lanes' order
     state = {name: rows for name, rows in state.items() if name not in KEPT}  # they stay at sites
     progress = Progress(0, state, model_rows(plan, state), (None,))
@@ -160,12 +180,14 @@ def _too_few(
     )
 
 
-def _plan(fed: Federation, sizes: Mapping[str, int]) -> Plan:
+def _plan(fed: Federation) -> Plan:
     """The run's plan as far as a server knows it: how many rows a client trains on, not which."""
     clients = tuple(
-        ClientSplit(name, at, domain, at, np.arange(sizes.get(name, 0)), NO_ROWS, NO_ROWS)
+        ClientSplit(name, at, domain, at, rows, NO_ROWS, NO_ROWS)
         for name, domain in fed.clients.items()
         for at in [fed.domains.index(domain)]
+        # One number seen that many times: a site's claim of 10^8 rows takes no memory.
+        for rows in [np.broadcast_to(np.int64(0), fed.stated[name].rows["train"])]
     )
     return plan_of(fed.config, fed.kind, len(fed.domains), [(fed.config.held_out[0], clients, ())])
 
@@ -192,8 +214,7 @@ def _ask(
     heard, absent = ask_round(
         run.fed, run.exchange, run.known, run.online(), round, work, adapter, shifts
     )
-    for name, why in absent.items():
-        run.say(f"round {round}: nothing from {name}: {why}")
+    _leave_out(run, round, absent, "nothing from {}")
     return heard, absent
 
 
@@ -216,16 +237,39 @@ def _settled(
     clients = torch.stack(sent) if sent else torch.empty_like(start)
     if config.payload != "fp32":
         clients = clients + start
-    sums = torch.tensor([[heard[names[at]].loss or 0.0 for at in taking]], dtype=torch.float64)
-    trained = Trained(taking, start, clients, sums, steps)
+    losses = [math.nan if heard[name].loss is None else heard[name].loss for name in
+              (names[at] for at in taking)]  # fmt: skip
+    sums = torch.tensor([losses], dtype=torch.float64)
+    trained, long = _without_long(config, Trained(taking, start, clients, sums, steps))
+    outsized = {names[at]: why for at, why in long.items()}
     state, (told,) = settle(plan, state, state, trained, round)
-    for name, why in told.rejected.items():
-        run.say(f"round {round}: {name} is left out: {why}")
+    _leave_out(run, round, {**outsized, **told.rejected}, "{} is left out")
     if told.diverged:
         raise ConfigError(told.diverged)
     # A loss that is not a number has no place in JSON; what came of it is rejected by name.
-    losses = {name: loss for name, loss in told.losses.items() if math.isfinite(loss)}
-    return state, told._replace(losses=losses, rejected={**missing, **told.rejected})
+    finite = {name: loss for name, loss in told.losses.items() if math.isfinite(loss)}
+    rejected = {**missing, **outsized, **told.rejected}
+    return state, told._replace(losses=finite, rejected=rejected)
+
+
+def _without_long(config: RunConfig, trained: Trained) -> tuple[Trained, dict[int, str]]:
+    """What was trained without updates that are outsized as they are, however many rows each has.
+
+    settle measures updates by their mean step, and a site says itself how many steps it made. The
+    second value says why, by lane. With clip a long update is cut, and does not depend on others'.
+    """
+    wrong = {} if config.clip else unsound(trained.clients, trained.start)
+    if len(wrong) in (0, len(trained.lanes)):  # of nobody's sound update settle says more
+        return trained, {}
+    keep = [k for k in range(len(trained.lanes)) if k not in wrong]
+    why = {trained.lanes[k]: reason for k, reason in wrong.items()}
+    steps = trained.steps.copy()
+    steps[list(why)] = 0
+    lanes = [trained.lanes[k] for k in keep]
+    rest = Trained(
+        lanes, trained.start[keep], trained.clients[keep], trained.losses[:, keep], steps
+    )
+    return rest, why
 
 
 def _update(one: Heard) -> Encoded:

@@ -1,6 +1,7 @@
 """A site of a federation beyond one machine: one cache file, and its clients' half of a round."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from pipeline.federation.plan import Plan, kind_of, plan_of
 from pipeline.federation.state import State
 from pipeline.federation.training import pick_plan_backend, to_device
 from pipeline.flower.limits import refuse_what_cannot_travel
-from pipeline.flower.messages import Answer, Ask, Counts
+from pipeline.flower.messages import USES, Answer, Ask, Client, Counts
 from pipeline.machine import threads
 from pipeline.settings import RunConfig, from_json
 
@@ -65,10 +66,10 @@ def answer(site: Site, ask: Ask, kept: Kept) -> tuple[Answer, Kept]:
         refuse_other(table, ask.demand)
     clients = _clients(table, config, site, ask.domains)
     facts = _facts(table, clients)
-    told = {c.name: {"domain": c.domain_name, "rows": len(c.train), "loss": None} for c in clients}
+    stated = {client.name: _stated(table, client) for client in clients}
     if not ask.domains or ask.adapter is None:
         text = torch.from_numpy(np.array(table.text_features))
-        return Answer(facts, told, {}, {}, {}, text), kept
+        return Answer(facts, stated, {}, {}, {}, text, ask.round, ask.nonce), kept
     plan = plan_of(
         config, kind_of(table, config), len(ask.domains), [(config.held_out[0], tuple(clients), ())]
     )
@@ -82,8 +83,9 @@ def answer(site: Site, ask: Ask, kept: Kept) -> tuple[Answer, Kept]:
         zero_shot = _right(engine, None) if ask.round == 0 else {}
         updates, losses, kept = _trained(engine, config, ask, row, kept)
     for name, loss in losses.items():
-        told[name]["loss"] = loss
-    return Answer(facts, told, right, zero_shot, updates, None), kept
+        # JSON has no NaN; what came of such a loss is an update that is left out by name.
+        stated[name] = stated[name]._replace(loss=loss if math.isfinite(loss) else None)
+    return Answer(facts, stated, right, zero_shot, updates, None, ask.round, ask.nonce), kept
 
 
 def site_of(node_config: Mapping[str, Any]) -> Site:
@@ -159,6 +161,13 @@ def _clients(
         names = ", ".join(client.name for client in clients)
         raise ConfigError(f"{table.source}: no client {site.client!r}; there is {names}")
     return chosen
+
+
+def _stated(table: FeatureTable, client: ClientSplit) -> Client:
+    rows = {use: len(getattr(client, use)) for use in USES}
+    name = client.domain_name
+    of = int((table.domains == table.domain_names.index(name)).sum())
+    return Client(name, rows, of)
 
 
 def _facts(table: FeatureTable, clients: Sequence[ClientSplit]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import http.server
 import random
 import re
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
@@ -115,3 +116,70 @@ def zipped(path, members, compression=zipfile.ZIP_STORED):
             info.filename, info.compress_type = name, compression
             archive.writestr(info, content)
     return path
+
+
+class Raw(socketserver.ThreadingTCPServer):
+    """Answers each request with the bytes that `reply(number, request)` yields, then hangs up."""
+
+    allow_reuse_address = daemon_threads = True
+    block_on_close = False  # an endless reply ends when its client hangs up, or with the test
+
+    def __init__(self, reply, context=None):
+        super().__init__(("127.0.0.1", 0), RawHandler)
+        self.reply, self.context, self.asked, self.sent = reply, context, [], 0
+
+    @property
+    def url(self):
+        kind = "https" if self.context else "http"
+        return f"{kind}://127.0.0.1:{self.server_address[1]}/PACS.zip"
+
+    def get_request(self):
+        connection, address = super().get_request()
+        if self.context:
+            connection = self.context.wrap_socket(connection, server_side=True)
+        return connection, address
+
+    def handle_error(self, request, client_address):
+        pass
+
+
+class RawHandler(socketserver.StreamRequestHandler):
+    def handle(self):
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            line = self.rfile.readline()
+            if not line:
+                return
+            request += line
+        self.server.asked.append(request.decode())
+        for part in self.server.reply(len(self.server.asked) - 1, request.decode()):
+            self.wfile.write(part)
+            self.wfile.flush()
+            self.server.sent += len(part)
+
+
+@contextlib.contextmanager
+def replying(reply, context=None):
+    """A Raw that answers while the block runs."""
+    server = Raw(reply, context)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def head(status="200 OK", **headers):
+    """An answer's first lines; a header of several values is there several times."""
+    lines = [f"HTTP/1.1 {status}", "Content-Type: application/zip", "Connection: close"]
+    for name, values in headers.items():
+        for value in values if isinstance(values, list) else [values]:
+            lines.append(f"{name.replace('_', '-')}: {value}")
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def chunk(content):
+    return b"%x\r\n%s\r\n" % (len(content), content)

@@ -92,6 +92,26 @@ def test_wrong_counts_are_said_and_the_files_kept(server, tmp_path):
     assert (tmp_path / "PACS/kfold/photo/cat/1.jpg").exists() and len(server.asked) == 1
 
 
+def test_a_damaged_archive_is_not_kept(server, tmp_path):
+    """What is published is taken as it is from then on: a damaged one would be in the way."""
+    sound = pacs_zip()
+    server.content = sound[:5_000] + b"\xff" * 8 + sound[5_008:]
+    for _ in range(2):
+        with pytest.raises(DataError, match="PACS.zip.part.* (no sound zip|its member)"):
+            download_dataset("pacs", tmp_path, server.url, Said())
+        assert not (tmp_path / "PACS.zip").exists() and not (tmp_path / "PACS").exists()
+    server.content = sound
+    download_dataset("pacs", tmp_path, server.url, Said())
+    assert (tmp_path / "PACS/kfold/sketch").is_dir()
+
+
+def test_an_archive_is_no_larger_than_its_images_can_be(server, tmp_path, small_pacs):
+    server.content, server.declared = b"", (small_pacs << 20) + 1
+    with pytest.raises(DataError, match=f"over the {small_pacs << 20:,} that this file may have"):
+        download_dataset("pacs", tmp_path, server.url, Said())
+    assert len(server.asked) == 1 and not (tmp_path / "PACS.zip").exists()
+
+
 def test_an_archive_of_something_else_is_told(server, tmp_path):
     server.content = zipped(tmp_path / "other.zip", [("mnist/0/1.png", b"")]).read_bytes()
     with pytest.raises(DataError, match="holds no PACS.*the files are kept"):

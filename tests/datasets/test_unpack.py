@@ -8,9 +8,11 @@ import time
 import zipfile
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.datasets import unpack as unpack_module
-from pipeline.datasets.unpack import unpack
+from pipeline.datasets.unpack import check_archive, unpack
 from pipeline.errors import DataError
 from tests.datasets.loopback import DATA, kill, left, start_killable, zipped
 
@@ -125,6 +127,34 @@ def test_damaged_archives_are_refused(tmp_path, damage):
     archive.write_bytes(data)
     words = "is encrypted" if damage == "encrypted" else "no sound zip"
     assert_refused(archive, tmp_path / "out", words)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_damage_is_refused_or_harmless(tmp_path_factory, data):
+    """Bytes changed, cut and repeated anywhere: DataError and nothing left, or the members."""
+    folder = tmp_path_factory.mktemp("zip")
+    kind = data.draw(st.sampled_from([0, 8, 12, 14]))
+    members = [("a/1.txt", b"1" * 300), ("a/2.txt", DATA[:200])]
+    content = bytearray(zipped(folder / "a.zip", members, kind).read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        new = data.draw(st.binary(min_size=1, max_size=4))
+        content[at : at + data.draw(st.sampled_from([0, len(new), 50]))] = new
+    (folder / "a.zip").write_bytes(content)
+    found = []
+    for read in (check_archive, lambda archive: unpack(archive, folder / "out")):
+        try:
+            read(folder / "a.zip")
+            found.append(None)
+        except DataError as error:
+            assert str(error).isprintable()
+            found.append(str(error))
+            assert left(folder) == ["a.zip"]
+    assert found[0] == found[1] or None not in found
+    if found[1] is None:
+        written = [p.read_bytes() for p in (folder / "out").rglob("*") if p.is_file()]
+        assert all(one in (members[0][1], members[1][1], b"") for one in written)
 
 
 def test_too_many_members_are_refused(tmp_path, monkeypatch):

@@ -87,6 +87,41 @@ class Network:
         return write_answer(told)
 
 
+class Lying(Network):
+    """Sites of which node 101's answer is changed on its way, in the calls whose numbers are given.
+
+    Call 0 asks who the sites are, call r + 1 is round r.
+    """
+
+    def __init__(self, lie, *sites: Site, calls=(2,)) -> None:
+        super().__init__(*sites)
+        self.lie, self.calls = lie, calls
+
+    def __call__(self, round, asks):
+        answers = dict(super().__call__(round, asks))
+        if len(self.asked) - 1 in self.calls and 101 in answers:
+            text, arrays = answers[101]
+            found = self.lie(json.loads(text), dict(arrays))
+            if found is None:
+                del answers[101]
+            else:
+                answers[101] = found
+        return answers
+
+
+def changed(path, value):
+    """A lie: another value in an answer's JSON."""
+
+    def lie(told, arrays):
+        at = told
+        for name in path[:-1]:
+            at = at[name]
+        at[path[-1]] = value
+        return json.dumps(told), arrays
+
+    return lie
+
+
 def run(network, config: RunConfig, out: Path, held=None, least=1, said=None, **terms) -> dict:
     say = (lambda message: None) if said is None else said.append
     terms = Terms(least=least, runs=out, out=out, **terms)

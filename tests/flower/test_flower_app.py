@@ -83,7 +83,7 @@ def test_a_site_says_why_it_refuses_and_not_where_it_lies(node_config, why):
 
 def test_a_strange_message_is_refused(files):
     own = context(cache=str(files[0]))
-    for text in ("", "[]", '{"format": 99}', '{"format": 1}'):
+    for text in ("", "[]", '{"format": 99}', '{"format": 2}'):
         told = flower_app._read(flower_app.client_app(message(text), own))
         assert "is not what this version sends" in told or "format 99" in told
     bare = Message(RecordDict(), dst_node_id=1, message_type="train")
@@ -158,6 +158,20 @@ def test_a_message_that_was_not_taken_is_told(clock):
         clock(Grid(refused={4})), 0, {2: ("{}", {}), 4: ("{}", {})}, 60, set()
     )
     assert came == {2: ('"hi"', {}), 4: "the SuperLink did not take its message"}
+
+
+class Broken(Grid):
+    """A SuperLink that holds an answer which Flower cannot rebuild, whoever asks for it."""
+
+    def pull_messages(self, ids):
+        if any(self.sent[id] == 4 for id in ids):
+            raise KeyError("no such class")
+        return super().pull_messages(ids)
+
+
+def test_an_answer_that_flower_cannot_rebuild_is_its_sites_own(clock):
+    came = flower_app.exchange(clock(Broken()), 0, {2: ("{}", {}), 4: ("{}", {})}, 60, set())
+    assert came == {2: ('"hi"', {}), 4: "Flower cannot read its answer (KeyError)"}
 
 
 def test_an_error_of_flower_is_told_as_its_own():

@@ -26,7 +26,7 @@ from tests.runs.small_runs import small  # noqa: E402
 PATIENCE = 300  # seconds for what takes 25 on two idle cores
 RECEIVING = "Receiving: train message"
 FLOWER = [sys.executable, "-m", "pipeline", "flower"]
-SETTINGS = ["--held-out", "d", "--batch", "8", "--lr", "1e-3"]
+SETTINGS = ["--held-out", "d", "--batch", "8", "--lr", "1e-3", "--method", "fedavg"]
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
 

@@ -139,3 +139,25 @@ def test_a_missing_flower_says_what_to_install(monkeypatch):
     assert told.exit_code == 1 and told.output.count("\n") == 1
     assert "Flower is not installed" in told.output
     assert Path(told.output.split()[-1]).name == "requirements-flower.txt"
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ([], "median"),
+        (["--method", "fedavg"], "fedavg"),
+        (["--clip", "0.1"], "fedavg"),
+        (["--preset", "tuned"], "fedavgm"),
+        (["--weighting", "rows"], "median"),
+    ],
+)
+def test_sites_are_not_averaged_unless_asked(monkeypatch, words, method):
+    asked = []
+    monkeypatch.setattr(
+        flower_programs, "write_app", lambda folder, what, link: asked.append(what) or folder
+    )
+    monkeypatch.setattr(cli_flower, "_followed", lambda *_: 0)
+    told = CliRunner().invoke(cli, ["flower", "run", "--sites", "2", *words])
+    assert told.exit_code == 0 and asked[0]["settings"]["method"] == method
+    said = "sites are not trusted: method median; pass --method fedavg to average"
+    assert (said in told.output) == (method == "median")

@@ -14,7 +14,18 @@ from pipeline.flower.messages import Ask
 from pipeline.flower.site import Site, answer, demand_of, refuse_other
 from pipeline.runs.folder import read_adapters
 from pipeline.settings import as_json
-from tests.flower.sites import Network, config, cut, lines, of_domains, run, sites, whole
+from tests.flower.sites import (
+    Lying,
+    Network,
+    changed,
+    config,
+    cut,
+    lines,
+    of_domains,
+    run,
+    sites,
+    whole,
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,65 +136,42 @@ def test_extracted_caches_are_told_apart_by_what_encoded_them(table, files):
 
     demand = demand_of(extracted())
     refuse_other(extracted(preprocessing={"crop": "center", "jpeg": "libjpeg 2"}), demand)
-    for changed, field in (
+    for other, field in (
         ({"weights_sha256": "2" * 64}, "weights_sha256"),
         ({"templates": ["b {}"]}, "templates.0"),
         ({"preprocessing": {"crop": "none"}}, "preprocessing.crop"),
         ({"weights_sha256": None}, "weights_sha256"),
     ):
         with pytest.raises(CacheError, match=field):
-            refuse_other(extracted(**changed), demand)
-
-
-class Lying(Network):
-    """A site whose answers are changed on their way."""
-
-    def __init__(self, lie, *sites):
-        super().__init__(*sites)
-        self.lie = lie
-
-    def __call__(self, round, asks):
-        answers = dict(super().__call__(round, asks))
-        if len(self.asked) == 3:  # round 1
-            text, arrays = answers[101]
-            answers[101] = self.lie(json.loads(text), dict(arrays))
-        return answers
-
-
-def changed(path, value):
-    def lie(told, arrays):
-        at = told
-        for name in path[:-1]:
-            at = at[name]
-        at[path[-1]] = value
-        return json.dumps(told), arrays
-
-    return lie
+            refuse_other(extracted(**other), demand)
 
 
 def sends(update):
     return lambda told, arrays: (json.dumps(told), arrays | {"update.b": update})
 
 
+CLIENT = {"domain": "b", "rows": {"train": 9, "val": 0, "test": 0}, "domain_rows": 9, "loss": 1.0}
 NOBODY = {"clients": {}, "right": {}, "zero_shot": {}}
 P = 2 * (12 * 12 + 12)
 LIES = {
     "not json": (lambda told, arrays: ("{", arrays), "is not what this version sends"),
     "a list": (lambda told, arrays: ("[]", arrays), "is not what this version sends"),
     "deep": (lambda told, arrays: ("[" * 10**5, arrays), "is not what this version sends"),
-    "version": (changed(["format"], 2), "messages of format 2 came, here is 1"),
+    "version": (changed(["format"], 1), "messages of format 1 came, here is 2"),
     "nobody": (lambda told, arrays: (json.dumps(told | NOBODY), {}), "names no client"),
-    "other name": (changed(["clients", "z"], {"domain": "b", "rows": 9, "loss": None}), "'z'"),
-    "other's": (changed(["clients", "a"], {"domain": "a", "rows": 9, "loss": None}), "'a'"),
-    "control": (changed(["clients", "\x1b[2J"], {"domain": "b", "rows": 9, "loss": 1}), "no name"),
-    "rows": (changed(["clients", "b", "rows"], -1), "a count was expected"),
-    "right": (changed(["right", "val", "b"], [9, 8]), "9 right answers of 8"),
-    "truth": (changed(["right", "val", "b"], [True, 8]), "a count was expected"),
+    "other name": (changed(["clients", "z"], CLIENT), "'z'"),
+    "other's": (changed(["clients", "a"], {**CLIENT, "domain": "a"}), "'a'"),
+    "control": (changed(["clients", "\x1b[2J"], CLIENT), "a printable name"),
+    "rows": (changed(["clients", "b", "rows", "train"], -1), "a count of at most"),
+    "right": (changed(["right", "val", "b"], [10, 9]), "10 right answers of 9"),
+    "other rows": (changed(["right", "val", "b"], [8, 8]), "8 right answers of 8"),
+    "truth": (changed(["right", "val", "b"], [True, 8]), "a count of at most"),
     "short": (sends(np.zeros(P - 1, np.float32)), "were expected"),
     "wide": (sends(np.zeros(P, np.float64)), "were expected"),
     "table": (sends(np.zeros((P, 2), np.float32)), "were expected"),
     "nan": (sends(np.full(P, np.nan, np.float32)), "numbers are not finite"),
-    "inf loss": (changed(["clients", "b", "loss"], float("nan")), None),
+    "nan loss": (changed(["clients", "b", "loss"], float("nan")), "NaN is not a number of JSON"),
+    "no loss": (changed(["clients", "b", "loss"], None), None),
 }
 
 
