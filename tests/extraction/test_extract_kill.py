@@ -89,7 +89,7 @@ def nursery(tmp_path_factory) -> Iterator[Nursery]:
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(file)
-    (folder / "images" / "domain1" / "class1" / "bad.jpg").write_bytes(b"no image")
+    (folder / "images" / "domain1" / "dog" / "bad.jpg").write_bytes(b"no image")
     with (
         (folder / "errors").open("w") as errors,
         subprocess.Popen(
