@@ -1,4 +1,4 @@
-"""Every Triton kernel through Triton's own launch path, which nothing else here takes without a GPU.
+"""Every Triton kernel through Triton's own launch path, which no other test takes without a GPU.
 
 A kernel that Triton cannot bind, specialise or compile fails at its first launch, and one that is
 specialised anew by each round's arguments cannot be captured: both fail here.
