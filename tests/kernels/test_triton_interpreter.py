@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-TESTS = ROOT / "tests"
+TESTS = ROOT / "tests" / "kernels"
 
 OPTIONS = (
     "-q", "-p", "no:cacheprovider", "-k", "triton",
