@@ -42,7 +42,7 @@ CHUNK = 4096
 
 
 def forward(
-    image: Tensor, text: Tensor, scale: float, precision: str
+    image: Tensor, text: Tensor, scale: Tensor | float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (), and log2 of the exponentials' sums over Z's rows (N,) and columns (N,)."""
     with torch.cuda.device_of(image):  # Triton launches on the current device, whatever it is given
@@ -50,9 +50,10 @@ def forward(
 
 
 def _forward(
-    image: Tensor, text: Tensor, scale: float, precision: str
+    image: Tensor, text: Tensor, scale: Tensor | float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, y = _operands(image, text, precision)
+    scale = _on_device(scale, x.device)
     tile = tiles(x.device)[precision]
     count, width = x.shape
     above, left = triton.cdiv(count, tile["BM"]), triton.cdiv(count, tile["BN"])
@@ -61,7 +62,7 @@ def _forward(
     sums = torch.empty(2, count, device=x.device)
     at_pair = torch.empty(count, device=x.device)
     statistics[(above * left,)](
-        x, y, *by_row, *by_column, at_pair, scale * math.log2(math.e), count, width,
+        x, y, *by_row, *by_column, at_pair, scale, count, width,
         **tile, **UNFUSED,
     )  # fmt: skip
     for parts, out in zip((by_row, by_column), sums, strict=True):
@@ -72,7 +73,12 @@ def _forward(
 
 
 def backward(
-    image: Tensor, text: Tensor, scale: float, by_row: Tensor, by_column: Tensor, precision: str
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    by_row: Tensor,
+    by_column: Tensor,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     """d loss / d image and d loss / d text, float32, from chunks of G's rows."""
     with torch.cuda.device_of(image):
@@ -80,9 +86,15 @@ def backward(
 
 
 def _backward(
-    image: Tensor, text: Tensor, scale: float, by_row: Tensor, by_column: Tensor, precision: str
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    by_row: Tensor,
+    by_column: Tensor,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     x, y = _operands(image, text, precision)
+    scale = _on_device(scale, x.device)
     tile = tiles(x.device)[precision]
     count, width = x.shape
     rows = min(CHUNK, tile["BM"] * triton.cdiv(count, 4 * tile["BM"]))
@@ -93,7 +105,7 @@ def _backward(
     for start in range(0, count, rows):
         here = min(rows, count - start)
         gradient[(triton.cdiv(here, tile["BM"]) * triton.cdiv(count, tile["BN"]),)](
-            x, y, by_row, by_column, chunk, scale * math.log2(math.e), scale / (2 * count),
+            x, y, by_row, by_column, chunk, scale, 0.5 / count,
             start, here, count, stride, width, **tile, **UNFUSED,
         )  # fmt: skip
         g, part = chunk[:here, :count], slice(start, start + here)
@@ -123,6 +135,13 @@ def _operands(image: Tensor, text: Tensor, precision: str) -> tuple[Tensor, Tens
         )
     dtype = torch.bfloat16 if precision == "fast" else torch.float32
     return image.detach().to(dtype).contiguous(), text.detach().to(dtype).contiguous()
+
+
+def _on_device(scale: Tensor | float, device: torch.device) -> Tensor:
+    """() of any floating dtype; a number is filled in there, as a copy would not be captured."""
+    if isinstance(scale, Tensor):
+        return scale
+    return torch.full((), scale, dtype=torch.float64, device=device)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

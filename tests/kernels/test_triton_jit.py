@@ -30,7 +30,6 @@ SHAPES = [  # lanes, steps, batch, width, classes
     (2, 2, 32, 512, 7),
     (3, 2, 70, 33, 1),
 ]
-PAIRS = [(1, 64), (600, 500)]  # count, width
 
 
 def assert_launches(call, kernels: set[str]) -> None:
@@ -62,14 +61,22 @@ def test_top1_launches(width, classes):
     assert_launches(lambda: top1_gpu.adapter_top1(adapters, features, text, rows), TOP1)
 
 
-@pytest.mark.parametrize("precision", ["exact", "fast"])
-@pytest.mark.parametrize(("count", "width"), PAIRS)
-def test_contrastive_launches(count, width, precision):
+@pytest.mark.parametrize(
+    ("count", "width", "precision", "scale"),
+    [
+        (1, 64, "exact", 100.0),
+        (1, 64, "fast", torch.tensor(100, dtype=torch.bfloat16)),
+        (600, 500, "exact", torch.tensor(100.0)),
+        (600, 500, "fast", torch.tensor(100)),
+    ],
+    ids=str,
+)
+def test_contrastive_launches(count, width, precision, scale):
     x = torch.zeros(count, width)
 
     def call():
-        _, *sums = contrastive_gpu.forward(x, x, 100.0, precision)
-        contrastive_gpu.backward(x, x, 100.0, *sums, precision)
+        _, *sums = contrastive_gpu.forward(x, x, scale, precision)
+        contrastive_gpu.backward(x, x, scale, *sums, precision)
 
     products = {"multiply"} if precision == "exact" else set()
     assert_launches(call, {"statistics", "combine", "gradient"} | products)
