@@ -32,7 +32,9 @@ def contrastive(
 
     image, text  (N, D) float32, bfloat16, float16 or float64, one device and dtype. Rows are taken
                  as they are: CLIP makes them of length 1 first
-    logit_scale  the multiplier (not its logarithm): a number or a tensor of one
+    logit_scale  the multiplier (not its logarithm): a number or a tensor of one. A tensor on the
+                 images' GPU is never read by the CPU, so that training steps can be captured as
+                 CUDA graphs: if it is not finite the loss is NaN, at 0 its own gradient is NaN
     precision    "exact": products as exact as float32's. "fast": operands rounded to bfloat16,
                  products summed and logits kept in float32; on a CPU it is the same as "exact",
                  as nothing there is faster
@@ -79,8 +81,8 @@ class _Contrastive(torch.autograd.Function):
         """The loss; saves the log-sum-exps of rows and of columns."""
         context.module = load("contrastive", backend, image.device)
         context.precision = precision
-        factor = float(scale)
-        if not math.isfinite(factor):
+        factor = _factor(scale, image)
+        if isinstance(factor, float) and not math.isfinite(factor):
             raise ValueError(f"contrastive: logit_scale is {factor}; needs a finite number")
         loss: Tensor
         loss, by_row, by_column = context.module.forward(image, text, factor, precision)
@@ -92,18 +94,28 @@ class _Contrastive(torch.autograd.Function):
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by image, text and scale."""
         image, text, scale, by_row, by_column = context.saved_tensors
+        factor = _factor(scale, image)
         d_image, d_text = context.module.backward(
-            image, text, float(scale), by_row, by_column, context.precision
+            image, text, factor, by_row, by_column, context.precision
         )
-        # sum_ij G_ij Z_ij / scale = sum_i <image_i, d_image_i> / scale: nothing more to compute.
-        inner = torch.einsum("nd,nd->n", image.to(d_image.dtype), d_image).sum()
-        by_scale = inner / scale.to(inner) if float(scale) else None
-        if by_scale is None and context.needs_input_grad[2]:
-            raise ValueError("contrastive: no gradient by a logit_scale of 0; start it above 0")
+        by_scale = None
+        if context.needs_input_grad[2]:
+            if isinstance(factor, float) and not factor:
+                raise ValueError("contrastive: no gradient by a logit_scale of 0; start it above 0")
+            # sum_ij G_ij Z_ij / scale = sum_i <image_i, d_image_i> / scale: that is all of it.
+            inner = torch.einsum("nd,nd->n", image.to(d_image.dtype), d_image).sum()
+            by_scale = (inner / factor * upstream).to(scale).view_as(scale)
         return (
             d_image.mul_(upstream).to(image.dtype),
             d_text.mul_(upstream).to(text.dtype),
-            None if by_scale is None else (by_scale * upstream).to(scale).view_as(scale),
+            by_scale,
             None,
             None,
         )
+
+
+def _factor(scale: Tensor, image: Tensor) -> Tensor | float:
+    """The number; on the images' GPU a tensor (), since reading it would wait for the device."""
+    if scale.device.type == "cpu" or scale.device != image.device:
+        return float(scale)
+    return scale.detach().reshape(())

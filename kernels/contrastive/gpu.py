@@ -34,12 +34,15 @@ NARROW = {
 }
 """For the others, which load operands into registers and have 99 KiB of shared memory a block."""
 COMBINE = {"BN": 256, "num_warps": 4, "num_stages": 1}
+UNFUSED = {"enable_fp_fusion": False}
+"""A logit is a product that two kernels subtract a log-sum from. Fused into one multiply-add it is
+another number than the one whose log-sum was taken: a probability of 1 came out 2.6e-6 off."""
 CHUNK = 4096
 """Rows of G held at most: 32 x 4 programs multiply it at D = 512, one for each multiprocessor."""
 
 
 def forward(
-    image: Tensor, text: Tensor, scale: float, precision: str
+    image: Tensor, text: Tensor, scale: Tensor | float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (), and log2 of the exponentials' sums over Z's rows (N,) and columns (N,)."""
     with torch.cuda.device_of(image):  # Triton launches on the current device, whatever it is given
@@ -47,9 +50,10 @@ def forward(
 
 
 def _forward(
-    image: Tensor, text: Tensor, scale: float, precision: str
+    image: Tensor, text: Tensor, scale: Tensor | float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, y = _operands(image, text, precision)
+    scale = _on_device(scale, x.device)
     tile = tiles(x.device)[precision]
     count, width = x.shape
     above, left = triton.cdiv(count, tile["BM"]), triton.cdiv(count, tile["BN"])
@@ -58,8 +62,9 @@ def _forward(
     sums = torch.empty(2, count, device=x.device)
     at_pair = torch.empty(count, device=x.device)
     statistics[(above * left,)](
-        x, y, *by_row, *by_column, at_pair, scale * math.log2(math.e), count, width, **tile
-    )
+        x, y, *by_row, *by_column, at_pair, scale, count, width,
+        **tile, **UNFUSED,
+    )  # fmt: skip
     for parts, out in zip((by_row, by_column), sums, strict=True):
         grid = (triton.cdiv(count, COMBINE["BN"]),)
         combine[grid](*parts, out, count, parts.shape[1], **COMBINE)
@@ -68,7 +73,12 @@ def _forward(
 
 
 def backward(
-    image: Tensor, text: Tensor, scale: float, by_row: Tensor, by_column: Tensor, precision: str
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    by_row: Tensor,
+    by_column: Tensor,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     """d loss / d image and d loss / d text, float32, from chunks of G's rows."""
     with torch.cuda.device_of(image):
@@ -76,9 +86,15 @@ def backward(
 
 
 def _backward(
-    image: Tensor, text: Tensor, scale: float, by_row: Tensor, by_column: Tensor, precision: str
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    by_row: Tensor,
+    by_column: Tensor,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     x, y = _operands(image, text, precision)
+    scale = _on_device(scale, x.device)
     tile = tiles(x.device)[precision]
     count, width = x.shape
     rows = min(CHUNK, tile["BM"] * triton.cdiv(count, 4 * tile["BM"]))
@@ -89,8 +105,8 @@ def _backward(
     for start in range(0, count, rows):
         here = min(rows, count - start)
         gradient[(triton.cdiv(here, tile["BM"]) * triton.cdiv(count, tile["BN"]),)](
-            x, y, by_row, by_column, chunk, scale * math.log2(math.e), scale / (2 * count),
-            start, here, count, stride, width, **tile,
+            x, y, by_row, by_column, chunk, scale, 0.5 / count,
+            start, here, count, stride, width, **tile, **UNFUSED,
         )  # fmt: skip
         g, part = chunk[:here, :count], slice(start, start + here)
         if precision == "fast":
@@ -119,6 +135,13 @@ def _operands(image: Tensor, text: Tensor, precision: str) -> tuple[Tensor, Tens
         )
     dtype = torch.bfloat16 if precision == "fast" else torch.float32
     return image.detach().to(dtype).contiguous(), text.detach().to(dtype).contiguous()
+
+
+def _on_device(scale: Tensor | float, device: torch.device) -> Tensor:
+    """() of any floating dtype; a number is filled in there, as a copy would not be captured."""
+    if isinstance(scale, Tensor):
+        return scale
+    return torch.full((), scale, dtype=torch.float64, device=device)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

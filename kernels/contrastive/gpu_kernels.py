@@ -1,5 +1,7 @@
 """The kernels of contrastive_triton: tiles of Z in registers, sums by tile, one order of them."""
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -7,6 +9,7 @@ from kernels import backends
 from kernels.gpu.layer import LEAST, PRECISION
 
 INTERPRETED = tl.constexpr(backends.INTERPRETED)
+LOG2_E_64 = tl.constexpr(math.log2(math.e))
 GROUP = tl.constexpr(8)
 """Row tiles whose programs follow each other, so that they find operands in L2."""
 
@@ -32,6 +35,12 @@ def _logits(x, y, i, j, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 
 
 @triton.jit
+def _base2(scale):
+    """scale / ln 2, rounded once."""
+    return (tl.load(scale).to(tl.float64) * LOG2_E_64).to(tl.float32)
+
+
+@triton.jit
 def _place(program, rows, columns):
     """Row and column of a program's tile: GROUP rows of tiles together, column by column."""
     group = program // (GROUP * columns)
@@ -40,9 +49,9 @@ def _place(program, rows, columns):
     return group * GROUP + inside % height, inside // height
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["scale"])
 def statistics(
-    x, y, row_peaks, row_sums, column_peaks, column_sums, at_pair, scale2, count,
+    x, y, row_peaks, row_sums, column_peaks, column_sums, at_pair, scale, count,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Of a tile of Z / ln 2: maxima and sums of 2^(z - maximum), each way; at_pair its diagonal.
@@ -53,7 +62,8 @@ def statistics(
     above, left = _place(tl.program_id(0), rows, tl.cdiv(count, BN))
     i = above * BM + tl.arange(0, BM)
     j = left * BN + tl.arange(0, BN)
-    z = _logits(x, y, tl.minimum(i, count - 1), tl.minimum(j, count - 1), D, BM, BN, BK) * scale2
+    z = _logits(x, y, tl.minimum(i, count - 1), tl.minimum(j, count - 1), D, BM, BN, BK)
+    z *= _base2(scale)
     both = (i < count)[:, None] & (j < count)[None, :]
     z = tl.where(both, z, LEAST)
     if (above * BM < (left + 1) * BN) & (left * BN < (above + 1) * BM):  # the diagonal is in it
@@ -86,21 +96,22 @@ def combine(peaks, sums, out, count, tiles, BN: tl.constexpr):
     tl.store(out + i, peak + tl.log2(total), mask=i < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["scale"])
 def gradient(
-    x, y, by_row, by_column, chunk, scale2, factor, first, here, count, stride,
+    x, y, by_row, by_column, chunk, scale, share, first, here, count, stride,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """chunk = factor * (2^(z - by_row) + 2^(z - by_column) - 2 I) of rows first..first+here-1."""
+    """Rows first..first+here-1 of G: scale * share * (2^(z - by_row) + 2^(z - by_column) - 2 I)."""
     above, left = _place(tl.program_id(0), tl.cdiv(here, BM), tl.cdiv(count, BN))
     local = above * BM + tl.arange(0, BM)
     i = first + local
     j = left * BN + tl.arange(0, BN)
-    z = _logits(x, y, tl.minimum(i, count - 1), tl.minimum(j, count - 1), D, BM, BN, BK) * scale2
+    z = _logits(x, y, tl.minimum(i, count - 1), tl.minimum(j, count - 1), D, BM, BN, BK)
+    z *= _base2(scale)
     rows = tl.load(by_row + i, mask=i < count, other=-LEAST)
     columns = tl.load(by_column + j, mask=j < count, other=-LEAST)
     g = tl.exp2(z - rows[:, None]) + tl.exp2(z - columns[None, :])
-    g = (g - tl.where(i[:, None] == j[None, :], 2.0, 0.0)) * factor
+    g = (g - tl.where(i[:, None] == j[None, :], 2.0, 0.0)) * (tl.load(scale).to(tl.float32) * share)
     chunk += above.to(tl.int64) * BM * stride
     at = chunk + tl.arange(0, BM)[:, None] * stride + j[None, :]
     mask = (local < here)[:, None] & (j < count)[None, :]

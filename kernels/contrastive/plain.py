@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def forward(
-    image: Tensor, text: Tensor, scale: float, precision: str
+    image: Tensor, text: Tensor, scale: Tensor | float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (), and the log-sum-exps of Z's rows (N,) and of its columns (N,)."""
     logits = _product(image, text.mT, precision).mul_(scale)
@@ -14,7 +14,12 @@ def forward(
 
 
 def backward(
-    image: Tensor, text: Tensor, scale: float, by_row: Tensor, by_column: Tensor, precision: str
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    by_row: Tensor,
+    by_column: Tensor,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     """d loss / d image and d loss / d text, from G = d loss / d Z."""
     logits = _product(image, text.mT, precision).mul_(scale)

@@ -80,7 +80,7 @@ class RoundGraph:
         self.members = [torch.tensor(m, device=device) for m in layout.members]
         self.work = workspace(len(layout.live), lanes, layout.batch, features)
         self.work.rows.zero_()  # what the round before the capture trains on: row 0
-        self.work.options.fill_(1)
+        self.work.optimizer.fill_(1)
         self.work.losses.zero_()  # those of lanes without rows are never written
         self.asked = questions(layout.asked, features)
         self.losses = torch.zeros(len(layout.live), lanes, device=device)

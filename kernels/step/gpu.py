@@ -36,7 +36,7 @@ class Workspace(NamedTuple):
     """What steps read and write besides adapters and data, for T steps of L lanes of BATCH rows."""
 
     rows: Tensor  # (T, L, BATCH) int32, -1 for none
-    options: Tensor  # (T, L, 8) float32: see kernels.step.gpu_kernels.update
+    optimizer: Tensor  # (T, L, 8) float32: see kernels.step.gpu_kernels.update
     hidden: Tensor  # (L, BATCH, D) float32
     scores: Tensor  # (L, BATCH, D) float32; then their gradients
     d_hidden: Tensor  # (L, BATCH, D) float32
@@ -97,7 +97,7 @@ def workspace(steps: int, lanes: int, batch: int, features: Tensor) -> Workspace
     columns = triton.cdiv(width, LAYER["BN"])
     return Workspace(
         rows=torch.empty(steps, lanes, size, dtype=torch.int32, device=features.device),
-        options=empty(steps, lanes, 8),
+        optimizer=empty(steps, lanes, 8),
         hidden=empty(lanes, size, width),
         scores=empty(lanes, size, width),
         d_hidden=empty(lanes, size, width),
@@ -122,11 +122,11 @@ def set_settings(work: Workspace, settings: AdamSettings) -> None:
     As Adam starts afresh, its bias corrections depend on the step alone.
     """
     lr, decay, beta1, beta2, eps = settings
-    step = torch.arange(1, len(work.options) + 1, dtype=torch.float64)[:, None]
+    step = torch.arange(1, len(work.optimizer) + 1, dtype=torch.float64)[:, None]
     rate = lr / (1 - beta1**step)
     shrink = (1 - beta2**step).rsqrt()
     rest = [v.expand_as(rate) for v in (decay, beta1, 1 - beta1, beta2, 1 - beta2, eps)]
-    work.options.copy_(torch.stack([rate, shrink, *rest], dim=2))
+    work.optimizer.copy_(torch.stack([rate, shrink, *rest], dim=2))
 
 
 def take_steps(
@@ -154,7 +154,7 @@ def _take_step(
     w1, b1, w2, b2 = adapters
     for name, weight in zip(AdapterState._fields, adapters, strict=True):
         assert weight[0].is_contiguous(), f"{name}: a lane's numbers must lie side by side"
-    rows, options, losses = work.rows[step], work.options[step], work.losses[step]
+    rows, optimizer, losses = work.rows[step], work.optimizer[step], work.losses[step]
     width, size, columns = features.shape[1], rows.shape[1], work.tops.shape[2]
     tall = min(size, TALL)
     parts, wide = size // tall, triton.cdiv(width, SCORES["BN"])
@@ -182,7 +182,7 @@ def _take_step(
     )  # fmt: skip
     tiles = triton.cdiv(width, UPDATE["BM"]) * triton.cdiv(width, UPDATE["BN"])
     update[(lanes * 2 * tiles,)](
-        work.scores, work.hidden, work.d_hidden, features, rows, options, *adapters, *work.moments,
-        *(weight.stride(0) for weight in (w1, b1, w2, b2)), width, size, step == 0, BB=tall,
-        **UPDATE,
+        work.scores, work.hidden, work.d_hidden, features, rows, optimizer,
+        *adapters, *work.moments, *(weight.stride(0) for weight in (w1, b1, w2, b2)),
+        width, size, step == 0, BB=tall, **UPDATE,
     )  # fmt: skip

@@ -162,14 +162,14 @@ def hidden_gradients(
 
 @triton.jit
 def update(
-    d_scores, hidden, d_hidden, features, rows, options, w1, b1, w2, b2, m, v,
+    d_scores, hidden, d_hidden, features, rows, optimizer, w1, b1, w2, b2, m, v,
     W1_STRIDE: tl.constexpr, B1_STRIDE: tl.constexpr, W2_STRIDE: tl.constexpr,
     B2_STRIDE: tl.constexpr, D: tl.constexpr, BATCH: tl.constexpr, FIRST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
     """Adam on all four arrays; the weights' gradients never reach memory.
 
-    options (L, 8) float32: rate, shrink, weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, eps of
+    optimizer (L, 8) float32: rate, shrink, weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, eps of
     this step. m and v (L, 2 D (D + 1)) in the order w1, b1, w2, b2; in the FIRST step they are
     taken for 0 and not read.
     """
@@ -179,13 +179,13 @@ def update(
     moments = lane * (2 * D * (D + 1))
     if tile < TILES:
         _update_tile(
-            d_scores + lane * BATCH * D, hidden + lane * BATCH * D, None, options + lane * 8,
+            d_scores + lane * BATCH * D, hidden + lane * BATCH * D, None, optimizer + lane * 8,
             w2 + lane * W2_STRIDE, b2 + lane * B2_STRIDE, m + moments + D * (D + 1),
             v + moments + D * (D + 1), tile, D, BATCH, FIRST, BM, BN, BB,
         )  # fmt: skip
     else:
         _update_tile(
-            d_hidden + lane * BATCH * D, features, rows + lane * BATCH, options + lane * 8,
+            d_hidden + lane * BATCH * D, features, rows + lane * BATCH, optimizer + lane * 8,
             w1 + lane * W1_STRIDE, b1 + lane * B1_STRIDE, m + moments, v + moments, tile - TILES,
             D, BATCH, FIRST, BM, BN, BB,
         )  # fmt: skip
@@ -193,7 +193,7 @@ def update(
 
 @triton.jit
 def _update_tile(
-    outer, inner, rows, options, weight, bias, m, v, tile,
+    outer, inner, rows, optimizer, weight, bias, m, v, tile,
     D: tl.constexpr, BATCH: tl.constexpr, FIRST: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
@@ -215,22 +215,22 @@ def _update_tile(
         gradient = tl.dot(d, x, gradient, input_precision=PRECISION)
         sums += d
     _adam(weight, m, v, o[:, None] * D + n[None, :], (o < D)[:, None] & (n < D)[None, :], gradient,
-          options, FIRST)  # fmt: skip
+          optimizer, FIRST)  # fmt: skip
     if tile % COLUMNS == 0:
-        _adam(bias, m + D * D, v + D * D, o, o < D, tl.sum(sums, 1), options, FIRST)
+        _adam(bias, m + D * D, v + D * D, o, o < D, tl.sum(sums, 1), optimizer, FIRST)
 
 
 @triton.jit
-def _adam(weight, m, v, at, mask, gradient, options, FIRST: tl.constexpr):
+def _adam(weight, m, v, at, mask, gradient, optimizer, FIRST: tl.constexpr):
     """torch.optim.Adam with coupled L2; rate = lr / (1 - beta1^t), shrink = (1 - beta2^t)^-1/2."""
     w = tl.load(weight + at, mask=mask, other=0.0)
-    g = gradient + tl.load(options + 2) * w
-    first = tl.load(options + 4) * g
-    second = tl.load(options + 6) * g * g
+    g = gradient + tl.load(optimizer + 2) * w
+    first = tl.load(optimizer + 4) * g
+    second = tl.load(optimizer + 6) * g * g
     if not FIRST:
-        first += tl.load(options + 3) * tl.load(m + at, mask=mask, other=0.0)
-        second += tl.load(options + 5) * tl.load(v + at, mask=mask, other=0.0)
+        first += tl.load(optimizer + 3) * tl.load(m + at, mask=mask, other=0.0)
+        second += tl.load(optimizer + 5) * tl.load(v + at, mask=mask, other=0.0)
     tl.store(m + at, first, mask=mask)
     tl.store(v + at, second, mask=mask)
-    divisor = tl.sqrt(second) * tl.load(options + 1) + tl.load(options + 7)
-    tl.store(weight + at, w - tl.load(options) * first / divisor, mask=mask)
+    divisor = tl.sqrt(second) * tl.load(optimizer + 1) + tl.load(optimizer + 7)
+    tl.store(weight + at, w - tl.load(optimizer) * first / divisor, mask=mask)

@@ -85,6 +85,7 @@ def advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
         if not any(each.died for each in going):
             return
         going = [each for each in going if not each.died]
+        del engine, graph  # and the graph's memory, before the next one takes as much
 
 
 def _joined(going: list[Running], owners: Sequence[tuple[int, int]], floor: Floor) -> Progress:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import warnings
 import zlib
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +22,26 @@ from pipeline.encoder import pixels
 from pipeline.encoder.model import import_clip
 from pipeline.encoder.pixels import MEAN, STD, UnreadableImage, decode, load_pixels
 
-import_clip()  # torchvision may need the repair before it can be imported
-from torchvision.transforms import CenterCrop, InterpolationMode, Resize  # noqa: E402
-
 
 def draw(width: int, height: int, seed: int = 0, channels: int = 3) -> np.ndarray:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     return noise[..., 0] if channels == 1 else noise
 
 
-def torchvision_pixels(path: Path, resolution: int) -> np.ndarray:
-    with Image.open(path) as file:
-        image = file.convert("RGB")
-    image = Resize(resolution, interpolation=InterpolationMode.BICUBIC)(image)
-    return np.asarray(CenterCrop(resolution)(image))
+@pytest.fixture(scope="module")
+def torchvision_pixels() -> Callable[[Path, int], np.ndarray]:
+    if find_spec("clip") is None:
+        pytest.skip("clip is not installed: pip install -r requirements.txt")
+    import_clip()  # torchvision may need the repair before it can be imported
+    from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+    def pixels_of(path: Path, resolution: int) -> np.ndarray:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        image = Resize(resolution, interpolation=InterpolationMode.BICUBIC)(image)
+        return np.asarray(CenterCrop(resolution)(image))
+
+    return pixels_of
 
 
 SIZES = [
@@ -52,7 +60,7 @@ SIZES = [
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("resolution", [1, 32, 33, 224])
-def test_equals_torchvision_bit_for_bit(tmp_path, size, resolution):
+def test_equals_torchvision_bit_for_bit(tmp_path, size, resolution, torchvision_pixels):
     Image.fromarray(draw(*size)).save(tmp_path / "image.png")
     comp = load_pixels(tmp_path / "image.png", resolution)
     assert comp.dtype == np.uint8
@@ -63,7 +71,7 @@ def test_equals_torchvision_bit_for_bit(tmp_path, size, resolution):
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([7, 32, 64, 75]))
-def test_equals_torchvision_at_any_size(tmp_path, width, height, resolution):
+def test_equals_torchvision_at_any_size(tmp_path, torchvision_pixels, width, height, resolution):
     Image.fromarray(draw(width, height)).save(tmp_path / "image.bmp")
     ref = torchvision_pixels(tmp_path / "image.bmp", resolution)
     assert np.array_equal(load_pixels(tmp_path / "image.bmp", resolution), ref)
@@ -110,7 +118,7 @@ def odd_images(folder: Path) -> dict[str, Path]:
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
-def test_every_mode_becomes_the_rgb_of_its_first_frame(tmp_path):
+def test_every_mode_becomes_the_rgb_of_its_first_frame(tmp_path, torchvision_pixels):
     for name, path in odd_images(tmp_path).items():
         assert np.array_equal(load_pixels(path, 32), torchvision_pixels(path, 32)), name
 

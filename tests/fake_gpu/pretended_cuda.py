@@ -143,7 +143,7 @@ def _run(operation, args: tuple, keywords: dict) -> object:
     _refuse(operation, here, elsewhere, onto)
     args, keywords = tree_map(_held, (args, keywords))
     if operation is aten.mm.dtype:  # a product of bfloat16 with a float32 result: CUDA's alone
-        operation, args = aten.mm.default, (args[0].to(args[2]), args[1].to(args[2]))
+        operation = _product_in
     result = operation(*args, **keywords)
     if capturing is not None and onto:
         _note(operation, args, keywords, result)
@@ -193,6 +193,10 @@ def _note(operation, args: tuple, keywords: dict, result: object) -> None:
 
     capturing.calls.append(again)
     capturing.made += [t for t, own in zip(made, fresh, strict=True) if own]
+
+
+def _product_in(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    return aten.mm.default(a.to(dtype), b.to(dtype))
 
 
 def _held(value: object) -> object:

@@ -20,11 +20,13 @@ from triton.runtime.jit import JITFunction
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+INSTRUCTION = r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]*) (R\d+)(.*?);"
 TENSOR_CORE = r"\b(HMMA|HGMMA|UTC\w*MMA)\b"
 
 
@@ -40,7 +42,7 @@ class Launch:
 
     def __str__(self) -> str:
         known = ", ".join(f"{k} {v}" for k, v in self.constants if isinstance(v, int))
-        warps = ", ".join(f"{k[4:]} {v}" for k, v in self.options)
+        warps = ", ".join(f"{k.removeprefix('num_')} {v}" for k, v in self.options)
         kinds = "/".join(sorted({t[1:] for _, t in self.types if t.startswith(("*f", "*b"))}))
         return f"{self.kernel.fn.__name__} [{kinds}; {known}; {warps}]"
 
@@ -54,6 +56,7 @@ class Compiled:
     shared: int
     spills: int  # LDL and STL instructions
     tensor_core: int
+    fused_exponents: int  # exponentials of what a fused multiply-add made
 
 
 @contextmanager
@@ -125,7 +128,18 @@ def compile_for(launch: Launch, architecture: int) -> Compiled:
         shared=compiled.metadata.shared,
         spills=len(re.findall(r"\b(LDL|STL)\b", code)),
         tensor_core=len(re.findall(TENSOR_CORE, code)),
+        fused_exponents=_fused_exponents(code),
     )
+
+
+def _fused_exponents(code: str) -> int:
+    made_by: dict[str, str] = {}
+    found = 0
+    for name, target, operands in re.findall(INSTRUCTION, code):
+        if name == "MUFU.EX2":
+            found += made_by.get(re.search(r"R\d+", operands)[0], "").startswith("FFMA")
+        made_by[target] = name
+    return found
 
 
 def _run(tool: str, *arguments: str) -> str:

@@ -133,6 +133,34 @@ def test_contrastive_gives_the_same_bytes_again_in_little_memory(precision):
         assert extra < 2 * 4 * count * count
 
 
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["number", "tensor"])
+def test_contrastive_and_its_gradients_are_captured_as_a_graph(kind, backend, precision):
+    """Nothing in it waits for the device; a replay reads the logit_scale that is there then."""
+    by = [v.float().to(DEVICE).requires_grad_() for v in pairs(33, 64)]
+    scale = 5.0
+    if kind == "tensor":
+        scale = torch.tensor([5.0], device=DEVICE).requires_grad_()
+        by.append(scale)
+
+    def step():
+        loss = contrastive(*by[:2], scale, precision=precision, backend=backend)
+        return loss, *torch.autograd.grad(loss, by)
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        step()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = step()
+    if kind == "tensor":
+        with torch.no_grad():
+            scale.fill_(20.0)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(made, step(), strict=True))
+
+
 CHANGED = [{}, {"method": "local"}, {"schedule": "cosine"}, {"choose": "loss"}]
 
 

@@ -1,7 +1,8 @@
 """Every shipped configuration of the Triton kernels, compiled for GPUs that need not be here.
 
 A kernel that spills registers or asks for more shared memory than there is fails here and not at
-a user's; so does one that lost its tensor-core instructions. `python -m
+a user's; so does one that lost its tensor-core instructions, and one whose compiler fused a logit
+with the log-sum that is subtracted from it (kernels/contrastive/gpu.py, UNFUSED). `python -m
 tests.kernels.test_triton_aot` prints the table of docs/kernels-gpu.md.
 """
 
@@ -91,6 +92,8 @@ def faults(launch: Launch, found: Compiled, architecture: int) -> list[str]:
         wrong.append(f"{found.shared} bytes of shared memory")
     if not found.tensor_core and launch.kernel.fn.__name__ not in WITHOUT_PRODUCTS:
         wrong.append("no tensor-core instruction")
+    if found.fused_exponents:
+        wrong.append(f"{found.fused_exponents} exponentials of a fused multiply-add")
     return [f"sm_{architecture} {launch}: {fault}" for fault in wrong]
 
 
@@ -113,10 +116,18 @@ def test_a_kernel_that_does_not_fit_is_seen():
     finally:
         adapter_step_triton.UPDATE = before
     assert any("spills" in fault for fault in faults(launch, compile_for(launch, 90), 90))
-    assert faults(launch, Compiled(32, 0, 200 * 1024, 0, 0), 80) == [
+    assert faults(launch, Compiled(32, 0, 200 * 1024, 0, 0, 0), 80) == [
         f"sm_80 {launch}: {200 * 1024} bytes of shared memory",
         f"sm_80 {launch}: no tensor-core instruction",
     ]
+
+
+def test_logits_fused_with_their_log_sums_are_seen(monkeypatch):
+    monkeypatch.setattr(contrastive_triton, "UNFUSED", {})
+    launches = launches_of(90, "contrastive", ("fast", 64))
+    (launch,) = [x for x in launches if x.kernel.fn.__name__ == "gradient"]
+    (fault,) = faults(launch, compile_for(launch, 90), 90)
+    assert fault.endswith("exponentials of a fused multiply-add")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from importlib import import_module
 
 import pytest
@@ -250,3 +251,26 @@ def test_zero_shot_local_and_central_are_trials_like_others(table, tmp_path):
     assert zero["val_accuracy"] == pytest.approx(
         sum(r["zero_shot"]["val_accuracy"] for r in zero["results"]) / 2
     )
+
+
+def test_a_graph_is_let_go_before_the_next_is_captured(table, tmp_path, monkeypatch):
+    """Each holds the memory of all its lanes: two at once would need twice as much."""
+    graphs = []
+
+    class Graph:
+        replay = None
+
+    def capture(*_):
+        assert not any(kept() for kept in graphs)
+        graph = Graph()
+        graphs.append(weakref.ref(graph))
+        return graph
+
+    real = runner.advance
+    monkeypatch.setattr(runner, "capture_rounds", capture)
+    monkeypatch.setattr(
+        runner, "advance", lambda engine, progress: real(engine._replace(graph=None), progress)
+    )
+    grid = ["optimizer=sgd", "momentum=0", "lr=1e-3,1e6", "weight_decay=1000", "head=linear"]
+    run(table, tmp_path / "out", grid)
+    assert len(graphs) > 1
