@@ -152,6 +152,7 @@ def build_table(
     shown = (_domains if columns == "domains" else _summary)([group.values for group in every])
     rows = [_row(group, shown) for group in every]
     if against is not None:
+        against = _named_row(every, against)
         rows = _compared(rows, every, shown, against)
     placed = _with_places(rows, len(shown))
     return Table(rows_by, tuple(shown), tuple(placed), against, _head(read, shown, best, named),
@@ -314,7 +315,8 @@ def _domains(rows: Sequence[Values]) -> list[Column]:
         found += unseen
         if len(unseen) > 1:
             parts = tuple(part for column in unseen for part in column.parts)
-            found.append(Column(dataset, "mean", "unseen", parts))
+            name = "mean" if "mean" not in folds else "(mean)"
+            found.append(Column(dataset, name, "unseen", parts))
         if "" in folds:
             alone = ((dataset, "", "participants"),)
             found.append(Column(dataset, "none held out", "participants", alone))
@@ -351,23 +353,28 @@ def _row(group: _Group, columns: Sequence[Column]) -> Row:
     return Row(group.label, group.settings, tuple(cells))
 
 
+def _named_row(groups: Sequence[_Group], against: str) -> str:
+    """The label that was meant; ConfigError where no row, or several, have it."""
+    labels = [group.label for group in groups]
+    named = [name for name in labels if name.replace(", ", ",") == against.replace(", ", ",")]
+    if len(named) == 1 or against == ZERO_SHOT:
+        return named[0] if named else against
+    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+    raise ConfigError(
+        f"--against {against!r}: {len(named) or 'no'} rows have this name; the rows are "
+        f"{', '.join(map(repr, labels[:SHOWN]))}{more}"
+    )
+
+
 def _compared(
     rows: Sequence[Row], groups: Sequence[_Group], columns: Sequence[Column], against: str
 ) -> list[Row]:
     """The rows with differences from the named one; from zero-shot, from each row's own."""
-    named = [g for g in groups if g.label.replace(", ", ",") == against.replace(", ", ",")]
-    if len(named) > 1 or not (named or against == ZERO_SHOT):
-        labels = [repr(group.label) for group in groups]
-        more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-        raise ConfigError(
-            f"--against {against!r}: {len(named) or 'no'} rows have this name; the rows are "
-            f"{', '.join(labels[:SHOWN])}{more}"
-        )
+    values = next((group.values for group in groups if group.label == against), {})
     found = []
     for row, group in zip(rows, groups, strict=True):
-        reference = group.zero_shot if against == ZERO_SHOT else named[0].values
-        if group in named:
-            reference = {}
+        reference = group.zero_shot if against == ZERO_SHOT else values
+        reference = {} if group.label == against else reference
         cells = [
             _difference(cell, _by_seed(group.values, column), _by_seed(reference, column))
             for cell, column in zip(row.cells, columns, strict=True)
