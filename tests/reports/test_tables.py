@@ -382,7 +382,7 @@ def test_marks_and_spread_of_each_format(runs):
 
 
 def test_ties_share_a_place_and_one_row_has_none(tmp_path):
-    for method, value in (("fedavg", 0.7), ("fedprox", 0.1 + 0.6), ("ditto", 0.6), ("krum", 0.5)):
+    for method, value in (("fedavg", 0.7), ("fedprox", 0.1 * 7), ("ditto", 0.6), ("krum", 0.5)):
         made(tmp_path / method, [result("x", value, 0.6)], method=method)
     places = {one["row"]: one["place"] for one in records([tmp_path])}
     assert places == {"zero-shot": 2, "fedavg": 1, "fedprox": 1, "ditto": 2, "krum": None}
@@ -406,3 +406,20 @@ def test_real_runs_and_sweeps_give_what_their_summaries_say(tmp_path):
     for figure, tested in swept_too["best"]["tested"].items():
         one = cell(best, row="fedavg", column=figure)
         assert (one["mean"], one["std"]) == pytest.approx((tested["mean"], tested["std"]))
+
+
+def test_each_method_may_have_its_own_best_settings_and_sweeps_meet_runs(tmp_path):
+    trials = [
+        {"settings": {"method": method, "lr": lr}, "seed": 0, "val_accuracy": val,
+         "results": [result(None, val)]}
+        for method, lr, val in (("fedavg", 0.1, 0.5), ("fedavg", 0.2, 0.6),
+                                ("fedprox", 0.1, 0.75), ("fedprox", 0.2, 0.25))
+    ]  # fmt: skip
+    swept(tmp_path / "sweep", trials)
+    found = records([tmp_path / "sweep"], by=("method",), best=True)
+    assert {one["row"]: one["mean"] for one in found[1:]} == pytest.approx(
+        {"fedavg": 0.61, "fedprox": 0.76}
+    )
+    made(tmp_path / "run", [result(None, 0.8)], 1, lr=0.1)
+    (one,) = cells(records([tmp_path]), row="fedavg, 0.1")
+    assert one["seeds"] == "0 1" and one["column"] == "none held out"
