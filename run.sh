@@ -20,6 +20,7 @@ Usage: ./run.sh COMMAND [OPTIONS]
   predict    classify images of your own with a trained adapter
   reproduce  images -> the paper's table, in one command
   report     show runs, sweeps and benchmarks as one HTML page
+  table      compare runs and sweeps: test accuracies over seeds as text, LaTeX, CSV or Markdown
   bench      time the kernels, whole runs and extraction
   test       run the project's tests; further words go to pytest
   check      formatting, lint, types and tests

@@ -40,6 +40,12 @@ def unused(values: Mapping[str, Sequence[Any]], table: FeatureTable | None = Non
     return found
 
 
+def plays_part(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a setting has an effect in a run of these settings."""
+    ways, values = ways_of(name), {each: (value,) for each, value in settings.items()}
+    return not ways or any(_failing(way, values) is None for way in ways)
+
+
 def length_warning(table: FeatureTable, config: RunConfig) -> str | None:
     """What to say where the attention head trains on image features of length 1; else None.
 

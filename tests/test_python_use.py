@@ -41,6 +41,7 @@ def test_the_page_runs_and_gives_what_the_command_gives(tmp_path, monkeypatch, c
     again = json.loads(call("federate", "features.h5", *words).stdout)
     assert again["results"] == names["results"]["results"]
     assert sum(names["found"]["trials"].values()) == 4
+    assert {cell["n"] for cell in names["cells"]} == {2}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ def paths_taken():
     import cache.store
     import pipeline.extraction.check
     import pipeline.reports.page
+    import pipeline.reports.tables
     import pipeline.runs.adapters
     import pipeline.sweeps.join
     import pipeline.sweeps.reproduce
@@ -112,7 +114,7 @@ def paths_taken():
         *(pipeline.extraction.check.check_cache, pipeline.sweeps.reproduce.reproduce),
         *(pipeline.reports.page.write_report, pipeline.reports.page.read),
         *(pipeline.reports.page.report_html, pipeline.sweeps.join.join),
-        pipeline.runs.adapters.read_trained,
+        *(pipeline.runs.adapters.read_trained, pipeline.reports.tables.records),
     ]
     return [(f, p) for f in functions for p in inspect.signature(f).parameters.values()]
 

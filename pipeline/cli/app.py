@@ -37,6 +37,7 @@ from pipeline.cli.predict import predict
 from pipeline.cli.report import report
 from pipeline.cli.reproduce import reproduce
 from pipeline.cli.sweep import sweep
+from pipeline.cli.table import table
 from pipeline.datasets.counts import DOWNLOADS
 from pipeline.encoder.towers import Towers
 from pipeline.errors import ConfigError
@@ -301,5 +302,5 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     show(download_dataset(dataset, root, url=url, say=say))
 
 
-for command in (sweep, cache, flower, predict, report, reproduce):
+for command in (sweep, cache, flower, predict, report, reproduce, table):
     cli.add_command(command)

@@ -32,6 +32,11 @@ def write_csv(data: RunData | SweepData | BenchData, folder: Path) -> list[Path]
     return [_write(folder / f"{data.name}.csv", heads, (astuple(case) for case in data.cases))]
 
 
+def safe_cell(cell: object) -> object:
+    """The cell, with a mark before what a spreadsheet would run; numbers stay numbers."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+
+
 _ROUNDS = ("run", "held_out", "round", "number", "client_or_domain", "value")
 _RESULTS = ("run", "held_out", "best_round", "domain", "accuracy", "zero_shot")
 
@@ -86,11 +91,7 @@ def _plain(value: object) -> object:
 def _write(file: Path, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([_safe(head) for head in heads])
-    writer.writerows([_safe(cell) for cell in row] for row in rows)
+    writer.writerow([safe_cell(head) for head in heads])
+    writer.writerows([safe_cell(cell) for cell in row] for row in rows)
     # utf-8-sig: without the mark spreadsheets read names in the system's old encoding
     return replace_file(file, text.getvalue().encode("utf-8-sig", "replace"))
-
-
-def _safe(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

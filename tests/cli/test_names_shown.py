@@ -107,7 +107,8 @@ def test_only_the_boundary_prints():
      ["federate", "--init-adapter", MARK], ["flower", "supernode", MARK], ["cache", "merge", MARK],
      ["extract", "--prompt", MARK], ["reproduce", MARK], ["download", "pacs", "--url", MARK],
      ["extract", "--shard", MARK], ["federate", "--held-out", MARK], ["federate", "--preset", MARK],
-     ["cache", "verify", MARK], ["cache", "import", MARK], ["cache", "export", MARK]],
+     ["cache", "verify", MARK], ["cache", "import", MARK], ["cache", "export", MARK],
+     ["table", MARK], ["table", ".", "--by", MARK], ["table", ".", "--against", MARK]],
     ids=lambda words: " ".join(words).replace(MARK, "MARK"),
 )  # fmt: skip
 def test_option_values_and_arguments(words, tmp_path, monkeypatch):

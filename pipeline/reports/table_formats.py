@@ -1,0 +1,168 @@
+"""A table of test accuracies as text, LaTeX, CSV or Markdown."""
+
+import csv
+import io
+import re
+from collections.abc import Callable
+
+from pipeline.reports.csv_tables import safe_cell
+from pipeline.reports.tables import Cell, Row, Table, value_word
+from pipeline.runs.results import aligned
+from pipeline.terminal import printable
+
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "[": "{[}", "*": "{*}",  # after the \\ of a row these are its options
+    **{each: f"\\{each}" for each in "&%$#_{}"},
+}  # fmt: skip
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&$#])")
+
+Grid = list[list[str]]
+
+
+def as_text(table: Table) -> str:
+    """Aligned columns; * marks the best of a column, _ the second."""
+    parts = [list(table.head), aligned(_grid(table, _text_cell, str)).split("\n")]
+    if table.against is not None:
+        parts.append([f"difference from {printable(table.against)}"])
+        parts[-1] += aligned(_grid(table, _difference, str)).split("\n")
+    marks = ["* best, _ second."] if _is_marked(table) else []
+    parts.append([*marks, *table.foot])
+    return "\n\n".join("\n".join(printable(line) for line in part) for part in parts if part)
+
+
+def as_markdown(table: Table) -> str:
+    """Pipe tables; the best of a column in bold, the second underlined."""
+    parts = [[escaped_markdown(line)] for line in table.head]
+    parts.append(_pipes(_grid(table, _markdown_cell, escaped_markdown)))
+    if table.against is not None:
+        parts.append([f"Difference from {escaped_markdown(table.against)}"])
+        parts.append(_pipes(_grid(table, _difference, escaped_markdown)))
+    parts += [[escaped_markdown(line)] for line in table.foot]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def as_latex(table: Table) -> str:
+    r"""A tabular of booktabs (\usepackage{booktabs}); what is said about it in comments."""
+    lines = [f"% {printable(line)}" for line in table.head]
+    lines += _tabular(table, _grid(table, _latex_cell, escaped_latex))
+    if table.against is not None:
+        lines += [f"% difference from {printable(table.against)}"]
+        lines += _tabular(table, _grid(table, _latex_difference, escaped_latex))
+    lines += [f"% {printable(line)}" for line in table.foot]
+    return "\n".join(lines)
+
+
+def as_csv(table: Table) -> str:
+    """A row a row: its settings, then of each column mean, std and n; accuracies are fractions.
+
+    With a named row also of each column difference, low and high.
+    """
+    names = ["mean", "std", "n"]
+    names += ["difference", "low", "high"] if table.against is not None else []
+    heads = ["row", *table.by]
+    heads += [head if name == "mean" else f"{head} {name}" for head in _heads(table)
+              for name in names]  # fmt: skip
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_csv_cell(head) for head in heads])
+    for row in table.rows:
+        cells = [row.label, *(row.settings.get(name) for name in table.by)]
+        cells += [len(c.seeds) if n == "n" else getattr(c, n) for c in row.cells for n in names]
+        writer.writerow([_csv_cell(cell) for cell in cells])
+    return text.getvalue().removesuffix("\n")
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "text": as_text, "latex": as_latex, "csv": as_csv, "markdown": as_markdown,
+}  # fmt: skip
+
+
+def escaped_latex(text: str) -> str:
+    """A name as LaTeX prints it, on one line."""
+    return "".join(LATEX.get(character, character) for character in printable(text))
+
+
+def escaped_markdown(text: str) -> str:
+    """A name as Markdown prints it, in a cell of a table too."""
+    return MARKDOWN.sub(r"\\\1", printable(text))
+
+
+def _csv_cell(cell: object) -> object:
+    return safe_cell(printable(cell)) if isinstance(cell, str) else cell
+
+
+def _heads(table: Table) -> list[str]:
+    several = len({column.dataset for column in table.columns}) > 1
+    return [f"{c.dataset}: {c.name}" if several else c.name for c in table.columns]
+
+
+def _grid(table: Table, cell: Callable[[Cell], str], name: Callable[[str], str]) -> Grid:
+    """All cells as strings, the heads first; `name` escapes what comes from outside."""
+    rows = [[*(name(head) for head in (*table.by, "seeds", *_heads(table)))]]
+    for row in table.rows:
+        values = (
+            [value_word(row.settings[n]) for n in table.by]
+            if row.settings
+            else _labelled(table, row)
+        )
+        rows.append([*map(name, values), _seeds(row), *map(cell, row.cells)])
+    return rows
+
+
+def _labelled(table: Table, row: Row) -> list[str]:
+    return [row.label, *["-"] * (len(table.by) - 1)]
+
+
+def _seeds(row: Row) -> str:
+    """How many seeds its cells have: 3, or 2-3."""
+    counts = [len(cell.seeds) for cell in row.cells if cell.seeds] or [0]
+    few, most = min(counts), max(counts)
+    return str(few) if few == most else f"{few}-{most}"
+
+
+def _is_marked(table: Table) -> bool:
+    return any(cell.place for row in table.rows for cell in row.cells)
+
+
+def _spread(cell: Cell, between: str = " \u00b1 ", missing: str = "-") -> str:
+    if cell.mean is None:
+        return missing
+    return f"{100 * cell.mean:.2f}" + ("" if cell.std is None else f"{between}{100 * cell.std:.2f}")
+
+
+def _text_cell(cell: Cell) -> str:
+    return _spread(cell) + {1: "*", 2: "_"}.get(cell.place or 0, " ")
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return {1: "**{}**", 2: "<u>{}</u>"}.get(cell.place or 0, "{}").format(_spread(cell))
+
+
+def _latex_cell(cell: Cell) -> str:
+    begin = {1: r"\textbf{", 2: r"\underline{"}.get(cell.place or 0, "")
+    return begin + _spread(cell, r" $\pm$ ", "--") + "}" * bool(begin)
+
+
+def _difference(cell: Cell) -> str:
+    if cell.low is None or cell.high is None or cell.difference is None:
+        return "-"
+    return f"{100 * cell.difference:+.2f} ({100 * cell.low:+.2f} to {100 * cell.high:+.2f})"
+
+
+def _latex_difference(cell: Cell) -> str:
+    found = _difference(cell)
+    return "--" if found == "-" else re.sub(r"([+-]\d+\.\d+)", r"$\1$", found)
+
+
+def _pipes(grid: Grid) -> list[str]:
+    rule = ["---"] + ["---:"] * (len(grid[0]) - 1)
+    return [f"| {' | '.join(row)} |" for row in (grid[0], rule, *grid[1:])]
+
+
+def _tabular(table: Table, grid: Grid) -> list[str]:
+    align = "l" * len(table.by) + "r" * (len(grid[0]) - len(table.by))
+    lines = [" & ".join(row) + r" \\" for row in grid]
+    return [rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0], r"\midrule", *lines[1:],
+            r"\bottomrule", r"\end{tabular}"]  # fmt: skip

@@ -1,0 +1,228 @@
+"""Finished runs and trials for a table: their settings, seeds and test accuracies."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.json_files import content_of, fraction, whole, word
+from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, read_run
+from pipeline.reports.trials import SweepData, Trial, read_sweep, score
+from pipeline.settings_used import FIELDS, plays_part
+from pipeline.sweeps.best import candidates
+from pipeline.sweeps.trials import trial_files
+
+FIGURES = ACCURACIES
+NAMED = 10  # trials that a note lists
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One training that finished: what was held out of it and what it reaches on test rows.
+
+    settings   every field of RunConfig but held_out and seed, None for one that plays no part;
+               `model`, and `cache` where two caches of a data set and model have other features
+    accuracy   by figure (unseen, participants, overall) a fraction; zero_shot: CLIP's
+    held_out   domains joined by commas; "" for none
+    """
+
+    source: str
+    dataset: str
+    content: str
+    held_out: str
+    seed: int
+    settings: dict[str, Any]
+    accuracy: dict[str, float | None]
+    zero_shot: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Read:
+    """All that finished, what people should know, and how many runs and trials did not finish."""
+
+    tested: tuple[Tested, ...]
+    notes: tuple[str, ...]
+    left_out: int
+
+
+def read_tested(
+    paths: Sequence[str | PathLike[str]], *, best_by: Sequence[str] | None = None
+) -> Read:
+    """What finished of runs, sweeps, and folders of these; the same in any order of the paths.
+
+    best_by  of each sweep only the best configuration by validation, for each value of these
+             settings; None: all
+
+    Raises ConfigError for a path that is none of these, for damaged files of one that is named
+    itself, where nothing finished, and for best_by without a sweep.
+    """
+    tested: list[Tested] = []
+    notes: list[str] = []
+    left_out = sweeps = 0
+    try:
+        for folder, named in _folders([Path(path) for path in paths]):
+            try:
+                found = _of(folder, best_by)
+            except ConfigError as error:
+                if named:
+                    raise
+                found = Read((), (f"{folder} is left out: {error}",), 1)
+            sweeps += bool(trial_files(folder))
+            tested += found.tested
+            notes += found.notes
+            left_out += found.left_out
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    if best_by is not None and not sweeps:
+        raise ConfigError("--best chooses among a sweep's configurations, and no sweep was named")
+    if not tested:
+        raise ConfigError(
+            f"{', '.join(map(str, paths[:NAMED]))}: no run or trial has finished, so there is "
+            f"nothing to compare ({left_out} unfinished or failed)"
+        )
+    return Read(tuple(_with_cache(tested)), tuple(notes), left_out)
+
+
+def _folders(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
+    """Each folder of a run or sweep once, by name; and whether it was named itself."""
+    found: dict[Path, tuple[Path, bool]] = {}
+    for path in paths:
+        inside = [path] if _is_result(path) else []
+        if not inside and path.is_dir():
+            inside = [each for each in path.iterdir() if each.is_dir() and _is_result(each)]
+        if not inside:
+            what = "it has none of these files" if path.exists() else "there is no such path"
+            raise ConfigError(
+                f"{path}: {what}; table takes a run folder (config.json), a sweep folder "
+                "(trials.jsonl) or a folder of these"
+            )
+        for each in inside:
+            there = found.get(each.resolve(), (each, False))
+            found[each.resolve()] = (there[0], there[1] or each is path)
+    return [found[place] for place in sorted(found)]
+
+
+def _is_result(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / "config.json").exists() or bool(trial_files(folder)))
+
+
+def _of(folder: Path, best_by: Sequence[str] | None) -> Read:
+    if trial_files(folder):
+        return _of_sweep(read_sweep(folder), best_by)
+    return _of_run(read_run(folder))
+
+
+def _of_run(run: RunData) -> Read:
+    if not run.finished:
+        return Read((), (f"{run.folder} is left out: it is not finished; its own command resumes "
+                         "it",), 1)  # fmt: skip
+    with content_of(run.folder / "config.json"):
+        seed, settings = _settings(run.settings)
+        dataset, settings["model"], content = _cache(run.cache)
+    tested = [
+        _tested(str(run.folder), dataset, content, ",".join(fold.held_out), seed, settings,
+                fold.result)
+        for fold in run.folds
+        if fold.result is not None
+    ]  # fmt: skip
+    return Read(tuple(tested), (), 0)
+
+
+def _of_sweep(sweep: SweepData, best_by: Sequence[str] | None) -> Read:
+    with content_of(sweep.folder / "spec.json"):
+        base = dict(sweep.spec.get("base") or {})
+        dataset, model, content = _cache(sweep.spec.get("cache") or {})
+    notes = [f"{sweep.folder}: {note}" for note in sweep.notes if sweep.trials]
+    lost = [trial for trial in sweep.trials if trial.status != "done"]
+    if lost:
+        counts = Counter(trial.status for trial in lost)
+        numbers = ", ".join(str(trial.number) for trial in lost[:NAMED])
+        notes.append(
+            f"{sweep.folder}: {', '.join(f'{n} {status}' for status, n in sorted(counts.items()))} "
+            f"trials are left out ({numbers}{', ...' if len(lost) > NAMED else ''})"
+        )
+    if not sweep.trials:
+        notes.append(f"{sweep.folder} is left out: no trial has ended")
+    full: list[tuple[Trial, int, dict[str, Any]]] = []
+    for trial in sweep.trials:
+        with content_of(sweep.folder / "trials.jsonl"):
+            seed, settings = _settings({**base, **trial.settings, "seed": trial.seed or 0})
+            full.append((trial, seed, {**settings, "model": model}))
+    chosen = {trial.number for trial, _, _ in full if trial.status == "done"}
+    if best_by is not None:
+        chosen = _chosen([(trial, settings) for trial, _, settings in full], best_by)
+        if full and not chosen:
+            notes.append(
+                f"{sweep.folder} is left out: no configuration has all its seeds done and a "
+                "validation accuracy"
+            )
+    tested = [
+        _tested(f"trial {trial.number} of {sweep.folder}", dataset, content,
+                "" if held_out == "nothing" else held_out, seed, settings, result)
+        for trial, seed, settings in full
+        if trial.number in chosen
+        for held_out, result in zip(trial.held_out, trial.results, strict=True)
+    ]  # fmt: skip
+    return Read(tuple(tested), tuple(notes), len(lost))
+
+
+def _chosen(full: Sequence[tuple[Trial, dict[str, Any]]], by: Sequence[str]) -> set[int]:
+    """Numbers of the trials that validation chooses, as `sweep` ranks them, for each row."""
+    parts: dict[tuple[str, ...], list[Trial]] = {}
+    for trial, settings in full:
+        parts.setdefault(tuple(word(settings.get(n)) for n in by), []).append(trial)
+    best = (
+        candidates(((trial, score(trial, "validation")) for trial in part), "validation")
+        for part in parts.values()
+    )
+    return {trial.number for ranked in best if ranked for trial in ranked[0].records}
+
+
+def _settings(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The seed, and the other settings of a RunConfig; raises what content_of turns."""
+    found: dict[str, Any] = {}
+    for name, each in FIELDS.items():
+        if name == "held_out":
+            continue
+        value = given.get(name, each.default)
+        if each.type is str:
+            found[name] = str(value)
+        else:
+            found[name] = whole(value) if each.type is int else fraction(value)
+    seed = found.pop("seed")
+    return seed, {n: value if plays_part(n, found) else None for n, value in found.items()}
+
+
+def _cache(facts: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Data set, model and a digest of the features."""
+    dataset, model, content = (facts.get(n) for n in ("dataset", "model", "content_sha256"))
+    return str(dataset or UNKNOWN), str(model or UNKNOWN), str(content or "")
+
+
+def _tested(
+    source: str, dataset: str, content: str, held_out: str, seed: int, settings: dict[str, Any],
+    result: Result,
+) -> Tested:  # fmt: skip
+    return Tested(source, dataset, content, held_out, seed, settings,
+                  _figures(result.scores), _figures(result.zero_shot))  # fmt: skip
+
+
+def _figures(scores: Scores | None) -> dict[str, float | None]:
+    return {name: getattr(scores, name) for name in FIGURES} if scores else {}
+
+
+def _with_cache(tested: Iterable[Tested]) -> list[Tested]:
+    """With a setting `cache`, the features' digest where one data set and model has several."""
+    tested = list(tested)
+    contents: dict[tuple[str, str], set[str]] = {}
+    for each in tested:
+        contents.setdefault((each.dataset, each.settings["model"]), set()).add(each.content)
+    return [
+        replace(each, settings={**each.settings, "cache": each.content[:8] or UNKNOWN if
+                len(contents[each.dataset, each.settings["model"]]) > 1 else None})
+        for each in tested
+    ]  # fmt: skip

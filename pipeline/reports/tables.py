@@ -1,0 +1,477 @@
+"""Runs and sweeps -> a table of test accuracies: rows are settings, columns data set x domain."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any
+
+from scipy.special import stdtrit
+
+from pipeline.errors import ConfigError
+from pipeline.federation.evaluate import mean
+from pipeline.json_files import word
+from pipeline.reports.table_inputs import FIGURES, Read, Tested, read_tested
+from pipeline.runs.results import CHOSEN_BY
+from pipeline.settings import METHODS, PERSONAL
+
+LEVEL = 0.95
+"""Of the interval that a paired difference is shown with."""
+ZERO_SHOT = "zero-shot"
+COLUMNS = ("domains", "summary")
+SHOWN = 10
+"""Rows and names that a message lists."""
+NOT_ROWS = {
+    "seed": "cells are means over seeds",
+    "held_out": "held-out domains are columns",
+    "dataset": "data sets are columns",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column shows: the mean of its parts, which a seed must have all of."""
+
+    dataset: str
+    name: str
+    figure: str  # unseen, participants or overall
+    parts: tuple[tuple[str, str, str], ...]  # data set, held-out domains, figure
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Over seeds: fractions. None for what too few seeds do not have.
+
+    place       1 for the best mean of its column, 2 for the second; equal means share one
+    difference  mean over `pairs` seeds of this row less the named one, low..high its t-interval
+    """
+
+    seeds: tuple[int, ...]
+    mean: float | None
+    std: float | None
+    place: int | None = None
+    pairs: int = 0
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its settings by name, none of the zero-shot row, and a cell a column."""
+
+    label: str
+    settings: dict[str, Any]
+    cells: tuple[Cell, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All that any of its cells has."""
+        return tuple(sorted({seed for cell in self.cells for seed in cell.seeds}))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with what must be said above and below it; notes are for stderr."""
+
+    by: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    against: str | None
+    head: tuple[str, ...]
+    foot: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+Values = dict[tuple[str, str, str], dict[int, float]]
+"""By data set, held-out domains and figure: by seed the accuracy."""
+
+
+@dataclass
+class _Group:
+    """The trainings of a row, and zero-shot CLIP on the same rows of the data sets."""
+
+    label: str
+    settings: dict[str, Any]
+    values: Values = field(default_factory=dict)
+    zero_shot: Values = field(default_factory=dict)
+
+
+def records(
+    paths: Sequence[str | PathLike[str]],
+    *,
+    by: Sequence[str] = (),
+    columns: str = "domains",
+    best: bool = False,
+    against: str | None = None,
+) -> list[dict[str, Any]]:
+    """The cells of `build_table` as flat objects, as pandas.DataFrame takes them.
+
+    One for each row and column: the settings of `by`; row, dataset, column, figure (unseen,
+    participants, overall); seeds ("0 1 2"), n, mean and std (fractions, of test accuracy), place
+    (1 best, 2 second of the column); with `against` also against, pairs, difference, low, high.
+    Raises as build_table does.
+    """
+    return records_of(build_table(paths, by=by, columns=columns, best=best, against=against))
+
+
+def build_table(
+    paths: Sequence[str | PathLike[str]],
+    *,
+    by: Sequence[str] = (),
+    columns: str = "domains",
+    best: bool = False,
+    against: str | None = None,
+) -> Table:
+    """Test accuracies of finished runs and trials, mean and sample std over seeds.
+
+    paths    run folders, sweep folders, and folders of these
+    by       settings that make a row; (): all that differ, or the method where none does
+    columns  "domains": accuracy on each held-out domain, and their mean; "summary": unseen,
+             participants and overall, means over the held-out domains' trainings
+    best     of each sweep only the configuration of the best validation accuracy, or with `by` one
+             for each row
+    against  a row's label, or "zero-shot": differences from it, paired by seed, d_1 .. d_n with
+             mean d and sample std s, and the interval d +- t(n - 1) s / sqrt(n) of LEVEL
+
+    Raises ConfigError, in one line, for paths that are neither, where nothing has finished, for
+    settings that differ and are not in `by`, and for two results of one configuration and seed.
+    """
+    if columns not in COLUMNS:
+        raise ConfigError(f"columns {columns!r} is unknown; there are {', '.join(COLUMNS)}")
+    named = _named(by)
+    read = read_tested(paths, best_by=named if best else None)
+    trained = [each for each in read.tested if not _is_zero_shot(each)]
+    rows_by = named or varied(trained) or ("method",)
+    _refuse_mixed(trained, rows_by, best)
+    groups = _groups(trained, rows_by)
+    start = _zero_shot_groups(groups, [*filter(_is_zero_shot, read.tested)])
+    every = [*start, *groups]
+    shown = (_domains if columns == "domains" else _summary)([group.values for group in every])
+    rows = [_row(group, shown) for group in every]
+    if against is not None:
+        against = _named_row(every, against)
+        rows = _compared(rows, every, shown, against)
+    placed = _with_places(rows, len(shown))
+    return Table(rows_by, tuple(shown), tuple(placed), against, _head(read, shown, best, named),
+                 _foot(placed, trained, read, against), read.notes)  # fmt: skip
+
+
+def records_of(table: Table) -> list[dict[str, Any]]:
+    """See `records`."""
+    found = []
+    for row in table.rows:
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            one = {
+                **{name: row.settings.get(name) for name in table.by},
+                "row": row.label,
+                "dataset": column.dataset,
+                "column": column.name,
+                "figure": column.figure,
+                "seeds": " ".join(map(str, cell.seeds)),
+                "n": len(cell.seeds),
+                **{name: getattr(cell, name) for name in ("mean", "std", "place")},
+            }
+            if table.against is not None:
+                compared = ("pairs", "difference", "low", "high")
+                one |= {"against": table.against, **{n: getattr(cell, n) for n in compared}}
+            found.append(one)
+    return found
+
+
+def value_word(value: object) -> str:
+    """A setting as a cell and as a part of a row's label; "-" for one that plays no part."""
+    return "-" if value is None else word(value)
+
+
+def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (n - 1); None for what too few values do not have."""
+    if not values:
+        return None, None
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The t-interval of LEVEL of the mean: mean +- t(n - 1) std / sqrt(n); None below 2 values."""
+    centre, std = spread(values)
+    if centre is None or std is None:
+        return None
+    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * std / math.sqrt(len(values))
+    return centre - half, centre + half
+
+
+def varied(trained: Sequence[Tested]) -> tuple[str, ...]:
+    """Settings with more than one value; a setting that plays no part (None) has none."""
+    names = trained[0].settings if trained else ()
+    return tuple(
+        name
+        for name in names
+        if len({_key(e.settings[name]) for e in trained if e.settings[name] is not None}) > 1
+    )
+
+
+def _is_zero_shot(each: Tested) -> bool:
+    return bool(each.settings["method"] == ZERO_SHOT)
+
+
+def _key(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _named(by: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip().replace("-", "_") for name in by))
+    for name in names:
+        if name in NOT_ROWS:
+            raise ConfigError(f"--by {name}: {NOT_ROWS[name]}; name another setting")
+    return names
+
+
+def _refuse_mixed(trained: Sequence[Tested], by: Sequence[str], best: bool) -> None:
+    """ConfigError for a --by that is no setting, or leaves out settings that differ."""
+    known = trained[0].settings if trained else {}
+    differ = varied(trained)
+    unknown = [name for name in by if known and name not in known]
+    if unknown:
+        raise ConfigError(
+            f"--by {unknown[0]!r}: there is no such setting; these differ here: "
+            f"{', '.join(differ) or 'none'}"
+        )
+    if best:  # a configuration was chosen for each row: only within a row none may differ
+        parts: dict[str, list[Tested]] = {}
+        for each in trained:
+            parts.setdefault(_key([each.dataset, *(each.settings[n] for n in by)]), []).append(each)
+        differ = tuple(dict.fromkeys(name for part in parts.values() for name in varied(part)))
+    mixed = [name for name in differ if name not in by]
+    if mixed:
+        raise ConfigError(
+            f"--by {','.join(by)}: the inputs also differ in {', '.join(mixed)}; add "
+            f"{'it' if len(mixed) == 1 else 'them'} to --by, or leave --by out for a row each"
+        )
+
+
+def _groups(trained: Sequence[Tested], by: Sequence[str]) -> list[_Group]:
+    """The rows, methods in the order of the settings, numbers by size, words by letter."""
+    groups: dict[str, _Group] = {}
+    seen: dict[tuple[str, str, str, int], Tested] = {}
+    for each in trained:
+        settings = {name: each.settings[name] for name in by}
+        key = _key(settings)
+        label = ", ".join(map(value_word, settings.values()))
+        group = groups.setdefault(key, _Group(label, settings))
+        first = seen.setdefault((key, each.dataset, each.held_out, each.seed), each)
+        if first.accuracy != each.accuracy:
+            raise ConfigError(
+                f"{first.source} and {each.source} have different accuracies of one configuration "
+                f"and seed {each.seed} (row {label}, {each.held_out} held out): they differ in "
+                "backend, device or first adapter; name one of them"
+            )
+        _add(group.values, each, each.accuracy)
+        _add(group.zero_shot, each, each.zero_shot)
+    return sorted(groups.values(), key=lambda group: [*map(_rank, group.settings.values())])
+
+
+def _add(values: Values, each: Tested, figures: Mapping[str, float | None]) -> None:
+    for figure, value in figures.items():
+        if value is not None:
+            by_seed = values.setdefault((each.dataset, each.held_out, figure), {})
+            by_seed[each.seed] = value
+
+
+def _rank(value: object) -> tuple[int, float, str]:
+    if isinstance(value, str):
+        return (2, METHODS.index(value) if value in METHODS else len(METHODS), value)
+    return (0, 0.0, "") if value is None else (1, float(value), "")  # type: ignore[arg-type]
+
+
+def _zero_shot_groups(groups: Sequence[_Group], alone: Sequence[Tested]) -> list[_Group]:
+    """One zero-shot row; one for each row where these differ, as other splits or models make them.
+
+    alone  runs of method zero-shot
+    """
+    own = _Group(ZERO_SHOT, {})
+    for each in alone:
+        _add(own.values, each, each.accuracy)
+    parts = [*(group.zero_shot for group in groups), own.values]
+    joined: Values = {}
+    for part in parts:
+        for key, by_seed in part.items():
+            there = joined.setdefault(key, {})
+            if any(there.setdefault(seed, value) != value for seed, value in by_seed.items()):
+                found = [_Group(f"{ZERO_SHOT} of {g.label}", {}, g.zero_shot) for g in groups]
+                return [group for group in [own, *found] if group.values]
+    return [replace(own, values=joined)] if joined else []
+
+
+def _domains(rows: Sequence[Values]) -> list[Column]:
+    """A column for each held-out fold, then their mean; participants where nothing is held out."""
+    found = []
+    for dataset in _datasets(rows):
+        folds = sorted({key[1] for row in rows for key in row if key[0] == dataset})
+        unseen = [
+            Column(dataset, fold, "unseen", ((dataset, fold, "unseen"),)) for fold in folds if fold
+        ]
+        found += unseen
+        if len(unseen) > 1:
+            parts = tuple(part for column in unseen for part in column.parts)
+            name = "mean" if "mean" not in folds else "(mean)"
+            found.append(Column(dataset, name, "unseen", parts))
+        if "" in folds:
+            alone = ((dataset, "", "participants"),)
+            found.append(Column(dataset, "none held out", "participants", alone))
+    return found
+
+
+def _summary(rows: Sequence[Values]) -> list[Column]:
+    found = []
+    for dataset in _datasets(rows):
+        keys = sorted({key for row in rows for key in row if key[0] == dataset})
+        for figure in FIGURES:
+            parts = tuple(key for key in keys if key[2] == figure)
+            if parts:
+                found.append(Column(dataset, figure, figure, parts))
+    return found
+
+
+def _datasets(rows: Sequence[Values]) -> list[str]:
+    return sorted({key[0] for row in rows for key in row})
+
+
+def _by_seed(values: Values, column: Column) -> dict[int, float]:
+    """The column's figure of each seed that has all its parts."""
+    parts = [values.get(part, {}) for part in column.parts]
+    seeds = sorted(set.intersection(*(set(part) for part in parts)))
+    return {s: m for s in seeds if (m := mean([part[s] for part in parts])) is not None}
+
+
+def _row(group: _Group, columns: Sequence[Column]) -> Row:
+    cells = []
+    for column in columns:
+        found = _by_seed(group.values, column)
+        cells.append(Cell(tuple(found), *spread(list(found.values()))))
+    return Row(group.label, group.settings, tuple(cells))
+
+
+def _named_row(groups: Sequence[_Group], against: str) -> str:
+    """The label that was meant; ConfigError where no row, or several, have it."""
+    labels = [group.label for group in groups]
+    named = [name for name in labels if name.replace(", ", ",") == against.replace(", ", ",")]
+    if len(named) == 1 or against == ZERO_SHOT:
+        return named[0] if named else against
+    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+    raise ConfigError(
+        f"--against {against!r}: {len(named) or 'no'} rows have this name; the rows are "
+        f"{', '.join(map(repr, labels[:SHOWN]))}{more}"
+    )
+
+
+def _compared(
+    rows: Sequence[Row], groups: Sequence[_Group], columns: Sequence[Column], against: str
+) -> list[Row]:
+    """The rows with differences from the named one; from zero-shot, from each row's own."""
+    values = next((group.values for group in groups if group.label == against), {})
+    found = []
+    for row, group in zip(rows, groups, strict=True):
+        reference = group.zero_shot if against == ZERO_SHOT else values
+        reference = {} if group.label == against else reference
+        cells = [
+            _difference(cell, _by_seed(group.values, column), _by_seed(reference, column))
+            for cell, column in zip(row.cells, columns, strict=True)
+        ]
+        found.append(replace(row, cells=tuple(cells)))
+    return found
+
+
+def _difference(cell: Cell, own: dict[int, float], other: dict[int, float]) -> Cell:
+    pairs = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+    low, high = interval(pairs) or (None, None)
+    return replace(cell, pairs=len(pairs), difference=spread(pairs)[0], low=low, high=high)
+
+
+def _with_places(rows: Sequence[Row], columns: int) -> list[Row]:
+    """The rows with the best and the second of each column of several known means."""
+    places = []
+    for at in range(columns):
+        means = [_rounded(row.cells[at]) for row in rows]
+        known = sorted({value for value in means if value is not None}, reverse=True)
+        several = sum(value is not None for value in means) > 1
+        rank = {value: place for place, value in enumerate(known[:2], 1)} if several else {}
+        places.append([None if value is None else rank.get(value) for value in means])
+    return [
+        replace(row, cells=tuple(replace(c, place=p[r]) for c, p in zip(row.cells, places)))  # noqa: B905
+        for r, row in enumerate(rows)
+    ]
+
+
+def _rounded(cell: Cell) -> float | None:
+    """Means that differ by the rounding of their sums are equal."""
+    return None if cell.mean is None else round(cell.mean, 12)
+
+
+def _head(
+    read: Read, columns: Sequence[Column], best: bool, named: Sequence[str]
+) -> tuple[str, ...]:
+    """What the figures are, of what, and what was selected by which."""
+    tested = read.tested
+    models = sorted({str(each.settings["model"]) for each in tested})
+    seeds = ", ".join(map(str, sorted({each.seed for each in tested})))
+    unseen = any(column.figure == "unseen" for column in columns)
+    what = "; unseen: domains that no client trains on" if unseen else ""
+    chosen = sorted({str(e.settings["choose"]) for e in tested if e.settings["choose"]})
+    rounds = " / ".join(CHOSEN_BY.get(name, name) for name in chosen) or "nothing is trained"
+    if best:
+        each = f" and {', '.join(named)}" if named else ""
+        chose = f"configurations: of each sweep{each} the best by validation"
+    else:
+        chose = "configurations: none, all are shown"
+    return (
+        f"Test accuracy in %, mean \u00b1 sample standard deviation over seeds{what}.",
+        f"Data: {', '.join(dict.fromkeys(c.dataset for c in columns))}; model: "
+        f"{', '.join(models)}; seeds: {seeds}.",
+        f"Selected: rounds: {rounds}; {chose}. Test accuracy selected nothing.",
+    )
+
+
+def _foot(
+    rows: Sequence[Row], trained: Sequence[Tested], read: Read, against: str | None
+) -> tuple[str, ...]:
+    found = []
+    if any(cell.place for row in rows for cell in row.cells):
+        found.append("The best and the second mean of a column are marked: compared, not selected.")
+    found += _unequal_seeds(rows)
+    if read.left_out:
+        found.append(
+            f"{read.left_out} runs or trials that did not finish are left out: means are over the "
+            "others."
+        )
+    own = sorted({str(e.settings["method"]) for e in trained} & set(PERSONAL))
+    if own and len({e.settings["method"] for e in trained}) > len(own):
+        found.append(
+            f"{', '.join(own)}: each client's own adapter answers that client's rows, and all of "
+            "them held-out rows; other methods have one adapter."
+        )
+    if against is not None:
+        found.append(
+            f"Differences from {against}: percentage points, paired by seed, with the "
+            f"{LEVEL:.0%} t-interval."
+        )
+    return tuple(found)
+
+
+def _unequal_seeds(rows: Sequence[Row]) -> list[str]:
+    """A sentence where rows, or columns of a row, have not the same seeds; or []."""
+    fewest = {row.label: min((cell.seeds for cell in row.cells), key=len) for row in rows}
+    most = max((cell.seeds for row in rows for cell in row.cells), key=len)
+    odd = [
+        f"{label} ({', '.join(map(str, seeds)) or 'none'})"
+        for label, seeds in fewest.items()
+        if seeds != most
+    ]
+    if not odd:
+        return []
+    more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
+    return [
+        f"Unequal seeds: not {', '.join(map(str, most))} in all columns: "
+        f"{'; '.join(odd[:SHOWN])}{more}."
+    ]
