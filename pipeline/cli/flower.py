@@ -116,9 +116,7 @@ def run(
     given = given_settings(preset, settings)
     if "method" not in given and not given.get("clip"):
         given["method"] = "median"  # as long as fewer than half of the clients lie
-        click.echo(
-            "sites are not trusted: method median; pass --method fedavg to average", err=True
-        )
+        say("sites are not trusted: method median; pass --method fedavg to average")
     config = RunConfig(held_out=(names,), **given)
     refuse_what_cannot_travel(config)
     asked = {
