@@ -65,13 +65,10 @@ def read_plain(file: Path, largest: int) -> bytes:
 def _refuse_odd(file: Path, found: os.stat_result, largest: int) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = next((name for test, name in _KINDS if test(found.st_mode)), "something else")
-        raise ConfigError(
-            f"{file}: is {kind}, not a regular file; remove it, or restore the file from a copy"
-        )
+        raise ConfigError(f"{file}: is {kind}, not a regular file")
     if found.st_size > largest:
         raise ConfigError(
-            f"{file}: has {found.st_size:,} bytes, and a file of this kind at most {largest:,}; "
-            "remove it, or restore the file from a copy"
+            f"{file}: has {found.st_size:,} bytes, and a file of this kind at most {largest:,}"
         )
 
 

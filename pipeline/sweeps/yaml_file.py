@@ -22,7 +22,7 @@ def read_yaml(file: Path) -> dict:
     try:
         content = read_plain(file, LARGEST)
     except ConfigError as error:
-        raise ConfigError(f"--spec {error}") from error
+        raise ConfigError(f"--spec {error}; a sweep is a YAML file of some lines") from error
     try:
         text = content.decode("utf-8-sig")
         _refuse_events(text, file)

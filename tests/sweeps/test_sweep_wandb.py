@@ -242,7 +242,7 @@ BOMB = "a: &a [x, x]\n" + "\n".join(
         ("is no YAML", "a: " + "9" * 5000),
         ("deeper than 16", "[" * 60_000),
         ("is no YAML", "{[a]: 1}"),
-        ("a sweep needs under", "a: 1\n" * 100_000),
+        ("500,000 bytes", "a: 1\n" * 100_000),
     ],
 )
 def test_yaml_that_cannot_be_read(tmp_path, said, text):
@@ -256,8 +256,8 @@ def test_files_that_are_none(tmp_path):
     pytest.importorskip("yaml", reason="pyyaml is not installed (requirements.txt)")
     from pipeline.sweeps.yaml_file import read_yaml
 
-    for file in (tmp_path, tmp_path / "missing.yaml"):
-        with pytest.raises(ConfigError, match="cannot be read"):
+    for file, why in ((tmp_path, "a folder"), (tmp_path / "missing.yaml", "cannot be read")):
+        with pytest.raises(ConfigError, match=why):
             read_yaml(file)
 
 
