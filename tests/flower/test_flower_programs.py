@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from pipeline.cli import flower as cli_flower
 from pipeline.cli.app import cli
-from pipeline.cli.app import flower as cli_flower
 from pipeline.errors import ConfigError
 from pipeline.flower import programs as flower_programs
 

@@ -98,7 +98,7 @@ def test_a_disk_that_refuses_ends_no_compilation(tmp_path, number, where):
         "import errno, os\nfrom numba.core import caching\n"
         "def refuse(*_):\n"
         f"    raise OSError(errno.{number}, os.strerror(errno.{number}))\n"
-        "from kernels import numba_cache\n"
+        "from kernels.cpu import numba_cache\n"
         + ("caching.IndexDataCacheFile._open_for_write = refuse\n" if where[1] == "o" else "")
     )
     late = ADD.replace("assert", "probe._cache._impl.locator.ensure_cache_path = refuse\nassert")

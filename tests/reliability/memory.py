@@ -10,13 +10,11 @@ import argparse
 import os
 import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 
+from pipeline.runs import federate as module
 from pipeline.settings import RunConfig
 from tests.runs.small_runs import small
-
-module = import_module("pipeline.runs.federate")  # `from pipeline import federate` is the function
 
 
 def resident_bytes() -> int:
