@@ -117,6 +117,9 @@ def run(
     if "method" not in given and not given.get("clip"):
         given["method"] = "median"  # as long as fewer than half of the clients lie
         say("sites are not trusted: method median; pass --method fedavg to average")
+    if settings["choose"] is None and given.get("choose") == "loss":  # of the preset
+        given["choose"] = "accuracy"
+        say("sites answer with counts, not losses: rounds are chosen by accuracy")
     config = RunConfig(held_out=(names,), **given)
     refuse_what_cannot_travel(config)
     asked = {
