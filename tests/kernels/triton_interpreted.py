@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels.adapter import AdapterState
+from kernels.answers.gpu import NEAREST
 from kernels.answers.top1 import adapter_top1
 from kernels.backends import pick_backend
 from kernels.heads.plain import size
@@ -79,9 +80,12 @@ def test_triton_lanes_may_lie_apart():
 
 def test_triton_answers_the_first_of_equal_classes():
     adapters, features, _, text, _ = draw(1, 1, 2, 64, 150)
-    text[100:] = text[:50]
+    # A block of classes apart, and so in the same column of it: the interpreter multiplies with
+    # numpy, whose BLAS may round a column by its place.
+    block = NEAREST["BC"]
+    text[block : 2 * block] = text[:block]
     (answers,) = adapter_top1(adapters, features, text, [torch.arange(200)], backend="triton")
-    assert answers.max() < 100
+    assert not ((answers >= block) & (answers < 2 * block)).any() and (answers < block).any()
     adapters.w1[:] = float("nan")
     (answers,) = adapter_top1(adapters, features, text, [torch.arange(3)], backend="triton")
     assert answers.tolist() == [0, 0, 0]
