@@ -80,7 +80,7 @@ def find_images(
     for line in unlike[:SHOWN]:
         say(f"{printable(folder)} differs from the published {KNOWN[name].title}: {line}")
     if len(unlike) > SHOWN:
-        say(f"... and in {len(unlike) - SHOWN:,} counts more")
+        say(f"... and in {len(unlike) - SHOWN:,} more counts")
     found = doubts(tree, stated, known)
     everything = found if stated == NOTHING else doubts(tree, NOTHING, known)
     meant = [one for one in everything if one.what not in {doubt.what for doubt in found}]

@@ -141,7 +141,9 @@ def _clip_tensors(path: Path, found: object) -> dict[str, torch.Tensor]:
     missing = [name for name in NEEDED if name not in found]
     if missing or other:
         lack = (
-            f"lacks {missing[0]}" if missing else f"has {str(other[0])[:80]!r}, which is no tensor"
+            f"lacks {missing[0]}"
+            if missing
+            else f"has {str(other[0])[:80]!r}, which is not a tensor"
         )
         names = ", ".join(str(name)[:80] for name in list(found)[:3])
         raise WeightsError(

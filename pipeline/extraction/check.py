@@ -89,7 +89,7 @@ def check_cache(
     dataset, model = fspath(dataset), fspath(model)
     where, path = pick_device(device), Path(out or cache_path(dataset, model, templates))
     if not path.exists():
-        raise CacheError(f"{path}: there is no such cache to check; without --check it is made")
+        raise CacheError(f"{path}: no such cache to check; run this without --check to create it")
     identity = info(path)["identity"]
     table, paths = read_table(path), read_paths(path)
     if not all(paths) or not identity.get("weights_sha256"):
