@@ -5,8 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import Ridge
 
 from pipeline.federation.methods import closed_form
 from pipeline.federation.methods.closed_form import (
@@ -38,6 +36,11 @@ SHAPES = {  # rows, width, classes: more rows than columns and fewer, odd ones, 
     "one class": (9, 5, 1),
     "two columns": (12, 2, 3),
 }
+
+
+def sklearn_module(name):
+    why = "scikit-learn is not installed: pip install -r requirements-dev.txt"
+    return pytest.importorskip(f"sklearn.{name}", reason=why)
 
 
 def draw(rows, width, classes, seed=0):
@@ -103,7 +106,11 @@ def test_gda_is_scikit_learns_discriminant_analysis():
     )  # as many of each class: its covariance weighs classes by their priors
     keep = len(x) // 3 * 3
     x, y, eps = x[:keep], y[:keep], 0.7
-    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=eps / (1 + eps)).fit(unit(x), y)
+    theirs = (
+        sklearn_module("discriminant_analysis")
+        .LinearDiscriminantAnalysis(solver="lsqr", shrinkage=eps / (1 + eps))
+        .fit(unit(x), y)
+    )
     ours = gda(summed(x, y, 3))(eps)
     expected = theirs.decision_function(unit(x)) / (1 + eps)
     comp = ours(torch.from_numpy(unit(x))).numpy()
@@ -115,7 +122,9 @@ def test_ridge_is_scikit_learns():
     x, y = draw(50, 9, 4)
     sums = summed(x, y, 4)
     diagonal = 0.2 * float(sums.gram.trace()) / 9
-    theirs = Ridge(alpha=diagonal, fit_intercept=False, solver="cholesky")
+    theirs = sklearn_module("linear_model").Ridge(
+        alpha=diagonal, fit_intercept=False, solver="cholesky"
+    )
     theirs.fit(unit(x), np.eye(4)[y])
     comp = ridge(sums, SCALE)(0.2)(torch.from_numpy(unit(x))).numpy()
     np.testing.assert_allclose(comp, SCALE * theirs.predict(unit(x)), atol=1e-8)
