@@ -13,9 +13,9 @@ from pipeline.errors import ConfigError, ConflictError
 
 AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold",
              "ditto", "fedper", "median", "trimmed-mean", "krum")  # fmt: skip
-METHODS = (*AVERAGING, "local", "central", "zero-shot")
-TRAINED = METHODS[:-1]
-"""Methods that train anything."""
+TRAINED = (*AVERAGING, "local", "central")
+"""Methods that train in rounds."""
+METHODS = (*TRAINED, "zero-shot", "closed-form")
 PERSONAL = ("local", "ditto", "fedper")
 """Methods that answer each client with an adapter of its own."""
 
@@ -72,7 +72,12 @@ class RunConfig:
     )  # fmt: skip
     mode: str = _choice("FedAtImg", MODES, "Where adapters sit: image features, text, both.")
     head: str = _choice("attention", HEADS, "What an adapter computes.")
-    start: str = _choice("default", STARTS, "identity: training starts exactly at zero-shot.")
+    start: str = _choice(
+        "default",
+        STARTS,
+        "identity: training starts exactly at zero-shot; "
+        "closed-form: at that method's head, in whitened features.",
+    )
     rank: int = _number(8, 1, 4096, "Of head low-rank.")
     loss: str = _choice("contrastive", LOSSES, "What clients minimise.")
     optimizer: str = _choice("adam", OPTIMIZERS, "Of the clients.")
@@ -107,6 +112,25 @@ class RunConfig:
         "A cache's own split: keep it, or validate on held-out train rows and test on all others.",
     )  # fmt: skip
     personalise: int = _number(0, 0, 10**4, "Epochs of fine-tuning at each client at the end.")
+    solver: str = _choice(
+        "auto", ("auto", "gda", "ridge", "prototype"),
+        "closed-form: what is solved for; auto: gda or ridge, whichever is better.",
+    )  # fmt: skip
+    select: str = _choice(
+        "auto", ("auto", "rows", "domain", "validation"),
+        "closed-form: rows that choose solver, shape and strength: each left out, whole domains "
+        "left out, or validation rows; auto: domains where several train, else rows.",
+    )  # fmt: skip
+    shape: float = _number(
+        0.0, 0, 1e12, "closed-form: eps of gda, reg of ridge, kappa of prototype; 0: chosen."
+    )
+    strength: float = _number(
+        0.0, 0, 1e6, "closed-form: multiplies what is added to zero-shot's logits; 0: chosen."
+    )
+    refit: str = _choice(
+        "no", ("no", "yes"),
+        "closed-form: solve again on train and validation rows after all choices.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raises ConfigError for the first setting that cannot be."""
@@ -152,7 +176,15 @@ USED_BY: dict[str, tuple[Way, ...]] = {
         {"method": tuple(m for m in AVERAGING if m not in ("median", "trimmed-mean", "krum"))},
         {**_KRUM, "keep": Above(1)},
     ),
-    "start": ({"method": TRAINED, "head": ("attention", "linear")},),
+    "start": (
+        {"method": TRAINED, "head": ("attention", "linear")},
+        {"method": TRAINED, "head": ("classifier",), "start": ("closed-form",)},
+    ),
+    **{
+        name: ({"method": ("closed-form",)}, {"method": TRAINED, "start": ("closed-form",)})
+        for name in ("solver", "select", "shape", "strength")
+    },
+    "refit": ({"method": ("closed-form",)},),
     "rank": ({"method": TRAINED, "head": ("low-rank",)},),
     "beta1": (_ADAM,),
     "beta2": (_ADAM,),
@@ -172,7 +204,7 @@ USED_BY: dict[str, tuple[Way, ...]] = {
     "dropout": (_COHORTS,),
     "stragglers": (_COHORTS,),
     "clip": (_SENT,),
-    "noise": (_SENT,),
+    "noise": (_SENT, {"method": ("closed-form",)}),
     "payload": (_SENT,),
     "alpha": ({"partition": ("dirichlet", "quantity"), "clients": Above(1)},),
     "classes_per_client": ({"partition": ("pathological",)},),
@@ -181,10 +213,23 @@ USED_BY: dict[str, tuple[Way, ...]] = {
 which must hold; (): always. What is not listed needs a method that trains (`ways_of`). A setting
 that is named in vain is told by pipeline/settings_used.py."""
 
-LATER = ("keep", "choose")
+LATER = ("keep", "choose", "solver", "select", "shape", "strength", "refit")
 """Settings that runs of earlier releases do not have."""
 
 _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
+    (
+        lambda c: c.head == "classifier" and c.mode != "FedAtTxt",
+        "head classifier is a classifier in the place of the text features: pass --mode FedAtTxt",
+    ),
+    (
+        lambda c: c.start == "closed-form" and c.head != "classifier" and c.method in TRAINED,
+        "start closed-form is a linear classifier: pass --head classifier --mode FedAtTxt",
+    ),
+    (
+        lambda c: c.start == "closed-form" and c.noise > 0 and c.method in TRAINED,
+        "noise covers the updates, and not the sums that start closed-form sends before: pass "
+        "--method closed-form, which releases them with noise, or another --start",
+    ),
     (
         lambda c: c.head == "cosine" and c.mode != "FedAtTxt",
         "head cosine is a classifier in the place of the text features: pass --mode FedAtTxt",
@@ -204,9 +249,9 @@ _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
         "method scaffold divides by the lr, which is 0: pass one above 0, such as --lr 1e-3",
     ),
     (
-        lambda c: c.method == "fedper" and c.head in ("linear", "cosine"),
-        "method fedper keeps the head's last layer at the client; linear and cosine have one layer "
-        "only, so nothing would be shared. Pass --head low-rank or --method local",
+        lambda c: c.method == "fedper" and c.head in ("linear", "cosine", "classifier"),
+        "method fedper keeps the head's last layer at the client; linear, cosine and classifier "
+        "have one layer only, so nothing would be shared. Pass --head low-rank or --method local",
     ),
     (
         lambda c: c.partition == "domain" and c.clients != 1,
@@ -214,16 +259,16 @@ _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
         "(dirichlet, pathological, quantity)",
     ),
     (
-        lambda c: c.noise > 0 and c.clip == 0,
+        lambda c: c.noise > 0 and c.clip == 0 and c.method != "closed-form",
         "noise is a multiple of the longest update that clip lets through: pass --clip 1 or "
         "another length, or --noise 0",
     ),
     (
-        lambda c: c.noise > 0 and (c.weighting != "uniform" or c.method not in
-                                   ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi",
-                                    "fedadagrad")),
+        lambda c: c.noise > 0 and c.method != "closed-form" and (
+            c.weighting != "uniform" or c.method not in
+            ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")),
         "noise (central DP) is worked out for a uniform mean: pass --weighting uniform --method "
-        "fedavg (fedprox, fedavgm, fedadam, fedyogi, fedadagrad), or --noise 0",
+        "fedavg (fedprox, fedavgm, fedadam, fedyogi, fedadagrad) or closed-form, or --noise 0",
     ),
 )  # fmt: skip
 

@@ -72,7 +72,7 @@ def unit_features(kind: Kind, adapter: Tensor, features: Tensor, rows: Tensor) -
     """What one adapter (P,) makes of rows (n,) of features: (n, D) float32 of length 1."""
     parts = named(kind, adapter[None])
     blocks = [unit_images(kind, parts, features[part][None])[0] for part in rows.split(BLOCK)]
-    return torch.cat(blocks)
+    return torch.cat(blocks)[:, : kind.width]  # without the 1 that carries classifier's bias
 
 
 def _logits(

@@ -15,6 +15,8 @@ from kernels.adapter import AdapterState
 
 REDUCTION = 4  # CLIP-Adapter's bottleneck is D / 4 wide
 RATIO = 0.2  # the share of CLIP-Adapter's answer that is new; both: arXiv:2110.04544, section 4.1
+CLASSIFIERS = ("cosine", "classifier")
+"""Heads in the place of the text features: they answer with the classes they were trained on."""
 
 Named = dict[str, Tensor]
 """An adapter's numbers by name, each with the leading axes of the rows they were cut from."""
@@ -29,6 +31,8 @@ class Kind:
     width: int
     classes: int
     rank: int = 8
+    whitened: bool = False
+    """Head classifier trains on features that are whitened: they are not put to length 1."""
 
     @property
     def released(self) -> bool:
@@ -87,9 +91,9 @@ def first_row(kind: Kind, start: str, seed: int, text: Tensor) -> Tensor:
 
     Every part is uniform in +-1/sqrt(fan in), PyTorch's default for Linear, drawn in the order of
     `shapes` from numpy's RandomState(seed), whose stream never changes. Instead of that,
-    low-rank's b is 0 and cosine's w the text (C, D) at length 1; and with start "identity" answers
-    begin exactly at zero-shot CLIP's: attention's w2 and b2 are 0, linear's w is the identity
-    matrix and its b 0.
+    low-rank's b is 0, cosine's and classifier's w the text (C, D) at length 1 and classifier's b
+    0; and with start "identity" answers begin exactly at zero-shot CLIP's: attention's w2 and b2
+    are 0, linear's w is the identity matrix and its b 0.
 
     Raises ValueError for "identity" with clip-adapter: its outer ReLU passes no gradient at 0.
     """
@@ -111,27 +115,41 @@ def first_row(kind: Kind, start: str, seed: int, text: Tensor) -> Tensor:
                 drawn.zero_()
             case ("linear", "w", "identity"):
                 drawn.copy_(torch.eye(kind.width))
-            case ("cosine", "w", _):
+            case ("classifier", "b", _):
+                drawn.zero_()
+            case ("cosine" | "classifier", "w", _):
                 drawn.copy_(normalize(text.cpu().float(), dim=1))
         parts[name] = drawn
     return as_rows(kind, parts)
 
 
 def unit_images(kind: Kind, parts: Named, x: Tensor) -> Tensor:
-    """What images become: raw features x (L, B, D) -> (L, B, D), rows of length 1."""
+    """What images become: raw features x (L, B, D) -> (L, B, D), rows of length 1.
+
+    For head classifier (x', 1), (L, B, D + 1), or (x, 1) where kind.whitened.
+    """
+    if kind.head == "classifier":
+        x = x if kind.whitened else normalize(x, dim=-1)
+        return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
     if kind.mode == "FedAtTxt":
         return normalize(x, dim=-1)
     return normalize(_apply(kind.head, parts, x), dim=-1)
 
 
 def unit_texts(kind: Kind, parts: Named, text: Tensor, classes: Tensor) -> Tensor:
-    """What class prompts become: classes (L, K) of text (C, D) raw -> (L, K, D), length 1."""
+    """What class prompts become: classes (L, K) of text (C, D) raw -> (L, K, D), length 1.
+
+    For head classifier (w, b), (L, K, D + 1), of any length: its logits are s (<x', w_c> + b_c).
+    """
     if kind.mode == "FedAtImg":
         return normalize(text, dim=1)[classes]
     own = {n.removeprefix("text_"): p for n, p in parts.items() if n.startswith("text_")}
-    if kind.head == "cosine":
+    if kind.head in CLASSIFIERS:
         lane = torch.arange(len(classes), device=classes.device)[:, None]
-        return normalize(own["w"][lane, classes], dim=-1)
+        weight = own["w"][lane, classes]
+        if kind.head == "cosine":
+            return normalize(weight, dim=-1)
+        return torch.cat([weight, own["b"][lane, classes][..., None]], dim=-1)
     return normalize(_apply(kind.head, own, text[classes]), dim=-1)
 
 
@@ -143,6 +161,7 @@ def _shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
         "linear": {"w": (d, d), "b": (d,)},
         "low-rank": {"a": (kind.rank, d), "b": (d, kind.rank)},
         "cosine": {"w": (kind.classes, d)},
+        "classifier": {"w": (kind.classes, d), "b": (kind.classes,)},
     }
     return by_head[kind.head]
 

@@ -54,13 +54,19 @@ def has_fused_step(work: Work) -> bool:
     return work.kind.released and (work.loss, work.optimizer) == ("contrastive", "adam")
 
 
-def pick_local_backend(backend: str, device: torch.device, plain: bool) -> str:
+def pick_local_backend(backend: str, device: torch.device, plain: bool, head: str = "") -> str:
     """The backend that runs: "auto" takes the fastest that can; a named one is never swapped.
 
     plain   whether there is no fused step for what is asked: other work, or pull or moments; then
             a GPU has torch only
     Raises BackendUnavailable.
     """
+    if head == "classifier":
+        if backend not in ("auto", "torch"):
+            raise BackendUnavailable(
+                f"backend {backend!r} has no code for head classifier; pass --backend auto or torch"
+            )
+        return "torch"
     if not plain or device.type == "cpu":
         return pick_backend(backend, device)
     if backend not in ("auto", "torch"):
@@ -113,7 +119,7 @@ def local_steps(
     """
     _check(work, rows_of_adapters, features, labels, text, rows, settings, moments, pull)
     plain = not has_fused_step(work) or moments is not None or any(p is not None for p in pull)
-    backend = pick_local_backend(backend, features.device, plain)
+    backend = pick_local_backend(backend, features.device, plain, work.kind.head)
     if not plain:
         state = attention_state(work.kind, rows_of_adapters)
         adam = AdamSettings(*settings[: len(AdamSettings._fields)])

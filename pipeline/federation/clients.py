@@ -39,7 +39,7 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
     Raises RowsError for "holdout" where the cache fixes no split, and for a client that could not
     be trained or chosen by: under two train rows (a batch of one row is skipped), or no validation
     row in the whole domain unless choose is "last". Method zero-shot trains and chooses nothing, so
-    it takes any rows.
+    it takes any rows; so does closed-form, whose sums may be of no row.
     Source: PersonalizedFL fedclip/datautil/datasplit, np.random.seed(seed) for each data set.
     """
     name = table.domain_names[domain]
@@ -71,7 +71,7 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
 
 def needed(config: RunConfig) -> dict[str, int]:
     """Rows that every domain must have of each use."""
-    if config.method == "zero-shot":
+    if config.method in ("zero-shot", "closed-form"):
         return {}
     return {"train": 2, "val": 0 if config.choose == "last" else 1}
 

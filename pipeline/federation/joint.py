@@ -19,7 +19,8 @@ def common_key(plan: Plan) -> tuple:
     """Equal for plans that can be joined: the settings in COMMON, and the adapter's kind."""
     config = plan.folds[0].config
     extra = any(payload_of(fold.config) != "fp32" for fold in plan.folds)  # a row more in the state
-    return plan.work, extra, *(getattr(config, name) for name in COMMON)
+    whitened = config.start == "closed-form"  # trains on other features than its neighbours
+    return plan.work, extra, whitened, *(getattr(config, name) for name in COMMON)
 
 
 def join_plans(plans: Sequence[Plan]) -> tuple[Plan, list[tuple[int, int]]]:

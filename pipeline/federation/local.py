@@ -1,18 +1,23 @@
 """The clients' half of a round: who takes part, with which rows, and the local training."""
 
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.local import Moments, Pull, local_steps
+from kernels.heads.plain import named
+from kernels.local import Moments, Pull, Settings, local_steps
+from pipeline.federation.closed_form import stacked
 from pipeline.federation.cohort import cohort, steps_of
 from pipeline.federation.evaluate import Cached
 from pipeline.federation.payload import payload_of, received
 from pipeline.federation.plan import (
     Fold,
+    Lane,
     Orders,
     Plan,
     round_rows,
@@ -54,7 +59,7 @@ def train_lanes(
 
     returns  the state with what the lanes keep to themselves, and what they made
     """
-    plan, cached = engine.plan, engine.cached
+    plan = engine.plan
     taking, rows = rows_of_lanes(engine, steps, round)
     lanes = [plan.lanes[at] for at in taking]
     start = starts_of_lanes(plan, state, taking)
@@ -62,20 +67,8 @@ def train_lanes(
         return state, Trained(taking, start, start, torch.zeros(0, 0), steps)
     clients = start.clone()
     moments = _moments(state, taking)
-    losses = local_steps(
-        plan.work,
-        clients,
-        cached.features,
-        cached.labels,
-        cached.text,
-        cached.unit_text,
-        rows,
-        settings_of(lanes, round),
-        logit_scale=cached.logit_scale,
-        moments=moments,
-        pull=_pull(plan, state, taking),
-        backend=engine.backend,
-    )
+    pull = _pull(plan, state, taking)
+    losses = lane_steps(engine, lanes, clients, rows, settings_of(lanes, round), moments, pull)
     after = dict(state)
     if moments is not None:
         for name, value in zip(("first_moment", "second_moment", "steps"), moments, strict=True):
@@ -84,6 +77,55 @@ def train_lanes(
         own = [c for c, at in enumerate(taking) if plan.method == "fedper" or lanes[c].personal]
         after["personal"] = _put(state["personal"], [taking[c] for c in own], clients[own])
     return after, Trained(taking, start, clients, losses, steps)
+
+
+def lane_steps(
+    engine: Engine, lanes: Sequence[Lane], clients: Tensor, rows: Tensor, settings: Settings,
+    moments: Moments | None = None, pull: Pull = Pull(),  # noqa: B008
+) -> Tensor:  # fmt: skip
+    """local_steps of some lanes, in whitened features where their folds have a metric.
+
+    clients  (k, P), a row a lane; **changed in place**. Over z a classifier's numbers are
+             v = s w inverse and c = s (b + <w, mean>), its logits <z, v> + c (closed_form.Metric)
+    """
+    plan, cached = engine.plan, engine.cached
+    found = [plan.folds[lane.fold].closed_form for lane in lanes]
+    metrics = [each.metric for each in found if each is not None and each.metric is not None]
+    if len(metrics) < len(lanes):  # lanes that train side by side share `start`
+        losses: Tensor = local_steps(
+            plan.work, clients, cached.features, cached.labels, cached.text, cached.unit_text,
+            rows, settings, logit_scale=cached.logit_scale, moments=moments, pull=pull,
+            backend=engine.backend,
+        )  # fmt: skip
+        return losses
+    kind, scale = plan.work.kind, cached.logit_scale
+    distinct = list(dict.fromkeys(metrics))
+    features, labels = stacked(tuple(distinct))
+    first = np.cumsum([0] + [len(metric.labels) for metric in distinct])
+    placed = rows.clone()
+    for column, metric in enumerate(metrics):
+        own = rows[:, column]
+        at = metric.place[own.clamp(min=0).long()] + first[distinct.index(metric)]
+        placed[:, column] = torch.where(own < 0, own, at.to(own.dtype))
+
+    def turned(values: Tensor) -> Tensor:
+        parts = named(kind, values)
+        each = zip(metrics, scale * parts["text_w"], scale * parts["text_b"], strict=True)
+        pairs = [metric.whitened(w, b) for metric, w, b in each]
+        return torch.stack([torch.cat([v.flatten(), c]) for v, c in pairs])
+
+    inside = turned(clients)
+    losses = local_steps(
+        replace(plan.work, kind=replace(kind, whitened=True)), inside, features, labels,
+        cached.text, cached.unit_text, placed, settings, logit_scale=1.0, moments=moments,
+        pull=Pull(*(each if each is None else turned(each) for each in pull)),
+        backend=engine.backend,
+    )  # fmt: skip
+    parts = named(kind, inside)
+    for column, metric in enumerate(metrics):
+        w, b = metric.plain(parts["text_w"][column] / scale, parts["text_b"][column] / scale)
+        clients[column] = torch.cat([w.flatten(), b])
+    return losses
 
 
 def stream_of(fold: Fold) -> int:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from pipeline.errors import ConfigError, RowsError
 from pipeline.federation.clients import NO_ROWS, ClientSplit, split_domain
 from pipeline.federation.cures import cures
 from pipeline.settings import RunConfig
+
+if TYPE_CHECKING:
+    from pipeline.federation.closed_form import ClosedForm
 
 Orders = Callable[[int, int, int, int, int], np.ndarray]
 """(seed, round, local epoch, stream, n) -> a permutation of n: positions in the train rows."""
@@ -71,6 +75,7 @@ class Fold:
     clients: tuple[ClientSplit, ...]
     unseen: tuple[ClientSplit, ...]  # the held-out domains; all rows test
     models: tuple[int, ...]
+    closed_form: "ClosedForm | None" = None  # put there by closed_form.with_closed_form
 
 
 @dataclass(frozen=True)
@@ -130,14 +135,30 @@ def plan_of(config: RunConfig, kind: Kind, domains: int, shares: Sequence[Shares
 
 def kind_of(table: FeatureTable, config: RunConfig) -> Kind:
     """The adapter of a config on a table."""
-    width, classes = table.features.shape[1], len(table.class_names)
+    return adapter_kind(config, table.features.shape[1], len(table.class_names))
+
+
+def adapter_kind(config: RunConfig, width: int, classes: int) -> Kind:
+    """The adapter of a config at a width and a number of classes."""
+    if config.method == "closed-form":
+        return Kind("FedAtTxt", "classifier", width, classes)
     return Kind(config.mode, config.head, width, classes, config.rank)
 
 
 def steps_a_round(lane: Lane, epochs: int | None = None) -> int:
-    """Training steps of a lane in a round: batches of two rows or more, times local epochs."""
+    """Training steps of a lane in a round: batches of two rows or more, times local epochs.
+
+    Method closed-form has none; its fine-tuning, of which `epochs` are asked for, has.
+    """
+    if lane.config.method == "closed-form" and epochs is None:
+        return 0
     full, rest = divmod(len(lane.train), lane.config.batch)
     return (full + (rest > 1)) * (epochs or lane.config.local_epochs)
+
+
+def rounds_of(config: RunConfig) -> int:
+    """Rounds of a run: its setting, 1 for method closed-form."""
+    return 1 if config.method == "closed-form" else config.rounds
 
 
 def settings_of(lanes: Sequence[Lane], round: int) -> Settings:

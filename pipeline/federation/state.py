@@ -35,7 +35,12 @@ def first_state(plan: Plan, text: Tensor, given: Tensor | None) -> State:
     made: dict[tuple[str, int], Tensor] = {}
     rows = []
     for server in plan.servers:
-        rows.append(_start(plan.work.kind, plan.folds[server.fold].config, text, given, made))
+        found = plan.folds[server.fold].closed_form
+        rows.append(
+            found.row
+            if found is not None and given is None
+            else _start(plan.work.kind, plan.folds[server.fold].config, text, given, made)
+        )
     if not rows:
         return {"server": torch.empty(0, 0, device=text.device)}
     state = {"server": torch.stack(rows).to(text.device)}

@@ -14,6 +14,7 @@ from kernels.heads.plain import Kind, size
 from pipeline.errors import ConfigError
 from pipeline.federation.methods.rules import median
 from pipeline.federation.payload import Encoded
+from pipeline.federation.plan import adapter_kind
 from pipeline.flower.answer import Expected, close_texts, read_answer
 from pipeline.flower.messages import (
     Answer,
@@ -277,7 +278,7 @@ def _federation(
         return domains.index(domain_of[name]), int(number) if number.isdecimal() else 0, name
 
     clients = {name: domain_of[name] for name in sorted(domain_of, key=place)}
-    kind = Kind(config.mode, config.head, demand["width"], len(demand["class_names"]), config.rank)
+    kind = adapter_kind(config, demand["width"], len(demand["class_names"]))
     text = answers[min(answers)].text if held is None else torch.tensor(held.text_features)
     assert text is not None  # an answer of who a site is has them
     fixed = set(stated) if config.partition == "domain" else set[str]()

@@ -15,6 +15,11 @@ def refuse_what_cannot_travel(config: RunConfig) -> None:
         "ditto": f"each client keeps an adapter {own} travels",
         "fedper": f"each client keeps a layer {own} travels",
     }
+    if "closed-form" in (config.method, config.start):
+        raise ConfigError(
+            "closed-form heads cannot go to sites yet: Flower's rounds carry adapters, not sums; "
+            "run it with ./run.sh federate on a merged cache, or pass another --method or --start"
+        )
     if config.method in reasons:
         raise ConfigError(f"method {config.method} cannot go to sites: {reasons[config.method]}")
     if config.choose == "loss":

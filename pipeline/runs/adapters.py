@@ -16,6 +16,7 @@ from pipeline.encoder.pixels import DECODERS, PREPROCESSING
 from pipeline.encoder.towers import OPENAI, Towers, towers_fact, towers_of
 from pipeline.encoder.weights import OPENAI_NAMES, find_weights
 from pipeline.errors import ConfigError
+from pipeline.federation.plan import adapter_kind
 from pipeline.json_files import content_of
 from pipeline.runs.folder import read_adapters
 from pipeline.settings import RunConfig
@@ -83,7 +84,7 @@ def read_trained(
         for name in (*class_names, *people):  # unprintable ones could steer a terminal
             if not isinstance(name, str) or not name.isprintable():
                 raise ValueError(f"{name!r} is no name")
-        kind = Kind(config.mode, config.head, int(cache["width"]), len(class_names), config.rank)
+        kind = adapter_kind(config, int(cache["width"]), len(class_names))
         at = _choose(file, facts["adapters"], held_out, client)
         own = {n.removeprefix(BEST): t for n, t in tensors.items() if n.startswith(BEST)}
         rows = as_rows(kind, own)

@@ -13,12 +13,13 @@ from cache.table import FeatureTable
 from kernels.backends import pick_device
 from pipeline.encoder.towers import towers_fact
 from pipeline.errors import ConfigError, Interrupted
+from pipeline.federation.closed_form import with_closed_form
 from pipeline.federation.cuda_graph import capture_rounds
 from pipeline.federation.evaluate import mean
 from pipeline.federation.local import Engine
 from pipeline.federation.methods.privacy import epsilon, not_covered
 from pipeline.federation.methods.rules import trimmed_of
-from pipeline.federation.plan import Orders, Plan, build_plan, seeded_order
+from pipeline.federation.plan import Orders, Plan, build_plan, rounds_of, seeded_order
 from pipeline.federation.record import RoundReport
 from pipeline.federation.training import Progress, advance, begin, pick_plan_backend, to_device
 from pipeline.json_files import read_object
@@ -79,6 +80,7 @@ def federate(
             say(f"{folder.folder} is done; these are its results (--force trains it again)")
             return folder.summary
         cached = to_device(table, on)
+        plan = with_closed_form(plan, cached)
         graph = capture_rounds(plan, cached, backend)
         engine = Engine(plan, cached, backend, orders, table.identity.get("model"), graph)
         loaded = time.perf_counter()
@@ -125,7 +127,9 @@ def privacy(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any] | N
         return None
     found = None
     try:
-        found = epsilon(config.noise, config.client_fraction, config.rounds, DELTA)
+        solved = config.method == "closed-form"  # one release, of all clients' sums
+        fraction = 1.0 if solved else config.client_fraction
+        found = epsilon(config.noise, fraction, rounds_of(config), DELTA)
         say(
             f"central DP: epsilon {found:.2f} at delta {DELTA:g} after {config.rounds} rounds; "
             f"{not_covered(config.choose)}"
@@ -178,10 +182,9 @@ def _train(
 ) -> Progress:  # fmt: skip
     if not engine.plan.lanes:
         return progress
-    rounds = range(progress.rounds_done, config.rounds)
-    bar = progress_bar(
-        iterable=rounds, initial=progress.rounds_done, total=config.rounds, unit="round"
-    )
+    total = rounds_of(config)
+    rounds = range(progress.rounds_done, total)
+    bar = progress_bar(iterable=rounds, initial=progress.rounds_done, total=total, unit="round")
     told: set[tuple[str | None, str]] = set()
     for round in bar:
         progress, report = advance(engine, progress)
@@ -195,10 +198,10 @@ def _train(
         known = [kept.val_accuracy for kept in progress.chosen if kept]
         best = mean([each for each in known if each is not None])
         bar.set_postfix(val="-" if best is None else f"{best:.4f}", refresh=False)
-        if stopping and progress.rounds_done < config.rounds:
+        if stopping and progress.rounds_done < total:
             bar.close()
             raise Interrupted(
-                f"stopped after round {round} of {config.rounds}; {folder.folder} holds it "
+                f"stopped after round {round} of {total}; {folder.folder} holds it "
                 "all, the same command goes on from there",
                 stop[0],
             )

@@ -63,7 +63,7 @@ def _has_test_rows(fold: Fold) -> bool:
 
 def _clients_without(plan: Plan, clients: Sequence[ClientSplit]) -> Iterator[str]:
     """Where some clients have rows of a use and others have none; of none at all others tell."""
-    if plan.method != "zero-shot":
+    if plan.method not in ("zero-shot", "closed-form"):
         lanes = [lane for lane in plan.lanes if lane.client is not None]
         idle = {
             plan.folds[lane.fold].clients[lane.client].name

@@ -22,6 +22,7 @@ from pipeline.federation.evaluate import (
     zero_shot_top1,
 )
 from pipeline.federation.local import Engine
+from pipeline.federation.methods.closed_form_choice import Tried
 from pipeline.federation.payload import clip_bytes, payload_bytes
 from pipeline.federation.plan import Fold
 from pipeline.federation.record import held_out_name
@@ -116,6 +117,7 @@ def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> d
         "gate": _gate(engine, progress.best, f, seen, zero_shot) if chosen else None,
         "personalised": personalised(engine, progress.best, f) if chosen else None,
         "bytes_a_round": _bytes(engine, fold),
+        **({"closed_form": solved(fold)} if fold.closed_form else {}),
     }
 
 
@@ -145,8 +147,30 @@ def _bytes(engine: Engine, fold: Fold) -> dict:
     if config.method == "fedper":
         count -= int(own_part(engine.plan, torch.device("cpu")).sum())
     one_way = clients * parts * payload_bytes(count, config.payload)
+    if config.method == "closed-form" and fold.closed_form:
+        up, down = (8 * len(fold.clients) * sent for sent in fold.closed_form.sent)
+        return {"up": up, "down": down, "clip": None}
     clip = clip_bytes(engine.model or "")
     return {"up": one_way, "down": one_way, "clip": clip and 2 * clients * clip}
+
+
+def solved(fold: Fold) -> dict:
+    """What the closed-form head of a fold is, how it was chosen and what it sent, as JSON."""
+    found = fold.closed_form
+    up, down = (8 * len(fold.clients) * sent for sent in found.sent)
+
+    def figures(tried: Tried) -> dict:
+        known = {"cross_entropy": tried.loss, "accuracy": tried.accuracy} if tried.rows else {}
+        return {"solver": tried.solver, "shape": tried.shape, "strength": tried.strength, **known}
+
+    return {
+        **figures(found.chosen),
+        "temperature": found.chosen.temperature,
+        "selected_by": found.by,
+        "rows": found.chosen.rows,
+        "bytes": {"up": up, "down": down},
+        "tried": [figures(each) for each in found.tried],
+    }
 
 
 def _zero_shot_val(fold: Fold, right: np.ndarray) -> float | None:

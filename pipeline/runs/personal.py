@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels.answers import top1
-from kernels.local import local_steps
-from pipeline.federation.local import Engine
+from pipeline.federation.local import Engine, lane_steps
 from pipeline.federation.plan import Lane, round_rows, settings_of, steps_a_round
 from pipeline.runs.metrics import spread_or_none
 
@@ -19,7 +18,7 @@ def personalised(engine: Engine, adapters: Tensor, f: int) -> dict | None:
 
     Everything else is as in a round after the last one: loss, fresh optimizer, batches.
     """
-    plan, cached = engine.plan, engine.cached
+    plan = engine.plan
     fold = plan.folds[f]
     epochs = fold.config.personalise
     if not epochs:
@@ -35,10 +34,7 @@ def personalised(engine: Engine, adapters: Tensor, f: int) -> dict | None:
     after = before.clone()
     rows = round_rows(lanes, fold.config.rounds, engine.orders, epochs)
     if rows.numel():
-        local_steps(
-            plan.work, after, cached.features, cached.labels, cached.text, cached.unit_text, rows,
-            settings_of(lanes, 0), logit_scale=cached.logit_scale, backend=engine.backend,
-        )  # fmt: skip
+        lane_steps(engine, lanes, after, rows, settings_of(lanes, 0))
     return {
         "epochs": epochs,
         "before": _accuracies(engine, before, lanes),

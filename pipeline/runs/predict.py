@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kernels.heads.plain import named, unit_images, unit_texts
+from kernels.heads.plain import CLASSIFIERS, named, unit_images, unit_texts
 from pipeline.cores import cores
 from pipeline.datasets.image_files import converter, images_below, kind_of, read_folder
 from pipeline.encoder.decoding import decoded_images
@@ -88,10 +88,11 @@ def choose_classes(trained: Trained, words: str | None) -> tuple[str, ...]:
     if twice:
         raise ConfigError(f"--classes: {twice[0]!r} stands there twice or is no printable text")
     unknown = [name for name in names if name not in trained.class_names]
-    if unknown and trained.kind.head == "cosine":
+    if unknown and trained.kind.head in CLASSIFIERS:
         raise ConfigError(
-            f"--classes {unknown[0]}: head cosine was trained on {', '.join(trained.class_names)} "
-            "and answers with these alone; other heads take any class"
+            f"--classes {unknown[0]}: head {trained.kind.head} was trained on "
+            f"{', '.join(trained.class_names)} and answers with these alone; other heads take any "
+            "class"
         )
     return names
 
@@ -119,7 +120,7 @@ def predict(
     names = tuple(class_names or trained.class_names)
     text = torch.from_numpy(encode_prompts(clip, names, trained.templates))
     parts = named(trained.kind, trained.row[None])
-    own = trained.kind.head == "cosine"
+    own = trained.kind.head in CLASSIFIERS
     places = [trained.class_names.index(n) for n in names] if own else range(len(names))
     columns = unit_texts(trained.kind, parts, text, torch.tensor([list(places)]))[0]
     plain = normalize(text, dim=1)

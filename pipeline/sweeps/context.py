@@ -10,9 +10,10 @@ from cache.table import FeatureTable
 from kernels.backends import BackendUnavailable
 from kernels.heads.plain import size
 from pipeline.errors import ConfigError
+from pipeline.federation.closed_form import Known, with_closed_form
 from pipeline.federation.evaluate import Cached
 from pipeline.federation.joint import common_key
-from pipeline.federation.plan import Plan, build_plan, steps_a_round
+from pipeline.federation.plan import Plan, build_plan, rounds_of, steps_a_round
 from pipeline.federation.training import Progress, pick_plan_backend
 from pipeline.progress import Bar
 from pipeline.settings import RunConfig
@@ -59,6 +60,7 @@ class Floor:
     stop: list[int]
     bar: Bar
     steps: int = field(default=0)  # lane-steps made
+    known: Known = field(default_factory=dict)  # closed-form heads that trials share
 
 
 def planned(
@@ -68,7 +70,9 @@ def planned(
     live, broken = [], []
     for trial in asked:
         try:
-            live.append(plan_trial(trial, base, floor.table, floor.device, floor.backend))
+            each = plan_trial(trial, base, floor.table, floor.device, floor.backend)
+            each.plan = with_closed_form(each.plan, floor.cached, floor.known)
+            live.append(each)
         except (ConfigError, BackendUnavailable) as error:
             broken.append((trial, str(error)))
     return live, broken
@@ -96,7 +100,7 @@ def plan_trial(
 
 def foresee(live: list[Running], spec: SweepSpec, rounds: int, floor: Floor) -> None:
     """Tells the bar how many lane-steps there will be, that it can tell the time left."""
-    steps = [sum(map(steps_a_round, e.plan.lanes)) * e.config.rounds for e in live]
+    steps = [sum(map(steps_a_round, e.plan.lanes)) * rounds_of(e.config) for e in live]
     share = 1.0
     if spec.halving and live:
         seeds = len(spec.seeds)

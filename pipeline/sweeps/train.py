@@ -8,7 +8,7 @@ from pipeline.federation.cuda_graph import capture_rounds
 from pipeline.federation.evaluate import mean
 from pipeline.federation.joint import join_plans, join_progress, split_progress
 from pipeline.federation.local import Engine
-from pipeline.federation.plan import steps_a_round
+from pipeline.federation.plan import rounds_of, steps_a_round
 from pipeline.federation.training import Progress, advance, begin, pick_plan_backend
 from pipeline.machine import threads
 from pipeline.runs.checkpoint import from_tensors, to_tensors
@@ -71,7 +71,8 @@ def advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
         graph = capture_rounds(joint, floor.cached, backend)
         named = floor.table.identity.get("model")
         engine = Engine(joint, floor.cached, backend, model=named, graph=graph)
-        rounds = mark or going[0].config.rounds
+        last = rounds_of(going[0].config)
+        rounds = min(mark or last, last)
         with threads(floor.device, joint.work.kind.width, backend):
             # No name here holds where they begin: 1.4 MB a lane at width 512 for all the rounds.
             progress = _rounds(engine, _joined(going, owners, floor), rounds, going, floor)

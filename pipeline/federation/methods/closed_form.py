@@ -128,24 +128,27 @@ def gda(sums: Sums) -> Callable[[float], Added]:
     least = FLOOR * sums.gram.trace() / width
     spread = torch.maximum(within.trace() / width, least.clamp(min=torch.finfo(torch.float64).tiny))
     values, vectors = torch.linalg.eigh(within)
-    values = values.clamp(min=0)
+    values, turned = values.clamp(min=0), _once(lambda x: x @ vectors)
+    mean, centre = mean @ vectors, centre @ vectors
 
     def at(eps: float) -> Added:
-        root = vectors / (values + eps * spread).sqrt()  # root root^T = B
-        means, middle = mean @ root, centre @ root
+        scale = (values + eps * spread).rsqrt()
+        root = vectors * scale  # root root^T = B
+        means, middle = mean * scale, centre * scale
+        crossed = means @ means.T
         weight = total * torch.where(has[:, None], (means - middle) @ root.T, 0)
-        bias = -total / 2 * torch.where(has, (means**2).sum(1) - middle @ middle, 0)
+        bias = -total / 2 * torch.where(has, crossed.diagonal() - middle @ middle, 0)
 
         def left_out(x: Tensor, y: Tensor) -> Tensor:
             own = torch.arange(len(y), device=y.device)
-            rows = x @ root
-            xm, mm, xx = rows @ means.T, (means**2).sum(1), (rows**2).sum(1)
+            rows = turned(x) * scale
+            xm, mm, xx = rows @ means.T, crossed.diagonal(), (rows**2).sum(1)
             xc, cc = rows @ middle, middle @ middle
             n = count[y]
             alone = n < 2
             k = torch.where(alone, 0, n / (n - 1).clamp(min=1))
             u = rows - means[y]
-            um, uc, xu, uu = u @ means.T, u @ middle, (rows * u).sum(1), (u * u).sum(1)
+            um, uc, xu, uu = xm - crossed[y], u @ middle, (rows * u).sum(1), (u * u).sum(1)
             f = k / (1 - k * uu)
             xm, mm, xx = xm + (f * xu)[:, None] * um, mm + f[:, None] * um**2, xx + f * xu**2
             xc, cc = xc + f * xu * uc, cc + f * uc**2
@@ -171,15 +174,16 @@ def ridge(sums: Sums, logit_scale: float) -> Callable[[float], Added]:
     width = sums.gram.shape[0]
     spread = (sums.gram.trace() / width).clamp(min=torch.finfo(torch.float64).tiny)
     values, vectors = torch.linalg.eigh(sums.gram)
-    values, turned = values.clamp(min=0), sums.by_class @ vectors
+    values, turned = values.clamp(min=0), _once(lambda x: x @ vectors)
+    by_class = sums.by_class @ vectors
 
     def at(reg: float) -> Added:
         inverse = 1 / (values + reg * spread)
-        weight = logit_scale * (turned * inverse) @ vectors.T
+        weight = logit_scale * (by_class * inverse) @ vectors.T
 
         def left_out(x: Tensor, y: Tensor) -> Tensor:
             own = torch.arange(len(y), device=y.device)
-            part = ((x @ vectors) ** 2 * inverse).sum(1)
+            part = turned(x) ** 2 @ inverse
             fitted = x @ weight.T
             missed = fitted.clone()
             missed[own, y] -= logit_scale
@@ -214,6 +218,18 @@ def prototype(sums: Sums, logit_scale: float) -> Callable[[float], Added]:
         return Added(weight, weight.new_zeros(len(weight)), left_out)
 
     return at
+
+
+def _once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The function, which does not compute again what it was last asked: shapes share products."""
+    last: list[Tensor] = []
+
+    def of(x: Tensor) -> Tensor:
+        if not last or last[0] is not x:
+            last[:] = [x, function(x)]
+        return last[1]
+
+    return of
 
 
 def _without(xm: Tensor, mm: Tensor, xx: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
