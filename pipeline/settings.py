@@ -176,10 +176,7 @@ USED_BY: dict[str, tuple[Way, ...]] = {
         {"method": tuple(m for m in AVERAGING if m not in ("median", "trimmed-mean", "krum"))},
         {**_KRUM, "keep": Above(1)},
     ),
-    "start": (
-        {"method": TRAINED, "head": ("attention", "linear")},
-        {"method": TRAINED, "head": ("classifier",), "start": ("closed-form",)},
-    ),
+    "start": ({"method": TRAINED, "head": ("attention", "linear", "classifier")},),
     **{
         name: ({"method": ("closed-form",)}, {"method": TRAINED, "start": ("closed-form",)})
         for name in ("solver", "select", "shape", "strength")

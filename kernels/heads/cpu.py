@@ -14,7 +14,7 @@ from kernels.cpu.tile import matmul, matmul_t, matrix
 from kernels.heads.plain import RATIO
 from kernels.names import HEADS
 
-ATTENTION, CLIP_ADAPTER, LINEAR, LOW_RANK, COSINE = range(len(HEADS))
+ATTENTION, CLIP_ADAPTER, LINEAR, LOW_RANK, COSINE, *_ = range(len(HEADS))
 NEW, OLD = F(RATIO), F(1 - RATIO)
 
 
