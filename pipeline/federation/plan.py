@@ -1,7 +1,7 @@
 """RunConfigs x folds x clients, laid out as lanes that train side by side.
 
 A fold is one choice of held-out domains. Its clients' adapters are averaged into servers: one a
-fold, or one a client when nothing is averaged (method local). What is scored are models: the
+fold, or one a client when each client trains alone. What is scored are models: the
 servers, or where clients keep something of their own (ditto, fedper) one a client. A run is a sweep
 of one: plans of many configs join into one that is only longer (pipeline/federation/joint.py).
 """
@@ -20,6 +20,8 @@ from kernels.local import Settings, Work
 from pipeline.errors import ConfigError, RowsError
 from pipeline.federation.clients import NO_ROWS, ClientSplit, split_domain
 from pipeline.federation.cures import cures
+from pipeline.federation.methods import METHODS
+from pipeline.federation.methods.method import Method
 from pipeline.settings import RunConfig
 
 Orders = Callable[[int, int, int, int, int], np.ndarray]
@@ -39,7 +41,7 @@ class Lane:
     client: int | None  # position in the fold's clients; None for all of them (central)
     stream: int  # names the row orders: a domain's number where a domain is a client
     train: np.ndarray  # (n,) int64 row numbers
-    personal: bool = False  # ditto's second lane of a client, which is not averaged
+    personal: bool = False  # of a client's second adapter, which is not averaged
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ class Plan:
     lanes: tuple[Lane, ...]
 
     @property
-    def method(self) -> str:
+    def method(self) -> Method:
         """The one method of all its configs."""
-        return self.folds[0].config.method
+        return METHODS[self.folds[0].config.method]
 
 
 def build_plan(table: FeatureTable, config: RunConfig) -> Plan:
@@ -149,7 +151,8 @@ def settings_of(lanes: Sequence[Lane], round: int) -> Settings:
     found = {n: torch.tensor(values(n), dtype=torch.float64) for n in Settings._fields}
     for at, lane in enumerate(lanes):
         found["lr"][at] = rate(lane.config, round)
-        if lane.config.method != "fedprox" and not lane.personal:
+        method = METHODS[lane.config.method]
+        if not method.proximal or lane.personal != (method.keeps == "adapter"):
             found["mu"][at] = 0
     return Settings(**found)
 
@@ -217,19 +220,20 @@ def _groups(
     domains: int, config: RunConfig, clients: tuple[ClientSplit, ...], fold: int, first: int
 ) -> list[list[Lane]]:
     """The lanes of each of a fold's servers; servers are numbered from `first`."""
-    if config.method == "zero-shot":
+    method = METHODS[config.method]
+    if not method.trains:
         return []
-    if config.method == "central":
+    if method.lanes == "pooled":
         rows = np.concatenate([client.train for client in clients])
         return [[Lane(config, fold, first, None, domains, rows)]]
-    alone = config.method == "local"
+    alone = method.lanes == "alone"
     lanes = [
         Lane(config, fold, first + k * alone, k, client.stream, client.train)
         for k, client in enumerate(clients)
     ]
     if alone:
         return [[lane] for lane in lanes]
-    if config.method == "ditto":
+    if method.keeps == "adapter":
         lanes += [replace(lane, personal=True) for lane in lanes]
     return [lanes]
 
@@ -238,11 +242,12 @@ def _models(
     config: RunConfig, lanes: list[Lane], fold: int, server: int, count: int
 ) -> list[tuple[int, int, Lane | None, tuple[int, ...], bool]]:
     """What one server's lanes are scored as: fold, server, lane, clients, unseen."""
-    if config.method == "local":
+    method = METHODS[config.method]
+    if method.lanes == "alone":
         return [(fold, server, None, _client_of(lanes[0]), True)]
-    if config.method == "fedper":
+    if method.keeps == "layer":
         return [(fold, server, lane, _client_of(lane), True) for lane in lanes]
-    if config.method == "ditto":
+    if method.keeps == "adapter":
         own = [(fold, server, lane, _client_of(lane), False) for lane in lanes if lane.personal]
         return [(fold, server, None, (), True), *own]
     return [(fold, server, None, tuple(range(count)), True)]
