@@ -222,6 +222,22 @@ def test_named_backends_are_never_swapped():
         pick_local_backend("numba", gpu, plain=False)
 
 
+def test_heads_without_compiled_code_are_torch_s_under_auto_and_refused_by_name():
+    cpu = torch.device("cpu")
+    for name, head in HEADS.items():
+        compiled = head.numba is not None
+        for plain in (True, False):
+            picked = pick_local_backend("auto", cpu, plain, head)
+            assert picked == ("numba" if compiled else "torch")
+            assert pick_local_backend("torch", cpu, plain, head) == "torch"
+        if not compiled:
+            with pytest.raises(
+                BackendUnavailable, match=f"no code for head {name}; there is torch"
+            ):
+                pick_local_backend("numba", cpu, True, head)
+    assert not all(head.numba is not None for head in HEADS.values())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
