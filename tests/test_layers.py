@@ -18,7 +18,7 @@ OURS = {
 }
 FLOORS = (
     {"errors", "places"},
-    {"methods"},  # of federation/: settings and --help read what methods are
+    {"methods"},  # of federation/: settings and --help read what methods are; on the first floor too
     {"settings", "settings_used", "files", "plain_files", "json_files", "digests", "machine",
      "progress", "terminal", "signals", "shortage", "cores", "missing"},
     {"encoder", "datasets", "federation"},
@@ -27,7 +27,7 @@ FLOORS = (
     {"reports"},
     {"cli"},
 )  # fmt: skip
-"""Rooms of pipeline/. A room imports lower floors only; files of the third floor, which are one
+"""Rooms of pipeline/. A room imports lower floors only; files beside settings, which are one
 room by meaning, each other too."""
 METHODS_ROOM = ("federation", "methods")
 PURE = {"pathlib", "json", "time", "tqdm", "cache.store"}  # not in federation/
