@@ -18,7 +18,7 @@ OURS = {
 }
 FLOORS = (
     {"errors", "places"},
-    {"methods"},  # of federation/: settings and --help read what methods are; on the first floor too
+    {"methods"},  # of federation/: settings and --help read what they are
     {"settings", "settings_used", "files", "plain_files", "json_files", "digests", "machine",
      "progress", "terminal", "signals", "shortage", "cores", "missing"},
     {"encoder", "datasets", "federation"},

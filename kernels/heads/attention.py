@@ -7,15 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kernels.heads.head import Head, Named, Shapes
+from kernels.heads.head import Head, Named
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def shapes(width: int, classes: int, rank: int) -> Shapes:
-    """Two square layers with biases."""
-    return {"w1": (width, width), "b1": (width,), "w2": (width, width), "b2": (width,)}
 
 
 def apply(parts: Named, x: Tensor) -> Tensor:
@@ -28,16 +23,13 @@ def apply(parts: Named, x: Tensor) -> Tensor:
     return (scores - scores.detach().amax(dim=-1, keepdim=True)).exp() * x
 
 
-def start(part: str, start: str, drawn: Tensor, unit_text: Tensor) -> Tensor:
-    """With identity w2 and b2 are 0: the gate is uniform."""
-    return drawn.zero_() if start == "identity" and part in ("w2", "b2") else drawn
-
-
 HEAD = Head(
     "attention",
-    shapes,
-    apply,
-    start,
+    shapes=lambda d, classes, rank: {"w1": (d, d), "b1": (d,), "w2": (d, d), "b2": (d,)},
+    apply=apply,
+    start=lambda part, start, drawn, text: (
+        drawn.zero_() if start == "identity" and part in ("w2", "b2") else drawn
+    ),
     last=("w2", "b2"),
     raw=True,
     identity=True,

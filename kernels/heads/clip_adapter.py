@@ -1,34 +1,19 @@
-"""CLIP-Adapter: a bottleneck whose answer is a share of the feature; arXiv:2110.04544."""
+"""CLIP-Adapter: 0.2 relu(W2 relu(W1 x')) + 0.8 x', through a bottleneck; arXiv:2110.04544."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from kernels.heads.head import Head, Named, Shapes
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from kernels.heads.head import Head
 
 REDUCTION = 4  # the bottleneck is D / 4 wide
 RATIO = 0.2  # the share of the answer that is new; both: arXiv:2110.04544, section 4.1
 
-
-def shapes(width: int, classes: int, rank: int) -> Shapes:
-    """Into the bottleneck and out of it, without biases."""
-    hidden = max(1, width // REDUCTION)
-    return {"w1": (hidden, width), "w2": (width, hidden)}
-
-
-def apply(parts: Named, x: Tensor) -> Tensor:
-    """0.2 relu(W2 relu(W1 x')) + 0.8 x'."""
-    new = x.bmm(parts["w1"].mT).relu().bmm(parts["w2"].mT).relu()
-    return RATIO * new + (1 - RATIO) * x
-
-
 HEAD = Head(
     "clip-adapter",
-    shapes,
-    apply,
+    shapes=lambda d, classes, rank: {
+        "w1": (max(1, d // REDUCTION), d),
+        "w2": (d, max(1, d // REDUCTION)),
+    },
+    apply=lambda parts, x: (
+        RATIO * x.bmm(parts["w1"].mT).relu().bmm(parts["w2"].mT).relu() + (1 - RATIO) * x
+    ),
     last=("w2",),
     numba=1,
     refusals=(
