@@ -65,7 +65,7 @@ def _flops(work: Work) -> int:
     sides = {"FedAtImg": [BATCH], "FedAtTxt": [columns], "FedAtBoth": [BATCH, columns]}[kind.mode]
     own = [m for n, m in shapes(kind).items() if n.startswith("text_") == (kind.mode == "FedAtTxt")]
     first, *rest = [math.prod(shape) for shape in own if len(shape) > 1]
-    head = 0 if kind.head == "cosine" else 2 * first + 3 * sum(rest)
+    head = 0 if kind.does.classifier else 2 * first + 3 * sum(rest)
     return 2 * (head * sum(sides) + (1 + len(sides)) * BATCH * columns * WIDTH)
 
 

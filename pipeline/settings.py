@@ -4,29 +4,17 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from kernels.names import HEADS, LOSSES, MODES, OPTIMIZERS, STARTS
+from kernels.heads import HEADS
+from kernels.names import LOSSES, MODES, OPTIMIZERS, STARTS
 from pipeline.errors import ConfigError, ConflictError
+from pipeline.federation.methods import METHODS
+from pipeline.federation.methods.method import Above, Refusal, Way
 
-AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold",
-             "ditto", "fedper", "median", "trimmed-mean", "krum")  # fmt: skip
-TRAINED = (*AVERAGING, "local", "central")
-"""Methods that train in rounds."""
-METHODS = (*TRAINED, "zero-shot", "closed-form")
-PERSONAL = ("local", "ditto", "fedper")
-"""Methods that answer each client with an adapter of its own."""
-
-
-class Above(NamedTuple):
-    """Any number above `low`, as a condition in USED_BY."""
-
-    low: float
-
-
-Way = dict[str, tuple[str, ...] | Above]
+TRAINED = tuple(name for name, method in METHODS.items() if method.trains)
+"""Methods that train adapters in rounds."""
 
 
 def _number(default: float, low: float, high: float, help: str) -> Any:
@@ -47,7 +35,9 @@ class RunConfig:
 
     held_out: tuple[tuple[str, ...], ...] = ((),)
     """One training for each entry; its domains take no part in that training."""
-    method: str = _choice("fedavg", METHODS, "How clients' adapters become one, or a baseline.")
+    method: str = _choice(
+        "fedavg", tuple(METHODS), "How clients' adapters become one, or a baseline."
+    )
     rounds: int = _number(200, 1, 10**7, "Server rounds.")
     local_epochs: int = _number(1, 1, 10**5, "Passes over a client's train rows in a round.")
     lr: float = _number(5e-5, 0, 1e6, "Learning rate of the clients.")
@@ -71,13 +61,12 @@ class RunConfig:
         "The round kept: best validation accuracy, least validation loss, or the last round.",
     )  # fmt: skip
     mode: str = _choice("FedAtImg", MODES, "Where adapters sit: image features, text, both.")
-    head: str = _choice("attention", HEADS, "What an adapter computes.")
+    head: str = _choice("attention", tuple(HEADS), "What an adapter computes.")
     start: str = _choice(
-        "default",
-        STARTS,
-        "identity: training starts exactly at zero-shot; "
-        "closed-form: at that method's head, in whitened features.",
-    )
+        "default", STARTS,
+        "identity: training starts exactly at zero-shot; closed-form: at the head that method "
+        "closed-form finds, in whitened features.",
+    )  # fmt: skip
     rank: int = _number(8, 1, 4096, "Of head low-rank.")
     loss: str = _choice("contrastive", LOSSES, "What clients minimise.")
     optimizer: str = _choice("adam", OPTIMIZERS, "Of the clients.")
@@ -138,7 +127,9 @@ class RunConfig:
             _check(each, getattr(self, each.name))
         if not self.held_out:
             raise ConfigError("held_out: no training is asked for; name a domain, all or none")
-        for wrong, message in _CONFLICTS:
+        if why := HEADS[self.head].refuse(self.mode, self.start):
+            raise ConflictError(why)
+        for wrong, message in (*METHODS[self.method].refusals, *_CONFLICTS):
             if wrong(self):
                 raise ConflictError(message)
 
@@ -162,47 +153,46 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Settings by name: the released code's, and those that docs/findings.md arrives at."""
 
-_ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
+
+def _ways_of_methods() -> dict[str, tuple[Way, ...]]:
+    """The ways in which methods' settings play a part; methods of equal conditions are one way."""
+    found: dict[str, list[tuple[Way, list[str]]]] = {}
+    for method in METHODS.values():
+        for name, conditions in method.uses.items():
+            ways = found.setdefault(name, [])
+            alike = next((names for way, names in ways if way == conditions), None)
+            if alike is None:
+                ways.append((conditions, alike := []))
+            alike.append(method.name)
+    return {
+        name: tuple({"method": tuple(names), **conditions} for conditions, names in ways)
+        for name, ways in found.items()
+    }
+
+
 _ADAM: Way = {"method": TRAINED, "optimizer": ("adam", "adamw")}
-_SENT: Way = {"method": AVERAGING}
-_COHORTS: Way = {"method": (*AVERAGING, "local")}
-_KRUM: Way = {"method": ("krum",)}
 USED_BY: dict[str, tuple[Way, ...]] = {
     **{
         name: ()
         for name in ("held_out", "method", "seed", "split", "fixed_split", "partition", "clients")
     },
-    "weighting": (
-        {"method": tuple(m for m in AVERAGING if m not in ("median", "trimmed-mean", "krum"))},
-        {**_KRUM, "keep": Above(1)},
-    ),
-    "start": ({"method": TRAINED, "head": ("attention", "linear", "classifier")},),
+    **_ways_of_methods(),
     **{
-        name: ({"method": ("closed-form",)}, {"method": TRAINED, "start": ("closed-form",)})
+        name: (*_ways_of_methods()[name], {"method": TRAINED, "start": ("closed-form",)})
         for name in ("solver", "select", "shape", "strength")
     },
-    "refit": ({"method": ("closed-form",)},),
-    "rank": ({"method": TRAINED, "head": ("low-rank",)},),
+    "start": (
+        {
+            "method": TRAINED,
+            "head": tuple(n for n, h in HEADS.items() if h.identity or h.closed_form),
+        },
+    ),
+    "rank": ({"method": TRAINED, "head": tuple(n for n, h in HEADS.items() if h.uses_rank)},),
     "beta1": (_ADAM,),
     "beta2": (_ADAM,),
     "eps": (_ADAM,),
     "momentum": ({"method": TRAINED, "optimizer": ("sgd",)},),
     "moments": (_ADAM, {"method": TRAINED, "optimizer": ("sgd",), "momentum": Above(0)}),
-    "mu": ({"method": ("fedprox", "ditto")},),
-    "server_lr": ({"method": ("fedavgm", *_ADAPTIVE, "scaffold")},),
-    "server_momentum": ({"method": ("fedavgm",)},),
-    "server_beta1": ({"method": _ADAPTIVE},),
-    "server_beta2": ({"method": ("fedadam", "fedyogi")},),
-    "tau": ({"method": _ADAPTIVE},),
-    "trim": ({"method": ("trimmed-mean",)},),
-    "byzantine": (_KRUM,),
-    "keep": (_KRUM,),
-    "client_fraction": (_COHORTS,),
-    "dropout": (_COHORTS,),
-    "stragglers": (_COHORTS,),
-    "clip": (_SENT,),
-    "noise": (_SENT, {"method": ("closed-form",)}),
-    "payload": (_SENT,),
     "alpha": ({"partition": ("dirichlet", "quantity"), "clients": Above(1)},),
     "classes_per_client": ({"partition": ("pathological",)},),
 }
@@ -213,42 +203,18 @@ that is named in vain is told by pipeline/settings_used.py."""
 LATER = ("keep", "choose", "solver", "select", "shape", "strength", "refit")
 """Settings that runs of earlier releases do not have."""
 
-_CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
+_PRIVATE = [name for name, method in METHODS.items() if method.private]
+_CONFLICTS: tuple[Refusal, ...] = (
     (
-        lambda c: c.head == "classifier" and c.mode != "FedAtTxt",
-        "head classifier is a classifier in the place of the text features: pass --mode FedAtTxt",
-    ),
-    (
-        lambda c: c.start == "closed-form" and c.head != "classifier" and c.method in TRAINED,
+        lambda c: (
+            c.start == "closed-form" and not HEADS[c.head].closed_form and METHODS[c.method].trains
+        ),
         "start closed-form is a linear classifier: pass --head classifier --mode FedAtTxt",
     ),
     (
-        lambda c: c.start == "closed-form" and c.noise > 0 and c.method in TRAINED,
+        lambda c: c.start == "closed-form" and c.noise > 0 and METHODS[c.method].trains,
         "noise covers the updates, and not the sums that start closed-form sends before: pass "
         "--method closed-form, which releases them with noise, or another --start",
-    ),
-    (
-        lambda c: c.head == "cosine" and c.mode != "FedAtTxt",
-        "head cosine is a classifier in the place of the text features: pass --mode FedAtTxt",
-    ),
-    (
-        lambda c: c.head == "clip-adapter" and c.start == "identity",
-        "start identity: head clip-adapter ends in a ReLU, which passes no gradient at 0, so it "
-        "would never train; pass --start default or --head low-rank",
-    ),
-    (
-        lambda c: c.method == "scaffold" and (c.optimizer, c.momentum) != ("sgd", 0),
-        "method scaffold corrects plain gradients (its update divides by steps * lr): pass "
-        "--optimizer sgd --momentum 0",
-    ),
-    (
-        lambda c: c.method == "scaffold" and c.lr == 0,
-        "method scaffold divides by the lr, which is 0: pass one above 0, such as --lr 1e-3",
-    ),
-    (
-        lambda c: c.method == "fedper" and c.head in ("linear", "cosine", "classifier"),
-        "method fedper keeps the head's last layer at the client; linear, cosine and classifier "
-        "have one layer only, so nothing would be shared. Pass --head low-rank or --method local",
     ),
     (
         lambda c: c.partition == "domain" and c.clients != 1,
@@ -256,18 +222,23 @@ _CONFLICTS: tuple[tuple[Callable[["RunConfig"], bool], str], ...] = (
         "(dirichlet, pathological, quantity)",
     ),
     (
-        lambda c: c.noise > 0 and c.clip == 0 and c.method != "closed-form",
+        lambda c: c.noise > 0 and c.clip == 0 and METHODS[c.method].averages,
         "noise is a multiple of the longest update that clip lets through: pass --clip 1 or "
         "another length, or --noise 0",
     ),
     (
-        lambda c: c.noise > 0 and c.method != "closed-form" and (
-            c.weighting != "uniform" or c.method not in
-            ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")),
+        lambda c: (
+            c.noise > 0
+            and (
+                (c.weighting != "uniform" and METHODS[c.method].averages)
+                or not METHODS[c.method].private
+            )
+        ),
         "noise (central DP) is worked out for a uniform mean: pass --weighting uniform --method "
-        "fedavg (fedprox, fedavgm, fedadam, fedyogi, fedadagrad) or closed-form, or --noise 0",
+        f"{_PRIVATE[0]} ({', '.join(_PRIVATE[1:])}), or --noise 0",
     ),
-)  # fmt: skip
+)
+"""Combinations that cannot be, whatever the head and the method; those have `refusals`."""
 
 
 def ways_of(name: str) -> tuple[Way, ...]:

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 
 from cache.table import FeatureTable
-from pipeline.settings import TRAINED, Above, RunConfig, Way, ways_of
+from kernels.heads import HEADS
+from pipeline.federation.methods import METHODS
+from pipeline.federation.methods.method import Above, Way
+from pipeline.settings import TRAINED, RunConfig, ways_of
 
 FIELDS = {each.name: each for each in dataclasses.fields(RunConfig)}
 SAMPLE = 256  # rows of which a table's length is told
@@ -52,7 +55,7 @@ def length_warning(table: FeatureTable, config: RunConfig) -> str | None:
     It alone reads how long a feature is (docs/methods.md): W1 x grows with |x|, and the released
     adapter was designed for raw features. Measured on up to SAMPLE rows, spread over the table.
     """
-    if config.head != "attention" or config.mode == "FedAtTxt" or config.method == "zero-shot":
+    if not HEADS[config.head].raw or config.mode == "FedAtTxt" or not METHODS[config.method].trains:
         return None
     if not len(table.features):
         return None

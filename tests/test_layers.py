@@ -1,10 +1,13 @@
 """Who may import whom: the floors of the house, and one door for each outside package."""
 
 import ast
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from kernels.heads import HEADS
+from pipeline.federation.methods import METHODS
 from tests.conftest import ROOT
 
 OURS = {
@@ -15,6 +18,7 @@ OURS = {
 }
 FLOORS = (
     {"errors", "places"},
+    {"methods"},  # of federation/: settings and --help read what they are
     {"settings", "settings_used", "files", "plain_files", "json_files", "digests", "machine",
      "progress", "terminal", "signals", "shortage", "cores", "missing"},
     {"encoder", "datasets", "federation"},
@@ -23,8 +27,9 @@ FLOORS = (
     {"reports"},
     {"cli"},
 )  # fmt: skip
-"""Rooms of pipeline/. A room imports lower floors only; files of the second floor, which are one
+"""Rooms of pipeline/. A room imports lower floors only; files beside settings, which are one
 room by meaning, each other too."""
+METHODS_ROOM = ("federation", "methods")
 PURE = {"pathlib", "json", "time", "tqdm", "cache.store"}  # not in federation/
 DOORS = {  # outside package -> where it may be imported: folders end with /, stars are for names
     "clip": ("pipeline/encoder/",),
@@ -42,16 +47,31 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
 FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py"))
 
 
-def imported(file: Path) -> list[tuple[str, str]]:
-    """(module, name) of every import of a file, anywhere in it; name is "" for `import module`."""
+def imported(file: Path, *, types: bool = True) -> list[tuple[str, str]]:
+    """(module, name) of every import of a file, anywhere in it; name is "" for `import module`.
+
+    types  with those of `if TYPE_CHECKING:`, which run nothing
+    """
     found = []
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    tree = ast.parse(file.read_text("utf-8"))
+    if not types:
+        tree.body = [node for node in tree.body if not _for_types(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{file}: relative import"
             found += [(node.module, alias.name) for alias in node.names]
     return found
+
+
+def _for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def room_of(parts: Sequence[str]) -> str:
+    """The room of a file's or module's parts below pipeline."""
+    return "methods" if tuple(parts[:2]) == METHODS_ROOM else parts[0].removesuffix(".py")
 
 
 def floor_of(room: str) -> int:
@@ -81,15 +101,15 @@ def test_imports_keep_to_their_layer_and_door(file):
     ids=lambda p: p.relative_to(ROOT).as_posix(),
 )  # fmt: skip
 def test_rooms_import_lower_floors_only(file):
-    room = file.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+    room = room_of(file.relative_to(ROOT / "pipeline").parts)
     if room in ("__init__", "__main__"):
         return
-    for module, name in imported(file):
+    for module, name in imported(file, types=False):
         parts = f"{module}.{name}".split(".")
-        if parts[0] != "pipeline" or parts[1] == room:
+        if parts[0] != "pipeline" or room_of(parts[1:]) == room:
             continue
-        below, own = floor_of(parts[1]), floor_of(room)
-        assert below < own or below == own == 1, f"{room} imports {module}"
+        below, own = floor_of(room_of(parts[1:])), floor_of(room)
+        assert below < own or below == own == floor_of("settings"), f"{room} imports {module}"
         if room == "federation":
             assert not PURE & {module, f"{module}.{name}"}
 
@@ -102,7 +122,7 @@ def test_federation_is_pure():
 
 def test_every_room_has_a_floor_and_every_door_is_used():
     rooms = {p.stem for p in (ROOT / "pipeline").iterdir() if not p.name.startswith("__")}
-    assert rooms == set().union(*FLOORS)
+    assert rooms | {"methods"} == set().union(*FLOORS)
     used = {
         (package, door)
         for file in FILES
@@ -111,6 +131,143 @@ def test_every_room_has_a_floor_and_every_door_is_used():
         if _within(file.relative_to(ROOT), door)
     }
     assert used == {(package, door) for package, doors in DOORS.items() for door in doors}
+
+
+OWNERS = {"method": ("pipeline/federation/methods/", METHODS), "head": ("kernels/heads/", HEADS)}
+"""Whose names only one folder compares. All else asks what a method or a head does."""
+MORE_THAN_METHODS = {"local", "closed-form", "scale"}
+"""Names that other things have too: a benchmark, a start, an argument."""
+SEARCHES = {"grid", "random", "bayes"}  # what the method of a sweep may be
+
+
+def comparisons(text: str, word: str, names: Mapping[str, object]) -> list[str]:
+    """Where code asks which method (word "method") or which head (word "head") it has.
+
+    Comparisons and `match` of .method, ["method"] or .get("method") with strings or with constants
+    (IN_CAPITALS), and methods of strings on them; any comparison with a method's name, whatever
+    stands on the other side; and tuples, lists, sets and dicts of nothing but names.
+    """
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            asks = any(_asks(side, word) for side in sides)
+            wrong = word == "method" and _named(sides, names.keys() - MORE_THAN_METHODS)
+            wrong |= asks and (_named(sides, names) or any(_constant(s, word) for s in sides))
+        elif isinstance(node, ast.Match):
+            wrong = _asks(node.subject, word) or (word == "method" and _named([node], names))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            wrong = node.func.attr in dir(str) and _asks(node.func.value, word)
+        elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+            wrong = bool(node.elts) and all(
+                _is_name(each, names.keys() - MORE_THAN_METHODS) for each in node.elts
+            )
+        elif isinstance(node, ast.Dict):
+            wrong = bool(node.keys) and all(_is_name(key, names) for key in node.keys)
+        else:
+            continue
+        if wrong:
+            found.append(f"line {node.lineno}: {ast.unparse(node).splitlines()[0]}")
+    return found
+
+
+def _asks(node: ast.expr, word: str) -> bool:
+    match node:
+        case ast.Attribute(attr=name):
+            return name == word
+        case ast.Name(id=name):
+            return name == word == "method"  # head is also a loop's variable, of a table's columns
+        case ast.Subscript(slice=ast.Constant(value=name)):
+            return name == word
+        case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=name), *_]):
+            return name == word
+        case ast.Call(func=ast.Name(id="str"), args=[inner]):
+            return _asks(inner, word)
+    return False
+
+
+def _is_name(node: ast.AST | None, names: Collection[str]) -> bool:
+    return isinstance(node, ast.Constant) and node.value in names
+
+
+def _named(nodes: Sequence[ast.AST], names: Collection[str]) -> bool:
+    return any(_is_name(node, names) for each in nodes for node in ast.walk(each))
+
+
+def _constant(node: ast.expr, word: str) -> bool:
+    """Whether it is a string other than a search's, or a constant that may hold names."""
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str) and node.value not in SEARCHES
+    registry = {"METHODS", "HEADS"}
+    return isinstance(node, ast.Name) and node.id.isupper() and node.id not in registry
+
+
+@pytest.mark.parametrize("word", OWNERS)
+def test_only_its_own_folder_compares_a_method_s_or_a_head_s_name(word):
+    folder, names = OWNERS[word]
+    found = {
+        file.relative_to(ROOT).as_posix(): told
+        for file in FILES
+        if not file.relative_to(ROOT).as_posix().startswith(folder)
+        and (told := comparisons(file.read_text("utf-8"), word, names))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "c.method == 'median'",
+        "'krum' != c.method",
+        "c.method in ('median', x)",
+        "c.method not in ROBUST",
+        "settings['method'] == ZERO_SHOT",
+        "str(s['method']) == 'ditto'",
+        "s.get('method') == 'ditto'",
+        "rule == 'scaffold'",
+        "c.method == 'a method to come'",
+        "c.method.startswith('fed')",
+        "match c.method:\n    case 'median': pass",
+        "match rule:\n    case 'median' | 'krum': pass",
+        "ROBUST = ('median', 'krum')",
+        "ROBUST = {'median'}",
+        "why = {'local': 1, 'central': 2}[c.method]",
+    ],
+)
+def test_a_comparison_of_a_method_s_name_is_found(code):
+    assert comparisons(code, "method", METHODS)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "kind.head == 'cosine'",
+        "s['head'] in ('linear', 'x')",
+        "match kind.head:\n    case 'linear': pass",
+        "LAST = {'attention': 1, 'low-rank': 2}",
+        "RANDOM = ('attention', 'linear')",
+        "kind.head.startswith('low')",
+    ],
+)
+def test_a_comparison_of_a_head_s_name_is_found(code):
+    assert comparisons(code, "head", HEADS)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "spec.method == 'grid'",
+        "METHODS[c.method].averages",
+        "given['method'] = 'median'",
+        "name in METHODS",
+        "c.method in METHODS",
+        "one.method == other.method",
+        "c.schedule == 'cosine'",
+        "PRESET = {'method': 'fedavgm', 'head': 'cosine'}",
+    ],
+)
+def test_other_uses_of_the_words_are_left_alone(code):
+    assert not comparisons(code, "method", METHODS) + comparisons(code, "head", HEADS)
 
 
 def _within(here: Path, door: str) -> bool:

@@ -1,4 +1,4 @@
-"""Heads and their gradients for numba kernels; kernels/heads/plain.py says what each computes.
+"""Heads and their gradients for numba kernels; each head's own file says what it computes.
 
 Activations lie feature-major, (D, p): n rows or classes as columns, and p - n behind them that
 nothing reads, as kernels/cpu/tile.py wants. A sum over D is then vector arithmetic over
@@ -11,10 +11,11 @@ from numba import njit
 from kernels.cpu.math import LEAST, PART, SPLICED, F, exp, tanh
 from kernels.cpu.rows import by_rows, outer
 from kernels.cpu.tile import matmul, matmul_t, matrix
-from kernels.heads.plain import RATIO
-from kernels.names import HEADS
+from kernels.heads import attention, clip_adapter, cosine, linear
+from kernels.heads.clip_adapter import RATIO
 
-ATTENTION, CLIP_ADAPTER, LINEAR, LOW_RANK, COSINE, *_ = range(len(HEADS))
+ATTENTION, CLIP_ADAPTER = attention.HEAD.numba, clip_adapter.HEAD.numba
+LINEAR, COSINE = linear.HEAD.numba, cosine.HEAD.numba
 NEW, OLD = F(RATIO), F(1 - RATIO)
 
 

@@ -12,14 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kernels.adapter import AdapterState
-
-REDUCTION = 4  # CLIP-Adapter's bottleneck is D / 4 wide
-RATIO = 0.2  # the share of CLIP-Adapter's answer that is new; both: arXiv:2110.04544, section 4.1
-CLASSIFIERS = ("cosine", "classifier")
-"""Heads in the place of the text features: they answer with the classes they were trained on."""
-
-Named = dict[str, Tensor]
-"""An adapter's numbers by name, each with the leading axes of the rows they were cut from."""
+from kernels.heads import HEADS
+from kernels.heads.head import Head, Named
 
 
 @dataclass(frozen=True)
@@ -32,12 +26,17 @@ class Kind:
     classes: int
     rank: int = 8
     whitened: bool = False
-    """Head classifier trains on features that are whitened: they are not put to length 1."""
+    """A classifier with bias trains on features that are whitened: not put to length 1."""
+
+    @property
+    def does(self) -> Head:
+        """What its head computes."""
+        return HEADS[self.head]
 
     @property
     def released(self) -> bool:
         """Whether this is the released FedCLIP adapter, which has fused kernels."""
-        return (self.mode, self.head) == ("FedAtImg", "attention")
+        return self.mode == "FedAtImg" and self.does.fused
 
 
 def shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
@@ -45,7 +44,7 @@ def shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
 
     The adapter on the images comes first; the names of the one on the text begin with "text_".
     """
-    own = _shapes(kind)
+    own = kind.does.shapes(kind.width, kind.classes, kind.rank)
     on_images = own if kind.mode != "FedAtTxt" else {}
     on_text = own if kind.mode != "FedAtImg" else {}
     return {**on_images, **{f"text_{name}": shape for name, shape in on_text.items()}}
@@ -89,105 +88,59 @@ def attention_state(kind: Kind, rows: Tensor) -> AdapterState:
 def first_row(kind: Kind, start: str, seed: int, text: Tensor) -> Tensor:
     """Where training starts: (P,) float32.
 
-    Every part is uniform in +-1/sqrt(fan in), PyTorch's default for Linear, drawn in the order of
-    `shapes` from numpy's RandomState(seed), whose stream never changes. Instead of that,
-    low-rank's b is 0, cosine's and classifier's w the text (C, D) at length 1 and classifier's b
-    0; and with start "identity" answers begin exactly at zero-shot CLIP's: attention's w2 and b2
-    are 0, linear's w is the identity matrix and its b 0.
+    Every part is drawn uniform in +-1/sqrt(fan in), PyTorch's default for Linear, in the order of
+    `shapes` from numpy's RandomState(seed), whose stream never changes; the head's `start` makes
+    its first numbers of that. With start "identity" answers begin exactly at zero-shot CLIP's.
 
-    Raises ValueError for "identity" with clip-adapter: its outer ReLU passes no gradient at 0.
+    Raises ValueError for a mode or a start that the head cannot go with.
     """
-    if start == "identity" and kind.head == "clip-adapter":
-        raise ValueError(
-            "start identity: clip-adapter ends in a ReLU, which passes no gradient at 0, so it "
-            "would never train; take start default, or head low-rank"
-        )
+    if why := kind.does.refuse(kind.mode, start):
+        raise ValueError(why)
     draw = np.random.RandomState(seed)
+    unit_text = normalize(text.cpu().float(), dim=1)
     parts: Named = {}
     for name, shape in shapes(kind).items():
-        own = name.removeprefix("text_")
-        bound = _fan_in(kind, own) ** -0.5
+        bound = (shape[1] if len(shape) == 2 else kind.width) ** -0.5
         drawn = torch.from_numpy(draw.uniform(-bound, bound, shape).astype(np.float32))
-        match kind.head, own, start:
-            case ("low-rank", "b", _) | ("attention", "w2" | "b2", "identity"):
-                drawn.zero_()
-            case ("linear", "b", "identity"):
-                drawn.zero_()
-            case ("linear", "w", "identity"):
-                drawn.copy_(torch.eye(kind.width))
-            case ("classifier", "b", _):
-                drawn.zero_()
-            case ("cosine" | "classifier", "w", _):
-                drawn.copy_(normalize(text.cpu().float(), dim=1))
-        parts[name] = drawn
+        parts[name] = kind.does.start(name.removeprefix("text_"), start, drawn, unit_text)
     return as_rows(kind, parts)
 
 
 def unit_images(kind: Kind, parts: Named, x: Tensor) -> Tensor:
     """What images become: raw features x (L, B, D) -> (L, B, D), rows of length 1.
 
-    For head classifier (x', 1), (L, B, D + 1), or (x, 1) where kind.whitened.
+    For a classifier with bias (x', 1), (L, B, D + 1), or (x, 1) where kind.whitened.
     """
-    if kind.head == "classifier":
+    if _biased(kind):
         x = x if kind.whitened else normalize(x, dim=-1)
         return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1)
     if kind.mode == "FedAtTxt":
         return normalize(x, dim=-1)
-    return normalize(_apply(kind.head, parts, x), dim=-1)
+    return normalize(_apply(kind.does, parts, x), dim=-1)
 
 
 def unit_texts(kind: Kind, parts: Named, text: Tensor, classes: Tensor) -> Tensor:
     """What class prompts become: classes (L, K) of text (C, D) raw -> (L, K, D), length 1.
 
-    For head classifier (w, b), (L, K, D + 1), of any length: its logits are s (<x', w_c> + b_c).
+    For a classifier with bias (w, b), (L, K, D + 1), of any length.
     """
     if kind.mode == "FedAtImg":
         return normalize(text, dim=1)[classes]
     own = {n.removeprefix("text_"): p for n, p in parts.items() if n.startswith("text_")}
-    if kind.head in CLASSIFIERS:
+    if kind.does.classifier:
         lane = torch.arange(len(classes), device=classes.device)[:, None]
         weight = own["w"][lane, classes]
-        if kind.head == "cosine":
+        if not _biased(kind):
             return normalize(weight, dim=-1)
         return torch.cat([weight, own["b"][lane, classes][..., None]], dim=-1)
-    return normalize(_apply(kind.head, own, text[classes]), dim=-1)
+    return normalize(_apply(kind.does, own, text[classes]), dim=-1)
 
 
-def _shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
-    d, hidden = kind.width, max(1, kind.width // REDUCTION)
-    by_head: dict[str, dict[str, tuple[int, ...]]] = {
-        "attention": {"w1": (d, d), "b1": (d,), "w2": (d, d), "b2": (d,)},
-        "clip-adapter": {"w1": (hidden, d), "w2": (d, hidden)},
-        "linear": {"w": (d, d), "b": (d,)},
-        "low-rank": {"a": (kind.rank, d), "b": (d, kind.rank)},
-        "cosine": {"w": (kind.classes, d)},
-        "classifier": {"w": (kind.classes, d), "b": (kind.classes,)},
-    }
-    return by_head[kind.head]
+def _biased(kind: Kind) -> bool:
+    return kind.does.classifier and any(name.endswith("b") for name in shapes(kind))
 
 
-def _fan_in(kind: Kind, name: str) -> int:
-    shape = _shapes(kind)[name]
-    return shape[1] if len(shape) == 2 else kind.width
-
-
-def _apply(head: str, parts: Named, x: Tensor) -> Tensor:
-    """What a head makes of rows x (L, B, D), not normalised.
-
-    attention     exp(s - max s) * x with s = W2 tanh(W1 x + b1) + b2: the softmax's denominator is
-                  one number a row, which normalising divides out
-    clip-adapter  0.2 relu(W2 relu(W1 x')) + 0.8 x'
-    linear        W x' + b
-    low-rank      x' + B A x'
-    """
-    if head == "attention":
-        hidden = torch.baddbmm(parts["b1"][:, None], x, parts["w1"].mT).tanh()
-        scores = torch.baddbmm(parts["b2"][:, None], hidden, parts["w2"].mT)
-        return (scores - scores.detach().amax(dim=-1, keepdim=True)).exp() * x
-    x = normalize(x, dim=-1)
-    if head == "clip-adapter":
-        new = torch.bmm(torch.bmm(x, parts["w1"].mT).relu(), parts["w2"].mT).relu()
-        return RATIO * new + (1 - RATIO) * x
-    if head == "linear":
-        return torch.baddbmm(parts["b"][:, None], x, parts["w"].mT)
-    return x + torch.bmm(torch.bmm(x, parts["a"].mT), parts["b"].mT)
+def _apply(head: Head, parts: Named, x: Tensor) -> Tensor:
+    """What a head makes of rows x (L, B, D), raw; not normalised."""
+    assert head.apply is not None  # a classifier has no rows to change
+    return head.apply(parts, x if head.raw else normalize(x, dim=-1))

@@ -8,9 +8,13 @@ from torch import Tensor
 
 from kernels.adapter import AdamSettings
 from kernels.backends import BackendUnavailable, load, pick_backend
+from kernels.heads import HEADS
+from kernels.heads.head import Head
 from kernels.heads.plain import Kind, attention_state, size
 from kernels.names import LOSSES, OPTIMIZERS
 from kernels.step import adapter_steps, check_rows
+
+RELEASED = next(head for head in HEADS.values() if head.fused)
 
 
 @dataclass(frozen=True)
@@ -54,28 +58,32 @@ def has_fused_step(work: Work) -> bool:
     return work.kind.released and (work.loss, work.optimizer) == ("contrastive", "adam")
 
 
-def pick_local_backend(backend: str, device: torch.device, plain: bool, head: str = "") -> str:
+def pick_local_backend(
+    backend: str, device: torch.device, plain: bool, head: Head = RELEASED
+) -> str:
     """The backend that runs: "auto" takes the fastest that can; a named one is never swapped.
 
     plain   whether there is no fused step for what is asked: other work, or pull or moments; then
             a GPU has torch only
+    head    what adapters compute; without compiled code of its own torch computes it
     Raises BackendUnavailable.
     """
-    if head == "classifier":
+    if plain and device.type != "cpu":
         if backend not in ("auto", "torch"):
             raise BackendUnavailable(
-                f"backend {backend!r} has no code for head classifier; pass --backend auto or torch"
+                f"backend {backend!r} trains the released step only on {device.type} (FedAtImg, "
+                "attention, contrastive, adam, moments reset, no proximal term); pass --backend "
+                "auto or torch for others"
             )
         return "torch"
-    if not plain or device.type == "cpu":
-        return pick_backend(backend, device)
-    if backend not in ("auto", "torch"):
-        raise BackendUnavailable(
-            f"backend {backend!r} trains the released step only on {device.type} (FedAtImg, "
-            "attention, contrastive, adam, moments reset, no proximal term); pass --backend auto "
-            "or torch for others"
-        )
-    return "torch"
+    if head.numba is None:
+        backend = "torch" if backend == "auto" else backend
+        if pick_backend(backend, device) != "torch":
+            raise BackendUnavailable(
+                f"backend {backend!r}: no code for head {head.name}; there is torch: pass "
+                "--backend auto or torch"
+            )
+    return pick_backend(backend, device)
 
 
 def local_steps(
@@ -119,7 +127,7 @@ def local_steps(
     """
     _check(work, rows_of_adapters, features, labels, text, rows, settings, moments, pull)
     plain = not has_fused_step(work) or moments is not None or any(p is not None for p in pull)
-    backend = pick_local_backend(backend, features.device, plain, work.kind.head)
+    backend = pick_local_backend(backend, features.device, plain, work.kind.does)
     if not plain:
         state = attention_state(work.kind, rows_of_adapters)
         adam = AdamSettings(*settings[: len(AdamSettings._fields)])

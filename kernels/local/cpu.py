@@ -12,7 +12,7 @@ from kernels.cpu.tile import padded
 from kernels.heads.plain import shapes, size
 from kernels.local import Moments, Pull, Settings, Work
 from kernels.local.cpu_lane import Buffers, train_lane
-from kernels.names import HEADS, LOSSES, OPTIMIZERS
+from kernels.names import LOSSES, OPTIMIZERS
 
 NOTHING = np.empty(0, np.float32)
 
@@ -32,10 +32,10 @@ def local_steps(
     """See kernels.local.local_steps; arguments are checked there."""
     steps, lanes, batch = rows.shape
     kind = work.kind
-    codes = HEADS.index(kind.head), LOSSES.index(work.loss), OPTIMIZERS.index(work.optimizer)
+    codes = kind.does.numba, LOSSES.index(work.loss), OPTIMIZERS.index(work.optimizer)
     own = size(kind) // (2 if kind.mode == "FedAtBoth" else 1)
     parts = tuple(own * (kind.mode != other) for other in ("FedAtTxt", "FedAtImg"))
-    raw = kind.mode != "FedAtImg" and kind.head == "attention"
+    raw = kind.mode != "FedAtImg" and kind.does.raw
     table = (
         features.contiguous().numpy(),
         labels.contiguous().numpy(),
@@ -72,7 +72,7 @@ def _scratch(work: Work, batch: int, kept: bool) -> tuple:
     """
     kind = work.kind
     columns = kind.classes if work.loss == "class" else min(batch, kind.classes)
-    hidden = 0 if kind.head == "cosine" else next(iter(shapes(kind).values()))[0]
+    hidden = 0 if kind.does.classifier else next(iter(shapes(kind).values()))[0]
     wide = max(kind.width, hidden)
     batch_p, columns_p = padded(batch), padded(columns)
     moments = 0 if kept else 1 if work.optimizer == "sgd" else 2

@@ -6,6 +6,7 @@ import numpy as np
 
 from cache.table import FeatureTable
 from pipeline.errors import RowsError
+from pipeline.federation.methods import METHODS
 from pipeline.federation.partitions import few_shot, partition
 from pipeline.settings import RunConfig
 
@@ -71,7 +72,7 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
 
 def needed(config: RunConfig) -> dict[str, int]:
     """Rows that every domain must have of each use."""
-    if config.method in ("zero-shot", "closed-form"):
+    if not METHODS[config.method].trains:
         return {}
     return {"train": 2, "val": 0 if config.choose == "last" else 1}
 

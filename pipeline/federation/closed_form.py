@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from pipeline.errors import ConfigError
 from pipeline.federation.clients import ClientSplit
 from pipeline.federation.evaluate import Cached
+from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.closed_form import Sums, sums_of
 from pipeline.federation.methods.closed_form_choice import (
     STRENGTHS,
@@ -94,7 +95,7 @@ def with_closed_form(plan: Plan, cached: Cached, known: Known | None = None) -> 
     known = {} if known is None else known
     folds = []
     for fold in plan.folds:
-        if "closed-form" in (fold.config.method, fold.config.start):
+        if METHODS[fold.config.method].solved or fold.config.start == "closed-form":
             key = _key(fold)
             if key not in known:
                 known[key] = closed_form(fold, cached)
@@ -126,7 +127,7 @@ def closed_form(fold: Fold, cached: Cached) -> ClosedForm:
         again = [_sums(cached, rows) for rows in own]
         sums = sum(again[1:], again[0])
     row = _row(cached, sums, chosen)
-    trains = config.method != "closed-form"
+    trains = METHODS[config.method].trains
     width = cached.features.shape[1]
     numbers = classes * (width + 1) + width * (width + 1) // 2
     scalars = len(tried) * (len(TEMPERATURES) + 2)
@@ -250,7 +251,7 @@ def _key(fold: Fold) -> tuple[object, ...]:
     c: RunConfig = fold.config
     return (
         c.solver, c.select, c.shape, c.strength, c.refit, c.noise, c.seed if c.noise else None,
-        c.method == "closed-form",
+        METHODS[c.method].solved,
         tuple((k.domain, k.train.tobytes(), k.val.tobytes()) for k in fold.clients),
     )  # fmt: skip
 

@@ -4,17 +4,16 @@ from typing import TYPE_CHECKING
 
 from kernels.local import has_fused_step
 from pipeline.federation.evaluate import Cached, parts_of, rows_of
+from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.aggregate import clips
-from pipeline.federation.methods.rules import mean, outsized
+from pipeline.federation.methods.guard import outsized
+from pipeline.federation.methods.mean import mean
 from pipeline.federation.payload import payload_of
 from pipeline.federation.plan import Plan, steps_a_round
 from pipeline.settings import RunConfig
 
 if TYPE_CHECKING:
     from kernels.gpu.round_graph import RoundGraph
-
-METHODS = ("fedavg", "central", "local")
-"""Whose servers become plain means of their lanes and remember nothing."""
 
 
 def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | None":
@@ -51,4 +50,4 @@ def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | No
 def _alike(config: RunConfig) -> bool:
     everybody = (config.client_fraction, config.dropout, config.stragglers) == (1, 0, 0)
     as_it_is = payload_of(config) == "fp32" and not clips(config)
-    return config.method in METHODS and config.moments == "reset" and everybody and as_it_is
+    return METHODS[config.method].plain and config.moments == "reset" and everybody and as_it_is

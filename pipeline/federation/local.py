@@ -74,7 +74,9 @@ def train_lanes(
         for name, value in zip(("first_moment", "second_moment", "steps"), moments, strict=True):
             after[name] = _put(state[name], taking, value)
     if "personal" in state:
-        own = [c for c, at in enumerate(taking) if plan.method == "fedper" or lanes[c].personal]
+        own = [
+            c for c, at in enumerate(taking) if plan.method.keeps == "layer" or lanes[c].personal
+        ]
         after["personal"] = _put(state["personal"], [taking[c] for c in own], clients[own])
     return after, Trained(taking, start, clients, losses, steps)
 
@@ -138,7 +140,11 @@ def attendance(plan: Plan, round: int) -> np.ndarray:
     shares = np.ones(len(plan.lanes))
     for f, fold in enumerate(plan.folds):
         c = fold.config
-        if plan.method == "central" or (c.client_fraction, c.dropout, c.stragglers) == (1, 0, 0):
+        if plan.method.lanes == "pooled" or (c.client_fraction, c.dropout, c.stragglers) == (
+            1,
+            0,
+            0,
+        ):
             continue
         drawn = cohort(
             len(fold.clients), round, c.seed, stream_of(fold), client_fraction=c.client_fraction,
@@ -173,7 +179,7 @@ def rows_of_lanes(engine: Engine, steps: np.ndarray, round: int) -> tuple[list[i
 def starts_of_lanes(plan: Plan, state: State, taking: list[int]) -> Tensor:
     """What lanes start from, (k, P): servers' adapters as they arrive, and their own parts."""
     rows = servers_received(plan, state)[[plan.lanes[at].server for at in taking]]
-    if plan.method == "fedper":
+    if plan.method.keeps == "layer":
         mask = own_part(plan, rows.device)
         return torch.where(mask, state["personal"][taking], rows)
     for column, at in enumerate(taking):
@@ -210,9 +216,9 @@ def _moments(state: State, taking: list[int]) -> Moments | None:
 
 def _pull(plan: Plan, state: State, taking: list[int]) -> Pull:
     servers = [plan.lanes[at].server for at in taking]
-    if plan.method in ("fedprox", "ditto"):
+    if plan.method.proximal:
         return Pull(anchor=servers_received(plan, state)[servers])
-    if plan.method == "scaffold":
+    if plan.method.controls:
         return Pull(shift=control_received(plan, state)[servers] - state["controls"][taking])
     return Pull()
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
-from pipeline.settings import AVERAGING, RunConfig
+from pipeline.federation.methods import METHODS
+from pipeline.settings import RunConfig
 
 PAYLOADS = ("fp32", "fp16", "int8")
 BLOCK = 512  # numbers that share an int8 scale: a row of ViT-B/32's adapter; 0.8 % of the bytes
@@ -55,13 +56,13 @@ def received(sent: Tensor, reference: Tensor, payload: str) -> Tensor:
 
 def payload_of(config: RunConfig) -> str:
     """How adapters travel; "fp32" for methods in which nothing does (local, central)."""
-    return config.payload if config.method in AVERAGING else "fp32"
+    return config.payload if METHODS[config.method].averages else "fp32"
 
 
 def encode(values: Tensor, payload: str) -> Encoded:
     """fp16: rounded to nearest; int8: round(value / scale), scale = max |block| / 127.
 
-    values  (..., P) float32; what is not finite stays so for `server_rules.unsound` to find
+    values  (..., P) float32; what is not finite stays so for `guard.unsound` to find
     Ties round to even in both, so the same numbers give the same bytes.
     """
     none = values.new_empty((*values.shape[:-1], 0))

@@ -1,7 +1,7 @@
 """RunConfigs x folds x clients, laid out as lanes that train side by side.
 
 A fold is one choice of held-out domains. Its clients' adapters are averaged into servers: one a
-fold, or one a client when nothing is averaged (method local). What is scored are models: the
+fold, or one a client when each client trains alone. What is scored are models: the
 servers, or where clients keep something of their own (ditto, fedper) one a client. A run is a sweep
 of one: plans of many configs join into one that is only longer (pipeline/federation/joint.py).
 """
@@ -21,6 +21,8 @@ from kernels.local import Settings, Work
 from pipeline.errors import ConfigError, RowsError
 from pipeline.federation.clients import NO_ROWS, ClientSplit, split_domain
 from pipeline.federation.cures import cures
+from pipeline.federation.methods import METHODS
+from pipeline.federation.methods.method import Method
 from pipeline.settings import RunConfig
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Lane:
     client: int | None  # position in the fold's clients; None for all of them (central)
     stream: int  # names the row orders: a domain's number where a domain is a client
     train: np.ndarray  # (n,) int64 row numbers
-    personal: bool = False  # ditto's second lane of a client, which is not averaged
+    personal: bool = False  # of a client's second adapter, which is not averaged
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ class Plan:
     lanes: tuple[Lane, ...]
 
     @property
-    def method(self) -> str:
+    def method(self) -> Method:
         """The one method of all its configs."""
-        return self.folds[0].config.method
+        return METHODS[self.folds[0].config.method]
 
 
 def build_plan(table: FeatureTable, config: RunConfig) -> Plan:
@@ -140,7 +142,7 @@ def kind_of(table: FeatureTable, config: RunConfig) -> Kind:
 
 def adapter_kind(config: RunConfig, width: int, classes: int) -> Kind:
     """The adapter of a config at a width and a number of classes."""
-    if config.method == "closed-form":
+    if METHODS[config.method].solved:
         return Kind("FedAtTxt", "classifier", width, classes)
     return Kind(config.mode, config.head, width, classes, config.rank)
 
@@ -148,9 +150,9 @@ def adapter_kind(config: RunConfig, width: int, classes: int) -> Kind:
 def steps_a_round(lane: Lane, epochs: int | None = None) -> int:
     """Training steps of a lane in a round: batches of two rows or more, times local epochs.
 
-    Method closed-form has none; its fine-tuning, of which `epochs` are asked for, has.
+    A method that is solved has none; fine-tuning after it, with `epochs`, has.
     """
-    if lane.config.method == "closed-form" and epochs is None:
+    if METHODS[lane.config.method].solved and epochs is None:
         return 0
     full, rest = divmod(len(lane.train), lane.config.batch)
     return (full + (rest > 1)) * (epochs or lane.config.local_epochs)
@@ -158,7 +160,7 @@ def steps_a_round(lane: Lane, epochs: int | None = None) -> int:
 
 def rounds_of(config: RunConfig) -> int:
     """Rounds of a run: its setting, 1 for method closed-form."""
-    return 1 if config.method == "closed-form" else config.rounds
+    return 1 if METHODS[config.method].solved else config.rounds
 
 
 def settings_of(lanes: Sequence[Lane], round: int) -> Settings:
@@ -170,7 +172,8 @@ def settings_of(lanes: Sequence[Lane], round: int) -> Settings:
     found = {n: torch.tensor(values(n), dtype=torch.float64) for n in Settings._fields}
     for at, lane in enumerate(lanes):
         found["lr"][at] = rate(lane.config, round)
-        if lane.config.method != "fedprox" and not lane.personal:
+        method = METHODS[lane.config.method]
+        if not method.proximal or lane.personal != (method.keeps == "adapter"):
             found["mu"][at] = 0
     return Settings(**found)
 
@@ -238,19 +241,20 @@ def _groups(
     domains: int, config: RunConfig, clients: tuple[ClientSplit, ...], fold: int, first: int
 ) -> list[list[Lane]]:
     """The lanes of each of a fold's servers; servers are numbered from `first`."""
-    if config.method == "zero-shot":
+    method = METHODS[config.method]
+    if method.lanes == "none":
         return []
-    if config.method == "central":
+    if method.lanes == "pooled":
         rows = np.concatenate([client.train for client in clients])
         return [[Lane(config, fold, first, None, domains, rows)]]
-    alone = config.method == "local"
+    alone = method.lanes == "alone"
     lanes = [
         Lane(config, fold, first + k * alone, k, client.stream, client.train)
         for k, client in enumerate(clients)
     ]
     if alone:
         return [[lane] for lane in lanes]
-    if config.method == "ditto":
+    if method.keeps == "adapter":
         lanes += [replace(lane, personal=True) for lane in lanes]
     return [lanes]
 
@@ -259,11 +263,12 @@ def _models(
     config: RunConfig, lanes: list[Lane], fold: int, server: int, count: int
 ) -> list[tuple[int, int, Lane | None, tuple[int, ...], bool]]:
     """What one server's lanes are scored as: fold, server, lane, clients, unseen."""
-    if config.method == "local":
+    method = METHODS[config.method]
+    if method.lanes == "alone":
         return [(fold, server, None, _client_of(lanes[0]), True)]
-    if config.method == "fedper":
+    if method.keeps == "layer":
         return [(fold, server, lane, _client_of(lane), True) for lane in lanes]
-    if config.method == "ditto":
+    if method.keeps == "adapter":
         own = [(fold, server, lane, _client_of(lane), False) for lane in lanes if lane.personal]
         return [(fold, server, None, (), True), *own]
     return [(fold, server, None, tuple(range(count)), True)]

@@ -17,9 +17,10 @@ from pipeline.federation.local import (
     stream_of,
     train_lanes,
 )
-from pipeline.federation.methods.aggregate import Reports, aggregate, clips, renormalised
-from pipeline.federation.methods.rules import unsound
-from pipeline.federation.methods.scaffold import client_controls, server_control
+from pipeline.federation.methods import METHODS
+from pipeline.federation.methods.aggregate import aggregate, clips, renormalised
+from pipeline.federation.methods.guard import unsound
+from pipeline.federation.methods.method import Controls, Reports
 from pipeline.federation.payload import decode, encode, payload_of, received
 from pipeline.federation.plan import Fold, Plan, rate, settings_of
 from pipeline.federation.state import State, own_part
@@ -71,7 +72,7 @@ def settle(
 def _note_lost_personal(
     plan: Plan, taking: list[int], clients: Tensor, round: int, told: list[Told]
 ) -> None:
-    if plan.method not in ("ditto", "fedper"):
+    if not plan.method.keeps:
         return
     for column in (~clients.sum(dim=1).isfinite()).nonzero()[:, 0].tolist():
         f = plan.lanes[taking[column]].fold
@@ -84,9 +85,9 @@ def _average(
 ) -> None:  # fmt: skip
     """Puts every server's next adapter, and what goes with it, into `after`."""
     column = {at: c for c, at in enumerate(taking)}
-    for name in ("server", "momentum", "second", "control", "controls"):
-        if name in state:
-            after[name] = state[name].clone()
+    controls = plan.method.controls
+    kept = ("server", *plan.method.memory, *(("control", "controls") if controls else ()))
+    after |= {name: state[name].clone() for name in kept}
     for s, server in enumerate(plan.servers):
         fold = plan.folds[server.fold]
         here = [k for k, lane in enumerate(server.lanes) if lane in column]
@@ -111,14 +112,14 @@ def _average(
         heard = Reports(
             sent[sound] if wrong else sent, len(server.lanes), weights, round, stream_of(fold)
         )
-        memory = {n: state[n][s] for n in ("momentum", "second") if n in state}
+        memory = {name: state[name][s] for name in plan.method.memory}
         adapter, memory = aggregate(fold.config, state["server"][s], memory, heard)
         after["server"][s] = adapter
         for name, value in memory.items():
             after[name][s] = value
-        if plan.method == "scaffold":
-            _scaffold(plan, state, after, s, [here[k] for k in sound], begun[sound], own[sound],
-                      steps, round)  # fmt: skip
+        if controls:
+            _move_controls(controls, plan, state, after, s, [here[k] for k in sound],
+                           begun[sound], own[sound], steps, round)  # fmt: skip
 
 
 def _arrived(
@@ -130,7 +131,7 @@ def _arrived(
     differ, and averaging begun + update would round the server's adapter anew every round, so
     that steps shorter than half a rounding never add up. In fp32 this is `clients` itself.
     """
-    if plan.method == "fedper":  # the clients' own layers do not travel
+    if plan.method.keeps == "layer":  # the clients' own layers do not travel
         own = own_part(plan, server.device)
         begun, clients = torch.where(own, server, begun), torch.where(own, server, clients)
     payload = payload_of(config)
@@ -139,23 +140,21 @@ def _arrived(
     return server + decode(encode(clients - begun, payload))
 
 
-def _scaffold(
-    plan: Plan, state: State, after: State, s: int, who: list[int], begun: Tensor, clients: Tensor,
-    steps: np.ndarray, round: int,
+def _move_controls(
+    rules: Controls, plan: Plan, state: State, after: State, s: int, who: list[int], begun: Tensor,
+    clients: Tensor, steps: np.ndarray, round: int,
 ) -> None:  # fmt: skip
-    """SCAFFOLD's control variates after a round, and its server's rate; who: of server.lanes."""
+    """The control variates of one server and its clients after a round; who: of server.lanes."""
     server, config = plan.servers[s], plan.folds[plan.servers[s].fold].config
     lanes = [server.lanes[k] for k in who]
     controls, heard = state["controls"][lanes], control_received(plan, state)[s]
     made = torch.from_numpy(steps[lanes])
-    new = client_controls(controls, heard, clients, begun, made, rate(config, round))
+    new = rules.client(controls, heard, clients, begun, made, rate(config, round))
     # A client sends how its c_k moved, and keeps what of that arrives: the server knows it exactly.
     new = received(new, controls, payload_of(config))
     after["controls"][lanes] = new
     shares = [server.weights[k] for k in who]
-    after["control"][s] = server_control(state["control"][s], controls, new, shares)
-    moved = after["server"][s] - state["server"][s]
-    after["server"][s] = state["server"][s] + config.server_lr * moved
+    after["control"][s] = rules.server(state["control"][s], controls, new, shares)
 
 
 def _diverged(fold: Fold, round: int) -> str:
@@ -169,12 +168,11 @@ def _diverged(fold: Fold, round: int) -> str:
 def _what_grew(config: RunConfig) -> str:
     """The options that make an update long: the lr, and what it is multiplied by where that is."""
     options = ["--lr"] if config.lr else []
-    if config.method in ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold"):
-        options += ["--server-lr"] if config.server_lr > 1 else []
+    uses = METHODS[config.method].uses
+    options += ["--server-lr"] if "server_lr" in uses and config.server_lr > 1 else []
     # A step shrinks an adapter by lr * decay, and pulls it by lr * mu: above 2 it overshoots.
     options += ["--weight-decay"] if config.lr * config.weight_decay > 2 else []
-    if config.method in ("fedprox", "ditto"):
-        options += ["--mu"] if config.lr * config.mu > 2 else []
+    options += ["--mu"] if "mu" in uses and config.lr * config.mu > 2 else []
     options += ["--noise"] if config.noise else []
     return " or ".join(options or ["--server-lr"])
 

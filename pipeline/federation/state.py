@@ -13,8 +13,7 @@ State = dict[str, Tensor]
 """By name, P numbers of an adapter a row; only what the plan's method needs is there.
 
 server          (S, P)  the adapter of each server
-momentum        (S, P)  fedavgm, fedadam, fedyogi, fedadagrad: of the server's optimizer
-second          (S, P)  fedadam, fedyogi, fedadagrad: its second moment
+<name>          (S, P)  each of the method's `memory`, such as momentum and second
 origin          (S, P)  payload fp16, int8: the first adapter, from which differences travel
 control         (S, P)  scaffold: c
 controls        (L, P)  scaffold: c_k of each lane
@@ -46,17 +45,15 @@ def first_state(plan: Plan, text: Tensor, given: Tensor | None) -> State:
     state = {"server": torch.stack(rows).to(text.device)}
     by_lane = [lane.server for lane in plan.lanes]
     zeros = torch.zeros_like
-    if plan.method in ("fedavgm", "fedadam", "fedyogi", "fedadagrad"):
-        state["momentum"] = zeros(state["server"])
-    if plan.method in ("fedadam", "fedyogi", "fedadagrad"):
-        tau = [plan.folds[server.fold].config.tau ** 2 for server in plan.servers]
-        state["second"] = zeros(state["server"]) + torch.tensor(tau, device=text.device)[:, None]
+    for name, first in plan.method.memory.items():
+        values = [first(plan.folds[server.fold].config) for server in plan.servers]
+        state[name] = zeros(state["server"]) + torch.tensor(values, device=text.device)[:, None]
     if any(payload_of(fold.config) != "fp32" for fold in plan.folds):
         state["origin"] = state["server"]
-    if plan.method == "scaffold":
+    if plan.method.controls:
         state["control"] = zeros(state["server"])
         state["controls"] = zeros(state["server"][by_lane])
-    if plan.method in ("ditto", "fedper"):
+    if plan.method.keeps:
         state["personal"] = state["server"][by_lane]
     if plan.folds[0].config.moments == "kept":
         state["first_moment"] = zeros(state["server"][by_lane])
@@ -67,7 +64,7 @@ def first_state(plan: Plan, text: Tensor, given: Tensor | None) -> State:
 
 def model_rows(plan: Plan, state: State) -> Tensor:
     """The adapters that are scored, (A, P): servers', or clients' own (plan.models)."""
-    if plan.method not in ("ditto", "fedper"):
+    if not plan.method.keeps:
         return state["server"]
     mask = own_part(plan, state["server"].device)
     rows = []
@@ -81,11 +78,10 @@ def model_rows(plan: Plan, state: State) -> Tensor:
 def own_part(plan: Plan, device: torch.device) -> Tensor:
     """(P,) bool: the numbers that a client keeps to itself.
 
-    ditto: all of them. fedper: the head's last layer, the usual personal layer of FedPer.
+    Of a method that keeps an adapter: all of them. A layer: the head's last one.
     """
-    last = {"attention": ("w2", "b2"), "clip-adapter": ("w2",), "low-rank": ("b",)}
     kind = plan.work.kind
-    kept = last.get(kind.head, ()) if plan.method == "fedper" else None
+    kept = kind.does.last if plan.method.keeps == "layer" else None
     return torch.cat(
         [
             torch.full((int(torch.Size(shape).numel()),), kept is None

@@ -54,9 +54,8 @@ def to_device(table: FeatureTable, device: torch.device) -> Cached:
 def pick_plan_backend(plan: Plan, backend: str, device: torch.device) -> str:
     """The backend of all lanes of a plan; raises BackendUnavailable for one that cannot run it."""
     config = plan.folds[0].config
-    pulled = config.method in ("fedprox", "ditto", "scaffold")
-    plain = pulled or config.moments == "kept" or not has_fused_step(plan.work)
-    return pick_local_backend(backend, device, plain, plan.work.kind.head)
+    plain = plan.method.pulled or config.moments == "kept" or not has_fused_step(plan.work)
+    return pick_local_backend(backend, device, plain, plan.work.kind.does)
 
 
 def begin(plan: Plan, cached: Cached, given: Tensor | None = None) -> Progress:
@@ -72,7 +71,7 @@ def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
     it was; its figures are those of that adapter.
     """
     plan, cached, backend, round = engine.plan, engine.cached, engine.backend, progress.rounds_done
-    if plan.method == "closed-form":  # solved where it starts
+    if plan.method.solved:  # solved where it starts
         state, told = progress.state, [Told({}, {}, None) for _ in plan.folds]
     else:
         state, told = run_round(progress.state, engine, round)

@@ -12,7 +12,7 @@ from cache.identity import compare_identity
 from cache.table import CacheError, FeatureTable
 from kernels.heads.plain import Kind, size
 from pipeline.errors import ConfigError
-from pipeline.federation.methods.rules import median
+from pipeline.federation.methods.robust import median
 from pipeline.federation.payload import Encoded
 from pipeline.federation.plan import adapter_kind
 from pipeline.flower.answer import Expected, close_texts, read_answer

@@ -1,27 +1,20 @@
 """Which settings can go to sites, and why others cannot."""
 
 from pipeline.errors import ConfigError
+from pipeline.federation.methods import METHODS
 from pipeline.settings import RunConfig
 
 
 def refuse_what_cannot_travel(config: RunConfig) -> None:
     """Raises ConfigError naming the setting, and why it has no place beyond one machine."""
     at_home = "use ./run.sh federate at each site"
-    own = "of its own, by which rounds are chosen and which a run's file holds; only what is common"
-    reasons = {
-        "local": f"nothing of it travels; {at_home}",
-        "zero-shot": f"it trains nothing; {at_home}",
-        "central": "it trains on all sites' rows in one place, and rows do not leave a site",
-        "ditto": f"each client keeps an adapter {own} travels",
-        "fedper": f"each client keeps a layer {own} travels",
-    }
-    if "closed-form" in (config.method, config.start):
+    if config.start == "closed-form":
         raise ConfigError(
-            "closed-form heads cannot go to sites yet: Flower's rounds carry adapters, not sums; "
-            "run it with ./run.sh federate on a merged cache, or pass another --method or --start"
+            "start closed-form cannot go to sites: Flower's rounds carry adapters, not sums; pass "
+            "--start default or identity"
         )
-    if config.method in reasons:
-        raise ConfigError(f"method {config.method} cannot go to sites: {reasons[config.method]}")
+    if why := METHODS[config.method].at_home:
+        raise ConfigError(f"method {config.method} cannot go to sites: {why}")
     if config.choose == "loss":
         raise ConfigError(
             "choose loss cannot go to sites: they send how many rows were answered right, no "

@@ -19,6 +19,7 @@ from pipeline.federation.evaluate import (
     zero_shot_accuracy,
     zero_shot_top1,
 )
+from pipeline.federation.methods import METHODS
 from pipeline.federation.payload import clip_bytes, payload_bytes
 from pipeline.federation.plan import Plan, plan_of
 from pipeline.federation.record import FoldRound, held_out_name
@@ -151,7 +152,9 @@ def result(fed: Federation, reached: Reached, model: str | None) -> dict[str, An
     start = by_domain(fed, reached.zero_shot, "test") | reached.unseen_zero_shot
     one_way = len(fed.clients) * payload_bytes(size(fed.kind), fed.config.payload)
     down = one_way
-    if fed.config.method == "scaffold":  # c - c_k to each; the server works out c_k's way itself
+    if METHODS[
+        fed.config.method
+    ].controls:  # c - c_k to each; the server works out c_k's way itself
         down += len(fed.clients) * payload_bytes(size(fed.kind), "fp32")
     clip = clip_bytes(model or "")
     of_clip = clip and clip * 2 * len(fed.clients)

@@ -20,7 +20,7 @@ from pipeline.federation.local import (
     starts_of_lanes,
     steps_of_lanes,
 )
-from pipeline.federation.methods.rules import unsound
+from pipeline.federation.methods.guard import unsound
 from pipeline.federation.payload import Encoded, decode, encode
 from pipeline.federation.plan import Plan, plan_of
 from pipeline.federation.record import FoldRound, RoundReport

@@ -241,7 +241,7 @@ def _trained(
 def _state(plan: Plan, ask: Ask, row: Tensor, names: Sequence[str], kept: Kept) -> State:
     state: State = {"server": row[None]}
     none = torch.zeros_like(row)
-    if plan.method == "scaffold":
+    if plan.method.controls:
         shifts = [ask.shifts.get(name, none).to(row.device) for name in names]
         # What is added to a gradient is control - controls; the server sends the difference.
         state |= {"control": none[None], "controls": -torch.stack(shifts)}

@@ -12,10 +12,10 @@ from scipy.special import stdtrit
 
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
+from pipeline.federation.methods import METHODS
 from pipeline.json_files import word
 from pipeline.reports.table_inputs import FIGURES, Read, Tested, read_tested
 from pipeline.runs.results import CHOSEN_BY
-from pipeline.settings import METHODS, PERSONAL
 
 LEVEL = 0.95
 """Of the interval that a paired difference is shown with."""
@@ -213,7 +213,8 @@ def varied(trained: Sequence[Tested]) -> tuple[str, ...]:
 
 
 def _is_zero_shot(each: Tested) -> bool:
-    return bool(each.settings["method"] == ZERO_SHOT)
+    method = METHODS.get(str(each.settings["method"]))
+    return method is not None and not method.learns
 
 
 def _key(value: object) -> str:
@@ -281,7 +282,8 @@ def _add(values: Values, each: Tested, figures: Mapping[str, float | None]) -> N
 
 def _rank(value: object) -> tuple[int, float, str]:
     if isinstance(value, str):
-        return (2, METHODS.index(value) if value in METHODS else len(METHODS), value)
+        names = list(METHODS)
+        return (2, names.index(value) if value in names else len(names), value)
     return (0, 0.0, "") if value is None else (1, float(value), "")  # type: ignore[arg-type]
 
 
@@ -445,8 +447,9 @@ def _foot(
             f"{read.left_out} runs or trials that did not finish are left out: means are over the "
             "others."
         )
-    own = sorted({str(e.settings["method"]) for e in trained} & set(PERSONAL))
-    if own and len({e.settings["method"] for e in trained}) > len(own):
+    named = {str(e.settings["method"]) for e in trained}
+    own = sorted(name for name in named if name in METHODS and METHODS[name].personal)
+    if own and len(named) > len(own):
         found.append(
             f"{', '.join(own)}: each client's own adapter answers that client's rows, and all of "
             "them held-out rows; other methods have one adapter."

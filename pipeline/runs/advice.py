@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.heads import HEADS
 from pipeline.federation.evaluate import answers_of, mean, parts_of, rows_of, score
 from pipeline.federation.local import Engine
 from pipeline.federation.training import begin
 from pipeline.settings import PRESETS
 
-RANDOM = ("attention", "linear")  # heads whose start "default" is not zero-shot's
 ERRORS = 2.0  # standard errors of the paired difference
 
 
@@ -87,7 +87,8 @@ def _what_to_try(changed: Mapping[str, Any], reached: float, settings: Mapping[s
     else:
         said = f"Training lost on its start, {start:.2%}: try "
         tried += ["a smaller --lr"]
-    if settings.get("start") == "default" and settings.get("head") in RANDOM:
+    head = HEADS.get(str(settings.get("head")))
+    if settings.get("start") == "default" and head is not None and head.identity:
         tried += ["--start identity"]
     tuned = PRESETS["tuned"]
     if any(settings.get(name) != tuned[name] for name in ("mode", "head", "loss", "optimizer")):

@@ -17,8 +17,8 @@ from pipeline.federation.closed_form import with_closed_form
 from pipeline.federation.cuda_graph import capture_rounds
 from pipeline.federation.evaluate import mean
 from pipeline.federation.local import Engine
+from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.privacy import epsilon, not_covered
-from pipeline.federation.methods.rules import trimmed_of
 from pipeline.federation.plan import Orders, Plan, build_plan, rounds_of, seeded_order
 from pipeline.federation.record import RoundReport
 from pipeline.federation.training import Progress, advance, begin, pick_plan_backend, to_device
@@ -127,7 +127,7 @@ def privacy(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any] | N
         return None
     found = None
     try:
-        solved = config.method == "closed-form"  # one release, of all clients' sums
+        solved = METHODS[config.method].solved  # one release, of all clients' sums
         fraction = 1.0 if solved else config.client_fraction
         found = epsilon(config.noise, fraction, rounds_of(config), DELTA)
         say(
@@ -226,20 +226,8 @@ def _say_what_is_doubtful(table: FeatureTable, plan: Plan, say: Callable[[str], 
     for note in row_notes(table, plan):
         say(note)
     least = min((len(fold.clients) for fold in plan.folds), default=0)
-    config = plan.folds[0].config
-    byzantine = config.byzantine
-    if plan.method == "trimmed-mean" and not trimmed_of(least, config.trim):
-        say(
-            f"trimmed-mean with trim {config.trim:g} cuts none of {least} clients: it is the plain "
-            f"mean; a trim of {1 / max(least, 1):.3g} or more cuts one at each end of 3 or more"
-        )
-    if plan.method == "krum" and config.keep > least:
-        say(f"krum: keep {config.keep} of {least} clients keeps all of them: it is their mean")
-    if plan.method == "krum" and least < 2 * byzantine + 3:
-        say(
-            f"krum is proven for {2 * byzantine + 3} clients or more when {byzantine} may lie; "
-            f"here are {least}. It picks the client with the nearest neighbour"
-        )
+    for note in plan.method.doubts(plan.folds[0].config, least):
+        say(note)
 
 
 def _say_what_got_worse(

@@ -9,7 +9,6 @@ from cache.table import FeatureTable
 from pipeline.errors import ConfigError
 from pipeline.federation.clients import ClientSplit
 from pipeline.federation.plan import Fold, Plan, build_plan, steps_a_round
-from pipeline.settings import AVERAGING
 
 NAMED = 5  # names in a line
 LINES = 6  # lines of a kind
@@ -63,7 +62,7 @@ def _has_test_rows(fold: Fold) -> bool:
 
 def _clients_without(plan: Plan, clients: Sequence[ClientSplit]) -> Iterator[str]:
     """Where some clients have rows of a use and others have none; of none at all others tell."""
-    if plan.method not in ("zero-shot", "closed-form"):
+    if plan.method.trains:
         lanes = [lane for lane in plan.lanes if lane.client is not None]
         idle = {
             plan.folds[lane.fold].clients[lane.client].name
@@ -89,7 +88,7 @@ def _empty_held_out(plan: Plan) -> Iterator[str]:
 
 
 def _classes_without(table: FeatureTable, plan: Plan) -> Iterator[str]:
-    if plan.method == "zero-shot":
+    if not plan.method.learns:
         return
     for fold in plan.folds:
         rows = np.concatenate([client.train for client in fold.clients])
@@ -104,7 +103,7 @@ def _classes_without(table: FeatureTable, plan: Plan) -> Iterator[str]:
 
 def _alone(plan: Plan) -> Iterator[str]:
     for fold in plan.folds:
-        if plan.method in AVERAGING and len(fold.clients) == 1:
+        if plan.method.averages and len(fold.clients) == 1:
             yield f"held out {_name(fold)}: {fold.clients[0].name} is the only client: no averaging"
 
 

@@ -31,7 +31,6 @@ from pipeline.federation.training import Progress
 from pipeline.runs.advice import changed_on_validation
 from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread_or_none
 from pipeline.runs.personal import personalised
-from pipeline.settings import AVERAGING
 
 
 class Tested(NamedTuple):
@@ -141,15 +140,15 @@ def _quality(fold: Fold, seen: Tested, labels: np.ndarray) -> dict:
 def _bytes(engine: Engine, fold: Fold) -> dict:
     """What a round of a fold sends if all clients take part, and would with all of CLIP."""
     kind, config = engine.plan.work.kind, fold.config
-    clients = len(fold.clients) if config.method in AVERAGING else 0
-    parts = 2 if config.method == "scaffold" else 1  # the control variate travels too
+    method = engine.plan.method
+    clients = len(fold.clients) if method.sends else 0
     count = size(kind)
-    if config.method == "fedper":
+    if method.keeps == "layer":
         count -= int(own_part(engine.plan, torch.device("cpu")).sum())
-    one_way = clients * parts * payload_bytes(count, config.payload)
-    if config.method == "closed-form" and fold.closed_form:
+    if method.solved and fold.closed_form:
         up, down = (8 * len(fold.clients) * sent for sent in fold.closed_form.sent)
         return {"up": up, "down": down, "clip": None}
+    one_way = clients * len(method.sends) * payload_bytes(count, config.payload)
     clip = clip_bytes(engine.model or "")
     return {"up": one_way, "down": one_way, "clip": clip and 2 * clients * clip}
 

@@ -21,7 +21,7 @@ def personalised(engine: Engine, adapters: Tensor, f: int) -> dict | None:
     plan = engine.plan
     fold = plan.folds[f]
     epochs = fold.config.personalise
-    if not epochs:
+    if not epochs or not plan.method.trains:
         return None
     model_of = {k: m for m in fold.models for k in plan.models[m].clients}
     lanes = [

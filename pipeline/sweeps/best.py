@@ -11,8 +11,9 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
+from pipeline.federation.methods import METHODS
 from pipeline.runs.results import aligned, mean_results, percent
-from pipeline.settings import PERSONAL, RunConfig
+from pipeline.settings import RunConfig
 from pipeline.sweeps.importance import influences, label
 from pipeline.sweeps.trials import STATUSES, Record, configuration_id
 from pipeline.terminal import printable
@@ -142,10 +143,10 @@ def two_measures(ranked: Sequence[Candidate[Ended]], method: object) -> list[str
     method  of trials that do not sweep it
     """
     methods = dict.fromkeys(str(each.records[0].settings.get("method", method)) for each in ranked)
-    own = [name for name in methods if name in PERSONAL]
+    own = [name for name in methods if name in METHODS and METHODS[name].personal]
     if not own or len(own) == len(methods):
         return []
-    others = [name for name in methods if name not in PERSONAL]
+    others = [name for name in methods if name not in own]
     return [
         f"this ranking mixes two measures: {', '.join(own)} validate each client's own adapter on "
         f"that client's rows, {', '.join(others)} one adapter on all clients' rows"

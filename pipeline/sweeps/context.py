@@ -89,7 +89,7 @@ def plan_trial(
     config = config_of(trial, base)
     plan = build_plan(table, config)
     clients = [client for fold in plan.folds for client in fold.clients]
-    if config.method != "zero-shot" and clients and not any(len(client.val) for client in clients):
+    if plan.method.learns and clients and not any(len(client.val) for client in clients):
         raise ConfigError(
             f"{table.source}: trials are compared on validation rows, and no client has any; train "
             "single runs with federate --choose last"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pipeline.errors import ConfigError, ConflictError
+from pipeline.federation.methods import METHODS as FEDERATED
 from pipeline.settings import RunConfig
 from pipeline.sweeps.halving import Halving
 from pipeline.sweeps.space import (
@@ -168,7 +169,8 @@ def ranks_by_loss(spec: SweepSpec, base: RunConfig) -> bool:
     """Whether trials are compared by validation loss, as their rounds are: where all have one."""
     swept = {name: ends_of(name, domain) for name, domain in spec.parameters}
     methods = swept.get("method", (base.method,))
-    return set(swept.get("choose", (base.choose,))) == {"loss"} and "zero-shot" not in methods
+    trained = all(FEDERATED[str(method)].learns for method in methods)
+    return set(swept.get("choose", (base.choose,))) == {"loss"} and trained
 
 
 def rank_of(record: Record, by_loss: bool) -> float | None:

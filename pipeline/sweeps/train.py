@@ -81,7 +81,7 @@ def advance_to(chunk: list[Running], mark: int | None, floor: Floor) -> None:
             each.died = next(iter(own.diverged.values()), None)
             each.val = None if each.died else _mean_of(own, "val_accuracy")
             each.loss = None if each.died else _mean_of(own, "val_loss")
-            if each.config.method == "zero-shot":
+            if not each.plan.models:
                 each.val = _zero_shot_val(outcomes(engine._replace(plan=each.plan), own))
         if not any(each.died for each in going):
             return
@@ -195,7 +195,7 @@ def end_running(floor: Floor, each: Running, status: str, error: str | None = No
         backend = pick_plan_backend(each.plan, floor.backend, floor.device)
         engine = Engine(each.plan, floor.cached, backend, model=floor.table.identity.get("model"))
         results = outcomes(engine, progress)
-    if each.config.method == "zero-shot":
+    if not each.plan.models:
         each.val = _zero_shot_val(results)
     end_trial(
         floor, each.trial, status, rounds=progress.rounds_done, results=results,

@@ -52,6 +52,7 @@ RUNS = {
     "bytes": {"payload": "int8"},
     "both sides": {"mode": "FedAtBoth", "head": "clip-adapter", "loss": "class"},
     "text": {"mode": "FedAtTxt", "head": "cosine", "loss": "multi-positive"},
+    "a scale": {"method": "rfa", "head": "scale", "weighting": "rows"},
     "low rank": {"head": "low-rank", "rank": 2, "optimizer": "adamw", "moments": "kept"},
     "dealt": {"partition": "dirichlet", "clients": 5, "personalise": 2},
 }

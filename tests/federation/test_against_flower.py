@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.federation.methods.rules import krum, mean, median, shares_of, trimmed_mean
+from pipeline.federation.methods.mean import mean, shares_of
+from pipeline.federation.methods.robust import krum, median, trimmed_mean
 from pipeline.federation.methods.server_optimizers import (
+    ServerState,
     fedadagrad,
     fedadam,
     fedavgm,
     fedyogi,
-    first_server_state,
 )
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # flwr reads it when it is imported
@@ -110,7 +111,8 @@ def test_server_optimizers(name):
     make, ours, factor = OPTIMIZERS[name]
     strategy, shares = make(), shares_of(ROWS)
     server = torch.from_numpy(draw(100)[0])
-    state = first_server_state(server)  # Flower starts the second moment at 0, we at tau ** 2
+    # Flower starts the second moment at 0, we at tau ** 2.
+    state = ServerState(torch.zeros_like(server), torch.zeros_like(server))
     for number in range(1, ROUNDS + 1):
         clients = draw(number)
         arrays = ArrayRecord({"w": Array(server.numpy().copy())})

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, ConflictError, RowsError
 from pipeline.federation.cures import cures
+from pipeline.federation.methods import METHODS
 from pipeline.federation.plan import build_plan
 from pipeline.reports.sweep import sweep_part
 from pipeline.reports.trials import read_sweep
 from pipeline.runs.notes import row_notes
-from pipeline.settings import METHODS, RunConfig
+from pipeline.settings import RunConfig
 from pipeline.sweeps.best import sweep_table
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
@@ -106,7 +107,7 @@ TABLES = st.fixed_dictionaries(
     }
 )
 CONFIGS = st.fixed_dictionaries(
-    {"method": st.sampled_from(METHODS), "held_out": st.integers(0, 3)},
+    {"method": st.sampled_from(list(METHODS)), "held_out": st.integers(0, 3)},
     optional={
         "rounds": st.just(2),
         "split": st.sampled_from([0.01, 0.5, 0.98]),
@@ -185,6 +186,8 @@ def test_what_a_conflict_advises_ends_it(conflict):
 
 
 def test_every_conflict_is_provoked():
+    from kernels.heads import HEADS
+    from pipeline.federation.methods import METHODS
     from pipeline.settings import _CONFLICTS
 
     said = set()
@@ -192,7 +195,9 @@ def test_every_conflict_is_provoked():
         with pytest.raises(ConflictError) as error:
             RunConfig(**conflict)
         said.add(str(error.value))
-    assert said == {message for _, message in _CONFLICTS}
+    every = [*METHODS.values(), *HEADS.values()]
+    refusals = [*_CONFLICTS, *(refusal for each in every for refusal in each.refusals)]
+    assert said == {message for _, message in refusals}
 
 
 def test_rows_that_no_setting_can_split_get_no_advice(tmp_path):

@@ -12,8 +12,8 @@ from pipeline.federation import round as rounds
 from pipeline.federation.cuda_graph import capture_rounds
 from pipeline.federation.joint import join_plans
 from pipeline.federation.local import Engine
-from pipeline.federation.methods.aggregate import admit
-from pipeline.federation.methods.rules import MOST, mean, outsized, unsound, update_lengths
+from pipeline.federation.methods.guard import MOST, outsized, unsound, update_lengths
+from pipeline.federation.methods.mean import mean
 from pipeline.federation.plan import build_plan
 from pipeline.federation.round import run_round
 from pipeline.federation.state import first_state
@@ -190,38 +190,3 @@ def test_lengths_are_of_what_each_client_started_from():
     assert list(unsound(clients * 1e30, start)) == []  # their squares are no float32s
     clients[1] *= 1e30
     assert "times the median" in unsound(clients, start)[1]
-
-
-BAD = {
-    "no numbers": (None, "is no array of numbers"),
-    "text": ("hello", "is no array of numbers"),
-    "objects": (np.array([object()] * 6), "is no array of numbers"),
-    "complex": (np.ones(6, np.complex64), "complex64"),
-    "whole numbers": (np.ones(6, np.int64), "int64"),
-    "too few": (np.ones(5, np.float32), r"shape (5,), needs (6,)"),
-    "too many": (torch.ones(7), r"shape (7,), needs (6,)"),
-    "folded": (np.ones((2, 3), np.float32), r"shape (2, 3), needs (6,)"),
-    "a scalar": (np.float32(1), r"shape (), needs (6,)"),
-    "nothing": (np.ones(0, np.float32), r"shape (0,), needs (6,)"),
-    "ragged": ([[1.0], [1.0, 2.0]], "is no array of numbers"),
-    "nan": (np.full(6, np.nan, np.float32), "6 of its 6 numbers are not finite"),
-    "inf": (np.full(6, -np.inf), "not finite"),
-    "over float32": (np.full(6, 1e300), "not finite"),
-    "1e6 times": (np.full(6, 1e6, np.float32), "times the median"),
-}
-
-
-@pytest.mark.parametrize(("sent", "why"), BAD.values(), ids=BAD)
-def test_what_a_client_sends_is_admitted_or_refused_by_its_name(sent, why):
-    honest = {"ann": np.full(6, 0.5, np.float32), "cy": torch.full((6,), 0.6)}
-    both = {"ann": honest["ann"], "bob": sent, "cy": honest["cy"]}
-    admitted = admit(both, torch.zeros(6))
-    assert admitted.names == ("ann", "cy")
-    torch.testing.assert_close(admitted.clients, torch.tensor([[0.5] * 6, [0.6] * 6]))
-    assert list(admitted.refused) == ["bob"] and why in admitted.refused["bob"]
-
-
-def test_nobody_or_nobody_sound_is_admitted():
-    assert admit({}, torch.zeros(6)).clients.shape == (0, 6)
-    alone = admit({"bob": np.full(6, np.nan)}, torch.zeros(6))
-    assert alone.clients.shape == (0, 6) and list(alone.refused) == ["bob"]

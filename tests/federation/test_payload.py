@@ -6,7 +6,7 @@ import torch
 
 from pipeline.encoder.model import import_clip
 from pipeline.errors import ConfigError
-from pipeline.federation.methods.rules import unsound
+from pipeline.federation.methods.guard import unsound
 from pipeline.federation.payload import (
     BLOCK,
     CLIP_PARAMETERS,

@@ -4,24 +4,23 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.federation.methods.rules import (
-    krum,
-    krum_scores,
-    mean,
-    median,
-    shares_of,
-    trimmed_mean,
-    unsound,
-)
+from pipeline.federation.methods.guard import unsound
+from pipeline.federation.methods.mean import mean, shares_of
+from pipeline.federation.methods.robust import krum, krum_scores, median, trimmed_mean
 from pipeline.federation.methods.scaffold import client_controls, server_control
 from pipeline.federation.methods.server_optimizers import (
+    ServerState,
     fedadagrad,
     fedadam,
     fedavgm,
     fedyogi,
-    first_server_state,
 )
 from tests.naive import server as naive
+
+
+def first(server: torch.Tensor, tau: float = 0.0) -> ServerState:
+    return ServerState(torch.zeros_like(server), torch.full_like(server, tau**2))
+
 
 SHAPES = [(1, 1), (2, 7), (3, 33), (7, 5), (10, 130)]
 EPS = np.finfo(np.float32).eps
@@ -160,7 +159,7 @@ def test_server_optimizers_over_rounds(kind, width):
     means, plain_means = draw((6, width), seed=1)
     means[2], plain_means[2] = server, plain  # and a round in which hardly anything moves
     refs = naive.server_rounds(kind, plain, plain_means, 0.7, 0.9, 0.99, 1e-3, second=1e-6)
-    state = first_server_state(server, tau=1e-3)
+    state = first(server, tau=1e-3)
     for target, ref in zip(means, refs, strict=True):
         before = server.clone(), state.momentum.clone(), state.second.clone()
         given = server, *state
@@ -174,23 +173,23 @@ def test_server_optimizers_over_rounds(kind, width):
 def test_servers_side_by_side_are_servers_alone(kind):
     servers, _ = draw((3, 11))
     means, _ = draw((3, 11), seed=1)
-    comp, state = STEPS[kind](servers, means, first_server_state(servers, 1e-3))
+    comp, state = STEPS[kind](servers, means, first(servers, 1e-3))
     for s in range(3):
-        one, own = STEPS[kind](servers[s], means[s], first_server_state(servers[s], 1e-3))
+        one, own = STEPS[kind](servers[s], means[s], first(servers[s], 1e-3))
         assert torch.equal(one, comp[s]) and torch.equal(own.second, state.second[s])
 
 
 def test_fedavgm_without_momentum_is_fedavg():
     server, _ = draw((50,))
     target, plain = draw((50,), seed=1)
-    comp, _ = fedavgm(server, target, first_server_state(server), 1.0, 0.0)
+    comp, _ = fedavgm(server, target, first(server), 1.0, 0.0)
     assert_near(comp, plain)
 
 
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_server_at_its_clients_mean_stays(kind):
     server, _ = draw((5,))
-    comp, _ = STEPS[kind](server, server, first_server_state(server, 1e-3))
+    comp, _ = STEPS[kind](server, server, first(server, 1e-3))
     assert torch.equal(comp, server)
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.federation.methods import METHODS
+from pipeline.federation.methods.method import Above
 from pipeline.runs.federate import federate
 from pipeline.runs.folder import read_adapters
-from pipeline.settings import METHODS, USED_BY, Above, RunConfig, ways_of
+from pipeline.settings import USED_BY, RunConfig, ways_of
 from pipeline.settings_used import FIELDS, length_warning, possible, unused
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options

@@ -9,7 +9,7 @@ from kernels.heads.plain import Kind, first_row, size
 from kernels.local import Moments, Pull, Settings, Work, local_steps
 from kernels.local.plain import losses_of
 from kernels.names import LOSSES
-from tests.kernels.test_local_steps import BACKENDS, KINDS, settings
+from tests.kernels.test_local_steps import KINDS, RUNS, settings
 
 LANES = 3
 EPS = float(np.finfo(np.float32).eps)
@@ -77,14 +77,15 @@ def differentiated(work, adapters, features, labels, text, rows, scale, dtype):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("mode", "head"), KINDS)
 def test_gradients_are_as_exact_as_torch_s_own(mode, head, loss, one_thread):
+    backends = [backend for *kind, backend in RUNS if kind == [mode, head]]
     for width, classes, batch, scale, draws in CASES:
-        squares = {name: np.zeros(2) for name in ("plain", *BACKENDS)}
+        squares = {name: np.zeros(2) for name in ("plain", *backends)}
         for seed in range(draws):
             kind, *given, rows = draw(mode, head, width, classes, batch, seed=seed)
             work = Work(kind, loss, "sgd")
             truth = differentiated(work, *given, rows, scale, torch.float64)
             found = {"plain": differentiated(work, *given, rows, scale, torch.float32)}
-            for backend in BACKENDS:
+            for backend in backends:
                 found[backend] = one_step(work, *given, rows, scale, backend)
             for name, pair in found.items():
                 gaps = (mine - true for mine, true in zip(pair, truth, strict=True))
@@ -93,14 +94,13 @@ def test_gradients_are_as_exact_as_torch_s_own(mode, head, loss, one_thread):
         # Where plain torch is exact by chance (one class: its logits cancel bit for bit). A
         # probability may be off by eps, and the gradient is scale / B times that.
         slack = EPS * np.array([scale, 0.1 * scale / batch])
-        for backend in BACKENDS:
+        for backend in backends:
             budget = 2 * errors["plain"] + slack
             assert (errors[backend] <= budget).all(), (backend, width, errors[backend], budget)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize(("mode", "head"), KINDS)
+@pytest.mark.parametrize(("mode", "head", "backend"), RUNS)
 def test_zero_features_stay_finite_and_nan_stays_where_it_is(mode, head, loss, backend, one_thread):
     kind, adapters, features, labels, text, rows = draw(mode, head, 33, 4, 21)
     features[rows[0, 0].long()] = 0
@@ -125,7 +125,7 @@ def test_zero_features_stay_finite_and_nan_stays_where_it_is(mode, head, loss, b
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize(("mode", "head"), KINDS)
+@pytest.mark.parametrize(("mode", "head"), [run[:2] for run in RUNS if run[2] == "numba"])
 def test_nothing_is_read_before_it_is_written(mode, head, loss, monkeypatch):
     kind, adapters, features, labels, text, rows = draw(mode, head, 33, 40, 21)
     found = []

@@ -6,20 +6,27 @@ import torch
 
 from kernels.answers import confidences, top1, unit_features
 from kernels.backends import BackendUnavailable
+from kernels.heads import HEADS
 from kernels.heads.plain import Kind, as_rows, first_row, named, shapes, size
 from kernels.local import Moments, Pull, Settings, Work, local_steps, pick_local_backend
 from kernels.local.plain import losses_of
-from kernels.names import HEADS, LOSSES, MODES, OPTIMIZERS
+from kernels.names import LOSSES, MODES, OPTIMIZERS
 from tests.naive import heads as naive_heads
 
 KINDS = [
-    (mode, head)
+    (mode, name)
     for mode in MODES
-    for head in HEADS
-    if head != "cosine" or mode == "FedAtTxt"
+    for name, head in HEADS.items()
+    if not head.refuse(mode, "default")
 ]  # fmt: skip
 SCALE = 14.3
 BACKENDS = ("numba", "torch")
+RUNS = [
+    (mode, name, backend)
+    for mode, name in KINDS
+    for backend in BACKENDS
+    if backend == "torch" or HEADS[name].numba is not None
+]
 
 
 def draw(mode, head, *, classes=4, width=8, lanes=1, rows=30, seed=0):
@@ -126,8 +133,7 @@ def test_pull_adds_the_proximal_term_and_the_shift(backend):
     torch.testing.assert_close(stepped(Pull(anchor, shift)), wanted)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("mode", "head"), KINDS)
+@pytest.mark.parametrize(("mode", "head", "backend"), RUNS)
 def test_a_lane_among_others_equals_the_lane_alone_bit_for_bit(mode, head, backend):
     kind, adapters, features, labels, text = (
         v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
@@ -174,7 +180,10 @@ def test_answers_equal_the_twin(mode, head):
     assert none[0].shape == (0,)
 
 
-@pytest.mark.parametrize(("mode", "head"), [k for k in KINDS if k[1] != "clip-adapter"])
+@pytest.mark.parametrize(
+    ("mode", "head"),
+    [(mode, name) for mode, name in KINDS if not HEADS[name].refuse(mode, "identity")],
+)
 def test_identity_starts_exactly_at_zero_shot(mode, head):
     _, _, features, _, text = draw(mode, head, classes=12)
     features, text = features.float(), text.float()
@@ -211,6 +220,22 @@ def test_named_backends_are_never_swapped():
         pick_local_backend("triton", cpu, plain=True)
     with pytest.raises(BackendUnavailable, match="no such code for cuda"):
         pick_local_backend("numba", gpu, plain=False)
+
+
+def test_heads_without_compiled_code_are_torch_s_under_auto_and_refused_by_name():
+    cpu = torch.device("cpu")
+    for name, head in HEADS.items():
+        compiled = head.numba is not None
+        for plain in (True, False):
+            picked = pick_local_backend("auto", cpu, plain, head)
+            assert picked == ("numba" if compiled else "torch")
+            assert pick_local_backend("torch", cpu, plain, head) == "torch"
+        if not compiled:
+            with pytest.raises(
+                BackendUnavailable, match=f"no code for head {name}; there is torch"
+            ):
+                pick_local_backend("numba", cpu, True, head)
+    assert not all(head.numba is not None for head in HEADS.values())
 
 
 @pytest.mark.parametrize(

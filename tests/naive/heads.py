@@ -28,6 +28,10 @@ def apply_head(head, parts, rows):
             changed.append(parts["w"] @ row + parts["b"])
         elif head == "low-rank":
             changed.append(row + parts["b"] @ (parts["a"] @ row))
+        elif head == "scale":
+            changed.append([(1 + s) * x for s, x in zip(parts["s"], row, strict=True)])
+        else:
+            raise ValueError(f"no twin of head {head}")
     return unit(np.array(changed))
 
 

@@ -22,6 +22,7 @@ RUNS = {
     "cosine": {"mode": "FedAtTxt", "head": "cosine"},
     "ditto": {"method": "ditto", "held_out": (("photo",),)},
     "local": {"method": "local", "held_out": ((),)},
+    "scale": {"method": "rfa", "mode": "FedAtBoth", "head": "scale", "lr": 0.1},
     "zero-shot": {"method": "zero-shot"},
 }
 

@@ -50,7 +50,8 @@ def softmax(z):
 @pytest.mark.parametrize(
     ("name", "classes"),
     [("released", None), ("released", "otter,dog,a red bus"), ("text", "otter,cat"),
-     ("both", None), ("both", "x,y,z"), ("cosine", None), ("cosine", "dog,cat")],
+     ("both", None), ("both", "x,y,z"), ("cosine", None), ("cosine", "dog,cat"),
+     ("scale", "otter,cat")],
 )  # fmt: skip
 def test_answers_and_confidences_equal_the_twin_on_plain_clip(made, name, classes):
     files, found = answers(made, name, "art", classes=classes)

@@ -34,7 +34,8 @@ def clipped_updates(clients: Tensor, server: Tensor, clip: float) -> Tensor:
     """
     updates = clients - server
     lengths = torch.linalg.vector_norm(updates, dim=1, dtype=torch.float64)
-    return updates * (clip / lengths.clamp(min=clip)).float()[:, None]
+    shorter: Tensor = updates * (clip / lengths.clamp(min=clip)).float()[:, None]
+    return shorter
 
 
 def private_mean(

@@ -1,9 +1,14 @@
 """SCAFFOLD's control variates: what clients and server think the gradient is."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.federation.methods.method import Controls, Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def client_controls(
@@ -25,7 +30,7 @@ def client_controls(
         raise ValueError(f"client_controls: lr must be above 0; got {lr}")
     taken = steps.to(clients.device)[:, None]
     moved = (start - clients) / (taken.clamp(min=1) * lr)
-    return torch.where(taken > 0, controls - control + moved, controls)
+    return (controls - control + moved).where(taken > 0, controls)
 
 
 def server_control(
@@ -45,7 +50,33 @@ def server_control(
             f"server_control: {len(before)} clients report; got {len(shares)} shares of sum "
             f"{sum(shares):g}, at most 1"
         )
-    moved = torch.zeros_like(control)
+    moved = control.new_zeros(control.shape)
     for old, new, share in zip(before, after, shares, strict=True):
         moved.add_(new - old, alpha=float(share))
     return control + moved
+
+
+METHODS = (
+    Method(
+        "scaffold",
+        step=lambda config, server, combined, memory: (
+            server + config.server_lr * (combined - server),
+            memory,
+        ),
+        controls=Controls(client_controls, server_control),
+        sends=("adapter", "control"),
+        settings={"server_lr": {}},
+        refusals=(
+            (
+                lambda c: (c.optimizer, c.momentum) != ("sgd", 0),
+                "method scaffold corrects plain gradients (its update divides by steps * lr): pass "
+                "--optimizer sgd --momentum 0",
+            ),
+            (
+                lambda c: c.lr == 0,
+                "method scaffold divides by the lr, which is 0: pass one above 0, such as "
+                "--lr 1e-3",
+            ),
+        ),
+    ),
+)

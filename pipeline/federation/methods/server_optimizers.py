@@ -1,9 +1,16 @@
 """Server optimizers: what a server does with the mean of its clients, round after round."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.federation.methods.method import Memory, Method, Way
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.settings import RunConfig
 
 
 class ServerState(NamedTuple):
@@ -11,11 +18,6 @@ class ServerState(NamedTuple):
 
     momentum: Tensor  # float32; m, or FedAvgM's v
     second: Tensor  # float32; v of the adaptive ones
-
-
-def first_server_state(server: Tensor, tau: float = 0.0) -> ServerState:
-    """Momentum 0 and second moment tau ** 2, the least that Reddi et al. allow."""
-    return ServerState(torch.zeros_like(server), torch.full_like(server, tau**2))
 
 
 def fedavgm(
@@ -73,7 +75,7 @@ def fedyogi(
     Source: Reddi et al., arXiv:2003.00295, Algorithm 2.
     """
     square = (mean - server).square()
-    second = state.second - (1 - beta2) * square * torch.sign(state.second - square)
+    second = state.second - (1 - beta2) * square * (state.second - square).sign()
     return _adaptive(server, mean, state, second, lr, beta1, tau)
 
 
@@ -89,3 +91,53 @@ def _adaptive(
     """m <- beta1 m + (1 - beta1) (mean - server); server <- server + lr m / (sqrt(v) + tau)."""
     momentum = beta1 * state.momentum + (1 - beta1) * (mean - server)
     return server + lr * momentum / (second.sqrt() + tau), ServerState(momentum, second)
+
+
+Rule = Callable[["RunConfig", "Tensor", "Tensor", ServerState], tuple["Tensor", ServerState]]
+"""(settings, server, mean, state) -> the new server and state."""
+
+
+def _method(name: str, rule: Rule, *settings: str, second: bool = True) -> Method:
+    """A method whose server steps by `rule`; second: whether it remembers a second moment too."""
+
+    def step(
+        config: RunConfig, server: Tensor, combined: Tensor, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        state = ServerState(memory["momentum"], memory.get("second", memory["momentum"]))
+        adapter, after = rule(config, server, combined, state)
+        return adapter, {name: getattr(after, name) for name in memory}
+
+    first = {"momentum": lambda config: 0.0}
+    if second:  # the least that Reddi et al. allow
+        first["second"] = lambda config: config.tau**2
+    uses: dict[str, Way] = {name: {} for name in ("server_lr", *settings)}
+    return Method(name, step=step, memory=first, settings=uses, private=True)
+
+
+METHODS = (
+    _method(
+        "fedavgm",
+        lambda c, x, mean, kept: fedavgm(x, mean, kept, c.server_lr, c.server_momentum),
+        "server_momentum",
+        second=False,
+    ),
+    _method(
+        "fedadam",
+        lambda c, x, mean, kept: fedadam(
+            x, mean, kept, c.server_lr, c.server_beta1, c.server_beta2, c.tau
+        ),
+        *("server_beta1", "server_beta2", "tau"),
+    ),
+    _method(
+        "fedyogi",
+        lambda c, x, mean, kept: fedyogi(
+            x, mean, kept, c.server_lr, c.server_beta1, c.server_beta2, c.tau
+        ),
+        *("server_beta1", "server_beta2", "tau"),
+    ),
+    _method(
+        "fedadagrad",
+        lambda c, x, mean, kept: fedadagrad(x, mean, kept, c.server_lr, c.server_beta1, c.tau),
+        *("server_beta1", "tau"),
+    ),
+)

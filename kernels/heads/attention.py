@@ -1,0 +1,38 @@
+"""The released FedCLIP adapter: softmax(W2 tanh(W1 x + b1) + b2) * x, of raw features x.
+
+Source: arXiv:2302.13485; PersonalizedFL fedclip/nets/models.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kernels.heads.head import Head, Named
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def apply(parts: Named, x: Tensor) -> Tensor:
+    """exp(s - max s) * x with s = W2 tanh(W1 x + b1) + b2.
+
+    The softmax's denominator is one number a row, which normalising divides out.
+    """
+    hidden = parts["b1"][:, None].baddbmm(x, parts["w1"].mT).tanh()
+    scores = parts["b2"][:, None].baddbmm(hidden, parts["w2"].mT)
+    return (scores - scores.detach().amax(dim=-1, keepdim=True)).exp() * x
+
+
+HEAD = Head(
+    "attention",
+    shapes=lambda d, classes, rank: {"w1": (d, d), "b1": (d,), "w2": (d, d), "b2": (d,)},
+    apply=apply,
+    start=lambda part, start, drawn, text: (
+        drawn.zero_() if start == "identity" and part in ("w2", "b2") else drawn
+    ),
+    last=("w2", "b2"),
+    raw=True,
+    identity=True,
+    fused=True,
+    numba=0,
+)

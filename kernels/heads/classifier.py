@@ -1,0 +1,18 @@
+"""A linear classifier with bias: logits s (<x', w_c> + b_c), from zero-shot or a closed form."""
+
+from kernels.heads.head import Head
+
+HEAD = Head(
+    "classifier",
+    shapes=lambda d, classes, rank: {"w": (classes, d), "b": (classes,)},
+    apply=None,
+    start=lambda part, start, drawn, text: drawn.copy_(text) if part == "w" else drawn.zero_(),
+    closed_form=True,
+    refusals=(
+        (
+            lambda mode, start: mode != "FedAtTxt",
+            "head classifier is a classifier in the place of the text features: pass "
+            "--mode FedAtTxt",
+        ),
+    ),
+)

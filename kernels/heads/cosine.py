@@ -1,0 +1,17 @@
+"""A cosine classifier: a row of weights for each class, from the text features, in their place."""
+
+from kernels.heads.head import Head
+
+HEAD = Head(
+    "cosine",
+    shapes=lambda d, classes, rank: {"w": (classes, d)},
+    apply=None,
+    start=lambda part, start, drawn, text: drawn.copy_(text),
+    numba=4,
+    refusals=(
+        (
+            lambda mode, start: mode != "FedAtTxt",
+            "head cosine is a classifier in the place of the text features: pass --mode FedAtTxt",
+        ),
+    ),
+)

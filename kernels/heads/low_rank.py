@@ -1,0 +1,13 @@
+"""A residual of low rank: x' + B A x', from B = 0; arXiv:2106.09685."""
+
+from kernels.heads.head import Head
+
+HEAD = Head(
+    "low-rank",
+    shapes=lambda d, classes, rank: {"a": (rank, d), "b": (d, rank)},
+    apply=lambda parts, x: x + x.bmm(parts["a"].mT).bmm(parts["b"].mT),
+    start=lambda part, start, drawn, text: drawn.zero_() if part == "b" else drawn,
+    last=("b",),
+    uses_rank=True,
+    numba=3,
+)

@@ -1,0 +1,33 @@
+"""Methods in which a client keeps something of its own: Ditto an adapter, FedPer a layer."""
+
+from kernels.heads import HEADS
+from pipeline.federation.methods.method import Method
+
+_OWN = "of its own, by which rounds are chosen and which a run's file holds; only what is common"
+_ONE_LAYER = " and ".join(name for name, head in HEADS.items() if not head.last)
+
+METHODS = (
+    # Source: arXiv:2012.04221. Beside the federated adapter each client trains a second one, which
+    # the server's pulls.
+    Method(
+        "ditto",
+        keeps="adapter",
+        proximal=True,
+        settings={"mu": {}},
+        at_home=f"each client keeps an adapter {_OWN} travels",
+    ),
+    # Source: arXiv:1912.00818.
+    Method(
+        "fedper",
+        keeps="layer",
+        refusals=(
+            (
+                lambda c: not HEADS[c.head].last,
+                "method fedper keeps the head's last layer at the client; "
+                f"{_ONE_LAYER} have one layer only, so nothing would be shared. "
+                "Pass --head low-rank or --method local",
+            ),
+        ),
+        at_home=f"each client keeps a layer {_OWN} travels",
+    ),
+)

@@ -1,0 +1,15 @@
+"""Closed-form heads from sums of features, in one round; the mathematics is in closed_form.py."""
+
+from pipeline.federation.methods.method import Method
+
+METHODS = (
+    # Sources: arXiv:2402.04087 (gda), arXiv:2406.01116 (ridge).
+    Method(
+        "closed-form",
+        lanes="solved",
+        sends=(),
+        private=True,
+        settings={name: {} for name in ("solver", "select", "shape", "strength", "refit", "noise")},
+        at_home="Flower's rounds carry adapters, not sums; use ./run.sh federate on a merged cache",
+    ),
+)
