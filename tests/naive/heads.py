@@ -39,6 +39,8 @@ def logits(mode, head, parts, x, text, scale):
     """(n, C): every row against every class."""
     images = apply_head(head, parts, x) if mode != "FedAtTxt" else unit(x)
     classes = unit(text)
+    if head == "classifier":
+        return scale * (images @ parts["text_w"].T + parts["text_b"])
     if head == "cosine":
         classes = unit(parts["text_w"])
     elif mode != "FedAtImg":
