@@ -11,7 +11,7 @@ def refuse_what_cannot_travel(config: RunConfig) -> None:
     if config.start == "closed-form":
         raise ConfigError(
             "start closed-form cannot go to sites: Flower's rounds carry adapters, not sums; pass "
-            "--start default or identity"
+            "--start default or identity, or --preset cosine in place of tuned"
         )
     if why := METHODS[config.method].at_home:
         raise ConfigError(f"method {config.method} cannot go to sites: {why}")

@@ -173,7 +173,7 @@ def test_runs_of_earlier_releases_keep_their_settings_facts_and_id():
     tensors, facts = to_tensors(engine.plan, progress)
     assert set(facts["chosen"][0]) == {"round", "val_accuracy", "test_accuracy"}
     assert from_tensors(engine.plan, tensors, facts, first).chosen == progress.chosen
-    assert PRESETS["tuned"]["choose"] == "loss" and asdict(RunConfig())["choose"] == "accuracy"
+    assert PRESETS["cosine"]["choose"] == "loss" and asdict(RunConfig())["choose"] == "accuracy"
 
 
 @pytest.mark.parametrize("method", ["fedavg", "local", "ditto", "fedper", "central"])

@@ -147,7 +147,7 @@ def test_a_missing_flower_says_what_to_install(monkeypatch):
         ([], "median"),
         (["--method", "fedavg"], "fedavg"),
         (["--clip", "0.1"], "fedavg"),
-        (["--preset", "tuned"], "fedavgm"),
+        (["--preset", "cosine"], "fedavgm"),
         (["--weighting", "rows"], "median"),
     ],
 )
