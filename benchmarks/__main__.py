@@ -5,7 +5,7 @@ import sys
 
 import click
 
-BENCHMARKS = ("kernels", "local", "round", "extract")
+BENCHMARKS = ("kernels", "local", "round", "closed-form", "extract")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,6 +54,7 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
 
 def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, list]:
     from benchmarks import (
+        closed_form,
         compiling,
         extraction,
         kernels,
@@ -86,6 +87,8 @@ def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, li
             found += rounds.run(where, quick)
             if where.type == "cuda":
                 found += rounds_cuda.run(where, described["ceilings"], quick)
+        elif name == "closed-form":
+            found += closed_form.run(where, described["ceilings"], quick)
         else:
             found += extraction.run(where, quick)
     return described, found

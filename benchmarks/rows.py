@@ -33,6 +33,7 @@ COMMANDS = {  # word of the command -> its benchmarks
     "kernels": ("product", "lane-step", "top1", "contrastive", "compile"),
     "local": ("local-step",),
     "round": ("round",),
+    "closed-form": ("sums", "heads"),
     "extract": ("extract",),
 }
 

@@ -165,8 +165,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "choose": "loss",
     },
 }
-"""Settings by name: the released code's, and those that docs/findings.md arrives at: tuned trains on
-from the closed-form head, cosine is a classifier trained from the text features."""
+"""Settings by name: the released code's, and those that docs/findings.md arrives at. tuned trains
+on from the closed-form head, cosine is a classifier trained from the text features."""
 
 
 def _ways_of_methods() -> dict[str, tuple[Way, ...]]:

@@ -10,7 +10,7 @@ Hard-to-Beat Baseline for Training-free CLIP-based Adaptation" (ICLR 2024, arXiv
 gda; Fani et al., Fed3R (ICML 2024, arXiv:2406.01116) for ridge.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,11 +53,21 @@ def sums_of(features: Tensor, labels: Tensor, classes: int, rows: Tensor | None 
     labels    (N,) int64 from 0 to classes - 1
     rows      (n,) int64, the rows that count; None: all
     """
-    width, device = features.shape[1], features.device
+    return summed(_blocks(features, labels, rows), classes, features.shape[1], features.device)
+
+
+def summed(
+    blocks: Iterable[tuple[Tensor, Tensor]], classes: int, width: int, device: torch.device
+) -> Sums:
+    """The sums over blocks of rows in one pass: memory is that of a block and of the sums.
+
+    blocks  (b, D) float16 or float32 or float64 rows of any length, and their classes (b,) int64
+    """
     count = torch.zeros(classes, dtype=torch.float64, device=device)
     by_class = torch.zeros(classes, width, dtype=torch.float64, device=device)
     gram = torch.zeros(width, width, dtype=torch.float64, device=device)
-    for x, y in _blocks(features, labels, rows):
+    for rows, y in blocks:
+        x = normalize(rows.double(), dim=1)
         count += torch.bincount(y, minlength=classes)
         by_class.index_add_(0, y, x)
         gram.addmm_(x.T, x)
@@ -242,7 +252,7 @@ def _without(xm: Tensor, mm: Tensor, xx: Tensor, share: Tensor) -> tuple[Tensor,
 def _blocks(
     features: Tensor, labels: Tensor, rows: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Unit rows (b, D) float64 and their labels (b,), BLOCK at a time."""
+    """Rows (b, D) as they are and their labels (b,), BLOCK at a time."""
     for first in range(0, len(features) if rows is None else len(rows), BLOCK):
         at = slice(first, first + BLOCK) if rows is None else rows[first : first + BLOCK]
-        yield normalize(features[at].double(), dim=1), labels[at]
+        yield features[at], labels[at]
