@@ -1,6 +1,6 @@
 """A trained adapter out of a run, and what it belongs to: its model, prompts and classes."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.json_files import content_of
 from pipeline.runs.folder import read_adapters
 from pipeline.settings import RunConfig
 
+LOG = logging.getLogger(__name__)
 BEST = "best."
 
 
@@ -108,13 +109,10 @@ def read_trained(
         )
 
 
-def load_its_model(
-    trained: Trained, model: str | None, device: torch.device, say: Callable[[str], None]
-) -> ClipModel:
+def load_its_model(trained: Trained, model: str | None, device: torch.device) -> ClipModel:
     """The CLIP that an adapter belongs to: of OpenAI's by its recorded name, or `model`'s.
 
     model  a name or a file of weights; None: the recorded name, or the built-in CLIP
-    say    is told where libraries that decode images have another version
 
     Raises StaleCache when it is another CLIP, before a wrong one of OpenAI's is downloaded;
     WeightsError as load_model.
@@ -126,9 +124,9 @@ def load_its_model(
         compare_identity(
             {"model": name}, {"model": trained.model}, trained.source, _way_out(trained)
         )
-    clip = load_model(words, device, trained.towers, say)
+    clip = load_model(words, device, trained.towers)
     for note in refuse_other_model(trained, clip):
-        say(note)
+        LOG.warning("%s", note)
     return clip
 
 

@@ -1,5 +1,6 @@
 """Where trials of a sweep train: what they share, which of them side by side, how they end."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,14 @@ from pipeline.sweeps.halving import trial_rounds
 from pipeline.sweeps.spec import SweepSpec, config_of
 from pipeline.sweeps.trials import Record, Trial, record
 
+LOG = logging.getLogger(__name__)
 LANES = 96
 """Lanes side by side on a CPU: enough for threads to share, few enough that trials end one by one.
 More gain nothing there; on a GPU memory alone is the limit."""
 
 
 class Stopped(Exception):
-    """The budget is used up or a signal came; the trials that ended are written."""
+    """The budget is used up or a signal came; finished trials are saved."""
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Running:
 
 @dataclass
 class Floor:
-    """Where trials train: what they share, what limits them, and who is told."""
+    """Where trials train: what they share, what limits them, and where progress is shown."""
 
     table: FeatureTable
     cached: Cached
@@ -95,7 +97,7 @@ def plan_trial(
 
 
 def foresee(live: list[Running], spec: SweepSpec, rounds: int, floor: Floor) -> None:
-    """Tells the bar how many lane-steps there will be, that it can tell the time left."""
+    """Sets the number of lane-steps to come, from which the bar estimates the time left."""
     steps = [sum(map(steps_a_round, e.plan.lanes)) * e.config.rounds for e in live]
     share = 1.0
     if spec.halving and live:
@@ -138,4 +140,5 @@ def end_trial(floor: Floor, trial: Trial, status: str, **facts) -> None:
     blank = {"rounds": 0, "results": [], "val_accuracy": None, "seconds": 0.0}
     ended: Record = record(trial, status=status, **{**blank, **facts})
     floor.folder.add(ended)
+    LOG.debug("trial %s: %s after %d rounds", trial.id, status, ended.rounds)
     floor.bar.set_postfix_str(f"{len(floor.folder.records)} trials ended", refresh=False)

@@ -44,8 +44,6 @@ class SweepSpec:
     halving: Halving | None = None
     draw_seed: int = 0
     """Fixes what random and bayes draw."""
-    notes: tuple[str, ...] = ()
-    """Sentences to tell: where these words mean something else than elsewhere."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what cannot be swept."""

@@ -9,7 +9,7 @@ from pipeline.federation.evaluate import mean
 from pipeline.federation.joint import join_plans, join_progress, split_progress
 from pipeline.federation.local import Engine
 from pipeline.federation.plan import steps_a_round
-from pipeline.federation.training import Progress, advance, begin, pick_plan_backend
+from pipeline.federation.training import Progress, begin, pick_plan_backend, train
 from pipeline.machine import threads
 from pipeline.runs.checkpoint import from_tensors, to_tensors
 from pipeline.runs.folder import read_adapters, write_adapters
@@ -122,20 +122,28 @@ def _progress(each: Running, floor: Floor) -> Progress:
 def _rounds(
     engine: Engine, progress: Progress, mark: int, going: list[Running], floor: Floor
 ) -> Progress:
+    if not engine.plan.lanes:
+        return replace(progress, rounds_done=mark)  # zero-shot trains nothing
     steps = sum(steps_a_round(lane) for lane in engine.plan.lanes)
-    while progress.rounds_done < mark and not progress.diverged:
-        if not engine.plan.lanes:
-            return replace(progress, rounds_done=mark)  # zero-shot trains nothing
-        if floor.stop or time.monotonic() > floor.deadline:
-            raise Stopped
-        started = time.perf_counter()
-        progress, _ = advance(engine, progress)
+    rounds = train(engine, progress, mark)
+    _stop_if_asked(progress, mark, floor)
+    started = time.perf_counter()
+    for progress, _ in rounds:  # noqa: B020
         spent = time.perf_counter() - started
         for each in going:
             each.seconds += spent * len(each.plan.lanes) / len(engine.plan.lanes)
         floor.steps += steps
         floor.bar.update(steps)
+        _stop_if_asked(progress, mark, floor)
+        started = time.perf_counter()
     return progress
+
+
+def _stop_if_asked(progress: Progress, mark: int, floor: Floor) -> None:
+    """Raises Stopped where rounds are left, after a signal or when the budget is used up."""
+    left = progress.rounds_done < mark and not progress.diverged
+    if left and (floor.stop or time.monotonic() > floor.deadline):
+        raise Stopped
 
 
 def _cut(

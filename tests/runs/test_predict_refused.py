@@ -49,23 +49,23 @@ def test_what_holds_no_adapter_is_named(made, tmp_path):
         read_trained(tmp_path)
 
 
-def test_another_clip_prompts_of_it_or_preprocessing_is_refused(made, monkeypatch):
+def test_another_clip_prompts_of_it_or_preprocessing_is_refused(made, monkeypatch, heard):
     trained = read_trained(made / "released", "art")
     with pytest.raises(StaleCache, match="weights_sha256.*with --model"):
-        load_its_model(trained, str(made / "other.pt"), CPU, print)
+        load_its_model(trained, str(made / "other.pt"), CPU)
     with pytest.raises(StaleCache, match="made with model"):  # before 300 MB are downloaded
-        load_its_model(trained, "vit-b/32", CPU, print)
+        load_its_model(trained, "vit-b/32", CPU)
     with pytest.raises(StaleCache, match="weights_sha256"):  # the built-in one is the default
-        load_its_model(trained, None, CPU, print)
-    heard = []
-    load_its_model(trained, str(made / "small.pt"), CPU, heard.append)
+        load_its_model(trained, None, CPU)
+    heard.clear()
+    load_its_model(trained, str(made / "small.pt"), CPU)
     assert not heard
     monkeypatch.setitem(trained.preprocessing, "resize", "Pillow 1.0")
-    load_its_model(trained, str(made / "small.pt"), CPU, heard.append)
+    load_its_model(trained, str(made / "small.pt"), CPU)
     assert len(heard) == 1 and "Pillow 1.0" in heard[0]
     monkeypatch.setitem(trained.preprocessing, "interpolation", "nearest")
     with pytest.raises(StaleCache, match="preprocessing.interpolation"):
-        load_its_model(trained, str(made / "small.pt"), CPU, print)
+        load_its_model(trained, str(made / "small.pt"), CPU)
     assert trained.templates == PROMPTS
 
 
