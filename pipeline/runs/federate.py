@@ -224,7 +224,7 @@ def _doubts(table: FeatureTable, plan: Plan, first_adapter: torch.Tensor | None)
             f"mean; a trim of {1 / max(least, 1):.3g} or more cuts one at each end of 3 or more"
         )
     if plan.method == "krum" and config.keep > least:
-        yield f"krum: keep {config.keep} of {least} clients keeps all of them: it is their mean"
+        yield f"krum: keep {config.keep} of {least} clients keeps all of them, which is their mean"
     if plan.method == "krum" and least < 2 * byzantine + 3:
         yield (
             f"krum needs {2 * byzantine + 3} or more clients for its guarantee with {byzantine} "

@@ -34,7 +34,7 @@ class Stopped(Exception):
 
 @dataclass
 class Running:
-    """A trial that trains: its config, its own plan, and how far it is between two rungs."""
+    """A trial that trains: its config, its own plan, and its progress between two rungs."""
 
     trial: Trial
     config: RunConfig
@@ -66,7 +66,7 @@ class Floor:
 def planned(
     asked: Sequence[Trial], base: RunConfig, floor: Floor
 ) -> tuple[list[Running], list[tuple[Trial, str]]]:
-    """The trials with their plans; and those that cannot be (their neighbours can), with why."""
+    """The trials with their plans, and those that cannot be trained, with the reason."""
     live, broken = [], []
     for trial in asked:
         try:
@@ -89,7 +89,7 @@ def plan_trial(
     clients = [client for fold in plan.folds for client in fold.clients]
     if config.method != "zero-shot" and clients and not any(len(client.val) for client in clients):
         raise ConfigError(
-            f"{table.source}: trials are compared on validation rows, and no client has any; train "
+            f"{table.source}: trials are compared on validation rows, but no client has any; train "
             "single runs with federate --choose last"
         )
     pick_plan_backend(plan, backend, device)
@@ -136,7 +136,7 @@ def lane_bytes(plan: Plan, device: torch.device) -> int:
 
 
 def end_trial(floor: Floor, trial: Trial, status: str, **facts) -> None:
-    """Puts a trial on record; facts that are not given are those of one that never began."""
+    """Records a trial; facts that are not given are those of one that never started."""
     blank = {"rounds": 0, "results": [], "val_accuracy": None, "seconds": 0.0}
     ended: Record = record(trial, status=status, **{**blank, **facts})
     floor.folder.add(ended)

@@ -23,7 +23,7 @@ from pipeline.sweeps.trials import Trial, configuration_id
 
 
 def train_all(search: Search, spec: SweepSpec, base: RunConfig, floor: Floor, batch: int) -> None:
-    """Trains what the search asks for until it asks for nothing more, and tells it the ends.
+    """Trains what the search asks for until it asks for nothing more, and reports the ends to it.
 
     Every trial becomes one line of trials.jsonl as it ends. Raises Stopped between two rounds.
     """
@@ -97,7 +97,7 @@ def _joined(going: list[Running], owners: Sequence[tuple[int, int]], floor: Floo
 
 
 def _park(chunk: list[Running], floor: Floor) -> None:
-    """Puts on disk what waits for the next segment while other chunks have the memory."""
+    """Writes to disk what waits for the next segment while other chunks use the memory."""
     folder = floor.folder.folder / "parked"
     folder.mkdir(exist_ok=True)  # emptied by the next start: nothing in it need last
     for each in chunk:
@@ -196,7 +196,7 @@ def _zero_shot_val(results: Sequence[dict]) -> float | None:
 
 
 def end_running(floor: Floor, each: Running, status: str, error: str | None = None) -> None:
-    """Puts a trial that trained, and what it reached, on record."""
+    """Records a trial that trained, and what it reached."""
     progress, results = _progress(each, floor), []
     if status != "diverged":
         backend = pick_plan_backend(each.plan, floor.backend, floor.device)

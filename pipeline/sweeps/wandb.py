@@ -82,7 +82,7 @@ def _check_metric(metric: object) -> None:
             "needs --select oracle and is called that in all results"
         )
     if goal != "maximize":
-        raise ConfigError(f"metric goal {shown(goal)}: {METRIC} is to maximize")
+        raise ConfigError(f"metric goal {shown(goal)}: {METRIC} is maximized")
     if "target" in metric:
         raise ConfigError("metric target: not supported; end a sweep with run_cap or --budget")
 

@@ -21,7 +21,7 @@ def parameter(name: str, words: dict) -> Domain:
     """
     where = f"parameters: {name}"
     if "parameters" in words:
-        raise ConfigError(f"{where}: nested parameters are not supported; settings are flat")
+        raise ConfigError(f"{where}: nested parameters are not supported")
     refuse_unknown(words, KEYS, where)
     how = words.get("distribution") or _implied(name, words, where)
     if how not in DISTRIBUTIONS:

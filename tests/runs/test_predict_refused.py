@@ -37,9 +37,9 @@ def test_which_adapter_of_several(made):
 
 def test_what_holds_no_adapter_is_named(made, tmp_path):
     for path, match in (
-        (made / "zero-shot", "holds no adapter"),
-        (tmp_path / "nowhere", "there is no such run"),
-        (tmp_path, "is no run folder"),
+        (made / "zero-shot", "contains no adapter"),
+        (tmp_path / "nowhere", "no such run"),
+        (tmp_path, "not a run folder"),
         (made / "small.pt", "cannot be read as an adapter file"),
     ):
         with pytest.raises(ConfigError, match=match):
@@ -72,7 +72,7 @@ def test_another_clip_prompts_of_it_or_preprocessing_is_refused(made, monkeypatc
 def test_a_run_on_imported_features_says_why_it_cannot(tmp_path):
     config = RunConfig(held_out=(("a",),), rounds=1, batch=8)
     federate(small(), config, runs=tmp_path, out=tmp_path / "run", device="cpu")
-    with pytest.raises(ConfigError, match="does not say which CLIP.*extract"):
+    with pytest.raises(ConfigError, match="does not record which CLIP.*extract"):
         read_trained(tmp_path / "run")
 
 

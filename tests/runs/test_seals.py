@@ -147,7 +147,7 @@ def test_a_run_with_a_torn_done_is_checked_and_finished_again(tmp_path, damage, 
     raw = bytearray((folder / "rounds.jsonl").read_bytes())
     raw[100] ^= 1
     (folder / "rounds.jsonl").write_bytes(raw)
-    with pytest.raises(ConfigError, match="rounds.jsonl: is not what .* --force sets"):
+    with pytest.raises(ConfigError, match="rounds.jsonl: does not match .* --force to move"):
         run(small(), folder)
 
 
@@ -162,7 +162,7 @@ def test_a_checkpoint_ahead_of_its_log_is_refused_and_force_keeps_it(tmp_path, h
     for kept in (b"", b"".join(log[:2])):
         (folder / "rounds.jsonl").write_bytes(kept)
         adapter, number = (folder / "adapter.safetensors").read_bytes(), kept.count(b"\n")
-        with pytest.raises(ConfigError, match=rf"has {number} of the 4 rounds .* --force sets"):
+        with pytest.raises(ConfigError, match=rf"has {number} of the 4 rounds .* --force to move"):
             run(small(), folder)
         assert (folder / "adapter.safetensors").read_bytes() == adapter
     heard.clear()

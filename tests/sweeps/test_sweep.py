@@ -229,7 +229,7 @@ def test_killed_for_real_it_skips_what_is_done(table, tmp_path):
                 time.sleep(0.01)
             child.send_signal(kill)
             message = child.communicate(timeout=60)[1]
-    assert child.returncode == 128 + signal.SIGTERM and "goes on with them" in message
+    assert child.returncode == 128 + signal.SIGTERM and "run the same command to resume" in message
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
     assert document["trials"]["done"] == 12 and len(records(tmp_path / "cut")) == 12
