@@ -125,83 +125,52 @@ def cli() -> None:
 
 @cli.command()
 @option(
-    "--dataset",
-    default="demo",
-    show_default=True,
-    metavar="NAME|FOLDER",
-    section=DATA,
+    "--dataset", default="demo", show_default=True, metavar="NAME|FOLDER", section=DATA,
     help=f"One of {', '.join(DATASETS)}; or a folder domain/class/image or class/image, also with "
     "train, val and test folders.",
-)
+)  # fmt: skip
 @root_option
 @layout_options
 @model_option
 @tower_options
 @option(
-    "--prompt",
-    "prompts",
-    multiple=True,
-    default=(PROMPT,),
-    show_default=True,
-    section=DATA,
+    "--prompt", "prompts", multiple=True, default=(PROMPT,), show_default=True, section=DATA,
     help="Prompt, with {} in the place of the class name; several are averaged.",
-)
+)  # fmt: skip
 @option(
-    "--on-bad-image",
-    default="fail",
-    type=click.Choice(["fail", "skip"]),
-    show_default=True,
-    section=DATA,
-    help="Whether an unreadable image ends the extraction or is skipped.",
-)
+    "--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]), show_default=True,
+    section=DATA, help="Whether an unreadable image ends the extraction or is skipped.",
+)  # fmt: skip
 @option(
-    "--max-megapixels",
-    type=float,
-    default=100,
-    show_default=True,
-    section=DATA,
+    "--max-megapixels", type=float, default=100, show_default=True, section=DATA,
     help="Treat larger images as unreadable; a pixel takes up to 20 bytes to decode.",
-)
+)  # fmt: skip
 @option(
-    "--max-image-seconds",
-    type=float,
-    default=60,
-    show_default=True,
-    section=DATA,
+    "--max-image-seconds", type=float, default=60, show_default=True, section=DATA,
     help="Treat images that take longer to decode as unreadable.",
-)
+)  # fmt: skip
 @device_option
 @option(
-    "--batch",
-    type=click.IntRange(1),
-    section=HARDWARE,
-    note="depends on the device",
+    "--batch", type=click.IntRange(1), section=HARDWARE, note="depends on the device",
     help="Number of images encoded at a time.",
-)
+)  # fmt: skip
 @workers_option
 @option(
-    "--shard",
-    metavar="I/N",
-    section=HARDWARE,
+    "--shard", metavar="I/N", section=HARDWARE,
     note="as set by torchrun or srun, else all images",
     help="Encode only part I of N on this machine or GPU; join the parts with `cache merge`.",
-)
+)  # fmt: skip
 @option("--out", type=PATH, note="cache/files/<name>.h5", help="Cache file to write.")
 @option(
-    "--store",
-    default="fp16",
-    type=click.Choice(["fp16", "fp32"]),
-    show_default=True,
+    "--store", default="fp16", type=click.Choice(["fp16", "fp32"]), show_default=True,
     help="Precision of the stored features.",
-)
+)  # fmt: skip
 @option("--force", is_flag=True, help="Encode everything again, even if it is in the cache.")
 @option("--dry-run", is_flag=True, help="Show how the images are understood, and stop.")
 @option(
-    "--check",
-    type=click.IntRange(1),
-    metavar="N",
+    "--check", type=click.IntRange(1), metavar="N",
     help="Encode N random rows again and compare them with the cache; write nothing.",
-)
+)  # fmt: skip
 @json_option
 def extract(
     dataset: str,
@@ -248,11 +217,9 @@ def extract(
 @cli.command()
 @job_options(out="runs/<run_id>")
 @option(
-    "--init-adapter",
-    type=PATH,
-    section="Adapter",
+    "--init-adapter", type=PATH, section="Adapter",
     help="Adapter file (safetensors) to start training from.",
-)
+)  # fmt: skip
 def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
     """Train adapters by federated rounds on cached features (stage two).
 

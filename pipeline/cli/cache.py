@@ -76,38 +76,25 @@ def verify(file: Path) -> None:
 @option("--force", is_flag=True, help="Replace a cache that is already there.")
 @option("--dataset-name", "dataset", note="name of the file", help="Name of the data set.")
 @option(
-    "--feature-scale",
-    type=float,
-    default=1.0,
-    show_default=True,
+    "--feature-scale", type=float, default=1.0, show_default=True,
     help="Factor for the features: 10 makes unit rows about as long as raw ViT-B/32 features.",
-)
+)  # fmt: skip
 @option(
-    "--logit-scale",
-    type=float,
-    note="from the file",
+    "--logit-scale", type=float, note="from the file",
     help="Logit scale of the model; 100 for every released CLIP.",
-)
+)  # fmt: skip
 @option(
-    "--labels-from",
-    type=click.IntRange(0, 1),
-    default=0,
-    show_default=True,
+    "--labels-from", type=click.IntRange(0, 1), default=0, show_default=True,
     help="Number of the first label.",
-)
+)  # fmt: skip
 @option(
-    "--domains-from",
-    type=click.IntRange(0, 1),
-    default=0,
-    show_default=True,
+    "--domains-from", type=click.IntRange(0, 1), default=0, show_default=True,
     help="Number of the first domain.",
-)
+)  # fmt: skip
 @option(
-    "--ignore",
-    multiple=True,
-    metavar="KEY",
+    "--ignore", multiple=True, metavar="KEY",
     help="Key to leave out although it resembles a known one; can be repeated.",
-)
+)  # fmt: skip
 def import_(npz: Path, out: Path | None, force: bool, **settings) -> None:
     """Convert an .npz with features, labels and text_features to a cache (docs/cache-format.md)."""
     from cache.npz import read_npz

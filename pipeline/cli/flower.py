@@ -26,19 +26,13 @@ INSECURE = option(
     "--insecure", is_flag=True, section=NETWORK, help="Connect without TLS, also to other machines."
 )
 ROOT = option(
-    "--root-certificates",
-    type=PATH,
-    section=NETWORK,
+    "--root-certificates", type=PATH, section=NETWORK,
     help="The ca.crt that identifies the SuperLink; enables TLS.",
-)
+)  # fmt: skip
 AT = option(
-    "--superlink",
-    default="127.0.0.1:8000",
-    show_default=True,
-    metavar="HOST:PORT",
-    section=NETWORK,
-    help="Address of the SuperLink.",
-)
+    "--superlink", default="127.0.0.1:8000", show_default=True, metavar="HOST:PORT",
+    section=NETWORK, help="Address of the SuperLink.",
+)  # fmt: skip
 WORDS = click.argument("more", nargs=-1, type=click.UNPROCESSED)
 
 
@@ -57,11 +51,9 @@ def flower() -> None:
 )
 @option("--port", default=8000, show_default=True, section=NETWORK, help="Port to listen on.")
 @option(
-    "--certificates",
-    type=PATH,
-    section=NETWORK,
+    "--certificates", type=PATH, section=NETWORK,
     help="Folder with ca.crt, server.pem and server.key; enables TLS.",
-)
+)  # fmt: skip
 @INSECURE
 @WORDS
 def superlink(
@@ -79,20 +71,15 @@ def superlink(
 @AT
 @option("--domain", section=DATA, note="all", help="The domain of the cache that takes part.")
 @option(
-    "--client",
-    section=DATA,
-    note="all",
+    "--client", section=DATA, note="all",
     help="The client of a partition that takes part: domain/0.",
-)
+)  # fmt: skip
 @device_option
 @backend_option
 @option(
-    "--port",
-    default=0,
-    section=NETWORK,
-    note="a free port",
+    "--port", default=0, section=NETWORK, note="a free port",
     help="Local port of the SuperNode's workers.",
-)
+)  # fmt: skip
 @ROOT
 @INSECURE
 @WORDS
@@ -125,47 +112,29 @@ def supernode(
 @flower.command()
 @AT
 @option(
-    "--sites",
-    required=True,
-    type=click.IntRange(1),
-    section=NETWORK,
+    "--sites", required=True, type=click.IntRange(1), section=NETWORK,
     help="Number of SuperNodes to wait for.",
-)
+)  # fmt: skip
 @option(
-    "--min-sites",
-    type=click.IntRange(1),
-    section=NETWORK,
-    note="2, or 1 of one site",
+    "--min-sites", type=click.IntRange(1), section=NETWORK, note="2, or 1 of one site",
     help="End the run when fewer sites answer.",
-)
+)  # fmt: skip
 @option(
-    "--wait",
-    default=600.0,
-    show_default=True,
-    section=NETWORK,
+    "--wait", default=600.0, show_default=True, section=NETWORK,
     help="Seconds to wait for the sites.",
-)
+)  # fmt: skip
 @option(
-    "--timeout",
-    default=600.0,
-    show_default=True,
-    section=NETWORK,
+    "--timeout", default=600.0, show_default=True, section=NETWORK,
     help="Seconds that a round may take.",
-)
+)  # fmt: skip
 @option(
-    "--held-out",
-    default="none",
-    metavar="DOMAIN|none",
-    show_default=True,
-    section=DATA,
+    "--held-out", default="none", metavar="DOMAIN|none", show_default=True, section=DATA,
     help="Domain that no client trains on; `a,b` holds out both.",
-)
+)  # fmt: skip
 @option(
-    "--cache",
-    type=PATH,
-    section=DATA,
+    "--cache", type=PATH, section=DATA,
     help="Cache on the SuperLink's machine with held-out rows to test on.",
-)
+)  # fmt: skip
 @setting_options
 @option(
     "--out", type=PATH, note="runs/<run_id>", help="Folder on the SuperLink's machine to write to."

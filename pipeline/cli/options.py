@@ -115,43 +115,25 @@ def tower_options(command: Function) -> Function:
 
 
 root_option = option(
-    "--root",
-    "--root-dir",
-    type=PATH,
-    section=DATA,
-    note="data",
+    "--root", "--root-dir", type=PATH, section=DATA, note="data",
     help="Folder that holds the data sets.",
-)
+)  # fmt: skip
 model_option = option(
-    "--model",
-    "--net",
-    section=DATA,
-    note="ViT-B/32; demo for the data set demo",
+    "--model", "--net", section=DATA, note="ViT-B/32; demo for the data set demo",
     help="An OpenAI model such as ViT-B/32, a file of weights, or demo.",
-)
+)  # fmt: skip
 device_option = option(
-    "--device",
-    default="auto",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    show_default=True,
-    section=HARDWARE,
-    help="Device to compute on.",
-)
+    "--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]), show_default=True,
+    section=HARDWARE, help="Device to compute on.",
+)  # fmt: skip
 backend_option = option(
-    "--backend",
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    section=HARDWARE,
+    "--backend", default="auto", show_default=True, metavar="NAME", section=HARDWARE,
     help="Kernels to compute with: auto, torch, numba or triton.",
-)
+)  # fmt: skip
 workers_option = option(
-    "--workers",
-    type=click.IntRange(0),
-    section=HARDWARE,
-    note="one for each CPU",
+    "--workers", type=click.IntRange(0), section=HARDWARE, note="one for each CPU",
     help="Number of processes that decode images; 0 decodes in the main process.",
-)
+)  # fmt: skip
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 layout_options = together(
     option(

@@ -19,41 +19,27 @@ ADAPTER = "Adapter"
     "images", nargs=-1, required=True, metavar="IMAGE...", help="Image files, folders or globs."
 )
 @option(
-    "--run",
-    required=True,
-    type=PATH,
-    section=ADAPTER,
-    help="Folder of a run, or an adapter file.",
+    "--run", required=True, type=PATH, section=ADAPTER, help="Folder of a run, or an adapter file."
 )
 @option(
-    "--held-out",
-    metavar="DOMAIN|none",
-    section=ADAPTER,
+    "--held-out", metavar="DOMAIN|none", section=ADAPTER,
     help="Held-out domain of the adapter to use, if the run has several.",
-)
+)  # fmt: skip
 @option(
-    "--client",
-    section=ADAPTER,
+    "--client", section=ADAPTER,
     help="Client whose adapter to use, if each client has its own (local, ditto, fedper).",
-)
+)  # fmt: skip
 @option(
     "--classes", metavar="A,B,...", note="those of the training", help="Classes to choose from."
 )
 @option(
-    "--top",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
+    "--top", type=click.IntRange(1), default=1, show_default=True,
     help="Number of classes to show for each image.",
-)
+)  # fmt: skip
 @option(
-    "--model",
-    "--net",
-    metavar="FILE",
-    section=ADAPTER,
-    note="the run's",
+    "--model", "--net", metavar="FILE", section=ADAPTER, note="the run's",
     help="File of weights of the run's CLIP model.",
-)
+)  # fmt: skip
 @device_option
 @json_option
 def predict(

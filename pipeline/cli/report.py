@@ -11,26 +11,19 @@ from pipeline.errors import ConfigError
 
 @click.command(cls=Command)
 @click.argument(
-    "paths",
-    nargs=-1,
-    required=True,
-    metavar="RUN|SWEEP|BENCH...",
-    type=PATH,
+    "paths", nargs=-1, required=True, metavar="RUN|SWEEP|BENCH...", type=PATH,
     help="Folders of runs and sweeps, and files of benchmark results.",
-)
+)  # fmt: skip
 @option(
-    "--out",
-    type=PATH,
-    note="report.html in the folder, beside the file, or here for several",
+    "--out", type=PATH, note="report.html in the folder, beside the file, or here for several",
     help="HTML page to write.",
-)
+)  # fmt: skip
 @option("--cache", type=PATH, note="where it was", help="Cache file of a run, if it was moved.")
 @option(
-    "--images-per-second",
-    type=click.FloatRange(min=0, min_open=True),
+    "--images-per-second", type=click.FloatRange(min=0, min_open=True),
     note="as measured by extract",
     help="Encoding rate, to estimate the time that a run would take without a cache.",
-)
+)  # fmt: skip
 @option("--csv", "as_csv", is_flag=True, help="Also write CSV tables beside the page.")
 @option(
     "--tensorboard", metavar="DIR", type=PATH, help="Also write TensorBoard event files to DIR."

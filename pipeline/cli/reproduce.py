@@ -25,32 +25,21 @@ TRAINING = "Training"
 
 @click.command(cls=Command)
 @click.argument(
-    "dataset",
-    metavar="pacs|vlcs|office_home|FOLDER",
+    "dataset", metavar="pacs|vlcs|office_home|FOLDER",
     help="A known data set, or a folder of images.",
-)
+)  # fmt: skip
 @root_option
 @layout_options
 @model_option
 @tower_options
 @option(
-    "--seeds",
-    type=click.IntRange(1, 1000),
-    default=3,
-    show_default=True,
-    section=TRAINING,
-    metavar="N",
-    help="Train with seeds 0 to N-1.",
-)
+    "--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, section=TRAINING,
+    metavar="N", help="Train with seeds 0 to N-1.",
+)  # fmt: skip
 @option(
-    "--rounds",
-    "--iters",
-    type=click.IntRange(1),
-    default=RunConfig.rounds,
-    show_default=True,
-    section=TRAINING,
-    help="Number of server rounds.",
-)
+    "--rounds", "--iters", type=click.IntRange(1), default=RunConfig.rounds, show_default=True,
+    section=TRAINING, help="Number of server rounds.",
+)  # fmt: skip
 @option("--cache", type=PATH, note="cache/files/<name>.h5", help="Cache file to write.")
 @option("--out", type=PATH, note="runs/sweep-<id>", help="Folder to write the sweep to.")
 @device_option

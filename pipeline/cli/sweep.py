@@ -41,56 +41,34 @@ TRY = "What to try"
 @click.command(cls=Command)
 @job_options(
     option(
-        "--grid",
-        multiple=True,
-        metavar="NAME=VALUES",
-        section=TRY,
+        "--grid", multiple=True, metavar="NAME=VALUES", section=TRY,
         help="Try values of a setting: lr=5e-5,3e-4 tries both, and with --random lr=1e-5..1e-2 "
         "draws from the range. Takes any setting below and can be repeated.",
     ),
     option(
-        "--random",
-        "draws",
-        type=int,
-        metavar="N",
-        section=TRY,
+        "--random", "draws", type=int, metavar="N", section=TRY,
         help="Draw N configurations from the --grid instead of trying all.",
     ),
     option(
-        "--seeds",
-        default=1,
-        show_default=True,
-        metavar="N",
-        section=TRY,
+        "--seeds", default=1, show_default=True, metavar="N", section=TRY,
         help="Train each configuration with seeds 0 to N-1.",
     ),
     option("--spec", type=PATH, section=TRY, help="W&B sweep file (YAML) in place of --grid."),
     option(
-        "--halving",
-        type=int,
-        metavar="ETA",
-        section=TRY,
+        "--halving", type=int, metavar="ETA", section=TRY,
         help="Successive halving: keep the best 1/ETA at each rung.",
     ),
     option("--draw-seed", default=0, show_default=True, section=TRY, help="Seed of --random."),
     option(
-        "--budget",
-        metavar="TIME",
-        section=TRY,
+        "--budget", metavar="TIME", section=TRY,
         help="Start no round after this time, such as 90s, 2m or 1.5h.",
     ),
     option(
-        "--memory",
-        metavar="BYTES",
-        section=TRY,
-        note="half of the free memory, 0.8 on a GPU",
+        "--memory", metavar="BYTES", section=TRY, note="half of the free memory, 0.8 on a GPU",
         help="Memory for trials that train side by side, such as 500M or 4G.",
     ),
     option(
-        "--select",
-        default="validation",
-        show_default=True,
-        section=TRY,
+        "--select", default="validation", show_default=True, section=TRY,
         type=click.Choice(["validation", "oracle"]),
         meanings={
             "validation": "By validation accuracy (or loss, with --choose loss).",
@@ -99,16 +77,12 @@ TRY = "What to try"
         help="How the best configuration is selected.",
     ),
     option(
-        "--join",
-        "joined",
-        type=PATH,
-        metavar="DIR",
-        section=TRY,
+        "--join", "joined", type=PATH, metavar="DIR", section=TRY,
         help="Help with the sweep in DIR, which was started here or on a machine with the same "
         "disk.",
     ),
     out="runs/sweep-<id>",
-)
+)  # fmt: skip
 def sweep(
     job: Job,
     given: dict,

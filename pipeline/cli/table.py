@@ -14,48 +14,33 @@ LOG = logging.getLogger(__name__)
 
 @click.command(cls=Command)
 @click.argument(
-    "paths",
-    nargs=-1,
-    required=True,
-    metavar="RUN|SWEEP...",
-    type=PATH,
+    "paths", nargs=-1, required=True, metavar="RUN|SWEEP...", type=PATH,
     help="Runs, sweeps, and folders that hold them.",
-)
+)  # fmt: skip
 @option(
-    "--by",
-    metavar="SETTING,...",
-    note="all settings that differ, else method",
+    "--by", metavar="SETTING,...", note="all settings that differ, else method",
     help="Settings whose values get a row each.",
-)
+)  # fmt: skip
 @option(
-    "--columns",
-    type=click.Choice(["domains", "summary"]),
-    default="domains",
-    show_default=True,
+    "--columns", type=click.Choice(["domains", "summary"]), default="domains", show_default=True,
     meanings={
         "domains": "Accuracy on each held-out domain, and the mean.",
         "summary": "Accuracy on unseen domains, on participants and overall.",
     },
     help="What the columns show.",
-)
+)  # fmt: skip
 @option(
-    "--against",
-    metavar="ROW",
+    "--against", metavar="ROW",
     help="Also show differences from this row, paired by seed, or from zero-shot.",
-)
+)  # fmt: skip
 @option(
-    "--best",
-    is_flag=True,
+    "--best", is_flag=True,
     help="Show only the best configuration of each sweep by validation; with --by, of each row.",
-)
+)  # fmt: skip
 @option(
-    "--format",
-    "written",
-    type=click.Choice(["text", "latex", "csv", "markdown"]),
-    default="text",
-    show_default=True,
-    help="Format of the table.",
-)
+    "--format", "written", type=click.Choice(["text", "latex", "csv", "markdown"]),
+    default="text", show_default=True, help="Format of the table.",
+)  # fmt: skip
 @option("--json", "as_json", is_flag=True, help="Print a list of objects, one for each cell.")
 def table(
     paths: tuple,

@@ -128,7 +128,7 @@ def _rounds(
     rounds = train(engine, progress, mark)
     _stop_if_asked(progress, mark, floor)
     started = time.perf_counter()
-    for progress, _ in rounds:  # noqa: B020
+    for progress, _ in rounds:
         spent = time.perf_counter() - started
         for each in going:
             each.seconds += spent * len(each.plan.lanes) / len(engine.plan.lanes)
