@@ -61,7 +61,7 @@ def test_an_unknown_setting_gets_the_nearest_name():
     refused("cannot be swept", setting_name, "held-out")
     refused("cannot be swept", setting_name, "test_envs")
     refused("there are", setting_name, "ÜÜÜ")
-    refused("no setting", setting_name, "x" * 10**6)
+    refused("not a setting", setting_name, "x" * 10**6)
 
 
 @pytest.mark.parametrize(

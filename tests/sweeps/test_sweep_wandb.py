@@ -132,7 +132,7 @@ def test_bayes_asks_for_a_quarter_at_a_time():
         ("parameters: lr is missing", None),
         ("not a mapping", 5),
         ("not a mapping", [1, 2]),
-        ("give value, values, or min and max", {}),
+        ("set value, values, or min and max", {}),
         ("empty list", {"values": []}),
         ("not a list", {"values": 5}),
         ("not a list", {"values": "abc"}),
@@ -143,8 +143,8 @@ def test_bayes_asks_for_a_quarter_at_a_time():
         ("max is missing", {"min": 1}),
         ("the first must be the smaller", {"min": 2, "max": 1}),
         ("starts above 0", {"distribution": "log_uniform_values", "min": 0, "max": 1}),
-        ("no float", {"distribution": "log_uniform", "min": -9, "max": 10**6}),
-        ("'beta' is not supported; there are", {"distribution": "beta", "min": 1, "max": 2}),
+        ("not a float", {"distribution": "log_uniform", "min": -9, "max": 10**6}),
+        ("'beta' is not supported; choose from", {"distribution": "beta", "min": 1, "max": 2}),
         ("is not supported", {"distribution": "q_log_uniform_values", "min": 1, "max": 2}),
         ("is not supported", {"distribution": ["uniform"], "min": 1, "max": 2}),
         ("nested", {"parameters": {"a": {"value": 1}}}),
@@ -152,7 +152,7 @@ def test_bayes_asks_for_a_quarter_at_a_time():
         ("q must be above 0", {"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}),
         ("no multiple", {"distribution": "q_uniform", "min": 0.1, "max": 0.2, "q": 1}),
         ("sigma must be above 0", {"mu": 0, "sigma": 0}),
-        ("no finite number", {"distribution": "normal", "mu": "x"}),
+        ("not a finite number", {"distribution": "normal", "mu": "x"}),
         ("value is missing", {"distribution": "constant", "values": [1]}),
     ],
 )
@@ -170,14 +170,14 @@ def test_parameters_that_cannot_be(said, words):
         ("has no end", {"method": "random"}),
         ("run_cap takes a whole number from 1", {"run_cap": 0}),
         ("run_cap takes a whole number from 1", {"run_cap": 1.5}),
-        ("run_cap: 'x' is no finite", {"run_cap": "x"}),
-        ("chooses by val_accuracy alone", {"metric": {"name": "test_accuracy"}}),
-        ("chooses by val_accuracy alone", {"metric": {"name": ["unseen"]}}),
+        ("run_cap: 'x' is not a finite", {"run_cap": "x"}),
+        ("selects by val_accuracy only", {"metric": {"name": "test_accuracy"}}),
+        ("selects by val_accuracy only", {"metric": {"name": ["unseen"]}}),
         ("is maximized", {"metric": {"name": "val_accuracy", "goal": "minimize"}}),
         ("target: not supported", {"metric": {"target": 0.9}}),
         ("metric is a str", {"metric": "val_accuracy"}),
         ("type 'envelope' is not supported", {"early_terminate": {"type": "envelope"}}),
-        ("give min_iter, or max_iter", {"early_terminate": {"type": "hyperband"}}),
+        ("set min_iter, or max_iter", {"early_terminate": {"type": "hyperband"}}),
         (
             "eta takes a whole number from 2",
             {"early_terminate": {"type": "hyperband", "eta": 1, "min_iter": 1}},
@@ -191,7 +191,7 @@ def test_parameters_that_cannot_be(said, words):
         ("did you mean min_iter", {"early_terminate": {"type": "hyperband", "min_iters": 3}}),
         ("parameters is missing", {"parameters": None}),
         ("parameters is a list", {"parameters": [1]}),
-        ("no setting of a run", {"parameters": {5: {"value": 1}}}),
+        ("not a setting", {"parameters": {5: {"value": 1}}}),
         ("set twice", {"parameters": {"iters": {"value": 1}, "rounds": {"value": 2}}}),
         ("list its values", {"parameters": {"seed": {"min": 1, "max": 3}}}),
     ],
@@ -207,7 +207,7 @@ def test_seeds_and_halving_are_said_once():
     with pytest.raises(ConfigError, match="set twice"):
         from_wandb(found, rounds=200, seeds=3)
     found["early_terminate"] = {"type": "hyperband", "min_iter": 3}
-    with pytest.raises(ConfigError, match="--halving say the same"):
+    with pytest.raises(ConfigError, match="--halving mean the same"):
         from_wandb(found, rounds=200, halving=3)
 
 
@@ -221,16 +221,16 @@ BOMB = "a: &a [x, x]\n" + "\n".join(
     [
         ("uses the alias \\*a", BOMB),
         ("uses the alias \\*a", "a: &a [*a]"),
-        ("line 3 gives lr a second time", "parameters:\n  lr: {value: 1}\n  lr: {value: 2}"),
-        ("gives method a second time", "method: grid\nmethod: bayes"),
+        ("line 3 sets lr a second time", "parameters:\n  lr: {value: 1}\n  lr: {value: 2}"),
+        ("sets method a second time", "method: grid\nmethod: bayes"),
         (
             "is not (readable )?YAML in line 2: found character '\\\\t'",
             "method: grid\n\tparameters: 1",
         ),
-        ("holds a list", "- method: grid\n- parameters: {}"),
-        ("holds a NoneType", ""),
-        ("holds a str", "hello"),
-        ("holds a dict", "1: 2"),
+        ("contains a list", "- method: grid\n- parameters: {}"),
+        ("contains a NoneType", ""),
+        ("contains a str", "hello"),
+        ("contains a dict", "1: 2"),
         ("is not (readable )?YAML", "a: [1, 2"),
         ("is not (readable )?YAML", "a: b: c"),
         ("is not (readable )?YAML", "--- 1\n--- 2"),
