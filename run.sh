@@ -13,16 +13,16 @@ Usage: ./run.sh COMMAND [OPTIONS]
 
   extract    images and prompts -> feature cache (stage one)
   federate   feature cache -> federated adapters and their accuracies (stage two)
-  sweep      many configurations on one cache, side by side; the best by validation
-  flower     federate over real machines: superlink, supernode, run
-  cache      look into, check, import and export caches
+  sweep      train many configurations side by side; the best by validation
+  flower     federate over several machines: superlink, supernode, run
+  cache      show, verify, import, export and merge caches
   download   fetch a public data set
-  predict    classify images of your own with a trained adapter
+  predict    classify your own images with a trained adapter
   reproduce  images -> the paper's table, in one command
   report     show runs, sweeps and benchmarks as one HTML page
   table      compare runs and sweeps: test accuracies over seeds as text, LaTeX, CSV or Markdown
   bench      time the kernels, whole runs and extraction
-  test       run the project's tests; further words go to pytest
+  test       run the project's tests; further options go to pytest
   check      formatting, lint, types and tests
   docs-check run every command that the documentation shows
 
@@ -38,7 +38,7 @@ explain() {
         test) cat <<'TEXT' ;;
 Usage: ./run.sh test [PYTEST OPTIONS]
 
-  Run the project's tests. Further words go to pytest:
+  Run the project's tests. Further options go to pytest:
 
     ./run.sh test tests/cache/test_store.py -k resume
     ./run.sh test --collect-only -q     # names of the tests, without running them
@@ -47,14 +47,14 @@ TEXT
 Usage: ./run.sh check
 
   Everything that must hold before a commit, the quick things first: ruff's formatting and lint,
-  mypy --strict on what people import (pyproject.toml), then all tests. Ends at the first that fails.
+  mypy --strict on the public modules (pyproject.toml), then all tests. Stops at the first failure.
 TEXT
         docs-check) cat <<'TEXT' ;;
 Usage: ./run.sh docs-check
 
   Run every command that README.md, CONTRIBUTING.md and docs/ show, in a scratch copy of the
   project with an empty home, on small stand-in data. Commands that need a network, a GPU or many
-  minutes are parsed and listed so. Ends with exit code 1 when one fails or is not known here.
+  minutes are only parsed. Ends with exit code 1 when one fails or is unknown.
 TEXT
         *) return 1 ;;
     esac
@@ -150,7 +150,7 @@ if help_asked "$@" && explain "$1"; then exit 0; fi
 
 if [ -n "${FEDCLIP_PYTHON:-}" ]; then
     python="$(command -v -- "$FEDCLIP_PYTHON")" ||
-        die "FEDCLIP_PYTHON=$FEDCLIP_PYTHON: there is no such interpreter; name one, or unset it to have .venv made"
+        die "FEDCLIP_PYTHON=$FEDCLIP_PYTHON: there is no such interpreter; name one, or unset it to create .venv"
     python="$(cd -- "$(dirname -- "$python")" && pwd)/$(basename -- "$python")" # cd below
 else
     case "$1" in

@@ -55,7 +55,7 @@ def _once(tree: ImageTree, model, out: Path, device: torch.device) -> dict[str, 
     for block in row_blocks(range(-(-rows // batch)), batch, rows):
         encode_images(model, pixels[block.start : block.stop])
     encoded = time.perf_counter()
-    report = extract(str(tree.root), out=out, device=device.type, say=lambda line: None)
+    report = extract(str(tree.root), out=out, device=device.type)
     return {
         "decode": decoded - started,
         "encode": encoded - decoded,

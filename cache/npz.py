@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Collection
@@ -18,17 +19,15 @@ from cache.described import is_unit, row_lengths, summary, surprises
 from cache.identity import fingerprint
 from cache.npz_keys import NEEDED, OPTIONAL
 from cache.npz_members import read_members
-from cache.npz_values import Say, distinct, positions, shown, splits
+from cache.npz_values import distinct, positions, shown, splits
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable, check_table
+
+LOG = logging.getLogger(__name__)
 
 _LOGIT_SCALE = 100.0  # every released CLIP was trained until its multiplier met this bound
 _NAME_LENGTH = 200
 _KEPT = {"schema", "imported", *NEEDED, *OPTIONAL}  # of an identity, in an .npz
 _LOG_BELOW = 10.0  # a multiplier is above it: CLIP's starts at 14.3, its logarithm ends at 4.605
-
-
-def _silent(sentence: str) -> None:
-    """Say nothing."""
 
 
 def read_npz(
@@ -40,7 +39,6 @@ def read_npz(
     domains_from: int = 0,
     dataset: str | None = None,
     ignore: Collection[str] = (),
-    say: Say = _silent,
 ) -> FeatureTable:
     """The table in an .npz; pickles are never read.
 
@@ -58,16 +56,15 @@ def read_npz(
     feature_scale  features are multiplied by it: 10 gives CLIP's unit rows about their raw length
     dataset        its name; None for the file's key, or else the file's name
     ignore         keys that are not read though they look like a known one
-    say            is given a sentence for each thing that was understood or looks unmeant
 
     Raises CacheError for a missing or misnamed key, Python objects, wrong shapes or numbers.
     """
     path = Path(path)
     options = {"logit_scale": logit_scale, "dataset": dataset}
     given = [key for key, value in options.items() if value is not None]
-    arrays = read_members(path, NEEDED, OPTIONAL, ignore, given, say)
+    arrays = read_members(path, NEEDED, OPTIONAL, ignore, given)
     try:
-        table = _table(arrays, path, labels_from, domains_from, say)
+        table = _table(arrays, path, labels_from, domains_from)
         scale = _logit_scale(arrays, path) if logit_scale is None else float(logit_scale)
         scaled = _scaled(table.features, feature_scale)
         table = replace(table, logit_scale=scale, features=scaled)
@@ -76,13 +73,13 @@ def read_npz(
         raise CacheError(f"{prefix}{error}") from error
     check_table(table)
     if "logit_scale" not in (*arrays, *given):
-        say(f"no logit_scale: taking {_LOGIT_SCALE:g}")
+        LOG.info(f"no logit_scale: taking {_LOGIT_SCALE:g}")
     lengths = row_lengths(table.features)
     unit = bool(is_unit(lengths).all())
     claimed = _scalar(arrays, "normalised", path, "b", None) if feature_scale == 1 else None
     if claimed is not None and claimed != unit:
-        say(
-            f"warning: the key normalised is {claimed}, and the mean length of the rows is "
+        LOG.warning(
+            f"the key normalised is {claimed}, and the mean length of the rows is "
             f"{lengths.mean():.4g}"
         )
     facts = {
@@ -94,9 +91,9 @@ def read_npz(
         facts["feature_scale"] = float(feature_scale)
     table = _identified(table, facts)
     for sentence in summary(table, lengths):
-        say(sentence)
+        LOG.info(sentence)
     for sentence in surprises(table, lengths):
-        say(f"warning: {sentence}")
+        LOG.warning(sentence)
     return table
 
 
@@ -157,7 +154,7 @@ def not_exported(facts: dict[str, Any]) -> list[str]:
 
 
 def _table(
-    arrays: dict[str, np.ndarray], path: Path, labels_from: int, domains_from: int, say: Say
+    arrays: dict[str, np.ndarray], path: Path, labels_from: int, domains_from: int
 ) -> FeatureTable:
     """The arrays as a table without identity, logit scale 1; CacheError for wrong ones."""
     features = _floats(arrays["features"], "features", path)
@@ -168,17 +165,17 @@ def _table(
             f"{features.shape} and {text.shape}"
         )
     named = _names(arrays, "class_names", path)
-    labels = positions(arrays["labels"], "labels", named, len(text), labels_from, say)
+    labels = positions(arrays["labels"], "labels", named, len(text), labels_from)
     domain_names = _names(arrays, "domain_names", path)
     given = arrays.get("domains", np.full(len(features), domains_from))
     if domain_names is None and given.dtype.kind == "U":
         domain_names = tuple(np.unique(given).tolist())
     count = len(domain_names or ())
-    domains = positions(given, "domains", domain_names, count, domains_from, say)
+    domains = positions(given, "domains", domain_names, count, domains_from)
     if domain_names is None:
         domain_names = _numbered("domain", int(domains.max(initial=0)) + 1)
         if len(domains) and domains.min() == 1:
-            say("no row is of domain 0; if they count from 1, pass --domains-from 1")
+            LOG.warning("no row is of domain 0; if they count from 1, pass --domains-from 1")
     return FeatureTable(
         source=str(path),
         features=features,
@@ -186,9 +183,9 @@ def _table(
         domains=domains,
         text_features=text,
         logit_scale=1.0,
-        class_names=_numbered("class", len(text)) if named is None else distinct(named, say),
+        class_names=_numbered("class", len(text)) if named is None else distinct(named),
         domain_names=domain_names,
-        split=splits(arrays["split"], say) if "split" in arrays else None,
+        split=splits(arrays["split"]) if "split" in arrays else None,
         identity={},
         fingerprint="",
         content_sha256="",

@@ -1,5 +1,6 @@
 """Taking arrays out of an .npz that somebody else made."""
 
+import logging
 import lzma
 import math
 import struct
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from cache.npz_keys import misnamed
-from cache.npz_values import Say, shown
+from cache.npz_values import shown
 from cache.table import CacheError
+
+LOG = logging.getLogger(__name__)
 
 DAMAGED = (
     *(ValueError, TypeError, EOFError, zlib.error, lzma.LZMAError, struct.error),
@@ -31,7 +34,6 @@ def read_members(
     optional: tuple[str, ...],
     ignore: Collection[str],
     given: Collection[str],
-    say: Say,
 ) -> dict[str, np.ndarray]:
     """The arrays of these keys, each looked at before it is unpacked; others are named as ignored.
 
@@ -46,7 +48,7 @@ def read_members(
             raise CacheError(f"{path}: cannot be read: not an ordinary file")
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            _check_keys(names, path, needed, optional, ignore, given, say)
+            _check_keys(names, path, needed, optional, ignore, given)
             keys = [key for key in (*needed, *optional) if f"{key}.npy" in names]
             total = sum(archive.getinfo(f"{key}.npy").file_size for key in keys)
             if total > _UNPACKED * path.stat().st_size + _SLACK:
@@ -75,7 +77,6 @@ def _check_keys(
     optional: tuple[str, ...],
     ignore: Collection[str],
     given: Collection[str],
-    say: Say,
 ) -> None:
     """Raises CacheError for keys that are missing, misnamed, twice or too many."""
     if len(names) > _MOST_KEYS:
@@ -97,7 +98,7 @@ def _check_keys(
         )
     others = sorted(key for key in set(keys) if key not in (*needed, *optional))
     if others:
-        say(f"ignored keys: {shown([ascii(key)[1:-1] for key in others])}")
+        LOG.warning(f"ignored keys: {shown([ascii(key)[1:-1] for key in others])}")
 
 
 def _read(archive: zipfile.ZipFile, key: str) -> np.ndarray:

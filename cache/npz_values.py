@@ -1,13 +1,15 @@
 """What labels, domains, splits and names of an .npz say, in the forms people save them in."""
 
 import difflib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 
 from cache.table import SPLITS, CacheError
 
-Say = Callable[[str], None]
+LOG = logging.getLogger(__name__)
+
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "tr"), 0),
     **dict.fromkeys(("val", "valid", "validation", "dev"), 1),
@@ -16,7 +18,7 @@ _SPLIT_WORDS = {
 
 
 def positions(
-    array: np.ndarray, key: str, names: Sequence[str] | None, count: int, first: int, say: Say
+    array: np.ndarray, key: str, names: Sequence[str] | None, count: int, first: int
 ) -> np.ndarray:
     """(N,) int64 positions from 0, of numbers, words or one-hot rows.
 
@@ -28,17 +30,17 @@ def positions(
     """
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-        say(f"{key} has shape ({len(array)}, 1): read as ({len(array)},)")
+        LOG.info(f"{key} has shape ({len(array)}, 1): read as ({len(array)},)")
     if array.ndim == 2 and array.shape[1] == count and _one_hot(array):
-        say(f"{key} are one-hot rows: read as the position of each row's 1")
+        LOG.info(f"{key} are one-hot rows: read as the position of each row's 1")
         return np.asarray(array.argmax(axis=1), np.int64)
     if array.dtype.kind == "U":
-        return _looked_up(array, key, names, say)
+        return _looked_up(array, key, names)
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
-        say(f"{key} are whole numbers saved as {array.dtype}: read as integers")
+        LOG.info(f"{key} are whole numbers saved as {array.dtype}: read as integers")
         array = _whole(array, key)
     if array.dtype.kind == "b":
-        say(f"{key} are True and False: read as 1 and 0")
+        LOG.info(f"{key} are True and False: read as 1 and 0")
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
         raise CacheError(
@@ -55,7 +57,7 @@ def positions(
     return numbers
 
 
-def splits(array: np.ndarray, say: Say) -> np.ndarray:
+def splits(array: np.ndarray) -> np.ndarray:
     """(N,) int8, 0 train, 1 val, 2 test, of those numbers or words. Raises CacheError."""
     if array.dtype.kind == "U" and array.ndim == 1:
         words, inverse = np.unique(array, return_inverse=True)
@@ -63,10 +65,10 @@ def splits(array: np.ndarray, say: Say) -> np.ndarray:
         odd = [word for word, one in zip(words.tolist(), known, strict=True) if one is None]
         if odd:
             raise CacheError(f"split must be 0 train, 1 val or 2 test in every row; got {odd[0]!r}")
-        say("split is text: read as 0 train, 1 val, 2 test")
+        LOG.info("split is text: read as 0 train, 1 val, 2 test")
         return np.array(known, np.int8)[inverse.reshape(array.shape)]
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
-        say(f"split are whole numbers saved as {array.dtype}: read as integers")
+        LOG.info(f"split are whole numbers saved as {array.dtype}: read as integers")
         array = _whole(array, "split")
     if array.dtype.kind not in "iu":
         raise CacheError(f"split must be integers: 0 train, 1 val, 2 test; got {array.dtype}")
@@ -81,7 +83,7 @@ def splits(array: np.ndarray, say: Say) -> np.ndarray:
     return array.astype(np.int8)
 
 
-def distinct(names: Sequence[str], say: Say) -> tuple[str, ...]:
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
     """The names, those that were there before with a number behind: "crane", "crane (2)"."""
     taken, found = set(names), []
     seen: dict[str, int] = {}
@@ -96,7 +98,7 @@ def distinct(names: Sequence[str], say: Say) -> tuple[str, ...]:
         found.append(fresh)
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
-        say(
+        LOG.warning(
             f"warning: class names are listed more than once: {shown(twice)}; the later ones get a "
             f"number: {shown([name for name in found if name not in names])}"
         )
@@ -122,7 +124,7 @@ def _whole(array: np.ndarray, key: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _looked_up(array: np.ndarray, key: str, names: Sequence[str] | None, say: Say) -> np.ndarray:
+def _looked_up(array: np.ndarray, key: str, names: Sequence[str] | None) -> np.ndarray:
     if names is None:
         raise CacheError(
             f"{key} are text, and there is no {_names_key(key)} to say which row of text_features "
@@ -138,7 +140,7 @@ def _looked_up(array: np.ndarray, key: str, names: Sequence[str] | None, say: Sa
             many = f"{len(found)} times" if found else "not"
             raise CacheError(f"{key} has {word!r}, which is {many} in {_names_key(key)}{hint}")
         numbers += found
-    say(f"{key} are text: read as positions in {_names_key(key)}")
+    LOG.info(f"{key} are text: read as positions in {_names_key(key)}")
     return np.array(numbers, np.int64)[inverse.reshape(array.shape)]
 
 

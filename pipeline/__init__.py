@@ -5,9 +5,10 @@ From Python (docs/python.md):
     from pipeline import extract, federate, load_cache, sweep
 
 Each is imported when it is first asked for, so that `import pipeline` and a command's --help stay
-quick.
+quick. Modules log under their own names and nothing is shown unless asked for.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pipeline.sweeps.run import sweep
 
 __all__ = ["extract", "federate", "load_cache", "sweep"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "extract": ("pipeline.extraction.extract", "extract"),

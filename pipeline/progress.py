@@ -1,30 +1,67 @@
 """A line on the terminal that moves while a command works."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 from pipeline.terminal import cursor_stream, printable
 
+LOG = logging.getLogger(__name__)
+
 
 class Bar(tqdm):
-    """tqdm's bar, whose words cannot steer the terminal."""
+    """tqdm's bar, whose words cannot steer the terminal.
+
+    Where no terminal is behind it, each state that it would show is logged as a line of its own.
+    """
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+    @property
+    def living(self) -> bool:
+        """Whether it moves on a terminal now."""
+        return not self.disable and self.fp.isatty()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Shows the bar, or `msg` in its place; false where there was nothing to move."""
+        if self.living:
+            return bool(super().display(msg, pos))
+        if msg is None and not self.disable:
+            LOG.info("%s", self)
+        return False
 
 
 def progress_bar(*, seconds: float = 30, leave: bool = False, **settings: Any) -> Bar:
     """A bar on stderr: a living one in a terminal, a line every so many seconds elsewhere.
 
-    None is shown where there is no stderr (pythonw).
+    None is shown where there is no stderr (pythonw), and where nobody listens to our loggers.
     """
     stream = cursor_stream()
     living = stream is not None and stream.isatty()
     return Bar(
-        **{"disable": stream is None, **settings},
+        **{"disable": stream is None or not LOG.isEnabledFor(logging.INFO), **settings},
         file=stream,
         mininterval=0.1 if living else seconds,
+        delay=0 if living else seconds,
         dynamic_ncols=True,
-        leave=leave,
+        leave=leave and living,
     )
+
+
+@contextlib.contextmanager
+def bars_aside() -> Iterator[None]:
+    """Clears the living bars' lines while the context is open, and shows them again behind it."""
+    bars = [bar for bar in list(getattr(Bar, "_instances", ())) if bar.living]
+    if not bars:  # no lock then: a bar that logs holds it
+        yield
+        return
+    with Bar.get_lock():
+        for bar in bars:
+            bar.clear(nolock=True)
+        yield
+        for bar in bars:
+            bar.refresh(nolock=True)

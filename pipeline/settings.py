@@ -36,97 +36,105 @@ class RunConfig:
     held_out: tuple[tuple[str, ...], ...] = ((),)
     """One training for each entry; its domains take no part in that training."""
     method: str = _choice(
-        "fedavg", tuple(METHODS), "How clients' adapters become one, or a baseline."
+        "fedavg", tuple(METHODS), "How the clients' adapters are combined, or a baseline."
     )
-    rounds: int = _number(200, 1, 10**7, "Server rounds.")
-    local_epochs: int = _number(1, 1, 10**5, "Passes over a client's train rows in a round.")
+    rounds: int = _number(200, 1, 10**7, "Number of server rounds.")
+    local_epochs: int = _number(1, 1, 10**5, "Passes over a client's train rows in each round.")
     lr: float = _number(5e-5, 0, 1e6, "Learning rate of the clients.")
-    batch: int = _number(32, 2, 2**20, "Rows a step; a batch of one row is never trained on.")
-    weight_decay: float = _number(
-        0.2, 0, 1e6, "Added to the gradient (adam, sgd), or apart from it (adamw)."
+    batch: int = _number(32, 2, 2**20, "Rows in each step; a batch of one row is never trained on.")
+    weight_decay: float = _number(0.2, 0, 1e6, "Weight decay of the clients' optimizer.")
+    beta1: float = _number(0.9, 0, 1 - 1e-12, "First-moment decay of Adam.")
+    beta2: float = _number(0.98, 0, 1 - 1e-12, "Second-moment decay of Adam.")
+    eps: float = _number(1e-6, 1e-30, 1, "Constant added to the root of Adam's second moment.")
+    seed: int = _number(
+        0, 0, 2**32 - 1, "Seed of the splits, initialization, row order and all other random draws."
     )
-    beta1: float = _number(0.9, 0, 1 - 1e-12, "Adam's.")
-    beta2: float = _number(0.98, 0, 1 - 1e-12, "Adam's.")
-    eps: float = _number(1e-6, 1e-30, 1, "Adam's.")
-    seed: int = _number(0, 0, 2**32 - 1, "Fixes splits, start, order and whatever else is drawn.")
     split: float = _number(
-        0.6, 0.01, 0.98, "Share of rows that train; the rest is halved into validation and test."
+        0.6, 0.01, 0.98, "Share of rows to train on; the rest is halved into validation and test."
     )
-    weighting: str = _choice("uniform", ("uniform", "rows"), "What a client counts in the mean.")
-    eval: str = _choice(
-        "best", ("best", "every"), "Score test rows when validation improves, or every round."
+    weighting: str = _choice(
+        "uniform", ("uniform", "rows"), "How clients are weighted when averaging."
     )
+    eval: str = _choice("best", ("best", "every"), "When test rows are scored.")
     choose: str = _choice(
         "accuracy", ("accuracy", "loss", "last"),
-        "The round kept: best validation accuracy, least validation loss, or the last round.",
+        "Which round is kept.",
     )  # fmt: skip
-    mode: str = _choice("FedAtImg", MODES, "Where adapters sit: image features, text, both.")
-    head: str = _choice("attention", tuple(HEADS), "What an adapter computes.")
-    start: str = _choice(
-        "default", STARTS,
-        "identity: training starts exactly at zero-shot; closed-form: at the head that method "
-        "closed-form finds, in whitened features.",
-    )  # fmt: skip
-    rank: int = _number(8, 1, 4096, "Of head low-rank.")
-    loss: str = _choice("contrastive", LOSSES, "What clients minimise.")
-    optimizer: str = _choice("adam", OPTIMIZERS, "Of the clients.")
-    momentum: float = _number(0.9, 0, 1 - 1e-12, "Of optimizer sgd.")
-    moments: str = _choice("reset", ("reset", "kept"), "The optimizer's memory between rounds.")
-    schedule: str = _choice("constant", ("constant", "cosine"), "Of the lr over the rounds.")
-    mu: float = _number(0.01, 0, 1e6, "Pull towards the server's adapter: fedprox, ditto.")
-    server_lr: float = _number(1.0, 0, 1e6, "fedavgm, fedadam, fedyogi, fedadagrad, scaffold.")
-    server_momentum: float = _number(0.9, 0, 1 - 1e-12, "fedavgm.")
-    server_beta1: float = _number(0.9, 0, 1 - 1e-12, "fedadam, fedyogi, fedadagrad.")
-    server_beta2: float = _number(0.99, 0, 1 - 1e-12, "fedadam, fedyogi.")
-    tau: float = _number(1e-3, 1e-30, 1e6, "fedadam, fedyogi, fedadagrad: added to the root.")
-    trim: float = _number(0.2, 0, 0.499, "trimmed-mean: share cut off at each end.")
-    byzantine: int = _number(1, 0, 10**6, "krum: clients that may lie.")
-    keep: int = _number(1, 1, 10**6, "krum: clients of least score averaged; above 1: Multi-Krum.")
-    client_fraction: float = _number(1.0, 1e-6, 1, "Share of the clients chosen for a round.")
-    dropout: float = _number(0.0, 0, 1, "Chance that a chosen client does not report.")
-    stragglers: float = _number(0.0, 0, 1, "Chance that a client makes a part of its steps only.")
-    clip: float = _number(0.0, 0, 1e12, "Longest update a client may send; 0: any.")
-    noise: float = _number(0.0, 0, 1e6, "Central DP: noise multiplier; needs clip.")
-    payload: str = _choice("fp32", ("fp32", "fp16", "int8"), "How updates travel.")
+    mode: str = _choice("FedAtImg", MODES, "Which features the adapter is applied to.")
+    head: str = _choice("attention", tuple(HEADS), "Architecture of the adapter.")
+    start: str = _choice("default", STARTS, "Initialization of the adapter.")
+    rank: int = _number(8, 1, 4096, "Rank of the linear map.")
+    loss: str = _choice("contrastive", LOSSES, "Loss that the clients minimize.")
+    optimizer: str = _choice("adam", OPTIMIZERS, "Optimizer of the clients.")
+    momentum: float = _number(0.9, 0, 1 - 1e-12, "Momentum of SGD.")
+    moments: str = _choice(
+        "reset", ("reset", "kept"), "What clients keep of the optimizer between rounds."
+    )
+    schedule: str = _choice(
+        "constant", ("constant", "cosine"), "Learning-rate schedule over the rounds."
+    )
+    mu: float = _number(0.01, 0, 1e6, "Weight of the pull towards the server's adapter.")
+    server_lr: float = _number(1.0, 0, 1e6, "Learning rate of the server.")
+    server_momentum: float = _number(0.9, 0, 1 - 1e-12, "Momentum of the server.")
+    server_beta1: float = _number(0.9, 0, 1 - 1e-12, "First-moment decay of the server.")
+    server_beta2: float = _number(0.99, 0, 1 - 1e-12, "Second-moment decay of the server.")
+    tau: float = _number(1e-3, 1e-30, 1e6, "Constant added to the root of the second moment.")
+    trim: float = _number(0.2, 0, 0.499, "Share of the clients cut off at each end.")
+    byzantine: int = _number(1, 0, 10**6, "Number of clients that may be malicious.")
+    keep: int = _number(
+        1, 1, 10**6, "Clients with the lowest scores to average; above 1 it is Multi-Krum."
+    )
+    client_fraction: float = _number(
+        1.0, 1e-6, 1, "Share of the clients that are sampled in each round."
+    )
+    dropout: float = _number(0.0, 0, 1, "Probability that a sampled client does not report.")
+    stragglers: float = _number(
+        0.0, 0, 1, "Probability that a client completes only part of its steps."
+    )
+    clip: float = _number(0.0, 0, 1e12, "Largest norm of a client's update; 0 means no limit.")
+    noise: float = _number(
+        0.0, 0, 1e6, "Noise multiplier of central differential privacy; needs clip."
+    )
+    payload: str = _choice("fp32", ("fp32", "fp16", "int8"), "Encoding of client updates.")
     partition: str = _choice(
         "domain", ("domain", "iid", "dirichlet", "pathological", "quantity"),
-        "How a domain's rows are shared out to its clients.",
+        "How a domain's rows are divided among its clients.",
     )  # fmt: skip
-    clients: int = _number(1, 1, 10**6, "Clients in each domain.")
-    alpha: float = _number(0.5, 1e-6, 1e9, "partition dirichlet, quantity: small is uneven.")
-    classes_per_client: int = _number(2, 1, 10**6, "partition pathological.")
-    shots: int = _number(0, 0, 10**9, "Train rows of each class a client keeps; 0: all.")
+    clients: int = _number(1, 1, 10**6, "Number of clients in each domain.")
+    alpha: float = _number(
+        0.5, 1e-6, 1e9, "Concentration of the Dirichlet distribution; smaller is less even."
+    )
+    classes_per_client: int = _number(2, 1, 10**6, "Number of classes at each client.")
+    shots: int = _number(0, 0, 10**9, "Train rows of each class at each client; 0 means all.")
     fixed_split: str = _choice(
         "keep", ("keep", "holdout"),
-        "A cache's own split: keep it, or validate on held-out train rows and test on all others.",
+        "What to do with a split that the cache brings.",
     )  # fmt: skip
-    personalise: int = _number(0, 0, 10**4, "Epochs of fine-tuning at each client at the end.")
+    personalise: int = _number(
+        0, 0, 10**4, "Epochs of fine-tuning at each client after the last round."
+    )
     solver: str = _choice(
-        "auto", ("auto", "gda", "ridge", "prototype"),
-        "closed-form: what is solved for; auto: gda or ridge, whichever is better.",
-    )  # fmt: skip
+        "auto", ("auto", "gda", "ridge", "prototype"), "Closed-form solver of the classifier."
+    )
     select: str = _choice(
         "auto", ("auto", "rows", "domain", "validation"),
-        "closed-form: rows that choose solver, shape and strength: each left out, whole domains "
-        "left out, or validation rows; auto: domains where several train, else rows.",
+        "Rows that choose the solver, its shape and strength.",
     )  # fmt: skip
     shape: float = _number(
-        0.0, 0, 1e12, "closed-form: eps of gda, reg of ridge, kappa of prototype; 0: chosen."
-    )
-    strength: float = _number(
-        0.0, 0, 1e6, "closed-form: multiplies what is added to zero-shot's logits; 0: chosen."
-    )
-    refit: str = _choice(
-        "no", ("no", "yes"),
-        "closed-form: solve again on train and validation rows after all choices.",
+        0.0, 0, 1e12, "Shrinkage of the solver: eps of gda, reg of ridge, kappa of prototype; "
+        "0 means chosen.",
     )  # fmt: skip
+    strength: float = _number(
+        0.0, 0, 1e6, "Weight of the solved logits next to zero-shot's; 0 means chosen."
+    )
+    refit: str = _choice("no", ("no", "yes"), "Rows that the chosen head is solved on.")
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for the first setting that cannot be."""
+        """Raises ConfigError for the first invalid setting."""
         for each in dataclasses.fields(self):
             _check(each, getattr(self, each.name))
         if not self.held_out:
-            raise ConfigError("held_out: no training is asked for; name a domain, all or none")
+            raise ConfigError("held_out is empty; name a domain, all or none")
         if why := HEADS[self.head].refuse(self.mode, self.start):
             raise ConflictError(why)
         for wrong, message in (*METHODS[self.method].refusals, *_CONFLICTS):
@@ -213,7 +221,7 @@ USED_BY: dict[str, tuple[Way, ...]] = {
 }
 """By setting the ways in which it plays a part in a run: conditions on other settings, all of
 which must hold; (): always. What is not listed needs a method that trains (`ways_of`). A setting
-that is named in vain is told by pipeline/settings_used.py."""
+that has no effect is reported by pipeline/settings_used.py."""
 
 LATER = ("keep", "choose", "solver", "select", "shape", "strength", "refit")
 """Settings that runs of earlier releases do not have."""
@@ -274,13 +282,13 @@ def as_json(config: RunConfig) -> dict[str, Any]:
 def from_json(settings: Any) -> RunConfig:
     """The inverse of as_json, for settings that came from elsewhere.
 
-    Raises ConfigError for what is no settings, and for settings that cannot be.
+    Raises ConfigError for anything else, and for invalid settings.
     """
     try:
         held_out = tuple(tuple(str(name) for name in names) for names in settings["held_out"])
         return RunConfig(**{**settings, "held_out": held_out})
     except (TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"these are no settings of a run ({error})") from error
+        raise ConfigError(f"invalid run settings ({error})") from error
 
 
 def run_id(described: dict[str, Any]) -> str:
@@ -296,7 +304,7 @@ def _check(each: dataclasses.Field[Any], value: Any) -> None:
     limits = each.metadata
     if "choices" in limits and value not in limits["choices"]:
         raise ConfigError(
-            f"{each.name} {value!r} is unknown; there are {', '.join(limits['choices'])}"
+            f"{each.name} {value!r} is unknown; choose from {', '.join(limits['choices'])}"
         )
     if "low" in limits:
         low, high = limits["low"], limits["high"]

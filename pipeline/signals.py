@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the work at hand is finished and written first, then the way on is said."""
+"""SIGINT and SIGTERM: work in progress is finished and saved first; how to resume is printed."""
 
 import contextlib
 import os

@@ -7,15 +7,19 @@ printable(), which takes its newlines too. Imports little but the standard libra
 import contextlib
 import errno
 import io
+import logging
 import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.places import HOME
 
+LOGGERS = ("pipeline", "cache")
+"""Roots of our loggers: their modules log under their own names."""
 CLOSED_PIPE = 141  # what a shell gives for SIGPIPE: 128 + 13
 
 
@@ -106,6 +110,50 @@ class Shown(io.TextIOBase):
 def cursor_stream() -> Any:
     """Where a progress bar writes: stderr with nothing escaped; None where there is no stderr."""
     return sys.stderr.for_cursor() if isinstance(sys.stderr, Shown) else sys.stderr
+
+
+class StreamHandler(logging.Handler):
+    """Shows log records on stderr or stdout, one line each, which cannot steer the terminal.
+
+    Records below WARNING have no prefix: they are what a command tells its user anyway.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._stream = name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record to what the stream is now; where that fails it is dropped."""
+        prefix = {logging.DEBUG: f"[{record.name}] ", logging.INFO: ""}
+        named = prefix.get(record.levelno, f"{record.levelname.capitalize()}: ")
+        stream = getattr(sys, self._stream)
+        if stream is None:  # pythonw
+            return
+        with contextlib.suppress(OSError, ValueError), _bars_aside():
+            stream.write(printable(named + record.getMessage()) + "\n")
+            stream.flush()
+
+
+@contextlib.contextmanager
+def log_to(name: str = "stderr", level: int = logging.INFO) -> Iterator[None]:
+    """Shows on a stream what our loggers log from that level on while the context is open."""
+    handler = StreamHandler(name)
+    before = [(logger, logger.level) for logger in map(logging.getLogger, LOGGERS)]
+    for logger, _ in before:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in before:
+            logger.removeHandler(handler)
+            logger.setLevel(old)
+
+
+def _bars_aside() -> contextlib.AbstractContextManager[None]:
+    """Progress bars leave the terminal's line while the context is open."""
+    progress = sys.modules.get("pipeline.progress")  # not imported: there is no bar
+    return progress.bars_aside() if progress else contextlib.nullcontext()
 
 
 def guard_process() -> None:

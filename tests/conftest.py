@@ -1,7 +1,10 @@
 """Fixtures every test file may use."""
 
+import contextlib
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,34 @@ ON_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here"),
 ]
+
+
+@contextlib.contextmanager
+def logged(level: int = logging.INFO) -> Iterator[list[str]]:
+    """The messages that our loggers log while the context is open, as they are logged."""
+    from pipeline.terminal import LOGGERS
+
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    try:
+        yield messages
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(old)
+
+
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """What our loggers log during a test, a message each."""
+    with logged() as messages:
+        yield messages
 
 
 @pytest.fixture(scope="session")

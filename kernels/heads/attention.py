@@ -25,6 +25,7 @@ def apply(parts: Named, x: Tensor) -> Tensor:
 
 HEAD = Head(
     "attention",
+    about="FedCLIP's: a softmax gate multiplied with the feature.",
     shapes=lambda d, classes, rank: {"w1": (d, d), "b1": (d,), "w2": (d, d), "b2": (d,)},
     apply=apply,
     start=lambda part, start, drawn, text: (

@@ -4,6 +4,7 @@ from kernels.heads.head import Head
 
 HEAD = Head(
     "classifier",
+    about="A linear classifier with bias in place of text features (FedAtTxt only).",
     shapes=lambda d, classes, rank: {"w": (classes, d), "b": (classes,)},
     apply=None,
     start=lambda part, start, drawn, text: drawn.copy_(text) if part == "w" else drawn.zero_(),

@@ -7,6 +7,7 @@ RATIO = 0.2  # the share of the answer that is new; both: arXiv:2110.04544, sect
 
 HEAD = Head(
     "clip-adapter",
+    about="CLIP-Adapter: a bottleneck, mixed with the feature.",
     shapes=lambda d, classes, rank: {
         "w1": (max(1, d // REDUCTION), d),
         "w2": (d, max(1, d // REDUCTION)),

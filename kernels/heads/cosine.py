@@ -4,6 +4,7 @@ from kernels.heads.head import Head
 
 HEAD = Head(
     "cosine",
+    about="A weight vector per class in place of text features (FedAtTxt only).",
     shapes=lambda d, classes, rank: {"w": (classes, d)},
     apply=None,
     start=lambda part, start, drawn, text: drawn.copy_(text),

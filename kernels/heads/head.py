@@ -29,6 +29,7 @@ class Head:
     """A head: all that kernels and settings ask of it. L lanes, B batch, D width, C classes.
 
     name        as --head spells it
+    about       a sentence for --help
     shapes      (D, C, rank) -> shape of each part, in the order in which they lie in a row
     apply       (parts, x (L, B, D)) -> (L, B, D), not normalised; x is at length 1, or `raw`.
                 None: its part w (C, D) stands in the place of the text features, a row a class
@@ -46,6 +47,7 @@ class Head:
     """
 
     name: str
+    about: str
     shapes: Callable[[int, int, int], Shapes]
     apply: Callable[[Named, Tensor], Tensor] | None
     start: Callable[[str, str, Tensor, Tensor], Tensor] = as_drawn

@@ -20,6 +20,7 @@ def start(part: str, start: str, drawn: Tensor, text: Tensor) -> Tensor:
 
 HEAD = Head(
     "linear",
+    about="One linear layer.",
     shapes=lambda d, classes, rank: {"w": (d, d), "b": (d,)},
     apply=lambda parts, x: parts["b"][:, None].baddbmm(x, parts["w"].mT),
     start=start,

@@ -8,6 +8,7 @@ from kernels.heads.head import Head
 
 HEAD = Head(
     "scale",
+    about="A factor for each channel of the feature.",
     shapes=lambda d, classes, rank: {"s": (d,)},
     apply=lambda parts, x: (1 + parts["s"][:, None]) * x,
     start=lambda part, start, drawn, text: drawn.zero_(),

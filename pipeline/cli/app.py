@@ -8,30 +8,31 @@ from pathlib import Path
 import click
 
 from pipeline.cli.cache import cache
+from pipeline.cli.command import PATH, Group, option
 from pipeline.cli.console import (
     PROMPT,
     default_model,
     find_cache,
     run_extract,
-    say,
     show,
+    show_report,
     show_table,
-    tell_report,
 )
 from pipeline.cli.dry_run import show_images
 from pipeline.cli.flower import flower
 from pipeline.cli.merge import named_shard
 from pipeline.cli.options import (
-    PATH,
-    ReleasedSpellings,
-    cache_options,
-    choose_held_out,
-    config_options,
-    fold_options,
-    given_settings,
+    DATA,
+    HARDWARE,
+    Job,
+    device_option,
+    job_options,
+    json_option,
     layout_options,
+    model_option,
+    root_option,
     tower_options,
-    where_options,
+    workers_option,
 )
 from pipeline.cli.predict import predict
 from pipeline.cli.report import report
@@ -39,10 +40,10 @@ from pipeline.cli.reproduce import reproduce
 from pipeline.cli.sweep import sweep
 from pipeline.cli.table import table
 from pipeline.datasets.counts import DOWNLOADS
-from pipeline.encoder.towers import Towers
 from pipeline.errors import ConfigError
 from pipeline.missing import refuse_missing_package
-from pipeline.places import DATA, RUNS
+from pipeline.places import DATA as DATA_FOLDER
+from pipeline.places import RUNS
 from pipeline.settings import RunConfig
 from pipeline.shortage import prepare_for_limit, shortage
 from pipeline.terminal import printable
@@ -50,12 +51,12 @@ from pipeline.terminal import printable
 DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
 
 
-class Commands(click.Group):
+class Commands(Group):
     """Prints what a user can cause as one line; a bug keeps its traceback.
 
-    Exit codes: 0 done; 1 a setting or run that cannot be; 2 usage; 3 an unlike cache; 4 a damaged,
-    incomplete or unknown cache or name in it; 5 no such device or backend here; 6 images or data
-    set; 7 CLIP weights; 130 and 143 stopped by SIGINT and SIGTERM after writing what was done.
+    Exit codes: 0 done; 1 invalid setting or run; 2 usage; 3 mismatched cache; 4 damaged, incomplete
+    or unknown cache or name in it; 5 device or backend not available; 6 images or data set; 7 CLIP
+    weights; 130 and 143 stopped by SIGINT and SIGTERM after saving finished work.
     """
 
     def main(self, *args, standalone_mode: bool = True, **settings):
@@ -74,7 +75,7 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
-        """As click's, after a look at limits that its libraries would hang or crash at."""
+        """As click's, after a check of limits at which its libraries would hang or crash."""
         found = super().resolve_command(ctx, args)
         if found[0] and not {"--help", "-h"} & set(args):
             prepare_for_limit(found[0])
@@ -84,7 +85,7 @@ class Commands(click.Group):
         """Runs the command; an error with an exit_code ends as one line and that code."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:  # nothing that is worth a word was under way
+        except KeyboardInterrupt:  # nothing that needs a message was under way
             ctx.exit(130)
         except ModuleNotFoundError as error:
             refuse_missing_package(error)
@@ -122,68 +123,55 @@ def cli() -> None:
     """FedCLIP from a feature cache: extract once, federate many times."""
 
 
-@cli.command(cls=ReleasedSpellings)
-@click.option(
-    "--dataset",
-    default="demo",
-    show_default=True,
-    metavar="NAME|FOLDER",
-    help=f"One of {', '.join(DATASETS)}, or a folder domain/class/image or class/image, either"
-    " with train, val and test folders.",
-)
-@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie. [default: data]")
+@cli.command()
+@option(
+    "--dataset", default="demo", show_default=True, metavar="NAME|FOLDER", section=DATA,
+    help=f"One of {', '.join(DATASETS)}; or a folder domain/class/image or class/image, also with "
+    "train, val and test folders.",
+)  # fmt: skip
+@root_option
 @layout_options
-@click.option(
-    "--dry-run", is_flag=True, help="Show what is understood of the images and do nothing else."
-)
-@click.option(
-    "--model", "--net", help="An OpenAI backbone such as ViT-B/32, a file of weights, or demo."
-)
+@model_option
 @tower_options
-@click.option("--out", type=PATH, help="Cache file to write.")
-@click.option(
-    "--prompt",
-    "prompts",
-    multiple=True,
-    default=(PROMPT,),
-    show_default=True,
-    help="{} stands for the class; several are averaged.",
-)
-@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
-@click.option("--batch", type=click.IntRange(1), help="Images encoded at a time.")
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes.")
-@click.option("--store", default="fp16", type=click.Choice(["fp16", "fp32"]), show_default=True)
-@click.option(
-    "--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]), show_default=True
-)
-@click.option(
-    "--max-megapixels",
-    type=float,
-    default=100,
-    show_default=True,
-    help="An image with more pixels is unreadable; each takes up to 20 bytes to decode.",
-)
-@click.option(
-    "--max-image-seconds",
-    type=float,
-    default=60,
-    show_default=True,
-    help="An image that takes longer to decode is unreadable.",
-)
-@click.option("--force", is_flag=True, help="Encode again what is there.")
-@click.option(
-    "--shard",
-    metavar="I/N",
-    help="Encode the I-th of N parts only, on this machine or GPU; `cache merge` joins them."
-    " [default: what torchrun or srun says of this process, else the whole]",
-)
-@click.option(
-    "--check",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Write nothing: encode N random rows of the cache again and compare.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option(
+    "--prompt", "prompts", multiple=True, default=(PROMPT,), show_default=True, section=DATA,
+    help="Prompt, with {} in the place of the class name; several are averaged.",
+)  # fmt: skip
+@option(
+    "--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]), show_default=True,
+    section=DATA, help="Whether an unreadable image ends the extraction or is skipped.",
+)  # fmt: skip
+@option(
+    "--max-megapixels", type=float, default=100, show_default=True, section=DATA,
+    help="Treat larger images as unreadable; a pixel takes up to 20 bytes to decode.",
+)  # fmt: skip
+@option(
+    "--max-image-seconds", type=float, default=60, show_default=True, section=DATA,
+    help="Treat images that take longer to decode as unreadable.",
+)  # fmt: skip
+@device_option
+@option(
+    "--batch", type=click.IntRange(1), section=HARDWARE, note="depends on the device",
+    help="Number of images encoded at a time.",
+)  # fmt: skip
+@workers_option
+@option(
+    "--shard", metavar="I/N", section=HARDWARE,
+    note="as set by torchrun or srun, else all images",
+    help="Encode only part I of N on this machine or GPU; join the parts with `cache merge`.",
+)  # fmt: skip
+@option("--out", type=PATH, note="cache/files/<name>.h5", help="Cache file to write.")
+@option(
+    "--store", default="fp16", type=click.Choice(["fp16", "fp32"]), show_default=True,
+    help="Precision of the stored features.",
+)  # fmt: skip
+@option("--force", is_flag=True, help="Encode everything again, even if it is in the cache.")
+@option("--dry-run", is_flag=True, help="Show how the images are understood, and stop.")
+@option(
+    "--check", type=click.IntRange(1), metavar="N",
+    help="Encode N random rows again and compare them with the cache; write nothing.",
+)  # fmt: skip
+@json_option
 def extract(
     dataset: str,
     model: str | None,
@@ -205,14 +193,12 @@ def extract(
     """
     if dry_run:
         if check is not None:
-            raise ConfigError(
-                "--dry-run and --check are two different things; leave one of them out"
-            )
+            raise ConfigError("--dry-run and --check cannot be combined; pass only one of them")
         show_images(dataset, prompts, as_json, settings)
         return
     if check is not None:
         if shard:
-            raise ConfigError("--check looks at a whole cache; leave out --shard")
+            raise ConfigError("--check compares a whole cache; leave out --shard")
         from pipeline.cli.check import run_check
 
         run_check(dataset, default_model(dataset, model), prompts, check, as_json, settings)
@@ -228,44 +214,24 @@ def extract(
     )
 
 
-@cli.command(cls=ReleasedSpellings)
-@cache_options
-@fold_options
-@config_options
-@click.option("--init-adapter", type=PATH, help="safetensors to start from.")
-@click.option("--out", type=PATH, help="Run folder. [default: runs/<run_id>]")
-@where_options
-@click.option("--force", is_flag=True, help="Train again in a folder that holds a run.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def federate(
-    cache: Path | None,
-    dataset: str | None,
-    model: str | None,
-    root: Path | None,
-    towers: Towers,
-    held_out: tuple[str, ...],
-    test_envs: tuple[int, ...],
-    preset: str,
-    init_adapter: Path | None,
-    out: Path | None,
-    device: str,
-    backend: str,
-    force: bool,
-    as_json: bool,
-    **settings,
-) -> None:
+@cli.command()
+@job_options(out="runs/<run_id>")
+@option(
+    "--init-adapter", type=PATH, section="Adapter",
+    help="Adapter file (safetensors) to start training from.",
+)  # fmt: skip
+def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
     """Train adapters by federated rounds on cached features (stage two).
 
-    With nothing named: the built-in data, every domain held out in its turn.
+    Without options: the built-in data, with each domain held out in turn.
 
     \b
         ./run.sh federate
         ./run.sh federate features.h5 --held-out sketch
         ./run.sh federate --dataset pacs --test_envs 0 --iters 200 --wk_iters 1 --lr 5e-05
     """
-    settings = given_settings(preset, settings)
-    RunConfig(**settings)  # refuses settings that cannot be before anything slow happens
-    _, file = find_cache(cache, dataset, model, root, device, towers)
+    RunConfig(**given)  # refuses invalid settings before anything slow happens
+    _, file = find_cache(job)
     from cache.store import read_table
     from pipeline.federation.plan import kind_of
     from pipeline.runs.federate import federate as run
@@ -273,33 +239,32 @@ def federate(
     from pipeline.runs.results import table as as_table
 
     table = read_table(file)
-    config = RunConfig(held_out=choose_held_out(table, held_out, test_envs), **settings)
+    config = RunConfig(held_out=job.folds(table), **given)
     start = init_adapter and read_first_adapter(init_adapter, kind_of(table, config))
     document = run(
         table,
         config,
         runs=RUNS,
-        out=out,
-        device=device,
-        backend=backend,
+        out=job.out,
+        device=job.device,
+        backend=job.backend,
         first_adapter=start,
         file=file,
-        force=force,
-        say=say,
+        force=job.force,
     )
-    show_table(json.dumps(document, allow_nan=False) if as_json else as_table(document))
-    tell_report(Path(document["run"]), file, as_json)
+    show_table(json.dumps(document, allow_nan=False) if job.as_json else as_table(document))
+    show_report(Path(document["run"]), file, job.as_json)
 
 
 @cli.command()
-@click.argument("dataset", type=click.Choice(DOWNLOADS))
-@click.option("--root", type=PATH, default=DATA, show_default=True)
-@click.option("--url", help="Another address of the archive.")
+@click.argument("dataset", type=click.Choice(DOWNLOADS), help="The data set.")
+@option("--root", type=PATH, default=DATA_FOLDER, note="data", help="Folder for data sets.")
+@option("--url", help="Address to download the archive from instead of the known one.")
 def download(dataset: str, root: Path, url: str | None) -> None:
-    """Fetch a public data set, unpack it and check its counts."""
+    """Download a public data set, unpack it and check its image counts."""
     from pipeline.datasets.fetch import download_dataset
 
-    show(download_dataset(dataset, root, url=url, say=say))
+    show(download_dataset(dataset, root, url=url))
 
 
 for command in (sweep, cache, flower, predict, report, reproduce, table):

@@ -1,29 +1,32 @@
-"""The commands of cache: look into, check, import and export cache files."""
+"""The commands of cache: show, verify, import, export and merge cache files."""
 
 import json
+import logging
 from pathlib import Path
 
 import click
 
-from pipeline.cli.console import say, show
+from pipeline.cli.command import PATH, Group, option
+from pipeline.cli.console import show
 from pipeline.cli.merge import merge
-from pipeline.cli.options import PATH
+from pipeline.cli.options import json_option
 from pipeline.places import CACHES
 from pipeline.terminal import printable
 
-FILE = click.argument("file", type=PATH)
+LOG = logging.getLogger(__name__)
+FILE = click.argument("file", type=PATH, help="Cache file.")
 
 
-@click.group()
+@click.group(cls=Group)
 def cache() -> None:
-    """Look into, check, import and export cache files."""
+    """Show, verify, import, export and merge cache files."""
 
 
 @cache.command()
 @FILE
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def info(file: Path, as_json: bool) -> None:
-    """What a cache holds and how far it is."""
+    """Show a cache's contents and progress."""
     from cache.store import info as run
 
     facts = run(file)
@@ -34,7 +37,7 @@ def info(file: Path, as_json: bool) -> None:
     for name, value in facts.items():
         if value is not None:  # as the shard of a whole cache
             show(f"{name:<16} {_shown(value)}")
-    show("what it was made of:")
+    show("made from:")
     for name, value in identity.items():
         if name not in facts:
             show(f"  {printable(name):<16} {_shown(value)}")
@@ -60,51 +63,54 @@ def _nested(value: object) -> str:
 @cache.command()
 @FILE
 def verify(file: Path) -> None:
-    """Read every byte of a cache and compare it with its checksums."""
+    """Read every byte of a cache and compare it with the checksums."""
     from cache.store import verify as run
 
     run(file)
-    show(f"{file}: every byte is as it was written")
+    show(f"{file}: every byte matches its checksum")
 
 
 @cache.command("import")
-@click.argument("npz", type=PATH)
-@click.option("--out", type=PATH, help="[default: cache/files/<name>.h5]")
-@click.option("--force", is_flag=True, help="Replace a cache that is there.")
-@click.option("--dataset-name", "dataset", help="Name of the data set.  [default: the file's name]")
-@click.option(
-    "--feature-scale",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Multiply the features: 10 gives unit rows about the length of raw ViT-B/32 features.",
-)
-@click.option(
-    "--logit-scale",
-    type=float,
-    help="The multiplier, instead of the file's; 100 for every released CLIP.",
-)
-@click.option("--labels-from", type=click.IntRange(0, 1), default=0, help="First label: 0 or 1.")
-@click.option("--domains-from", type=click.IntRange(0, 1), default=0, help="First domain: 0 or 1.")
-@click.option(
-    "--ignore", multiple=True, metavar="KEY", help="A key to leave out that looks like another."
-)
+@click.argument("npz", type=PATH, help="The .npz file.")
+@option("--out", type=PATH, note="cache/files/<name>.h5", help="Cache file to write.")
+@option("--force", is_flag=True, help="Replace a cache that is already there.")
+@option("--dataset-name", "dataset", note="name of the file", help="Name of the data set.")
+@option(
+    "--feature-scale", type=float, default=1.0, show_default=True,
+    help="Factor for the features: 10 makes unit rows about as long as raw ViT-B/32 features.",
+)  # fmt: skip
+@option(
+    "--logit-scale", type=float, note="from the file",
+    help="Logit scale of the model; 100 for every released CLIP.",
+)  # fmt: skip
+@option(
+    "--labels-from", type=click.IntRange(0, 1), default=0, show_default=True,
+    help="Number of the first label.",
+)  # fmt: skip
+@option(
+    "--domains-from", type=click.IntRange(0, 1), default=0, show_default=True,
+    help="Number of the first domain.",
+)  # fmt: skip
+@option(
+    "--ignore", multiple=True, metavar="KEY",
+    help="Key to leave out although it resembles a known one; can be repeated.",
+)  # fmt: skip
 def import_(npz: Path, out: Path | None, force: bool, **settings) -> None:
-    """Make a cache of an .npz: features, labels, text_features (and more, docs/cache-format.md)."""
+    """Convert an .npz with features, labels and text_features to a cache (docs/cache-format.md)."""
     from cache.npz import read_npz
     from cache.store import write_table
 
     out = out or CACHES / f"{npz.stem}.h5"
-    write_table(out, read_npz(npz, say=say, **settings), force=force)
+    write_table(out, read_npz(npz, **settings), force=force)
     show(out)
 
 
 @cache.command()
 @FILE
-@click.option("--out", type=PATH, help="[default: FILE with .npz]")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@option("--out", type=PATH, note="FILE with .npz", help="The .npz file to write.")
+@option("--force", is_flag=True, help="Replace a file that is already there.")
 def export(file: Path, out: Path | None, force: bool) -> None:
-    """Write a cache as an .npz with the keys that import reads."""
+    """Convert a cache to an .npz with the keys that import reads."""
     from cache.described import row_lengths, summary
     from cache.npz import not_exported, write_npz
     from cache.store import info as facts
@@ -113,7 +119,7 @@ def export(file: Path, out: Path | None, force: bool) -> None:
     out, table = out or file.with_suffix(".npz"), read_table(file)
     write_npz(table, out, force=force)
     for sentence in (*summary(table, row_lengths(table.features)), *not_exported(facts(file))):
-        say(sentence)
+        LOG.info("%s", sentence)
     show(out)
 
 

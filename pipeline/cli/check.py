@@ -1,9 +1,12 @@
-"""What extract --check prints, and how it ends. Heavy packages are imported inside it."""
+"""What extract --check prints and how it ends. Heavy packages are imported inside it."""
 
 import dataclasses
 import json
+import logging
 
-from pipeline.cli.console import say, show
+from pipeline.cli.console import show
+
+LOG = logging.getLogger(__name__)
 
 
 def run_check(
@@ -24,7 +27,7 @@ def run_check(
     from pipeline.extraction.check import check_cache
 
     used = {name: settings[name] for name in ("root", "out", "device", "towers")}
-    found = check_cache(dataset, rows, model=model, templates=prompts, say=say, **used)
+    found = check_cache(dataset, rows, model=model, templates=prompts, **used)
     if as_json:
         told = {**dataclasses.asdict(found), "as_expected": found.as_expected}
         show(json.dumps(told, default=str, allow_nan=False))
@@ -37,9 +40,9 @@ def run_check(
             f"{found.allowed_cosine:.9f}: {'as expected' if found.as_expected else 'NOT THE SAME'}"
         )
     for path, why in found.gone.items():
-        say(f"in the cache, and cannot be read now: {path}: {why}")
+        LOG.warning("in the cache, but cannot be read now: %s: %s", path, why)
     if not found.as_expected:
         raise CacheError(
-            f"{found.path}: is not what its images give now; the images were changed, or the cache "
-            "was; --force in the place of --check recreates it"
+            f"{found.path}: does not match its images: the images or the cache were changed; pass "
+            "--force in place of --check to recreate it"
         )

@@ -1,20 +1,18 @@
 """What several commands share: where things lie, talking to people, finding or making a cache."""
 
+import logging
 import shlex
 from pathlib import Path
 
 import click
 
-from pipeline.encoder.towers import UNNAMED, Towers, words_of
+from pipeline.cli.options import Job
+from pipeline.encoder.towers import UNNAMED, words_of
 from pipeline.errors import ConfigError
 from pipeline.terminal import printable
 
+LOG = logging.getLogger(__name__)
 PROMPT = "a picture of a {}"
-
-
-def say(message: object) -> None:
-    """Talk for people, one line: goes to stderr; stdout is for results."""
-    click.echo(printable(message), err=True)
 
 
 def show(*lines: object) -> None:
@@ -38,50 +36,45 @@ def run_extract(dataset: str, model: str | None, prompts: tuple[str, ...], **set
     from pipeline.extraction.extract import extract as run
 
     model = default_model(dataset, model)
-    return run(dataset, model=model, templates=prompts, say=say, **settings)
+    return run(dataset, model=model, templates=prompts, **settings)
 
 
-def find_cache(
-    file: Path | None,
-    dataset: str | None,
-    model: str | None,
-    root: Path | None,
-    device: str,
-    towers: Towers = UNNAMED,
-) -> tuple[tuple[str, ...], Path]:
+def find_cache(job: Job) -> tuple[tuple[str, ...], Path]:
     """The words of a command line that name a cache, and its file; extracted when missing.
 
     Raises ConfigError when both a file and a data set are named.
     """
-    if file is not None:
-        if dataset or model or towers != UNNAMED:
+    if job.cache is not None:
+        if job.dataset or job.model or job.towers != UNNAMED:
             raise ConfigError(
-                f"both the cache {file} and --dataset/--model (or --heads/--activation) were "
-                "named; name one of the two"
+                f"both the cache {job.cache} and --dataset/--model (or --heads/--activation) were "
+                "given; pass only one of the two"
             )
-        return (str(file),), file
+        return (str(job.cache),), job.cache
     from pipeline.extraction.cache_files import cache_path
     from pipeline.extraction.cache_files import find_cache as find
 
     words = tuple(
         word
-        for option, value in (("--dataset", dataset), ("--model", model))
+        for option, value in (("--dataset", job.dataset), ("--model", job.model))
         if value
         for word in (option, value)
-    ) + words_of(towers)
-    dataset = dataset or "demo"
-    found = find(dataset, default_model(dataset, model), towers, say)
+    ) + words_of(job.towers)
+    dataset = job.dataset or "demo"
+    model = default_model(dataset, job.model)
+    found = find(dataset, model, job.towers)
     if found:
-        say(f"using the cache {found}")
+        LOG.info("using the cache %s", found)
         return words, found
-    missing = cache_path(dataset, default_model(dataset, model))
-    say(f"no cache {missing} yet: extracting it first")
+    LOG.info("there is no cache %s yet: extracting it first", cache_path(dataset, model))
     from pipeline.errors import Doubtful
 
     try:
-        report = run_extract(dataset, model, (PROMPT,), towers=towers, root=root, device=device)
+        report = run_extract(
+            dataset, model, (PROMPT,), towers=job.towers, root=job.root, device=job.device
+        )
     except Doubtful as error:  # the command at hand has no such options
-        place = f" --root {shlex.quote(str(root))}" if root else ""
+        place = f" --root {shlex.quote(str(job.root))}" if job.root else ""
         command = shlex.join(["./run.sh", "extract", "--dataset", dataset, *words[2:]])
         raise Doubtful(
             f"{error}. Extract it first, with these options: {command}{place} {error.words}",
@@ -90,14 +83,19 @@ def find_cache(
     return words, report.path
 
 
-def tell_report(folder: Path, cache: Path, quiet: bool) -> None:
+def show_report(folder: Path, cache: Path, as_json: bool) -> None:
     """Writes a run's or sweep's report.html and prints its path, the last line.
 
-    quiet  stdout is for one JSON object: the path goes to stderr
+    as_json  stdout is for one JSON object: the path goes to stderr
     """
     from pipeline.reports.page import write_report
 
     try:
-        (say if quiet else show)(write_report(folder, cache=cache))
+        page = write_report(folder, cache=cache)
     except ConfigError as error:  # the results stand; only the page is missing
-        say(f"no report: {error}")
+        LOG.warning("the report could not be written: %s", error)
+        return
+    if as_json:
+        LOG.info("%s", page)
+    else:
+        show(page)

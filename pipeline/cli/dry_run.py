@@ -1,18 +1,21 @@
-"""extract --dry-run: what is understood of the images. Heavy packages are imported inside it."""
+"""extract --dry-run: how the images are understood. Heavy packages are imported inside it."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.console import say, show
+from pipeline.cli.console import show
 from pipeline.datasets.stated import Stated
 from pipeline.places import DATA
+
+LOG = logging.getLogger(__name__)
 
 
 def show_images(
     dataset: str, prompts: tuple[str, ...], as_json: bool, settings: dict[str, Any]
 ) -> None:
-    """Prints what extract would understand; writes nothing and loads no CLIP.
+    """Prints how extract would understand the images; writes nothing and loads no CLIP.
 
     settings  extract's other options; root, layout, class_names and accept count here
 
@@ -25,7 +28,7 @@ def show_images(
     root: Path = settings["root"] or DATA
     stated = Stated(settings["layout"], settings["class_names"], settings["accept"])
 
-    tell = say if as_json else show
+    tell = LOG.info if as_json else show
     tree = find_images(dataset, root, tell, stated=stated, templates=prompts, draw=False)
     if dataset.lower() != "demo":
         refuse_copies(dataset, tree, image_digests(tree), stated, tell)

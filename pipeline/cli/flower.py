@@ -1,6 +1,7 @@
 """./run.sh flower: Flower's own programs, started with safe defaults. flwr is not imported here."""
 
 import json
+import logging
 import os
 import re
 import socket
@@ -11,71 +12,95 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.console import say
-from pipeline.cli.options import PATH, ReleasedSpellings, config_options, given_settings
+from pipeline.cli.command import PATH, Group, option
+from pipeline.cli.options import backend_option, device_option, setting_options
 from pipeline.errors import ConfigError
 from pipeline.flower import programs
 from pipeline.flower.limits import refuse_what_cannot_travel
 from pipeline.settings import RunConfig, as_json
 
+LOG = logging.getLogger(__name__)
 MORE = {"ignore_unknown_options": True}
-INSECURE = click.option("--insecure", is_flag=True, help="No TLS, to other machines as well.")
-ROOT = click.option(
-    "--root-certificates", type=PATH, help="The SuperLink's ca.crt, to know it by; turns TLS on."
+NETWORK, DATA = "Network", "Data"
+INSECURE = option(
+    "--insecure", is_flag=True, section=NETWORK, help="Connect without TLS, also to other machines."
 )
-AT = click.option(
+ROOT = option(
+    "--root-certificates", type=PATH, section=NETWORK,
+    help="The ca.crt that identifies the SuperLink; enables TLS.",
+)  # fmt: skip
+AT = option(
     "--superlink", default="127.0.0.1:8000", show_default=True, metavar="HOST:PORT",
-    help="Where the SuperLink is.",
+    section=NETWORK, help="Address of the SuperLink.",
 )  # fmt: skip
 WORDS = click.argument("more", nargs=-1, type=click.UNPROCESSED)
 
 
-@click.group()
+@click.group(cls=Group)
 def flower() -> None:
     """Federate over real machines with Flower (docs/flower.md).
 
     One machine runs `superlink`, each site runs `supernode` with its own cache, and `run` starts a
-    run. Features and images stay where they are; adapters and counts travel.
+    run. Features and images stay at the sites; only adapters and counts are sent.
     """
 
 
 @flower.command(context_settings=MORE)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve at.")
-@click.option("--port", default=8000, show_default=True, help="Port to serve at.")
-@click.option("--certificates", type=PATH, help="Folder with ca.crt, server.pem, server.key.")
+@option(
+    "--host", default="127.0.0.1", show_default=True, section=NETWORK, help="Address to listen on."
+)
+@option("--port", default=8000, show_default=True, section=NETWORK, help="Port to listen on.")
+@option(
+    "--certificates", type=PATH, section=NETWORK,
+    help="Folder with ca.crt, server.pem and server.key; enables TLS.",
+)  # fmt: skip
 @INSECURE
 @WORDS
 def superlink(
     host: str, port: int, certificates: Path | None, insecure: bool, more: tuple[str, ...]
 ) -> None:
-    """Start the SuperLink: the server of all sites. Runs until it is stopped.
+    """Start the SuperLink, the server of all sites. It runs until it is stopped.
 
-    Without --certificates it serves this machine alone. Words behind -- go to flower-superlink.
+    Without --certificates it serves this machine only. Words after -- go to flower-superlink.
     """
     _become(programs.superlink(host, port, certificates, insecure, more))
 
 
 @flower.command(context_settings=MORE)
-@click.argument("cache", type=PATH)
+@click.argument("cache", type=PATH, help="Cache file of the site.")
 @AT
-@click.option("--domain", help="The one domain of the cache that takes part. [default: all]")
-@click.option("--client", help="The one client of a partition, as domain/0. [default: all]")
-@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
-@click.option("--backend", default="auto", show_default=True, help="Kernels: auto, torch.")
-@click.option("--port", default=0, help="Local port of the SuperNode's workers. [default: a free]")
+@option("--domain", section=DATA, note="all", help="The domain of the cache that takes part.")
+@option(
+    "--client", section=DATA, note="all",
+    help="The client of a partition that takes part: domain/0.",
+)  # fmt: skip
+@device_option
+@backend_option
+@option(
+    "--port", default=0, section=NETWORK, note="a free port",
+    help="Local port of the SuperNode's workers.",
+)  # fmt: skip
 @ROOT
 @INSECURE
 @WORDS
 def supernode(
-    cache: Path, superlink: str, domain: str | None, client: str | None, device: str, backend: str,
-    port: int, root_certificates: Path | None, insecure: bool, more: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Start a site's SuperNode on its own CACHE. Runs until it is stopped.
+    cache: Path,
+    superlink: str,
+    domain: str | None,
+    client: str | None,
+    device: str,
+    backend: str,
+    port: int,
+    root_certificates: Path | None,
+    insecure: bool,
+    more: tuple[str, ...],
+) -> None:
+    """Start a site's SuperNode on its own CACHE. It runs until it is stopped.
 
-    Words behind -- go to flower-supernode.
+    Words after -- go to flower-supernode.
     """
     if not cache.is_file():
-        raise ConfigError(f"{cache}: there is no such cache; ./run.sh extract makes one")
+        raise ConfigError(f"{cache}: no such cache; create one with ./run.sh extract")
     own = {"cache": str(cache.resolve()), "domain": domain, "client": client, "device": device}
     named = {name: value for name, value in {**own, "backend": backend}.items() if value}
     command = programs.supernode(
@@ -84,42 +109,69 @@ def supernode(
     _become(command)
 
 
-@flower.command(cls=ReleasedSpellings)
+@flower.command()
 @AT
-@click.option("--sites", required=True, type=click.IntRange(1), help="SuperNodes to wait for.")
-@click.option(
-    "--min-sites", type=click.IntRange(1), help="Fewer answers end the run. [default: 2, of one 1]"
+@option(
+    "--sites", required=True, type=click.IntRange(1), section=NETWORK,
+    help="Number of SuperNodes to wait for.",
+)  # fmt: skip
+@option(
+    "--min-sites", type=click.IntRange(1), section=NETWORK, note="2, or 1 of one site",
+    help="End the run when fewer sites answer.",
+)  # fmt: skip
+@option(
+    "--wait", default=600.0, show_default=True, section=NETWORK,
+    help="Seconds to wait for the sites.",
+)  # fmt: skip
+@option(
+    "--timeout", default=600.0, show_default=True, section=NETWORK,
+    help="Seconds that a round may take.",
+)  # fmt: skip
+@option(
+    "--held-out", default="none", metavar="DOMAIN|none", show_default=True, section=DATA,
+    help="Domain that no client trains on; `a,b` holds out both.",
+)  # fmt: skip
+@option(
+    "--cache", type=PATH, section=DATA,
+    help="Cache on the SuperLink's machine with held-out rows to test on.",
+)  # fmt: skip
+@setting_options
+@option(
+    "--out", type=PATH, note="runs/<run_id>", help="Folder on the SuperLink's machine to write to."
 )
-@click.option("--wait", default=600.0, show_default=True, help="Seconds to wait for the sites.")
-@click.option("--timeout", default=600.0, show_default=True, help="Seconds a round may take.")
-@click.option("--held-out", default="none", metavar="DOMAIN|none", show_default=True,
-              help="Domain no client trains on; a,b holds out both.")  # fmt: skip
-@click.option("--cache", type=PATH, help="On the SuperLink's machine: held-out rows to test on.")
-@config_options
-@click.option("--out", type=PATH, help="Run folder there. [default: runs/<run_id>]")
-@click.option("--force", is_flag=True, help="Train again in a folder that holds a run.")
+@option("--force", is_flag=True, help="Replace a run that is already there.")
 @ROOT
 @INSECURE
 def run(
-    superlink: str, sites: int, min_sites: int | None, wait: float, timeout: float, held_out: str,
-    cache: Path | None, preset: str, out: Path | None, force: bool, root_certificates: Path | None,
-    insecure: bool, **settings,
-) -> None:  # fmt: skip
-    """Start a run of the connected sites, show its log and wait for its end.
+    superlink: str,
+    sites: int,
+    min_sites: int | None,
+    wait: float,
+    timeout: float,
+    held_out: str,
+    cache: Path | None,
+    out: Path | None,
+    force: bool,
+    root_certificates: Path | None,
+    insecure: bool,
+    given: dict,
+) -> None:
+    """Start a run on the connected sites, show its log and wait for its end.
 
-    Sites are not trusted: without --method or --clip, method median.
+    Sites are not trusted: without --method or --clip the method is median.
 
     \b
         ./run.sh flower run --sites 3 --held-out sketch --rounds 50
     """
     names = () if held_out == "none" else tuple(dict.fromkeys(held_out.split(",")))
-    given = given_settings(preset, settings)
     if "method" not in given and not given.get("clip"):
         given["method"] = "median"  # as long as fewer than half of the clients lie
-        say("sites are not trusted: method median; pass --method fedavg to average")
-    if settings["choose"] is None and given.get("choose") == "loss":  # of the preset
+        LOG.warning(
+            "sites are not trusted, so the method is median; pass --method fedavg to average"
+        )
+    if given.get("choose") == "loss" and not _named("choose"):  # of the preset
         given["choose"] = "accuracy"
-        say("sites answer with counts, not losses: rounds are chosen by accuracy")
+        LOG.warning("sites send counts, not losses, so rounds are chosen by accuracy")
     config = RunConfig(held_out=(names,), **given)
     refuse_what_cannot_travel(config)
     asked = {
@@ -147,19 +199,27 @@ def _followed(flwr: str, app: Path, env: dict[str, str]) -> int:
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            say(click.unstyle(line).rstrip("\n"))  # Flower colours its lines
+            LOG.info("%s", click.unstyle(line).rstrip("\n"))  # Flower colours its lines
             started = started or re.search(r"started run (\d+)", line)
     if started is None:
-        raise ConfigError("Flower started no run; what it says stands above")
+        raise ConfigError("Flower did not start a run; see its messages above")
     listing = [flwr, "ls", "--run-id", started[1], "--format", "json", programs.NAME]
     told = subprocess.run(listing, env=env, capture_output=True, text=True, check=False).stdout
     try:
         status = json.loads(told)["runs"][0]["status"]
     except (ValueError, KeyError, IndexError, TypeError):
-        raise ConfigError(f"Flower does not say how run {started[1]} ended: {told[:300]}") from None
+        raise ConfigError(
+            f"Flower did not report how run {started[1]} ended: {told[:300]}"
+        ) from None
     if status != "finished:completed":
-        raise ConfigError(f"run {started[1]} ended as {status}; its log stands above")
+        raise ConfigError(f"run {started[1]} ended as {status}; see its log above")
     return 0
+
+
+def _named(name: str) -> bool:
+    """Whether the option stood on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source == click.core.ParameterSource.COMMANDLINE
 
 
 def _become(command: list[str]) -> None:

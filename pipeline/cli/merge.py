@@ -1,28 +1,31 @@
 """The command cache merge, and which shard extract is. Heavy packages are imported inside them."""
 
+import logging
 import os
 from pathlib import Path
 
 import click
 
-from pipeline.cli.console import say, show
-from pipeline.cli.options import PATH
+from pipeline.cli.command import PATH, Command, option
+from pipeline.cli.console import show
 
 
 def named_shard(words: str | None) -> dict:
-    """What extract is told of its shard: --shard's words, or what a launcher says beside it."""
+    """The shard that extract encodes: from --shard, else from the launcher's environment."""
     from pipeline.extraction.shards import launched_task
 
-    task = launched_task(os.environ, say if words is None else lambda message: None)
+    task = launched_task(os.environ, level=logging.INFO if words is None else logging.DEBUG)
     return {"shard": words or (task.shard if task else None), "card": task.local if task else None}
 
 
-@click.command()
-@click.argument("shards", nargs=-1, required=True, type=PATH)
-@click.option("--out", type=PATH, help="[default: the shards' name without .shard-I-of-N]")
-@click.option("--force", is_flag=True, help="Replace a cache that is there.")
+@click.command(cls=Command)
+@click.argument("shards", nargs=-1, required=True, type=PATH, help="The shards.")
+@option(
+    "--out", type=PATH, note="the shards' name without .shard-I-of-N", help="Cache file to write."
+)
+@option("--force", is_flag=True, help="Replace a cache that is already there.")
 def merge(shards: tuple[Path, ...], out: Path | None, force: bool) -> None:
-    """Join all shards of one extraction into the cache that it would be in one piece.
+    """Join all shards of one extraction into one cache.
 
     \b
         ./run.sh cache merge cache/files/pacs-ViT-B-32.shard-*-of-8.h5

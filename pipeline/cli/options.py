@@ -1,80 +1,75 @@
-"""How federate's words are read: settings, the released spellings, and what is held out."""
+"""Options that several commands share: which cache, what is held out, the settings of a run."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.command import PATH, Function, option, together
+from pipeline.cli.sections import MEANINGS, arranged
 from pipeline.datasets.stated import ACCEPT, LAYOUTS
 from pipeline.encoder.towers import ACTIVATIONS, Towers
 from pipeline.errors import ConfigError
-from pipeline.settings import PRESETS, RunConfig
+from pipeline.settings import PRESETS
+
+if TYPE_CHECKING:
+    from cache.table import FeatureTable
 
 ALIASES = {"rounds": "--iters", "local_epochs": "--wk-iters", "split": "--datapercent"}
 """What the released code calls a setting."""
-Command = Callable[..., Any]
+DATA, HARDWARE, OUTPUT = "Data", "Hardware", "Output"
 
 
-def config_options(command: Callable) -> Callable:
+def setting_options(command: Function) -> Function:
     """An option for each setting of RunConfig but held_out, and --preset for many at once.
 
-    What is not named stays None, so that a preset's value or RunConfig's own default holds.
+    They come to the command as one dict, `given`: the preset's settings, then those that were
+    named. What is in neither has RunConfig's own default.
     """
-    for each in reversed(dataclasses.fields(RunConfig)):
-        if not each.metadata:
-            continue
-        names = ["--" + each.name.replace("_", "-")]
-        names += [ALIASES[each.name]] if each.name in ALIASES else []
-        choices = each.metadata.get("choices")
-        command = click.option(
-            *names,
-            each.name,
-            type=click.Choice(choices) if choices else each.type,
-            show_default=f"{each.default:g}" if not choices else each.default,
-            help=each.metadata["help"],
-        )(command)
-    return click.option(
-        "--preset",
-        type=click.Choice(list(PRESETS)),
-        default="released",
-        show_default=True,
-        help="Settings to start from; options named beside it win.",
-    )(command)
+
+    @functools.wraps(command)
+    def with_settings(*args: Any, preset: str, **words: Any) -> Any:
+        named = {name: words.pop(name) for _, _, each in arranged() for name in (each.name,)}
+        return command(*args, given=given_settings(preset, named), **words)
+
+    return together(
+        option(
+            "--preset",
+            type=click.Choice(list(PRESETS)),
+            default="released",
+            show_default=True,
+            section=arranged()[0][0],
+            meanings=MEANINGS["preset"],
+            help="Settings to start from; other options override it.",
+        ),
+        *(_setting(*place) for place in arranged()),
+    )(with_settings)
 
 
-def given_settings(preset: str, settings: dict) -> dict:
+def _setting(section: str, under: str, each: dataclasses.Field[Any]) -> Function:
+    choices = each.metadata.get("choices")
+    known = MEANINGS.get(each.name, {})
+    return option(
+        "--" + each.name.replace("_", "-"),
+        *([ALIASES[each.name]] if each.name in ALIASES else []),
+        each.name,
+        type=click.Choice(choices) if choices else each.type,
+        section=section,
+        under=under,
+        meanings={choice: known.get(choice, "") for choice in choices} if choices else None,
+        note=each.default if choices else f"{each.default:g}",
+        help=each.metadata["help"],
+    )
+
+
+def given_settings(preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What RunConfig is made from: the preset's settings, then those that were named."""
     named = {name: value for name, value in settings.items() if value is not None}
     return {**PRESETS[preset], **named}
-
-
-class NamedPath(click.Path):
-    """A path that is not "": pathlib takes that for this folder, a shell leaves it for a typo."""
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path:
-        """The pathlib.Path of a value that names something."""
-        if value == "":
-            self.fail("an empty path; was a variable of the shell not set?", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-PATH = NamedPath(path_type=Path)
-
-
-def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several of click's decorators as one, in the order in which --help shows them."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 class HeadCounts(click.ParamType):
@@ -92,7 +87,7 @@ class HeadCounts(click.ParamType):
         return int(parts[0][:9]), int(parts[1][:9]) if len(parts) == 2 else None
 
 
-def tower_options(command: Command) -> Command:
+def tower_options(command: Function) -> Function:
     """--heads and --activation, which come to the command as `towers`."""
 
     @functools.wraps(command)
@@ -101,119 +96,171 @@ def tower_options(command: Command) -> Command:
         return command(*args, towers=Towers(image, text, activation), **others)
 
     return together(
-        click.option(
+        option(
             "--heads",
             type=HeadCounts(),
             metavar="IMAGE[,TEXT]",
-            help="Attention heads of the model in a file, where they are not 64 wide.",
+            section=DATA,
+            note="one for every 64 of the width",
+            help="Number of attention heads of a model in a file.",
         ),
-        click.option(
+        option(
             "--activation",
             type=click.Choice(ACTIVATIONS),
-            help="Activation of the model in a file. [default: by config.json beside it, else"
-            " quickgelu]",
+            section=DATA,
+            note="from config.json beside it, else quickgelu",
+            help="Activation function of a model in a file.",
         ),
     )(with_towers)
 
 
+root_option = option(
+    "--root", "--root-dir", type=PATH, section=DATA, note="data",
+    help="Folder that holds the data sets.",
+)  # fmt: skip
+model_option = option(
+    "--model", "--net", section=DATA, note="ViT-B/32; demo for the data set demo",
+    help="An OpenAI model such as ViT-B/32, a file of weights, or demo.",
+)  # fmt: skip
+device_option = option(
+    "--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]), show_default=True,
+    section=HARDWARE, help="Device to compute on.",
+)  # fmt: skip
+backend_option = option(
+    "--backend", default="auto", show_default=True, metavar="NAME", section=HARDWARE,
+    help="Kernels to compute with: auto, torch, numba or triton.",
+)  # fmt: skip
+workers_option = option(
+    "--workers", type=click.IntRange(0), section=HARDWARE, note="one for each CPU",
+    help="Number of processes that decode images; 0 decodes in the main process.",
+)  # fmt: skip
+json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 layout_options = together(
-    click.option(
+    option(
         "--layout",
         type=click.Choice(LAYOUTS),
-        help="What the levels of FOLDER are. [default: a guess, refused where it is dangerous]",
+        section=DATA,
+        note="guessed; an ambiguous guess is refused",
+        help="What the levels of folders mean.",
     ),
-    click.option(
+    option(
         "--class-names",
         metavar="FILE|folder",
-        help="A file that names the class folders; or folder: their own names are meant.",
+        section=DATA,
+        help="A file with the names of the class folders, or `folder` to use the folders' names.",
     ),
-    click.option(
+    option(
         "--accept",
         multiple=True,
         type=click.Choice(ACCEPT),
-        help="An oddity that is meant; may be given several times.",
+        section=DATA,
+        help="Accept an oddity of the data that would be refused; can be repeated.",
     ),
 )
-cache_options = together(
-    click.argument("cache", required=False, type=PATH),
-    click.option("--dataset", help="Find the cache by its data set (extract it when missing)."),
-    click.option(
-        "--model", "--net", help="... and by its model. [default: ViT-B/32; demo for demo]"
-    ),
-    tower_options,
-    click.option("--root", "--root-dir", type=PATH, help="Where data sets lie."),
-)
-"""Which cache is trained on: its file, or the words that find it (cli_shared.find_cache)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What federate and sweep ask alike: the cache, what is held out, where it runs and goes.
+
+    cache  its file; or None, and dataset, model, root and towers find or make it
+    """
+
+    cache: Path | None
+    dataset: str | None
+    model: str | None
+    root: Path | None
+    towers: Towers
+    held_out: tuple[str, ...]
+    test_envs: tuple[int, ...]
+    device: str
+    backend: str
+    out: Path | None
+    force: bool
+    as_json: bool
+
+    def folds(self, table: "FeatureTable") -> tuple[tuple[str, ...], ...]:
+        """The folds to train on that table; see choose_held_out."""
+        return choose_held_out(table, self.held_out, self.test_envs)
+
+
+def job_options(*first: Function, out: str) -> Function:
+    """The options of a command that trains on a cache, which come to it as `job` and `given`.
+
+    first  options of the command's own that are shown before the settings
+    out    default of --out, in words
+    """
+
+    def decorate(command: Function) -> Function:
+        @functools.wraps(command)
+        def with_job(*args: Any, **words: Any) -> Any:
+            asked = {each.name: words.pop(each.name) for each in dataclasses.fields(Job)}
+            return command(*args, job=Job(**asked), **words)
+
+        return together(
+            click.argument(
+                "cache", required=False, type=PATH, help="Cache file. [default: found by --dataset]"
+            ),
+            option(
+                "--dataset",
+                metavar="NAME|FOLDER",
+                section=DATA,
+                note="demo",
+                help="Use the cache of this data set; it is extracted first if missing.",
+            ),
+            model_option,
+            tower_options,
+            root_option,
+            *first,
+            fold_options,
+            setting_options,
+            device_option,
+            backend_option,
+            option("--out", type=PATH, note=out, help="Folder to write to."),
+            option("--force", is_flag=True, help="Replace results that are already there."),
+            json_option,
+        )(with_job)
+
+    return decorate
+
 
 fold_options = together(
-    click.option(
+    option(
         "--held-out",
         multiple=True,
         metavar="DOMAIN|all|none",
-        help="Domain no client trains on; a,b holds both out of one training; all: each in its "
-        "turn. [default: all]",
+        section="What is held out",
+        note="all",
+        help="Domain that no client trains on. `a,b` holds out both in one training; `all` holds "
+        "out each domain in turn; can be repeated.",
     ),
-    click.option(
+    option(
         "--test-envs",
         multiple=True,
         type=int,
         metavar="INT...",
-        help="The released spelling: numbers of domains, in sorted order, held out of one "
-        "training.",
+        section="What is held out",
+        help="The released spelling of --held-out: numbers of domains in sorted order, held out "
+        "together.",
     ),
 )
 """What is held out: choose_held_out's two arguments."""
 
-where_options = together(
-    click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"])),
-    click.option("--backend", default="auto", show_default=True, help="Kernels: auto, torch."),
-)
-"""What the training runs on."""
-
-
-class ReleasedSpellings(click.Command):
-    """A command whose options may be spelled with underscores and whose --test-envs takes many.
-
-    The released code's argparse reads `--test_envs 0 1 --wk_iters 2`; click would not.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Puts the released spellings into click's before it parses."""
-        return super().parse_args(ctx, spelled_for_click(args))
-
-
-def spelled_for_click(args: Sequence[str]) -> list[str]:
-    """--test_envs 0 1 -> --test-envs 0 --test-envs 1; --wk_iters -> --wk-iters; values stay."""
-    spelled: list[str] = []
-    many = False
-    for word in args:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            word = name.replace("_", "-") + equals + value
-            many = word == "--test-envs"
-        elif many and word.lstrip("-").isdigit():
-            if spelled[-1] != "--test-envs":  # the second number and on
-                spelled.append("--test-envs")
-        else:
-            many = False
-        spelled.append(word)
-    return spelled
-
 
 def choose_held_out(
-    table, held_out: Sequence[str], test_envs: Sequence[int]
+    table: "FeatureTable", held_out: Sequence[str], test_envs: Sequence[int]
 ) -> tuple[tuple[str, ...], ...]:
     """The folds to train: one tuple of held-out domain names for each.
 
-    Nothing named: every domain in its turn, or none where there is one domain only. `all` and
-    `none` say so; "a,b" holds two out of one training, naming the option twice trains twice.
+    Nothing named: every domain in turn, or none where there is only one. `all` and `none` ask for
+    these; "a,b" holds out two in one training, naming the option twice trains twice.
     Raises ConfigError or CacheError for what the table does not have.
     """
     from cache.table import domain_index
 
     names = table.domain_names
     if held_out and test_envs:
-        raise ConfigError("--held-out and --test-envs say the same thing; give one of the two")
+        raise ConfigError("--held-out and --test-envs mean the same; pass only one of them")
     if test_envs:
         wrong = [number for number in test_envs if not 0 <= number < len(names)]
         if wrong:

@@ -6,26 +6,42 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.console import say, show_table
-from pipeline.cli.options import PATH, ReleasedSpellings
+from pipeline.cli.command import PATH, Command, option
+from pipeline.cli.console import show_table
+from pipeline.cli.options import device_option, json_option
 
 NAMED = 3  # bad images in the last line; each has its own line above it
+ADAPTER = "Adapter"
 
 
-@click.command(cls=ReleasedSpellings)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--run", required=True, type=PATH, help="Folder of a run, or its adapter file.")
-@click.option(
-    "--held-out", metavar="DOMAIN|none", help="Which of the run's adapters, where it has several."
+@click.command(cls=Command)
+@click.argument(
+    "images", nargs=-1, required=True, metavar="IMAGE...", help="Image files, folders or globs."
 )
-@click.option("--client", help="... and whose, where each client has its own (local, fedper).")
-@click.option("--classes", metavar="A,B,...", help="Other classes than it was trained on.")
-@click.option(
-    "--top", type=click.IntRange(1), default=1, show_default=True, help="Guesses for each image."
+@option(
+    "--run", required=True, type=PATH, section=ADAPTER, help="Folder of a run, or an adapter file."
 )
-@click.option("--model", "--net", help="Its CLIP, where that is a file of weights.")
-@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option(
+    "--held-out", metavar="DOMAIN|none", section=ADAPTER,
+    help="Held-out domain of the adapter to use, if the run has several.",
+)  # fmt: skip
+@option(
+    "--client", section=ADAPTER,
+    help="Client whose adapter to use, if each client has its own (local, ditto, fedper).",
+)  # fmt: skip
+@option(
+    "--classes", metavar="A,B,...", note="those of the training", help="Classes to choose from."
+)
+@option(
+    "--top", type=click.IntRange(1), default=1, show_default=True,
+    help="Number of classes to show for each image.",
+)  # fmt: skip
+@option(
+    "--model", "--net", metavar="FILE", section=ADAPTER, note="the run's",
+    help="File of weights of the run's CLIP model.",
+)  # fmt: skip
+@device_option
+@json_option
 def predict(
     images: tuple[str, ...],
     run: Path,
@@ -37,10 +53,10 @@ def predict(
     device: str,
     as_json: bool,
 ) -> None:
-    """Classify images with a trained adapter; what zero-shot CLIP says stands beside it.
+    """Classify images with a trained adapter, shown next to zero-shot CLIP's answers.
 
-    IMAGE is a file, a folder (all images below it) or a glob. An image that cannot be read does not
-    keep others from their answer; the command then ends with exit code 6.
+    IMAGE is a file, a folder (all images below it) or a glob. If an image cannot be read, the
+    others are still classified, and the exit code is 6.
 
     \b
         ./run.sh predict photo.jpg --run runs/0a1b2c3d4e5f
@@ -60,7 +76,7 @@ def predict(
     files, lost = find_pictures(images)
     answers = []
     if files:
-        clip = load_its_model(trained, model, where, say)
+        clip = load_its_model(trained, model, where)
         answers = list(
             progress_bar(
                 iterable=answers_for(files, trained, clip, names, top=top),
@@ -82,7 +98,8 @@ def predict(
     if bad:
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         raise DataError(
-            f"{len(bad)} of {len(answers)} could not be answered: {'; '.join(bad[:NAMED])}{more}"
+            f"{len(bad)} of {len(answers)} images could not be classified: "
+            f"{'; '.join(bad[:NAMED])}{more}"
         )
 
 

@@ -4,31 +4,29 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli.command import PATH, Command, option
 from pipeline.cli.console import show
 from pipeline.errors import ConfigError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument(
-    "paths", nargs=-1, required=True, metavar="RUN|SWEEP|BENCH...", type=click.Path(path_type=Path)
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="The page. [default: report.html in the one folder named, beside the one file named, or "
-    "here for several]",
-)
-@click.option(
-    "--cache", type=click.Path(path_type=Path), help="Where a run's features lie, if they moved."
-)
-@click.option(
-    "--images-per-second",
-    type=click.FloatRange(min=0, min_open=True),
-    help="For the seconds that encoding takes without a cache. [default: as extract measured]",
-)
-@click.option("--csv", "as_csv", is_flag=True, help="Write tables beside the page, too.")
-@click.option(
-    "--tensorboard", metavar="DIR", type=click.Path(path_type=Path), help="Write event files, too."
+    "paths", nargs=-1, required=True, metavar="RUN|SWEEP|BENCH...", type=PATH,
+    help="Folders of runs and sweeps, and files of benchmark results.",
+)  # fmt: skip
+@option(
+    "--out", type=PATH, note="report.html in the folder, beside the file, or here for several",
+    help="HTML page to write.",
+)  # fmt: skip
+@option("--cache", type=PATH, note="where it was", help="Cache file of a run, if it was moved.")
+@option(
+    "--images-per-second", type=click.FloatRange(min=0, min_open=True),
+    note="as measured by extract",
+    help="Encoding rate, to estimate the time that a run would take without a cache.",
+)  # fmt: skip
+@option("--csv", "as_csv", is_flag=True, help="Also write CSV tables beside the page.")
+@option(
+    "--tensorboard", metavar="DIR", type=PATH, help="Also write TensorBoard event files to DIR."
 )
 def report(
     paths: tuple[Path, ...],
@@ -38,7 +36,7 @@ def report(
     as_csv: bool,
     tensorboard: Path | None,
 ) -> None:
-    """Show runs, sweeps and benchmarks in one self-contained HTML page; prints its path.
+    """Show runs, sweeps and benchmarks in one self-contained HTML page and print its path.
 
     \b
         ./run.sh report runs/0a1b2c3d4e5f
@@ -50,7 +48,7 @@ def report(
     from pipeline.reports.page import NAME, read, report_html
 
     if cache is not None and not cache.exists():
-        raise ConfigError(f"--cache {cache}: there is no such file")
+        raise ConfigError(f"--cache {cache}: no such file")
     data = [read(path) for path in paths]
     written = []
     page = out or _beside(paths, NAME)

@@ -5,39 +5,52 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.console import default_model, say, show, show_table, tell_report
-from pipeline.cli.options import PATH, ReleasedSpellings, layout_options, tower_options
+from pipeline.cli.command import PATH, Command, option
+from pipeline.cli.console import default_model, show, show_report, show_table
+from pipeline.cli.options import (
+    backend_option,
+    device_option,
+    json_option,
+    layout_options,
+    model_option,
+    root_option,
+    tower_options,
+    workers_option,
+)
 from pipeline.places import RUNS
 from pipeline.settings import RunConfig
 
+TRAINING = "Training"
 
-@click.command(cls=ReleasedSpellings)
-@click.argument("dataset", metavar="pacs|vlcs|office_home|FOLDER")
-@click.option("--root", "--root-dir", type=PATH, help="Where data sets lie. [default: data]")
+
+@click.command(cls=Command)
+@click.argument(
+    "dataset", metavar="pacs|vlcs|office_home|FOLDER",
+    help="A known data set, or a folder of images.",
+)  # fmt: skip
+@root_option
 @layout_options
-@click.option("--model", "--net", help="[default: ViT-B/32; demo for demo]")
+@model_option
 @tower_options
-@click.option(
-    "--seeds",
-    type=click.IntRange(1, 1000),
-    default=3,
-    show_default=True,
-    help="Train with seeds 0, 1, ...",
-)
-@click.option(
-    "--rounds", "--iters", type=click.IntRange(1), default=RunConfig.rounds, show_default=True
-)
-@click.option("--cache", type=PATH, help="Where features go. [default: cache/files/<name>.h5]")
-@click.option("--out", type=PATH, help="[default: runs/sweep-<id>]")
-@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
-@click.option("--backend", default="auto", show_default=True, help="Kernels.")
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option(
+    "--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, section=TRAINING,
+    metavar="N", help="Train with seeds 0 to N-1.",
+)  # fmt: skip
+@option(
+    "--rounds", "--iters", type=click.IntRange(1), default=RunConfig.rounds, show_default=True,
+    section=TRAINING, help="Number of server rounds.",
+)  # fmt: skip
+@option("--cache", type=PATH, note="cache/files/<name>.h5", help="Cache file to write.")
+@option("--out", type=PATH, note="runs/sweep-<id>", help="Folder to write the sweep to.")
+@device_option
+@backend_option
+@workers_option
+@json_option
 def reproduce(dataset: str, model: str | None, as_json: bool, **settings) -> None:
-    """Everything from images to the paper's table: count, extract, train, compare, report.
+    """Go from images to the paper's table: count, extract, train, compare and report.
 
-    The released settings, every domain held out in its turn, over several seeds; zero-shot CLIP
-    and, for PACS with ViT-B/32, the released figures stand beside ours.
+    Uses the released settings, with each domain held out in turn, over several seeds. The results
+    are shown next to zero-shot CLIP's and, for PACS with ViT-B/32, next to the published figures.
 
     \b
         ./run.sh reproduce pacs
@@ -46,10 +59,10 @@ def reproduce(dataset: str, model: str | None, as_json: bool, **settings) -> Non
     from pipeline.sweeps.reproduce import reproduce as run
     from pipeline.sweeps.reproduced import table_of
 
-    document = run(dataset, model=default_model(dataset, model), runs=RUNS, say=say, **settings)
+    document = run(dataset, model=default_model(dataset, model), runs=RUNS, **settings)
     if as_json:
         show(json.dumps(document, allow_nan=False))
     else:
         show_table(table_of(document))
         show("to keep an adapter, for predict:", f"  {document['again']}")
-    tell_report(Path(document["sweep"]), Path(document["cache"]), as_json)
+    show_report(Path(document["sweep"]), Path(document["cache"]), as_json)

@@ -1,7 +1,7 @@
 """Fetching a data set: a download that can be killed and goes on, then unpacked and counted."""
 
 import hashlib
-import sys
+import logging
 import time
 import urllib.error
 from collections.abc import Callable
@@ -28,7 +28,8 @@ from pipeline.datasets.transfer import (
 )
 from pipeline.datasets.unpack import check_archive, check_free, unpack
 from pipeline.errors import DataError
-from pipeline.terminal import printable
+
+LOG = logging.getLogger(__name__)
 
 _IMAGE = 1 << 20  # bytes of archive an image: some ten times what the known data sets' have
 _PROGRESS = 1 << 20  # bytes after which a dropped connection counts as a new one
@@ -79,7 +80,7 @@ def download_dataset(
     name: str,
     root: Path,
     url: str | None = None,
-    say: Callable[[str], None] = lambda line: print(printable(line), file=sys.stderr),
+    say: Callable[[str], None] = LOG.info,
 ) -> Path:
     """Download, unpack and count the known data set `name` in `root`; return its folder.
 

@@ -1,13 +1,15 @@
 """What weights do not say of a CLIP: how many attention heads, which activation."""
 
 import json
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
 from pipeline.encoder.sizes import Sizes
 from pipeline.encoder.towers import HEAD_WIDTH, UNNAMED, Towers
 from pipeline.errors import WeightsError
+
+LOG = logging.getLogger(__name__)
 
 # As Hugging Face's files and open_clip's are called. A folder may hold both, for two files of
 # weights; they describe one model.
@@ -39,13 +41,10 @@ _SAME = {  # fields of both formats that the tensors' shapes say too -> the fiel
 }
 
 
-def choose_towers(
-    path: Path, sizes: Sizes, asked: Towers, openais: bool, say: Callable[[str], None]
-) -> Towers:
+def choose_towers(path: Path, sizes: Sizes, asked: Towers, openais: bool) -> Towers:
     """Heads and activation, each by the person, else by the config beside the file, else OpenAI's.
 
     openais  whether the weights are known to be OpenAI's (or the demo's, made like them)
-    say      is told what a config gave, or what is assumed
 
     Raises WeightsError for heads that do not divide the width, a width that 64 does not divide
     where nobody named the heads, a config that contradicts the weights' shapes, and for other
@@ -57,7 +56,7 @@ def choose_towers(
     known = Towers(*(a if a is not None else c for a, c in zip(asked, config, strict=True)))
     if source:
         said = f"{known.image_heads},{known.text_heads} heads and activation {known.activation}"
-        say(f"{path.name}: {said}, by {source.name} beside it" + _overridden(asked, config))
+        LOG.info(f"{path.name}: {said}, by {source.name} beside it" + _overridden(asked, config))
     wide = (sizes.attention_width, sizes.text_width)
     heads = [
         _heads(path, tower, width, given)
@@ -68,7 +67,7 @@ def choose_towers(
         parts = ["QuickGELU"] if known.activation is None else []
         if None in known[:2]:
             parts.append(f"64-wide attention heads ({heads[0]} image, {heads[1]} text)")
-        say(
+        LOG.warning(
             f"{path.name}: assumes {' and '.join(parts)}, as in OpenAI's CLIP; pass "
             "--activation gelu or --heads IMAGE,TEXT if this model differs"
         )

@@ -1,6 +1,7 @@
 """Image files -> pixels in order, by processes that are watched: a dead or hung one is replaced."""
 
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from pipeline.encoder.blocks import Decoded, answers, ask, read_image, wait_until_ready
 from pipeline.encoder.pixels import Limits
 from pipeline.errors import ConfigError, DataError, Interrupted
+
+LOG = logging.getLogger(__name__)
 
 IMAGES_A_JOB = 32  # what a worker is handed at a time; fewer where each would not get SHARES jobs
 SHARES = 4
@@ -65,7 +68,6 @@ def decoded_images(
     limits: Limits,
     ahead: int = 0,
     stop: Sequence[int] = (),
-    say: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Iterator[Decoded]]:
     """read_image of every file, in order, from workers that end with the context.
 
@@ -79,7 +81,7 @@ def decoded_images(
     Nothing in shared memory or on a disk is used.
     Raises DataError when processes are killed from outside or storage does not answer.
     """
-    pool = _Pool(files, resolution, workers, limits, ahead, stop, say)
+    pool = _Pool(files, resolution, workers, limits, ahead, stop)
     try:
         yield pool.images()
     finally:
@@ -97,9 +99,8 @@ class _Pool:
         limits: Limits,
         ahead: int,
         stop: Sequence[int],
-        say: Callable[[str], None],
     ) -> None:
-        self.resolution, self.limits, self.stop, self.say = resolution, limits, stop, say
+        self.resolution, self.limits, self.stop = resolution, limits, stop
         count = max(1, abs(workers))
         size = max(1, min(IMAGES_A_JOB, len(files) // (SHARES * count)))
         self.todo = [
@@ -161,7 +162,7 @@ class _Pool:
                 self._give_up(worker, job, done)
             elif worker.waited > worker.said:
                 what = job.files[done] if job else "a decoding process to start"
-                self.say(f"waiting for {what} for {worker.waited:.0f} s")
+                LOG.warning(f"waiting for {what} for {worker.waited:.0f} s")
                 worker.said *= 2
 
     def _give_up(self, worker: _Worker, job: _Job | None, done: int) -> None:
@@ -227,10 +228,10 @@ class _Pool:
             self.queue.put(job)
 
     def _carry_on(self, why: str, replace: bool = True) -> None:
-        self.say(why)
+        LOG.warning(why)
         if not (replace and self._start()) and not self.workers:
             self.in_processes = False
-            self.say("decoding in this process instead")
+            LOG.warning("decoding in this process instead")
             self._start()
 
     def _start(self) -> bool:
@@ -247,12 +248,14 @@ class _Pool:
                 _end(process)
                 _close_pipes(process)
             if self.workers:
-                self.say(f"decoding with {len(self.workers)} workers; another cannot start: {why}")
+                LOG.warning(
+                    f"decoding with {len(self.workers)} workers; another cannot start: {why}"
+                )
                 return False
             if not self.in_processes:
                 raise ConfigError(f"no thread can be started to decode images: {why}") from error
             self.in_processes = False
-            self.say(f"decoding in this process, as no other can be started: {why}")
+            LOG.warning(f"decoding in this process, as no other can be started: {why}")
             return self._start()
         self.workers.append(worker)
         return True

@@ -9,7 +9,7 @@ import socket
 import sys
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -60,14 +60,12 @@ def load_model(
     name_or_file: str,
     device: torch.device,
     towers: Towers = UNNAMED,
-    say: Callable[[str], None] = lambda message: None,
 ) -> ClipModel:
     """The CLIP of that name (MODEL_NAMES, in any case) or in that file, ready to encode.
 
     OpenAI's weights are downloaded by clip into ~/.cache/clip once. Files: see read_state_dict.
 
     towers  heads and activation of a file's model; see choose_towers for what is not named
-    say     is told what was assumed of it
 
     Raises WeightsError when the name is unknown, the weights cannot be had, or do not fit `towers`.
     """
@@ -79,7 +77,7 @@ def load_model(
     try:
         sizes = sizes_of(state, path)
         own = file is None or file == WEIGHTS or _sha256(path) in _openai_sha256()
-        chosen = choose_towers(path, sizes, towers, own, say)
+        chosen = choose_towers(path, sizes, towers, own)
         module = build_module(clip.model, state, sizes, chosen, path)
     except WeightsError:
         raise

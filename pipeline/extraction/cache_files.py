@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,7 +32,6 @@ def find_cache(
     dataset: str,
     model: str,
     towers: Towers = UNNAMED,
-    say: Callable[[str], None] = lambda message: None,
 ) -> Path | None:
     """The cache that `extract` makes of these words where it is not told where, if it is there.
 
@@ -49,7 +47,7 @@ def find_cache(
     if name in OPENAI_NAMES:
         asked["model"] = name
     elif name not in MODEL_NAMES:
-        clip = load_model(model, torch.device("cpu"), towers, say)
+        clip = load_model(model, torch.device("cpu"), towers)
         asked |= {"weights_sha256": clip.weights_sha256, "architecture": clip.architecture}
     if name in MODEL_NAMES and towers != UNNAMED:
         raise WeightsError(f"--model {name}: --heads and --activation are for files of weights")

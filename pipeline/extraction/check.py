@@ -1,6 +1,6 @@
 """Whether a cache holds what its images give: some rows encoded anew and compared."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
@@ -21,6 +21,8 @@ from pipeline.encoder.towers import UNNAMED, Towers, towers_fact
 from pipeline.errors import DataError
 from pipeline.extraction.cache_files import TEMPLATES, cache_path
 from pipeline.places import DATA
+
+LOG = logging.getLogger(__name__)
 
 BATCH = 16
 # Of the row's largest number, and 1 - cosine. Storing as float16 moves a number by up to 2^-11; the
@@ -72,7 +74,6 @@ def check_cache(
     templates: tuple[str, ...] = TEMPLATES,
     device: str = "auto",
     seed: int | None = None,
-    say: Callable[[str], None] = lambda message: None,
 ) -> Check:
     """Encodes `rows` rows, drawn without replacement, again and compares them with a cache.
 
@@ -101,15 +102,15 @@ def check_cache(
     folder = find_folder(dataset, Path(root or DATA))
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; name the folder of the data set")
-    clip = load_model(model, where, towers, say)
-    _compare(identity, dataset_name(dataset), clip, templates, path, say)
+    clip = load_model(model, where, towers)
+    _compare(identity, dataset_name(dataset), clip, templates, path)
     drawn = np.random.default_rng(seed).permutation(len(paths))[:rows]
     drawn.sort()
     rows_there = [row for row in drawn.tolist() if (folder / paths[row]).is_file()]
     gone = {paths[row]: "not in the data set now" for row in {*drawn.tolist()} - {*rows_there}}
     files = [str(folder / paths[row]) for row in rows_there]
     pixels, kept = [], []
-    with decoded_images(files, clip.resolution, workers=0, limits=IMAGE_LIMITS, say=say) as images:
+    with decoded_images(files, clip.resolution, workers=0, limits=IMAGE_LIMITS) as images:
         for row, one in zip(rows_there, images, strict=True):
             if one.pixels is None:
                 gone[paths[row]] = one.reason
@@ -129,7 +130,6 @@ def _compare(
     clip: ClipModel,
     templates: tuple[str, ...],
     path: Path,
-    say: Callable[[str], None],
 ) -> None:
     made = _object(identity, "preprocessing")
     compare_identity(
@@ -152,7 +152,9 @@ def _compare(
     )
     for name in DECODERS:
         if made.get(name) != PREPROCESSING[name]:
-            say(f"{path}: images were decoded by {made.get(name)}, now by {PREPROCESSING[name]}")
+            LOG.warning(
+                f"{path}: images were decoded by {made.get(name)}, now by {PREPROCESSING[name]}"
+            )
 
 
 def _object(identity: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Stage one: the images and prompts of a data set through frozen CLIP, once, into a cache."""
 
 import json
+import logging
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -36,6 +36,8 @@ from pipeline.extraction.rate import Rate, keep_rate
 from pipeline.extraction.rows import Encoded, Pace, encode_rows
 from pipeline.extraction.shards import parse_shard, part_of, pick_card
 from pipeline.places import DATA
+
+LOG = logging.getLogger(__name__)
 
 STORE = {"fp16": "float16", "fp32": "float32"}
 BATCH = {"cpu": 16, "cuda": 256}  # on the CPU a batch is one thread's, and 16 is as fast as 64
@@ -86,7 +88,6 @@ def extract(
     layout: str | None = None,
     class_names: str | None = None,
     accept: tuple[str, ...] = (),
-    say: Callable[[str], None] = lambda message: None,
 ) -> ExtractReport:
     """Encode what the cache does not have yet; killed at any moment, the next call goes on.
 
@@ -106,7 +107,6 @@ def extract(
                   that is dangerous
     class_names   a file that names the class folders, or "folder": their own names are meant
     accept        oddities that are meant, of ACCEPT
-    say           takes lines for the user
 
     An undisturbed extraction and a resumed one of the same batch end with the same bytes.
     Raises ConfigError, BackendUnavailable, DataError, WeightsError, CacheError, StaleCache for a
@@ -124,10 +124,12 @@ def extract(
     if part:
         out = shard_path(out, *part)
     with pace.part("scan"):
-        whole = find_images(dataset, Path(root or DATA), say, stated=stated, templates=templates)
+        whole = find_images(
+            dataset, Path(root or DATA), LOG.info, stated=stated, templates=templates
+        )
         tree = part_of(whole, part, batch) if part else whole
     with pace.part("model"):
-        clip = load_model(model, where, towers, say)
+        clip = load_model(model, where, towers)
     with pace.part("manifest"):
         digests = image_digests(tree)
         identity = _identity(dataset_name(dataset), tree, clip, templates, STORE[store], digests)
@@ -137,11 +139,11 @@ def extract(
         found = info(out)
         with in_words_of_images(out, tree):
             compare_identity(identity, found["identity"], out)
-        say(f"{out} is up to date: {found['rows']:,} rows, {found['unreadable']} unreadable")
+        LOG.info(f"{out} is up to date: {found['rows']:,} rows, {found['unreadable']} unreadable")
         return _report(out, found, pace)
-    refuse_copies(dataset, tree, digests, stated, say)
+    refuse_copies(dataset, tree, digests, stated, LOG.info)
     named = f"shard {part.index}/{part.count}, " if part else ""
-    say(f"encoding {named}{len(tree.paths):,} images with {clip.name} on {device_name(where)}")
+    LOG.info(f"encoding {named}{len(tree.paths):,} images with {clip.name} on {device_name(where)}")
     with pace.part("prompts"):
         text_features = encode_prompts(clip, tree.class_names, templates)
     with (
@@ -165,19 +167,19 @@ def extract(
     ):
         partial = partial_of(out)
         if len(writer.todo) < len(tree.paths):
-            say(f"{partial}: going on, {len(writer.todo):,} images are left")
+            LOG.info(f"{partial}: going on, {len(writer.todo):,} images are left")
         skip = on_bad_image == "skip"
         try:
             done = encode_rows(
                 clip, tree, writer, pace,
-                batch=batch, workers=workers, skip=skip, limits=limits, say=say,
+                batch=batch, workers=workers, skip=skip, limits=limits,
             )  # fmt: skip
         except Interrupted as stopped:
             told = f"stopped; the same command goes on from what {partial} has"
             raise Interrupted(told, stopped.number) from None
         with pace.part("publishing"):
             writer.publish()
-    _say_what_was_odd(done, say)
+    _warn_of_odd_images(done)
     found = info(out)
     if done.images and not part:  # of a merged cache nobody measured one rate
         rate = Rate(done.images, pace.seconds["rows"], device_name(where))
@@ -262,13 +264,15 @@ def _identity(
     )  # tuples as lists, as they come back from the cache
 
 
-def _say_what_was_odd(done: Encoded, say: Callable[[str], None]) -> None:
+def _warn_of_odd_images(done: Encoded) -> None:
     for path, reason in list(done.unreadable.items())[:SHOWN]:
-        say(f"unreadable, left without features: {path}: {reason}")
+        LOG.warning(f"unreadable, left without features: {path}: {reason}")
     if len(done.unreadable) > SHOWN:
-        say(f"... and {len(done.unreadable) - SHOWN:,} more unreadable images")
+        LOG.warning(f"... and {len(done.unreadable) - SHOWN:,} more unreadable images")
     if done.turned:
-        say(f"{done.turned:,} images carry an EXIF turn; as in CLIP's preprocessing it is ignored")
+        LOG.warning(
+            f"{done.turned:,} images carry an EXIF turn; as in CLIP's preprocessing it is ignored"
+        )
 
 
 def _report(out: Path, found: dict[str, Any], pace: Pace, done: Encoded = NOTHING) -> ExtractReport:

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -80,7 +80,6 @@ def encode_rows(
     workers: int | None,
     skip: bool,
     limits: Limits = IMAGE_LIMITS,
-    say: Callable[[str], None] = lambda message: None,
 ) -> Encoded:
     """Encode the rows that `writer` has to do and put their features into it.
 
@@ -88,7 +87,6 @@ def encode_rows(
     workers  processes that decode; 0: this one does; None: one a core
     skip     an unreadable image becomes a row without features; otherwise it ends the extraction
     limits   what one image may cost; one that costs more is unreadable
-    say      takes lines for the user
 
     Raises DataError naming the first unreadable images, or when workers are killed from outside;
     ConfigError when a batch is too large for the GPU; Interrupted after SIGINT or SIGTERM and the
@@ -115,7 +113,6 @@ def encode_rows(
             limits=limits,
             ahead=AHEAD * batch,
             stop=stop,
-            say=say,
         ) as images,
         contextlib.closing(_encode(_blocks(blocks, images, clip), clip, pace)) as encoded,
     ):

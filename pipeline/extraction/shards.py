@@ -1,8 +1,9 @@
 """One of n parts of an extraction: how it is named, who names it, which images it has."""
 
 import dataclasses
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from cache.store import shard_rows
 from pipeline.datasets.tree import ImageTree
 from pipeline.errors import ConfigError
+
+LOG = logging.getLogger(__name__)
 
 MOST = 100_000
 
@@ -37,17 +40,17 @@ def parse_shard(words: str) -> Shard | None:
     return shard if shard.count > 1 else None
 
 
-def launched_task(
-    environment: Mapping[str, str], say: Callable[[str], None] = lambda message: None
-) -> Task | None:
+def launched_task(environment: Mapping[str, str], level: int = logging.INFO) -> Task | None:
     """The shard of a process that torchrun or Slurm's srun started beside others; None: alone.
 
     torchrun  RANK of WORLD_SIZE, and LOCAL_RANK on its machine
     srun      SLURM_PROCID of SLURM_STEP_NUM_TASKS, and SLURM_LOCALID
 
     A batch script itself has SLURM_PROCID=0 and perhaps SLURM_NTASKS=8 without anybody beside it:
-    that is said and is no shard. Nor is a job array, which may run over data sets as well.
-    Raises ConfigError for numbers that cannot be.
+    that is logged and is not a shard. Nor is a job array, which may run over data sets as well.
+    level  at which what was found is logged
+
+    Raises ConfigError for invalid numbers.
     """
     for name, rank, size, local in (
         ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -67,12 +70,15 @@ def launched_task(
                 "group; unset them, or say --shard i/n"
             )
         if count > 1:
-            say(f"{name} started {count} of these: this one is --shard {index + 1}/{count}")
+            LOG.log(
+                level, f"{name} started {count} of these: this one is --shard {index + 1}/{count}"
+            )
             return Task(f"{index + 1}/{count}", place)
     if environment.get("SLURM_NTASKS", "1") != "1" and "SLURM_STEP_NUM_TASKS" not in environment:
-        say(
+        LOG.log(
+            level,
             f"SLURM_NTASKS is {environment['SLURM_NTASKS']}, but srun did not start this: encoding "
-            "everything here; begin the line with srun for a shard a task"
+            "everything here; begin the line with srun for a shard a task",
         )
     return None
 

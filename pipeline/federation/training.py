@@ -1,6 +1,7 @@
 """Rounds one after another, and which of them each fold keeps. Pure: progress in, progress out."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -62,6 +63,19 @@ def begin(plan: Plan, cached: Cached, given: Tensor | None = None) -> Progress:
     """Before round 0; given (P,) is where all adapters start, None for each config's own start."""
     state = first_state(plan, cached.text, given)
     return Progress(0, state, model_rows(plan, state), (None,) * len(plan.folds))
+
+
+def train(
+    engine: Engine, progress: Progress, rounds: int
+) -> Iterator[tuple[Progress, RoundReport]]:
+    """The rounds after `progress`, each as it ends, until `rounds` are done.
+
+    The last one is that in which a fold diverged (`Progress.diverged`), if any does. A plan that
+    trains nothing (zero-shot) has no rounds.
+    """
+    while engine.plan.lanes and progress.rounds_done < rounds and not progress.diverged:
+        progress, report = advance(engine, progress)
+        yield progress, report
 
 
 def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:

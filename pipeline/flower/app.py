@@ -5,6 +5,7 @@ answered, and what a client keeps from round to round lies in the context's stat
 """
 
 import json
+import logging
 import math
 import os
 import re
@@ -29,7 +30,9 @@ from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
 from pipeline.places import HOME
-from pipeline.terminal import printable_lines  # noqa: E402
+from pipeline.terminal import log_to, printable_lines  # noqa: E402
+
+LOG = logging.getLogger(__name__)
 
 TOLD, NUMBERS, REFUSED, KEPT = "fedclip", "numbers", "refused", "kept."
 _HEADER = re.compile(  # as numpy.lib.format writes version 1.0
@@ -59,7 +62,8 @@ def train(message: Message, context: Context) -> Message:
     except Exception as error:
         if not hasattr(error, "exit_code"):  # a bug: its traceback is for this site's log
             raise
-        say(f"refused: {error}")
+        with log_to("stdout"):
+            LOG.warning(f"refused: {error}")
         content = RecordDict({REFUSED: ConfigRecord({"why": reason(cache, error)})})
         return Message(content, reply_to=message)
     _write_kept(context.state, kept)
@@ -80,18 +84,18 @@ def main(grid: Grid, context: Context) -> None:
     asked = json.loads(str(context.run_config[TOLD]))
     config, least, seconds = from_json(asked["settings"]), asked["min_sites"], asked["timeout"]
     held = read_table(Path(asked["cache"])) if asked["cache"] else None
-    _wait_for(grid, asked["sites"], asked["wait"])
     out, late = Path(asked["out"]) if asked["out"] else None, set[int]()
-    document = serve(
-        config,
-        lambda round, asks: exchange(grid, round, asks, seconds, late),
-        lambda: list(grid.get_node_ids()),
-        held,
-        Terms(least, HOME / "runs", out, asked["force"]),
-        say,
-    )
-    say(table(document))
-    say(f"{document['run']} holds the run")
+    with log_to("stdout"):  # the log that `flwr run --stream` shows
+        _wait_for(grid, asked["sites"], asked["wait"])
+        document = serve(
+            config,
+            lambda round, asks: exchange(grid, round, asks, seconds, late),
+            lambda: list(grid.get_node_ids()),
+            held,
+            Terms(least, HOME / "runs", out, asked["force"]),
+        )
+    show(table(document))
+    show(f"the run is in {document['run']}")
 
 
 def exchange(
@@ -146,7 +150,7 @@ def from_records(content: RecordDict) -> tuple[str, dict[str, np.ndarray]]:
         return text, {name: _array(array.data) for name, array in arrays.items()}
 
 
-def say(message: str) -> None:
+def show(message: str) -> None:
     """To the log that `flwr run --stream` shows."""
     print(printable_lines(message), flush=True)
 
@@ -157,7 +161,7 @@ def _wait_for(grid: Grid, sites: int, seconds: float) -> None:
     end, before = time.monotonic() + seconds, -1
     while (there := len(list(grid.get_node_ids()))) < sites:
         if there != before:
-            say(f"{there} of {sites} sites are connected")
+            LOG.info(f"{there} of {sites} sites are connected")
         if time.monotonic() > end:
             raise ConfigError(f"{there} of {sites} sites connected in {seconds:g} s (--wait)")
         before = there

@@ -1,5 +1,6 @@
 """Asking the sites of a federation: who they are, then what each made of a round."""
 
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ from pipeline.flower.messages import (
 )
 from pipeline.flower.site import demand_of
 from pipeline.settings import RunConfig, as_json
+
+LOG = logging.getLogger(__name__)
 
 MOST_ROWS_RATIO = 100
 """How many times the rows of most other sites' domains a domain may be said to have."""
@@ -65,7 +68,6 @@ class Heard(NamedTuple):
 
 def introduce(
     config: RunConfig, exchange: Exchange, nodes: list[int], held: FeatureTable | None, least: int,
-    say: Callable[[str], None],
 ) -> tuple[Federation, dict[int, list[str]], dict[int, str]]:  # fmt: skip
     """Asks every site who it is.
 
@@ -93,7 +95,7 @@ def introduce(
         else:
             taken |= set(answer.clients)
     for node, why in lost.items():
-        say(f"site {node} is left out: {why}")
+        LOG.warning(f"site {node} is left out: {why}")
     if len(answers) < max(least, 1):
         raise ConfigError(
             f"{len(answers)} of {len(nodes)} sites can take part, at least {max(least, 1)} must: "

@@ -1,5 +1,6 @@
 """The server of a federation beyond one machine: the servers' half of its rounds, and its files."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +39,8 @@ from pipeline.runs.results import mean_results, round_line
 from pipeline.settings import RunConfig, as_json, run_id
 from pipeline.settings_used import possible, unused
 
+LOG = logging.getLogger(__name__)
+
 
 class Terms(NamedTuple):
     """Where a run goes, and how it deals with sites that are late, lost or unlike."""
@@ -50,7 +53,7 @@ class Terms(NamedTuple):
 
 def serve(
     config: RunConfig, exchange: Exchange, online: Callable[[], list[int]],
-    held: FeatureTable | None, terms: Terms, say: Callable[[str], None],
+    held: FeatureTable | None, terms: Terms,
 ) -> dict:  # fmt: skip
     """Trains by the sites that are online and returns what `federate --json` would print.
 
@@ -63,9 +66,9 @@ def serve(
     """
     refuse_what_cannot_travel(config)
     for note in unused(possible(config)):
-        say(note)
+        LOG.warning(note)
     started = time.perf_counter()
-    fed, known, strangers = introduce(config, exchange, online(), held, terms.least, say)
+    fed, known, strangers = introduce(config, exchange, online(), held, terms.least)
     described = {
         "settings": as_json(config),
         "cache": cache_facts(fed, held),
@@ -77,20 +80,25 @@ def serve(
     with open_run(terms.out or terms.runs / run_id(described)) as folder:
         folder.describe(described, force=terms.force)
         if folder.summary is not None:
-            say(f"{folder.folder} is done; these are its results (--force trains it again)")
+            LOG.info(
+                f"{folder.folder} is already finished; showing its results "
+                "(--force trains it again)"
+            )
             return folder.summary
         folder.describe(described, force=True)  # what was broken off begins anew
         for note in folder.notes:
-            say(note)
-        say(f"{len(known)} sites with clients {', '.join(fed.clients)}; run in {folder.folder}")
-        run = _Run(fed, exchange, online, known, rows_unseen(fed, held), terms, folder, say, {})
+            LOG.warning(note)
+        LOG.info(
+            f"{len(known)} sites with clients {', '.join(fed.clients)}; run in {folder.folder}"
+        )
+        run = _Run(fed, exchange, online, known, rows_unseen(fed, held), terms, folder, {})
         reached = _rounds(run, described)
         document = {
             "cache": described["cache"],
             "config": {**described["settings"], "backend": "sites", "device": "sites"},
             "results": (results := [result(fed, reached, described["cache"]["model"])]),
             "mean": mean_results(results),
-            "privacy": privacy(config, say),
+            "privacy": privacy(config),
             "left_out": {
                 "sites": {str(node): why for node, why in strangers.items()},
                 "clients": run.left_out,
@@ -100,7 +108,7 @@ def serve(
         }
         folder.finish(document)
         for name, out in run.left_out.items():
-            say(
+            LOG.warning(
                 f"{name} was left out {out['times']} times in {config.rounds} rounds, first in "
                 f"round {out['first_round']}: {out['why']}"
             )
@@ -115,15 +123,14 @@ class _Run(NamedTuple):
     unseen: Unseen | None
     terms: Terms
     folder: RunFolder
-    say: Callable[[str], None]
     left_out: dict[str, dict[str, Any]]  # by client: how often, when first, why then; changed
 
 
 def _leave_out(run: _Run, round: int, reasons: Mapping[str, str], what: str) -> None:
-    """Counts who is left out of a round; says it the first time."""
+    """Counts who is left out of a round and warns the first time."""
     for name, why in reasons.items():
         if name not in run.left_out:
-            run.say(f"round {round}: {what.format(name)}: {why}")
+            LOG.warning(f"round {round}: {what.format(name)}: {why}")
             run.left_out[name] = {"times": 0, "first_round": round, "why": why}
         run.left_out[name]["times"] += 1
 
@@ -160,7 +167,7 @@ def _write(
 ) -> None:
     round, rounds = reached.progress.rounds_done - 1, run.fed.config.rounds
     run.folder.add_round(round_line(RoundReport(round, (line,))))
-    run.say(
+    LOG.info(
         f"round {round} of 0 to {rounds - 1}: {len(line.train_loss)} clients, validation "
         f"{mean(list(line.val_accuracy.values())) or 0:.4f}{', the best' * line.best}"
     )

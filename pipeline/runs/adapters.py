@@ -1,6 +1,6 @@
 """A trained adapter out of a run, and what it belongs to: its model, prompts and classes."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -21,6 +21,7 @@ from pipeline.json_files import content_of
 from pipeline.runs.folder import read_adapters
 from pipeline.settings import RunConfig
 
+LOG = logging.getLogger(__name__)
 BEST = "best."
 
 
@@ -66,7 +67,7 @@ def read_trained(
     try:
         tensors, facts = read_adapters(file)
     except RecursionError as error:
-        raise ConfigError(f"{file}: its facts are nested too deeply to be a run's") from error
+        raise ConfigError(f"{file}: its metadata is nested too deeply") from error
     with content_of(file):
         belongs = facts["belongs_to"]
         cache, settings = belongs["cache"], dict(belongs["settings"])
@@ -75,25 +76,25 @@ def read_trained(
         encoder = cache.get("encoder") or {}
         if not all(encoder.get(name) for name in ("weights_sha256", "templates", "preprocessing")):
             raise ConfigError(
-                f"{file}: does not say which CLIP, prompts and preprocessing its features came "
-                "from (imported features, or a run of an older version), so no image can be made "
-                "into such features; train on a cache that ./run.sh extract made"
+                f"{file}: does not record which CLIP, prompts and preprocessing its features came "
+                "from (imported features, or a run of an older version), so images cannot be "
+                "encoded in the same way; train on a cache created by ./run.sh extract"
             )
         class_names = tuple(encoder["class_names"])
         people = [n for one in facts["adapters"] for n in (one["held_out"] or "", *one["clients"])]
         for name in (*class_names, *people):  # unprintable ones could steer a terminal
             if not isinstance(name, str) or not name.isprintable():
-                raise ValueError(f"{name!r} is no name")
+                raise ValueError(f"{name!r} is not a name")
         kind = adapter_kind(config, int(cache["width"]), len(class_names))
         at = _choose(file, facts["adapters"], held_out, client)
         own = {n.removeprefix(BEST): t for n, t in tensors.items() if n.startswith(BEST)}
         rows = as_rows(kind, own)
         if rows.ndim != 2 or len(rows) != len(facts["adapters"]):
             raise ValueError(
-                f"adapters of shape {tuple(rows.shape)}, {len(facts['adapters'])} told"
+                f"adapters of shape {tuple(rows.shape)}, {len(facts['adapters'])} listed"
             )
         if not rows[at].isfinite().all():
-            raise ConfigError(f"{file}: the adapter holds numbers that are not finite")
+            raise ConfigError(f"{file}: the adapter contains numbers that are not finite")
         return Trained(
             file,
             kind,
@@ -109,13 +110,10 @@ def read_trained(
         )
 
 
-def load_its_model(
-    trained: Trained, model: str | None, device: torch.device, say: Callable[[str], None]
-) -> ClipModel:
+def load_its_model(trained: Trained, model: str | None, device: torch.device) -> ClipModel:
     """The CLIP that an adapter belongs to: of OpenAI's by its recorded name, or `model`'s.
 
     model  a name or a file of weights; None: the recorded name, or the built-in CLIP
-    say    is told where libraries that decode images have another version
 
     Raises StaleCache when it is another CLIP, before a wrong one of OpenAI's is downloaded;
     WeightsError as load_model.
@@ -127,9 +125,9 @@ def load_its_model(
         compare_identity(
             {"model": name}, {"model": trained.model}, trained.source, _way_out(trained)
         )
-    clip = load_model(words, device, trained.towers, say)
+    clip = load_model(words, device, trained.towers)
     for note in refuse_other_model(trained, clip):
-        say(note)
+        LOG.warning("%s", note)
     return clip
 
 
@@ -164,7 +162,9 @@ def refuse_other_model(trained: Trained, clip: ClipModel) -> list[str]:
 
 
 def _way_out(trained: Trained) -> str:
-    return f"it belongs to a {trained.model or 'CLIP'}; name the weights of it with --model"
+    return (
+        f"it belongs to {trained.model or 'another CLIP'}; pass that model's weights with --model"
+    )
 
 
 def _adapter_file(run: Path) -> Path:
@@ -173,15 +173,16 @@ def _adapter_file(run: Path) -> Path:
         return file
     if (run / "trials.jsonl").exists():
         raise ConfigError(
-            f"{run}: a sweep keeps no adapters; train its best with the command that it ends with"
+            f"{run}: a sweep keeps no adapters; train its best configuration with the command that "
+            "it prints"
         )
     if (run / "config.json").exists():
         raise ConfigError(
-            f"{run}: holds no adapter: method zero-shot trains none, others write it in their "
+            f"{run}: contains no adapter: zero-shot trains none, other methods write one in their "
             "first round"
         )
-    found = "is no run folder" if run.is_dir() else "there is no such run"
-    raise ConfigError(f"--run {run}: {found}; name a folder that ./run.sh federate printed")
+    found = "not a run folder" if run.is_dir() else "no such run"
+    raise ConfigError(f"--run {run}: {found}; pass a folder that ./run.sh federate printed")
 
 
 def _choose(
@@ -192,7 +193,7 @@ def _choose(
     if held_out is None and len(names) > 1:
         raise ConfigError(f"{file}: holds adapters of several trainings: --held-out {_or(names)}")
     if held_out is not None and held_out not in names:
-        raise ConfigError(f"--held-out {held_out}: {file} has {', '.join(names) or 'none at all'}")
+        raise ConfigError(f"--held-out {held_out}: {file} has {', '.join(names) or 'none'}")
     wanted = held_out or names[0]
     mine = [n for n, one in enumerate(adapters) if (one["held_out"] or "none") == wanted]
     if client is None and len(mine) > 1:

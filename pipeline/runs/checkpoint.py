@@ -50,8 +50,8 @@ def from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Pro
         return _from_tensors(plan, tensors, facts, first)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"the checkpoint is not one of this training ({error}); restore it from a copy, or "
-            "--force sets it aside and trains again"
+            f"the checkpoint does not belong to this training ({error}); restore it from a copy, "
+            "or pass --force to move it aside and train again"
         ) from error
 
 

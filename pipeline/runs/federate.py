@@ -1,8 +1,9 @@
 """Stage two: federated rounds on cached features, from a cache file to results."""
 
 import hashlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.privacy import epsilon, not_covered
 from pipeline.federation.plan import Orders, Plan, build_plan, rounds_of, seeded_order
 from pipeline.federation.record import RoundReport
-from pipeline.federation.training import Progress, advance, begin, pick_plan_backend, to_device
+from pipeline.federation.training import Progress, begin, pick_plan_backend, to_device, train
 from pipeline.json_files import read_object
 from pipeline.machine import threads
 from pipeline.progress import progress_bar
@@ -35,7 +36,8 @@ from pipeline.settings import RunConfig, as_json, run_id
 from pipeline.settings_used import length_warning, possible, unused
 from pipeline.signals import noted_signals
 
-DELTA = 1e-5  # at which epsilon is told
+LOG = logging.getLogger(__name__)
+DELTA = 1e-5  # at which epsilon is reported
 ENCODED_BY = ("templates", "weights_sha256", "preprocessing")
 """Of a cache's identity: what turns another image and class name into such features."""
 
@@ -52,18 +54,16 @@ def federate(
     orders: Orders = seeded_order,
     file: str | PathLike[str] | None = None,
     force: bool = False,
-    say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """Trains what `config` says on a table and returns the object `federate --json` prints.
+    """Trains a config on a table and returns the object that `federate --json` prints.
 
     Every fold of config.held_out trains at the same time. The run's files go to `out`, or to
-    runs/<run_id>; a finished run there is returned as it is, an unfinished one goes on from its
-    last round and ends with the bytes of an undisturbed one.
+    runs/<run_id>; a finished run there is returned as it is, an unfinished one is resumed from its
+    last checkpoint and ends with the bytes of an undisturbed one.
 
     first_adapter  (P,) where training starts (kernels/heads/plain.py); None: the config's own start
     orders         the order of rows; another than the seeded one is for replaying recorded runs
     file           where the table lies, for the report to find it again
-    say            gets sentences for people
 
     Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
     """
@@ -72,34 +72,55 @@ def federate(
     plan = build_plan(table, config)
     backend = pick_plan_backend(plan, backend, on)
     if first_adapter is not None and not first_adapter.isfinite().all():
-        raise ConfigError("the adapter to start from holds numbers that are not finite")
+        raise ConfigError("the adapter to start from contains numbers that are not finite")
     described = describe(table, config, on, backend, first_adapter)
     with open_run(Path(out or Path(runs, run_id(described)))) as folder:
         folder.describe(described, force=force)
         if folder.summary is not None:
-            say(f"{folder.folder} is done; these are its results (--force trains it again)")
+            LOG.info(
+                "%s is already finished; showing its results (--force trains it again)",
+                folder.folder,
+            )
             return folder.summary
         cached = to_device(table, on)
         plan = with_closed_form(plan, cached)
         graph = capture_rounds(plan, cached, backend)
         engine = Engine(plan, cached, backend, orders, table.identity.get("model"), graph)
         loaded = time.perf_counter()
-        progress = _start(folder, plan, begin(plan, cached, first_adapter), say)
-        say(_opening(table, plan, on, backend, folder.folder))
-        _say_what_is_doubtful(table, plan, say)
-        for note in unused(possible(config), table):
-            say(note)
-        if first_adapter is not None and config.start != RunConfig.start:
-            say("start has no effect with --init-adapter, which says where training starts")
-        if short := length_warning(table, config):
-            say(short)
-        with noted_signals() as stop, threads(on, table.features.shape[1], backend):
-            progress = _train(folder, engine, config, progress, stop, say)
+        progress = _resumed(folder, plan, begin(plan, cached, first_adapter))
+        total = rounds_of(config)
+        LOG.info("%s", _opening(table, plan, on, backend, folder.folder))
+        for doubt in _doubts(table, plan, first_adapter):
+            LOG.warning("%s", doubt)
+        with (
+            noted_signals() as stop,
+            threads(on, table.features.shape[1], backend),
+            progress_bar(initial=progress.rounds_done, total=total, unit="round") as bar,
+        ):
+            told: set[tuple[str | None, str]] = set()
+            for progress, report in train(engine, progress, total):  # noqa: B020
+                _warn_of_rejected(report, told)
+                for why in progress.diverged.values():
+                    raise ConfigError(why)
+                folder.add_round(round_line(report))
+                stopping = bool(stop)  # read once: a signal while saving waits for the next round
+                _save(folder, engine, progress, now=stopping)
+                bar.set_postfix(val=_best_so_far(progress), refresh=False)
+                bar.update()
+                LOG.debug("round %d: best validation %s", report.round, _best_so_far(progress))
+                if stopping and progress.rounds_done < total:
+                    raise Interrupted(
+                        f"stopped after round {report.round} of {total}, saved in "
+                        f"{folder.folder}; run the same command to resume",
+                        stop[0],
+                    )
         trained = time.perf_counter()
         results = outcomes(engine, progress)
         for changed in [result["val_changed"] for result in results if result["val_changed"]]:
             changed["start"] = changed["start"] if first_adapter is None else None
-        _say_what_got_worse(results, config, say)
+        for result in results:
+            if worse := said_of_worse(result["held_out"] or "nothing", result, vars(config)):
+                LOG.warning("%s", worse)
         document = {
             "cache": {
                 **cache_facts(table),
@@ -108,7 +129,7 @@ def federate(
             "config": {**as_json(config), "backend": backend, "device": on.type},
             "results": results,
             "mean": mean_results(results),
-            "privacy": privacy(config, say),
+            "privacy": privacy(config),
             "run": str(folder.folder),
             "seconds": {
                 "load": loaded - started,
@@ -121,7 +142,7 @@ def federate(
     return document
 
 
-def privacy(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any] | None:
+def privacy(config: RunConfig) -> dict[str, Any] | None:
     """What central DP guarantees; None without noise. epsilon None: no accountant is installed."""
     if not config.noise:
         return None
@@ -130,12 +151,12 @@ def privacy(config: RunConfig, say: Callable[[str], None]) -> dict[str, Any] | N
         solved = METHODS[config.method].solved  # one release, of all clients' sums
         fraction = 1.0 if solved else config.client_fraction
         found = epsilon(config.noise, fraction, rounds_of(config), DELTA)
-        say(
-            f"central DP: epsilon {found:.2f} at delta {DELTA:g} after {config.rounds} rounds; "
-            f"{not_covered(config.choose)}"
-        )
+        LOG.info(
+            "central DP: epsilon %.2f at delta %g after %d rounds; %s",
+            found, DELTA, rounds_of(config), not_covered(config.choose),
+        )  # fmt: skip
     except ConfigError as error:
-        say(str(error))
+        LOG.warning("%s", error)
     return {
         "epsilon": found,
         "delta": DELTA,
@@ -165,77 +186,48 @@ def describe(
     }
 
 
-def _start(folder: RunFolder, plan: Plan, first: Progress, say: Callable[[str], None]) -> Progress:
+def _resumed(folder: RunFolder, plan: Plan, first: Progress) -> Progress:
+    """Where the folder's checkpoint is, or `first`."""
     found = folder.resume()
     for note in folder.notes:
-        say(note)
+        LOG.warning("%s", note)
     if found is None:
         return first
     tensors, facts = found
-    say(f"{folder.folder}: going on after round {facts['rounds_done'] - 1}")
+    LOG.info("%s: resuming after round %d", folder.folder, facts["rounds_done"] - 1)
     return from_tensors(plan, tensors, facts, first)
 
 
-def _train(
-    folder: RunFolder, engine: Engine, config: RunConfig, progress: Progress, stop: list[int],
-    say: Callable[[str], None],
-) -> Progress:  # fmt: skip
-    if not engine.plan.lanes:
-        return progress
-    total = rounds_of(config)
-    rounds = range(progress.rounds_done, total)
-    bar = progress_bar(iterable=rounds, initial=progress.rounds_done, total=total, unit="round")
-    told: set[tuple[str | None, str]] = set()
-    for round in bar:
-        progress, report = advance(engine, progress)
-        _say_who_is_left_out(report, told, say)
-        for why in progress.diverged.values():
-            bar.close()
-            raise ConfigError(why)
-        folder.add_round(round_line(report))
-        stopping = bool(stop)  # read once: a signal during the saving waits for the next round
-        _save(folder, engine, progress, now=stopping)
-        known = [kept.val_accuracy for kept in progress.chosen if kept]
-        best = mean([each for each in known if each is not None])
-        bar.set_postfix(val="-" if best is None else f"{best:.4f}", refresh=False)
-        if stopping and progress.rounds_done < total:
-            bar.close()
-            raise Interrupted(
-                f"stopped after round {round} of {total}; {folder.folder} holds it "
-                "all, the same command goes on from there",
-                stop[0],
-            )
-    return progress
+def _best_so_far(progress: Progress) -> str:
+    known = [kept.val_accuracy for kept in progress.chosen if kept]
+    best = mean([each for each in known if each is not None])
+    return "-" if best is None else f"{best:.4f}"
 
 
-def _say_who_is_left_out(
-    report: RoundReport, told: set[tuple[str | None, str]], say: Callable[[str], None]
-) -> None:
+def _warn_of_rejected(report: RoundReport, told: set[tuple[str | None, str]]) -> None:
     """The first time of each client of each fold; rounds.jsonl has every time."""
     for fold in report.folds:
         for name, why in fold.rejected.items():
             if (fold.held_out, name) not in told:
                 told.add((fold.held_out, name))
-                say(
-                    f"round {report.round}, held out {fold.held_out or 'nothing'}: client {name} "
-                    f"is left out: {why}; later rounds in rounds.jsonl, as `rejected`"
-                )
+                LOG.warning(
+                    "round %d, held out %s: client %s is left out: %s; for later rounds see "
+                    "`rejected` in rounds.jsonl",
+                    report.round, fold.held_out or "nothing", name, why,
+                )  # fmt: skip
 
 
-def _say_what_is_doubtful(table: FeatureTable, plan: Plan, say: Callable[[str], None]) -> None:
-    for note in row_notes(table, plan):
-        say(note)
+def _doubts(table: FeatureTable, plan: Plan, first_adapter: torch.Tensor | None) -> Iterator[str]:
+    """What may make a run another one than was meant, before it is trained."""
+    yield from row_notes(table, plan)
+    config = plan.folds[0].config
     least = min((len(fold.clients) for fold in plan.folds), default=0)
-    for note in plan.method.doubts(plan.folds[0].config, least):
-        say(note)
-
-
-def _say_what_got_worse(
-    results: list[dict[str, Any]], config: RunConfig, say: Callable[[str], None]
-) -> None:
-    for result in results:
-        if why := said_of_worse(result["held_out"] or "nothing", result, vars(config)):
-            say(why)
+    yield from plan.method.doubts(config, least)
+    yield from unused(possible(config), table)
+    if first_adapter is not None and config.start != RunConfig.start:
+        yield "start has no effect with --init-adapter, which sets where training starts"
+    if short := length_warning(table, config):
+        yield short
 
 
 def _save(folder: RunFolder, engine: Engine, progress: Progress, *, now: bool) -> None:
@@ -247,7 +239,7 @@ def _save(folder: RunFolder, engine: Engine, progress: Progress, *, now: bool) -
 
 
 def cache_facts(table: FeatureTable) -> dict[str, Any]:
-    """What config.json and results say of a cache."""
+    """What config.json and results contain about a cache."""
     return {
         "rows": len(table.labels),
         "width": table.features.shape[1],

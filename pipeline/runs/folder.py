@@ -31,7 +31,7 @@ SHARE = 0.05  # of the time spent may go into checkpoints
 WRITTEN = ("done", "summary.json", "rounds.jsonl", "adapter.safetensors", "config.json")
 """In the order in which they are removed: what vouches for others goes first."""
 TYPES = (torch.float32, torch.int64)  # of what training keeps; int64 counts steps
-WAY_OUT = "restore it from a copy, or --force sets the run's files aside and trains it again"
+WAY_OUT = "restore it from a copy, or pass --force to move the run's files aside and train again"
 
 
 class RunFolder:
@@ -137,9 +137,7 @@ class RunFolder:
             )
         kept = b"".join(lines[:done])
         if facts.get("rounds_sha256") != _short(hashlib.sha256(kept)):
-            raise ConfigError(
-                f"{log}: is not what {file.name} was saved with: damaged, or edited; {WAY_OUT}"
-            )
+            raise ConfigError(f"{log}: does not match {file.name}: damaged or edited; {WAY_OUT}")
         if facts.get("belongs_to") != _read_object(self.folder / "config.json"):
             raise ConfigError(f"{file}: belongs to another run; {WAY_OUT}")
         return (tensors, facts), kept
@@ -179,7 +177,7 @@ class RunFolder:
     def close(self) -> None:
         """Closes rounds.jsonl."""
         if self._rounds is not None:
-            # After a full disk the unwritten bytes cannot be flushed either; add_round told it.
+            # After a full disk the unwritten bytes cannot be flushed either; add_round reported it.
             with contextlib.suppress(OSError):
                 self._rounds.close()
 
@@ -237,7 +235,7 @@ def read_adapters(
     rest = {name: value for name, value in facts.items() if name != NAME}
     if facts.get(NAME) != digest(rest, {name: t.numpy() for name, t in tensors.items()}):
         raise ConfigError(
-            f"{file}: is damaged, or of an older version: its sha256 is not that of what it holds; "
+            f"{file}: is damaged, or of an older version: its sha256 does not match its contents; "
             f"{way_out}"
         )
     return tensors, rest
@@ -264,7 +262,7 @@ def read_first_adapter(file: Path, kind: Kind) -> Tensor:
     A run's file must hold one adapter; its best one is taken. Raises ConfigError otherwise.
     """
     if not file.exists():
-        raise ConfigError(f"--init-adapter {file}: there is no such file")
+        raise ConfigError(f"--init-adapter {file}: no such file")
     check_plain(file, ADAPTERS)
     try:
         with safe_open(file, framework="pt") as opened:
@@ -283,11 +281,11 @@ def read_first_adapter(file: Path, kind: Kind) -> Tensor:
         ) from error
     if row.ndim == 2 and len(row) != 1:
         raise ConfigError(
-            f"--init-adapter {file}: holds {len(row)} adapters, one a held-out domain; name a "
-            "file of a run that trained one"
+            f"--init-adapter {file}: contains {len(row)} adapters, one for each held-out "
+            "domain; pass a file of a run with one held-out domain"
         )
     if not row.isfinite().all():
-        raise ConfigError(f"--init-adapter {file}: holds numbers that are not finite")
+        raise ConfigError(f"--init-adapter {file}: contains numbers that are not finite")
     return row.reshape(-1)
 
 
@@ -310,6 +308,6 @@ def _refuse_other(found: dict, asked: dict, folder: Path) -> None:
     if differs:
         name, old, new = differs
         raise ConfigError(
-            f"{folder}: holds a run with {name} = {old}, but {new} is asked for; pass another "
-            "--out, or --force to train this one in its place"
+            f"{folder}: holds a run with {name} = {old}, but {new} was requested; pass another "
+            "--out, or --force to replace the run"
         )

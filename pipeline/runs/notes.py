@@ -1,4 +1,4 @@
-"""What is odd about the rows that take part in a run: a line each, before it is trained."""
+"""What is odd about the rows that take part in a run: a line each, before training."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -53,7 +53,7 @@ def _untested(table: FeatureTable, plan: Plan) -> Iterator[str]:
             name, value = next(iter(changes.items()))
             cure = f"; --{name.replace('_', '-')} {value} gives test rows"
             break
-    yield f"held out {few(lacking)}: there are no test rows, so nothing is tested{cure}"
+    yield f"held out {few(lacking)}: no test rows, so nothing is tested{cure}"
 
 
 def _has_test_rows(fold: Fold) -> bool:
@@ -70,7 +70,7 @@ def _clients_without(plan: Plan, clients: Sequence[ClientSplit]) -> Iterator[str
             if not steps_a_round(lane)
         }
         if idle:
-            yield f"{few(sorted(idle))}: under two train rows, so no step of training"
+            yield f"{few(sorted(idle))}: fewer than two train rows, so no training step"
     for part, why in (("val", "does not choose the round"), ("test", "is not tested")):
         without = [c.name for c in clients if not len(getattr(c, part))]
         if 0 < len(without) < len(clients):
@@ -84,7 +84,7 @@ def _empty_held_out(plan: Plan) -> Iterator[str]:
     held = {s.name: len(s.test) for fold in plan.folds for s in fold.unseen}
     empty = [name for name, rows in held.items() if not rows]
     if empty:
-        yield f"held-out domains without a row, not tested: {few(empty)}"
+        yield f"held-out domains without rows, not tested: {few(empty)}"
 
 
 def _classes_without(table: FeatureTable, plan: Plan) -> Iterator[str]:
@@ -104,7 +104,8 @@ def _classes_without(table: FeatureTable, plan: Plan) -> Iterator[str]:
 def _alone(plan: Plan) -> Iterator[str]:
     for fold in plan.folds:
         if plan.method.averages and len(fold.clients) == 1:
-            yield f"held out {_name(fold)}: {fold.clients[0].name} is the only client: no averaging"
+            name = fold.clients[0].name
+            yield f"held out {_name(fold)}: {name} is the only client, so nothing is averaged"
 
 
 def _fewer_classes(
@@ -119,7 +120,7 @@ def _fewer_classes(
         present = len(np.unique(table.labels[rows]))
         if not config.shots and present < config.classes_per_client:
             yield (
-                f"domain {name}: {config.classes_per_client} classes a client are asked for and "
+                f"domain {name}: {config.classes_per_client} classes per client requested, but "
                 f"there are {present}: each client has all of them"
             )
 

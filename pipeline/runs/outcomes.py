@@ -99,7 +99,7 @@ def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> d
         "best_round": chosen.round if chosen else None,
         "chosen_by": fold.config.choose if chosen else None,
         "val_accuracy": chosen.val_accuracy if chosen else None,
-        # Counted where it tells whether training made it worse: another look at validation rows.
+        # Counted only where it shows whether training hurt: another pass over validation rows.
         "val_changed": changed_on_validation(engine, progress.best, f, zero_shot)
         if worse
         else None,

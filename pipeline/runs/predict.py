@@ -83,16 +83,17 @@ def choose_classes(trained: Trained, words: str | None) -> tuple[str, ...]:
         return trained.class_names
     names = tuple(name for word in words.split(",") if (name := word.strip()))
     if len(names) < 2:
-        raise ConfigError(f"--classes {words!r}: two classes or more are told apart; write a,b")
+        raise ConfigError(f"--classes {words!r}: pass two or more classes, as a,b")
     twice = [name for name in names if names.count(name) > 1 or not name.isprintable()]
     if twice:
-        raise ConfigError(f"--classes: {twice[0]!r} stands there twice or is no printable text")
+        raise ConfigError(
+            f"--classes: {twice[0]!r} is listed twice or contains unprintable characters"
+        )
     unknown = [name for name in names if name not in trained.class_names]
     if unknown and trained.kind.does.classifier:
         raise ConfigError(
             f"--classes {unknown[0]}: head {trained.kind.head} was trained on "
-            f"{', '.join(trained.class_names)} and answers with these alone; other heads take "
-            "any class"
+            f"{', '.join(trained.class_names)} and knows only these; other heads take any class"
         )
     return names
 

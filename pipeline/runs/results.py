@@ -1,4 +1,4 @@
-"""What a run tells: one JSON line a round, one JSON object at its end, one table for people."""
+"""Results of a run: a JSON line for each round, a JSON object at the end, a table for people."""
 
 import json
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ RELEASED_PACS = {"art_painting": 0.9515, "cartoon": 0.9536, "photo": 0.9546, "sk
 CHOSEN_BY = {
     "accuracy": "the earliest of the best mean validation accuracy",
     "loss": "the earliest of the least mean validation loss",
-    "last": "the last, whatever validation says",
+    "last": "the last, regardless of validation",
 }
-"""What is told of a setting `choose`."""
+"""How results describe the setting `choose`."""
 
 
 def round_line(report: RoundReport) -> str:

@@ -26,7 +26,7 @@ try:
     from optuna.trial import FrozenTrial, TrialState
 except ImportError as error:
     raise ConfigError(
-        "method bayes needs Optuna: pip install -r requirements-sweep.txt, or take method random"
+        "method bayes needs Optuna: pip install -r requirements-sweep.txt, or use method random"
     ) from error
 
 JOURNAL = "study.journal"
@@ -43,12 +43,13 @@ def bayes(spec: SweepSpec, base: RunConfig, folder: Path, ended: Mapping[str, Re
     batch. So the same spec, batch size, results and Optuna version give the same suggestions, also
     after a kill; results that differ in their order, and another Optuna, may give others.
 
-    A diverged configuration is told as accuracy 0: TPE leaves FAILed ones out of its model, and
-    would go on suggesting their neighbours. A failed one is told FAIL, for an error is no news of
-    an accuracy; a pruned one PRUNED, with its accuracy at its cut. Settings that conflict are told
-    FAIL at once and asked for as trials behind the spec's count, which fail when they are planned.
-    Where trials are compared by validation loss, minus the mean loss is told, and minus 1e30 for a
-    diverged one.
+    A diverged configuration is reported as accuracy 0: TPE leaves FAILed ones out of its model, and
+    would keep suggesting their neighbours. A failed one is reported as FAIL, since an error says
+    nothing about accuracy; a pruned one as PRUNED, with its accuracy at its cut. Settings that
+    conflict are reported as FAIL at once and asked for as trials after the spec's count, which fail
+    when they are planned.
+    Where trials are compared by validation loss, minus the mean loss is reported, and minus
+    1e30 for a diverged one.
 
     Raises ConfigError for a parameter that TPE cannot draw.
     """
@@ -90,7 +91,7 @@ class _Bayes:
 
     def ask(self, n: int) -> tuple[Trial, ...]:
         if n < 1:
-            raise ConfigError(f"a search is asked for {n} configurations; ask for 1 or more")
+            raise ConfigError(f"a search was requested for {n} configurations; request 1 or more")
         while True:
             self._settle()
             batch = self._batch(n) + self._conflicting()
@@ -253,7 +254,9 @@ def _distribution(
         case Steps(first, last, log=log):
             return IntDistribution(first, last, log=log)
         case Normal():
-            raise ConfigError(f"{name}: bayes draws no normal distribution; give min and max")
+            raise ConfigError(
+                f"{name}: bayes does not support normal distributions; set min and max"
+            )
 
 
 def _value(name: str, domain: Domain, params: Mapping[str, Value]) -> Value:

@@ -1,4 +1,4 @@
-"""What a sweep tells at its end: the best configuration, its command line, what mattered."""
+"""The report of a sweep: the best configuration, its command line, importance of parameters."""
 
 import dataclasses
 import shlex
@@ -65,7 +65,7 @@ def sweep_report(
     the seeds that did not diverge would flatter it. The best has the highest mean over seeds of
     the validation accuracy, the earlier one of equals; where rounds are chosen by validation loss
     (every trial has one) the least mean loss, of equals the higher accuracy. What was tested is
-    told of that one alone.
+    reported for that one only.
     select="oracle" chooses by what was tested (unseen domains, or the participants' test rows
     where none is held out): an upper bound that no one without the test rows can reach, and called
     oracle wherever it is shown.
@@ -101,7 +101,7 @@ def sweep_report(
 def check_selection(select: str) -> None:
     """Raises ConfigError for what is not in SELECTIONS."""
     if select not in SELECTIONS:
-        raise ConfigError(f"--select {select!r} is unknown; there are {', '.join(SELECTIONS)}")
+        raise ConfigError(f"--select {select!r} is unknown; choose from {', '.join(SELECTIONS)}")
 
 
 def candidates(
@@ -200,11 +200,11 @@ def sweep_table(document: dict) -> str:
 def nothing_chosen(done: int, select: str) -> str:
     """Why no configuration is the best, of a sweep with so many trials done."""
     if not done:
-        return "no configuration has all its seeds done: nothing can be chosen"
+        return "no configuration has finished all its seeds, so nothing can be selected"
     rows = "validation" if select == "validation" else "test"
     return (
-        f"no configuration has all its seeds done and a {rows} accuracy: nothing can be chosen. "
-        f"Without {rows} rows there is none"
+        f"no configuration has finished all its seeds with a {rows} accuracy, so nothing can be "
+        f"selected. Without {rows} rows there is no such accuracy"
     )
 
 
@@ -297,7 +297,7 @@ def _mattered(document: dict) -> str:
             [each["name"], share, str(each["groups"]), each["best"], percent(each["best_mean"])]
         )
     return (
-        f"how much each parameter mattered\n{aligned(rows)}\n"
+        f"importance of each parameter\n{aligned(rows)}\n"
         "share of the variance of done trials that a parameter's values explain alone (epsilon "
         "squared)"
     )

@@ -1,5 +1,6 @@
 """Where trials of a sweep train: what they share, which of them side by side, how they end."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,18 +23,19 @@ from pipeline.sweeps.halving import trial_rounds
 from pipeline.sweeps.spec import SweepSpec, config_of
 from pipeline.sweeps.trials import Record, Trial, record
 
+LOG = logging.getLogger(__name__)
 LANES = 96
 """Lanes side by side on a CPU: enough for threads to share, few enough that trials end one by one.
 More gain nothing there; on a GPU memory alone is the limit."""
 
 
 class Stopped(Exception):
-    """The budget is used up or a signal came; the trials that ended are written."""
+    """The budget is used up or a signal came; finished trials are saved."""
 
 
 @dataclass
 class Running:
-    """A trial that trains: its config, its own plan, and how far it is between two rungs."""
+    """A trial that trains: its config, its own plan, and its progress between two rungs."""
 
     trial: Trial
     config: RunConfig
@@ -48,7 +50,7 @@ class Running:
 
 @dataclass
 class Floor:
-    """Where trials train: what they share, what limits them, and who is told."""
+    """Where trials train: what they share, what limits them, and where progress is shown."""
 
     table: FeatureTable
     cached: Cached
@@ -66,7 +68,7 @@ class Floor:
 def planned(
     asked: Sequence[Trial], base: RunConfig, floor: Floor
 ) -> tuple[list[Running], list[tuple[Trial, str]]]:
-    """The trials with their plans; and those that cannot be (their neighbours can), with why."""
+    """The trials with their plans, and those that cannot be trained, with the reason."""
     live, broken = [], []
     for trial in asked:
         try:
@@ -91,7 +93,7 @@ def plan_trial(
     clients = [client for fold in plan.folds for client in fold.clients]
     if plan.method.learns and clients and not any(len(client.val) for client in clients):
         raise ConfigError(
-            f"{table.source}: trials are compared on validation rows, and no client has any; train "
+            f"{table.source}: trials are compared on validation rows, but no client has any; train "
             "single runs with federate --choose last"
         )
     pick_plan_backend(plan, backend, device)
@@ -99,7 +101,7 @@ def plan_trial(
 
 
 def foresee(live: list[Running], spec: SweepSpec, rounds: int, floor: Floor) -> None:
-    """Tells the bar how many lane-steps there will be, that it can tell the time left."""
+    """Sets the number of lane-steps to come, from which the bar estimates the time left."""
     steps = [sum(map(steps_a_round, e.plan.lanes)) * rounds_of(e.config) for e in live]
     share = 1.0
     if spec.halving and live:
@@ -138,8 +140,9 @@ def lane_bytes(plan: Plan, device: torch.device) -> int:
 
 
 def end_trial(floor: Floor, trial: Trial, status: str, **facts) -> None:
-    """Puts a trial on record; facts that are not given are those of one that never began."""
+    """Records a trial; facts that are not given are those of one that never started."""
     blank = {"rounds": 0, "results": [], "val_accuracy": None, "seconds": 0.0}
     ended: Record = record(trial, status=status, **{**blank, **facts})
     floor.folder.add(ended)
+    LOG.debug("trial %s: %s after %d rounds", trial.id, status, ended.rounds)
     floor.bar.set_postfix_str(f"{len(floor.folder.records)} trials ended", refresh=False)

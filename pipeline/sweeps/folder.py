@@ -29,7 +29,7 @@ OURS = ("study.journal", "shared.json", "selection.json", "reproduced.json", "pa
         "members", "spec.json")  # fmt: skip
 """Of a sweep, beside its files of trials; set aside in this order, so that none is without spec."""
 
-WAY_OUT = "restore it from a copy, or --force sets the sweep's files aside and starts again"
+WAY_OUT = "restore it from a copy, or pass --force to move the sweep's files aside and start again"
 
 
 class SweepFolder:
@@ -74,7 +74,7 @@ class SweepFolder:
         for file in trial_files(self.folder):
             if file.name == self._own:
                 continue
-            with file.open("rb") as opened:  # opening it, unlike stat, asks a network disk anew
+            with file.open("rb") as opened:  # opening it, unlike stat, asks a network disk again
                 size = os.fstat(opened.fileno()).st_size
             if self._sizes.get(file.name) != size:
                 self._sizes[file.name] = size
@@ -98,7 +98,7 @@ class SweepFolder:
 
     def close(self) -> None:
         """Closes its file of trials, and removes one of a member that ended none."""
-        # After a full disk the unwritten bytes cannot be flushed either: that was told by add.
+        # After a full disk the unwritten bytes cannot be flushed either: add reported that.
         with contextlib.suppress(OSError):
             self._lines.close()
             if self._own != TRIALS and not (self.folder / self._own).stat().st_size:
@@ -140,7 +140,7 @@ def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
     if spec.exists():
         _refuse_other(spec, described)
     elif trials.exists():
-        raise ConfigError(f"{folder}: has trials.jsonl but no spec.json; {WAY_OUT}")
+        raise ConfigError(f"{folder}: contains trials.jsonl but no spec.json; {WAY_OUT}")
     else:
         whole = json.dumps(sealed(described), indent=2, sort_keys=True) + "\n"
         replace_whole(spec, whole.encode())
@@ -162,6 +162,6 @@ def _refuse_other(spec: Path, described: dict) -> None:
     if differs:
         name, old, new = differs
         raise ConfigError(
-            f"{spec.parent}: holds a sweep with {name or 'spec'} = {old}, but {new} is asked for; "
-            "pass another --out, or --force to set it aside in old-<n>/ and start again"
+            f"{spec.parent}: holds a sweep with {name or 'spec'} = {old}, but {new} was requested; "
+            "pass another --out, or --force to move it to old-<n>/ and start again"
         )

@@ -84,7 +84,7 @@ def survivors(
 
 
 def trial_rounds(trials: int, seeds: int, rounds: int, halving: Halving | None) -> int:
-    """Rounds that so many trials train in all when none diverges: what time left is told by."""
+    """Rounds that so many trials train in total if none diverges; estimates the time left."""
     live, before, total = trials // seeds, 0, 0
     for mark in rungs(rounds, halving) if halving else ():
         total += live * (mark - before)

@@ -1,9 +1,9 @@
 """A sweep that others began: what its folder says it is, and this process as one more member."""
 
 import json
+import logging
 import math
 import tempfile
-from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from pipeline.sweeps.search import open_search
 from pipeline.sweeps.spec import SweepSpec, read_description
 from pipeline.sweeps.trials import read_all
 
+LOG = logging.getLogger(__name__)
+
 
 def join(
     folder: str | PathLike[str],
@@ -31,7 +33,6 @@ def join(
     memory: int | None = None,
     budget: float = math.inf,
     select: str = "validation",
-    say: Callable[[str], None] = lambda message: None,
 ) -> dict:
     """Helps with a sweep: trains what no other member has claimed, until all trials have ended.
 
@@ -74,10 +75,10 @@ def join(
             search = open_search(spec, base, Path(scratch), opened.records)
             most = search.state().most
             if len(opened.records) >= most:
-                say(f"{folder}: all {most} trials have ended; there is nothing left to help with")
+                LOG.info("%s: all %d trials have ended; there is nothing left to do", folder, most)
             return train_and_tell(
                 table, spec, base, opened, claims, search, on=on, backend=described["backend"],
-                memory=memory, budget=budget, select=select, cache=shared.words, say=say, again={},
+                memory=memory, budget=budget, select=select, cache=shared.words, again={},
             )  # fmt: skip
         finally:
             opened.close()

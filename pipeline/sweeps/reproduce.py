@@ -1,7 +1,7 @@
 """From images to the paper's table: counts, extraction, the blog's runs over seeds, comparison."""
 
 import json
-from collections.abc import Callable
+import logging
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
 from pipeline.sweeps.trials import read_trials
 
+LOG = logging.getLogger(__name__)
 BLOG = ("mode=FedAtImg",)
 """The blog's four commands as a sweep's one configuration; all else is RunConfig's defaults."""
 
@@ -45,34 +46,33 @@ def reproduce(
     layout: str | None = None,
     class_names: str | None = None,
     accept: tuple[str, ...] = (),
-    say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Counts, extracts and trains every held-out domain with seeds 0, 1, ...; the table as JSON.
 
     The trainings are a sweep of the released settings over the seeds, in runs/sweep-<id> or `out`,
-    where the object that is returned is kept as reproduced.json. What is there already is not made
-    again.
+    where the object that is returned is saved as reproduced.json. Work that is already done is not
+    repeated.
 
-    dataset  a known name looked for in `root`, which is held to its published counts, or a folder
+    dataset  a known name looked for in `root`, whose counts are compared with those published, or a
+             folder
     towers   heads and activation of a file of weights, see clip_config.choose_towers
     cache    where the features go; None: where extract puts them
     layout, class_names, accept  as extract's
     rounds   other than 200 is another experiment than the paper's
 
     Returns counts (lines that differ; None for data sets without published ones), lost (seeds whose
-    training did not end well, which are left out of all means), rows by held-out
+    training failed, which are left out of all means), rows by held-out
     domain and their mean: zero-shot and adapter accuracies as fractions, mean and sample standard
     deviation over seeds, the released figure and the difference of overall to it where there is
-    one (RELEASED_PACS). Raises what extract and sweep raise; ConfigError when no seed ended well.
+    one (RELEASED_PACS). Raises what extract and sweep raise; ConfigError when no seed succeeded.
     """
     dataset = fspath(dataset)
     name = dataset_name(dataset)
     stated = Stated(layout, class_names, tuple(accept))
-    # extract says what it says
-    tree = find_images(dataset, Path(root or DATA), lambda message: None, stated=stated)
+    tree = find_images(dataset, Path(root or DATA), LOG.debug, stated=stated)
     counts = compare_counts(tree, name) if name in KNOWN else None
     if counts == []:
-        say(f"{tree.root}: every count is as published for {KNOWN[name].title}")
+        LOG.info("%s: all counts match those published for %s", tree.root, KNOWN[name].title)
     done = extract(
         dataset,
         root=root,
@@ -84,7 +84,6 @@ def reproduce(
         layout=layout,
         class_names=class_names,
         accept=accept,
-        say=say,
     )
     table = read_table(done.path)
     domains = table.domain_names
@@ -100,14 +99,13 @@ def reproduce(
         device=device,
         backend=backend,
         cache=(str(done.path),),
-        say=say,
     )
     folder = Path(told["sweep"])
     records, _ = read_trials(folder / "trials.jsonl")
     ended = {r.seed: r.results for r in records.values() if r.status == "done"}
     if not ended:
         why = next((r.error for r in records.values() if r.error), "see its trials.jsonl")
-        raise ConfigError(f"{folder}: no training ended well: {why}")
+        raise ConfigError(f"{folder}: no training succeeded: {why}")
     facts = cache_facts(table)
     document = {
         "dataset": facts["dataset"],

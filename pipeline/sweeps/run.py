@@ -1,12 +1,13 @@
-"""A sweep from its spec to its report: opens the folder, trains what is not yet there, tells."""
+"""A sweep from its spec to its report: opens the folder, trains what is missing, reports."""
 
 import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -37,6 +38,7 @@ from pipeline.sweeps.spec import SweepSpec, batch_size, describe
 from pipeline.sweeps.train import train_all
 from pipeline.sweeps.trials import Record, Trial
 
+LOG = logging.getLogger(__name__)
 SHARED = "shared.json"
 
 
@@ -67,20 +69,19 @@ def sweep(
     select: str = "validation",
     cache: Sequence[str] = (),
     force: bool = False,
-    say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Trains the trials of a spec as lanes side by side and returns what `sweep --json` prints.
 
-    trials.jsonl in `out`, or in runs/sweep-<id>, is the truth: a trial that stands there is not
-    trained again, so a killed sweep goes on where it was, and the same spec gives the same results
-    whatever the batching (what a lane computes does not depend on its neighbours). Without halving
-    other processes may help meanwhile: pipeline.sweeps.join.join.
+    A trial that is listed in trials.jsonl in `out`, or in runs/sweep-<id>, is not trained again, so
+    a killed sweep resumes where it was. The same spec gives the same results however trials are
+    batched: what a lane computes does not depend on its neighbours. Without halving, other
+    processes can help meanwhile: pipeline.sweeps.join.join.
 
-    base     what the swept settings are put into; its held_out is every trial's
+    base     settings that are not swept; its held_out is every trial's
     memory   bytes for trials that train at the same time; None: half of what is free (GPU: 0.8)
-    budget   seconds after which no further round is begun
-    select   "validation", or "oracle", which looks at test accuracy and is called so
-    cache    the words of a command line that name the cache, for the command that is shown
+    budget   seconds after which no further round is started
+    select   "validation", or "oracle", which uses test accuracy
+    cache    words of a command line that name the cache, for the command that is shown
 
     A trial whose settings conflict or do not fit the rows is recorded as failed with the reason.
 
@@ -99,12 +100,12 @@ def sweep(
         "device": on.type,
     }
     trials = possible(base, {name: ends_of(name, domain) for name, domain in spec.parameters})
-    for note in (*spec.notes, *unused(trials, table)):
-        say(note)
+    for note in unused(trials, table):
+        LOG.warning("%s", note)
     if short := next(
         filter(None, (length_warning(table, each) for each in _heads(base, trials))), None
     ):
-        say(short)
+        LOG.warning("%s", short)
     folder = Path(out or Path(runs, f"sweep-{run_id(described)}"))
     with open_sweep(folder, described, force=force) as opened, joined(folder) as claims:
         _write_shared(folder, Shared(str(Path(table.source).resolve()), tuple(cache), trains))
@@ -113,7 +114,7 @@ def sweep(
         return train_and_tell(
             table, spec, base, opened, claims, open_search(spec, base, folder, opened.records),
             on=on, backend=backend, memory=memory, budget=budget, select=select, cache=cache,
-            say=say, again={i: r for i, r in opened.records.items() if r.status == "failed"},
+            again={i: r for i, r in opened.records.items() if r.status == "failed"},
         )  # fmt: skip
 
 
@@ -131,19 +132,18 @@ def train_and_tell(
     budget: float,
     select: str,
     cache: Sequence[str],
-    say: Callable[[str], None],
     again: dict[str, Record],
 ) -> dict[str, Any]:
-    """Trains until every trial has ended, at whichever member, and returns the report; see sweep.
+    """Trains until every trial has ended, here or elsewhere, and returns the report; see sweep.
 
     again  failed trials that are tried again
     """
     started = time.monotonic()
     state, folder = search.state(), opened.folder
-    say(
-        f"{table.source}: {state.most} trials, {len(opened.records)} of them on record, with "
-        f"{len(base.held_out)} training(s) each, on {on.type}; results in {folder}"
-    )
+    LOG.info(
+        "%s: %d trials, %d of them finished, with %d training(s) each, on %s; results in %s",
+        table.source, state.most, len(opened.records), len(base.held_out), on.type, folder,
+    )  # fmt: skip
     left_over = None
     with (
         noted_signals() as stop,
@@ -163,10 +163,10 @@ def train_and_tell(
         opened.sync()
     spent = time.monotonic() - started
     if left_over:
-        told = f"{left_over} trials are left; the same command goes on with them"
+        left = f"{left_over} trials are left; run the same command to resume"
         if stop:
-            raise Interrupted(f"stopped; {folder} holds what ended. {told}", stop[0])
-        say(f"the budget is used up: {told}")
+            raise Interrupted(f"stopped; finished trials are saved in {folder}. {left}", stop[0])
+        LOG.warning("the budget is used up: %s", left)
     else:
         opened.gather()
         claims.clear()
@@ -192,7 +192,7 @@ def _heads(base: RunConfig, trials: dict[str, Any]) -> Iterator[RunConfig]:
 
 
 def read_shared(folder: Path) -> Shared:
-    """What the first member left for those who join; ConfigError when it is not there."""
+    """What the first member left for those who join; raises ConfigError when it is missing."""
     file = folder / SHARED
     try:
         found = json.loads(read_plain(file, OBJECT))
@@ -200,8 +200,8 @@ def read_shared(folder: Path) -> Shared:
         return Shared(str(found["cache"]), words, str(found["backend"]))
     except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"{file}: does not say which cache the sweep is of ({error!r}); start the sweep's own "
-            "command once more, and join it then"
+            f"{file}: does not name the sweep's cache ({error!r}); run the sweep's own command "
+            "again before joining it"
         ) from error
 
 

@@ -107,7 +107,7 @@ def listed_trials(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
 
     Combinations that conflict (head cosine with mode FedAtImg) and came up meanwhile stand behind
     the others and are not counted: their trials fail when they are planned, each with its reason.
-    Raises ConfigError when there is no other, and for values out of their limits.
+    Raises ConfigError when there is no other, and for values outside their limits.
     """
     check_ends(spec, base)
     found, conflicts = _combinations(spec, lambda settings: dataclasses.replace(base, **settings))
@@ -196,4 +196,4 @@ def _every(name: str, domain: Choices | Steps) -> Iterable:
 
 def _check_n(n: int) -> None:
     if n < 1:
-        raise ConfigError(f"a search is asked for {n} configurations; ask for 1 or more")
+        raise ConfigError(f"a search was requested for {n} configurations; request 1 or more")

@@ -67,11 +67,13 @@ def parse_words(name: str, words: str) -> Domain:
     ends = re.fullmatch(r"\s*(?:(\w+):)?(.*?)\.\.(.*)", words, re.DOTALL)
     if ends is None:
         if not words.strip():
-            raise ConfigError(f"{name}= names no value; write {name}=a,b or {name}=low..high")
+            raise ConfigError(f"{name}= has no value; write {name}=a,b or {name}=low..high")
         return choices(name, words.split(","))
     how, low, high = ends.groups()
     if how not in (None, "log", "uniform", "int"):
-        raise ConfigError(f"{name}={shown(words)}: a range is log:, uniform: or int:, not {how}:")
+        raise ConfigError(
+            f"{name}={shown(words)}: a range starts with log:, uniform: or int:, not {how}:"
+        )
     return numbers(name, low, high, how)
 
 

@@ -34,36 +34,36 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """A sweep; parameters are sorted by name, so that their order says nothing."""
+    """A sweep; parameters are sorted by name, so their order does not matter."""
 
     method: str
     parameters: tuple[tuple[str, Domain], ...]
     seeds: tuple[int, ...] = (0,)
     """Every configuration trains once with each of them."""
     count: int | None = None
-    """Configurations at most; a grid may leave it out."""
+    """Maximum number of configurations; optional for a grid."""
     halving: Halving | None = None
     draw_seed: int = 0
-    """Fixes what random and bayes draw."""
-    notes: tuple[str, ...] = ()
-    """Sentences to tell: where these words mean something else than elsewhere."""
+    """Seed of what random and bayes draw."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for what cannot be swept."""
+        """Raises ConfigError for an invalid sweep."""
         names = [name for name, _ in self.parameters]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise ConfigError(f"{twice} is given twice; list its values in one place")
+            raise ConfigError(f"{twice} is set twice; list its values in one place")
         if not names and len(self.seeds) == 1:
-            raise ConfigError("nothing is swept: give --grid name=a,b or --seeds or --spec FILE")
+            raise ConfigError("nothing is swept: pass --grid name=a,b, --seeds or --spec FILE")
         if self.count is not None and not 1 <= self.count <= MOST:
-            raise ConfigError(f"{self.count} configurations are asked for; 1 to {MOST} can be")
+            raise ConfigError(f"{self.count} configurations requested; the limits are 1 and {MOST}")
         if self.method == "grid":
             _check_grid(self)
         elif self.count is None:
-            raise ConfigError(f"method {self.method} has no end: say --random N, or run_cap: N")
+            raise ConfigError(f"method {self.method} has no end: set --random N or run_cap: N")
         if self.halving and size(dict(self.parameters).get("rounds", Choices((0,)))) > 1:
-            raise ConfigError("halving compares trials after the same rounds: sweep no rounds")
+            raise ConfigError(
+                "halving compares trials after the same rounds, so rounds cannot be swept"
+            )
         if trial_count(self) > MOST:
             raise ConfigError(
                 f"{_product(self)} = {trial_count(self):.3g} trials, and a sweep has at most "
@@ -79,7 +79,7 @@ def from_options(
     halving: int | None = None,
     draw_seed: int = 0,
 ) -> SweepSpec:
-    """The sweep that `--grid name=words` (many), `--random N`, `--seeds`, `--halving ETA` say.
+    """The sweep of `--grid name=words` (many), `--random N`, `--seeds` and `--halving ETA`.
 
     The words after name= are those of pipeline/sweeps/space.py; seed=3,5 names seeds themselves.
     Raises ConfigError naming what cannot be.
@@ -104,13 +104,13 @@ def split_seeds(
     Raises ConfigError when both say which seeds, or neither a list nor a number does.
     """
     if not 1 <= seeds <= MOST:
-        raise ConfigError(f"{seeds} seeds are asked for; 1 to {MOST} can be")
+        raise ConfigError(f"{seeds} seeds requested; the limits are 1 and {MOST}")
     named = [domain for name, domain in parameters if name == "seed"]
     others = tuple(sorted((p for p in parameters if p[0] != "seed"), key=lambda pair: pair[0]))
     if not named:
         return others, tuple(range(seeds))
     if seeds > 1 or len(named) > 1:
-        raise ConfigError("the seeds are given twice; say --seeds N, or list values of seed once")
+        raise ConfigError("seeds are set twice; use either --seeds N or a list of values of seed")
     if not isinstance(named[0], Choices):
         raise ConfigError("seed: list its values; every configuration trains with each of them")
     return others, cast(tuple[int, ...], named[0].values)  # parse_words made whole numbers
@@ -219,7 +219,7 @@ def _check_grid(spec: SweepSpec) -> None:
     for name, domain in spec.parameters:
         if isinstance(domain, Range | Normal) or (isinstance(domain, Steps) and domain.log):
             raise ConfigError(
-                f"{name} is a range, of which a grid cannot try every value; list values, or "
+                f"{name} is a range, and a grid cannot try all its values; list values, or "
                 "draw some with --random N"
             )
 

@@ -9,7 +9,7 @@ from pipeline.federation.evaluate import mean
 from pipeline.federation.joint import join_plans, join_progress, split_progress
 from pipeline.federation.local import Engine
 from pipeline.federation.plan import rounds_of, steps_a_round
-from pipeline.federation.training import Progress, advance, begin, pick_plan_backend
+from pipeline.federation.training import Progress, begin, pick_plan_backend, train
 from pipeline.machine import threads
 from pipeline.runs.checkpoint import from_tensors, to_tensors
 from pipeline.runs.folder import read_adapters, write_adapters
@@ -23,7 +23,7 @@ from pipeline.sweeps.trials import Trial, configuration_id
 
 
 def train_all(search: Search, spec: SweepSpec, base: RunConfig, floor: Floor, batch: int) -> None:
-    """Trains what the search asks for until it asks for nothing more, and tells it the ends.
+    """Trains what the search asks for until it asks for nothing more, and reports the ends to it.
 
     Every trial becomes one line of trials.jsonl as it ends. Raises Stopped between two rounds.
     """
@@ -98,7 +98,7 @@ def _joined(going: list[Running], owners: Sequence[tuple[int, int]], floor: Floo
 
 
 def _park(chunk: list[Running], floor: Floor) -> None:
-    """Puts on disk what waits for the next segment while other chunks have the memory."""
+    """Writes to disk what waits for the next segment while other chunks use the memory."""
     folder = floor.folder.folder / "parked"
     folder.mkdir(exist_ok=True)  # emptied by the next start: nothing in it need last
     for each in chunk:
@@ -123,20 +123,28 @@ def _progress(each: Running, floor: Floor) -> Progress:
 def _rounds(
     engine: Engine, progress: Progress, mark: int, going: list[Running], floor: Floor
 ) -> Progress:
+    if not engine.plan.lanes:
+        return replace(progress, rounds_done=mark)  # zero-shot trains nothing
     steps = sum(steps_a_round(lane) for lane in engine.plan.lanes)
-    while progress.rounds_done < mark and not progress.diverged:
-        if not engine.plan.lanes:
-            return replace(progress, rounds_done=mark)  # zero-shot trains nothing
-        if floor.stop or time.monotonic() > floor.deadline:
-            raise Stopped
-        started = time.perf_counter()
-        progress, _ = advance(engine, progress)
+    rounds = train(engine, progress, mark)
+    _stop_if_asked(progress, mark, floor)
+    started = time.perf_counter()
+    for progress, _ in rounds:
         spent = time.perf_counter() - started
         for each in going:
             each.seconds += spent * len(each.plan.lanes) / len(engine.plan.lanes)
         floor.steps += steps
         floor.bar.update(steps)
+        _stop_if_asked(progress, mark, floor)
+        started = time.perf_counter()
     return progress
+
+
+def _stop_if_asked(progress: Progress, mark: int, floor: Floor) -> None:
+    """Raises Stopped where rounds are left, after a signal or when the budget is used up."""
+    left = progress.rounds_done < mark and not progress.diverged
+    if left and (floor.stop or time.monotonic() > floor.deadline):
+        raise Stopped
 
 
 def _cut(
@@ -189,7 +197,7 @@ def _zero_shot_val(results: Sequence[dict]) -> float | None:
 
 
 def end_running(floor: Floor, each: Running, status: str, error: str | None = None) -> None:
-    """Puts a trial that trained, and what it reached, on record."""
+    """Records a trial that trained, and what it reached."""
     progress, results = _progress(each, floor), []
     if status != "diverged":
         backend = pick_plan_backend(each.plan, floor.backend, floor.device)

@@ -18,7 +18,7 @@ from pipeline.plain_files import LOG, read_plain
 from pipeline.settings import run_id
 
 STATUSES = ("done", "diverged", "failed", "pruned")
-"""Trained to the end; its numbers left the finite ones; an error, told in `error`; cut."""
+"""Trained to the end; its numbers left the finite ones; an error, described in `error`; cut."""
 TRIALS = "trials.jsonl"
 
 
@@ -72,7 +72,7 @@ def read_trials(file: Path) -> tuple[dict[str, Record], int]:
     """The last Record of every id, in the order of first lines, and how many bytes are good.
 
     A last line that a kill tore (or filled with zeros) is left out; a file that is missing is
-    empty. Raises ConfigError for another line that is no trial.
+    empty. Raises ConfigError for another line that is not a trial.
     """
     content = read_plain(file, LOG) if file.exists() else b""
     records: dict[str, Record] = {}
@@ -85,8 +85,8 @@ def read_trials(file: Path) -> tuple[dict[str, Record], int]:
             if number == len(lines):
                 break
             raise ConfigError(
-                f"{file}: line {number} is no trial ({error}); restore the file from a copy, or "
-                "delete this line, and its trial is trained again"
+                f"{file}: line {number} is not a trial ({error}); restore the file from a copy, or "
+                "delete this line to train its trial again"
             ) from error
         records[found.id] = found
         good += len(line)

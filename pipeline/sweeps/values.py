@@ -32,17 +32,19 @@ def sweepable() -> dict[str, tuple[type, bool]]:
 def setting_name(word: str) -> str:
     """The RunConfig field that a word means: hyphens and the released spellings are understood.
 
-    Raises ConfigError, with the nearest name, for a word that is no field or is not swept.
+    Raises ConfigError, with the nearest name, for an unknown field, or one that cannot be swept.
     """
     name = word.strip().removeprefix("--").replace("-", "_")
     name = RELEASED.get(name, name)
     if name in sweepable():
         return name
     if name in {field.name for field in dataclasses.fields(RunConfig)} | {"test_envs"}:
-        raise ConfigError(f"{name} is not swept: every trial trains all that the command names")
+        raise ConfigError(
+            f"{name} cannot be swept: every trial trains all held-out domains of the command"
+        )
     near = get_close_matches(name, [*sweepable(), *RELEASED], n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sweepable())}"
-    raise ConfigError(f"{shown(word)} is no setting of a run; {hint}")
+    raise ConfigError(f"{shown(word)} is not a setting; {hint}")
 
 
 def parse_value(name: str, raw: object) -> Value:

@@ -1,32 +1,32 @@
 """One parameter of a W&B sweep: its words, and the domain that they mean."""
 
+import logging
 import math
-from collections.abc import Callable
 from difflib import get_close_matches
 
 from pipeline.errors import ConfigError
 from pipeline.sweeps.space import Domain, Normal, Range, Steps, choices, numbers
 from pipeline.sweeps.values import read_number, shown, sweepable
 
+LOG = logging.getLogger(__name__)
 KEYS = ("value", "values", "min", "max", "mu", "sigma", "q", "distribution")
 DISTRIBUTIONS = ("constant", "categorical", "int_uniform", "uniform", "q_uniform")
 DISTRIBUTIONS += ("log_uniform", "log_uniform_values", "normal")
 
 
-def parameter(name: str, words: dict, say: Callable[[str], None]) -> Domain:
-    """What `words`, the mapping under a parameter's name, lets the setting be.
+def parameter(name: str, words: dict) -> Domain:
+    """The values that `words`, the mapping under a parameter's name, allows for the setting.
 
-    say  gets a sentence where the words mean something else here than in W&B
     Raises ConfigError for words that are unknown, unsupported or missing.
     """
     where = f"parameters: {name}"
     if "parameters" in words:
-        raise ConfigError(f"{where}: nested parameters are not supported; settings are flat")
+        raise ConfigError(f"{where}: nested parameters are not supported")
     refuse_unknown(words, KEYS, where)
-    how = words.get("distribution") or _implied(name, words, where, say)
+    how = words.get("distribution") or _implied(name, words, where)
     if how not in DISTRIBUTIONS:
         raise ConfigError(
-            f"{where}: distribution {shown(how)} is not supported; there are "
+            f"{where}: distribution {shown(how)} is not supported; choose from "
             f"{', '.join(DISTRIBUTIONS)}"
         )
     match how:
@@ -47,17 +47,18 @@ def parameter(name: str, words: dict, say: Callable[[str], None]) -> Domain:
             return numbers(name, low, high, "log")
         case "log_uniform":
             ends = [_exp(end, f"{where}: log_uniform") for end in (low, high)]
-            say(
-                f"{name}: log_uniform's min and max are exponents, as in W&B: {ends[0]:g} to "
-                f"{ends[1]:g}; log_uniform_values takes the values themselves"
-            )
+            LOG.warning(
+                "%s: log_uniform's min and max are exponents, as in W&B: %g to %g; "
+                "log_uniform_values takes the values themselves",
+                name, *ends,
+            )  # fmt: skip
             return numbers(name, *ends, "log")
         case "q_uniform":
             return _stepped(numbers(name, low, high, "uniform"), words.get("q", 1), where)
     return numbers(name, low, high, "uniform")
 
 
-def _implied(name: str, words: dict, where: str, say: Callable[[str], None]) -> str:
+def _implied(name: str, words: dict, where: str) -> str:
     if "value" in words:
         return "constant"
     if "values" in words:
@@ -65,13 +66,14 @@ def _implied(name: str, words: dict, where: str, say: Callable[[str], None]) -> 
     if "mu" in words or "sigma" in words:
         return "normal"
     if "min" not in words and "max" not in words:
-        raise ConfigError(f"{where}: give value, values, or min and max")
+        raise ConfigError(f"{where}: set value, values, or min and max")
     ends = [words.get("min"), words.get("max")]
     if sweepable()[name][0] is float and all(type(end) is int for end in ends):
-        say(
-            f"{name}: drawn as fractions from {ends[0]} to {ends[1]}, as the setting is one; W&B "
-            "would draw whole numbers: distribution: int_uniform"
-        )
+        LOG.warning(
+            "%s: drawn as fractions from %s to %s, as the setting is one; W&B would draw whole "
+            "numbers: distribution: int_uniform",
+            name, *ends,
+        )  # fmt: skip
     return "int_uniform" if sweepable()[name][0] is int else "uniform"
 
 
@@ -103,7 +105,7 @@ def number_at(raw: object, where: str) -> float:
     try:
         return read_number(raw)
     except (ValueError, OverflowError):
-        raise ConfigError(f"{where}: {shown(raw)} is no finite number") from None
+        raise ConfigError(f"{where}: {shown(raw)} is not a finite number") from None
 
 
 def integer_at(raw: object, where: str, least: int) -> int:
@@ -139,5 +141,8 @@ def _normal(name: str, words: dict, where: str) -> Normal:
 def _exp(raw: object, where: str) -> float:
     exponent = number_at(raw, where)
     if abs(exponent) > 700:
-        raise ConfigError(f"{where}: exp({exponent:g}) is no float; are these the values?")
+        raise ConfigError(
+            f"{where}: exp({exponent:g}) is not a float; use log_uniform_values for the values "
+            "themselves"
+        )
     return math.exp(exponent)

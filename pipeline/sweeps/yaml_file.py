@@ -22,7 +22,7 @@ def read_yaml(file: Path) -> dict:
     try:
         content = read_plain(file, LARGEST)
     except ConfigError as error:
-        raise ConfigError(f"--spec {error}; a sweep is a YAML file of some lines") from error
+        raise ConfigError(f"--spec {error}; a sweep file is a short YAML file") from error
     try:
         text = content.decode("utf-8-sig")
         _refuse_events(text, file)
@@ -32,16 +32,16 @@ def read_yaml(file: Path) -> dict:
         raise
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"--spec {file}: is no YAML{line}: {error.problem}") from error
+        raise ConfigError(f"--spec {file}: is not YAML{line}: {error.problem}") from error
     # A value such as !!int '' or 2026-99-99 fails inside PyYAML's constructors with whatever they
     # happen to raise: LookupError, AttributeError, ValueError.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"--spec {file}: is no YAML that can be read: {reason}") from error
+        raise ConfigError(f"--spec {file}: is not readable YAML: {reason}") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ConfigError(
-            f"--spec {file}: holds a {type(found).__name__}; a sweep is `method: grid` and "
-            "`parameters:` with a name a line under it"
+            f"--spec {file}: contains a {type(found).__name__}; a sweep has `method: grid` and "
+            "`parameters:` with one name on each line below it"
         )
     return found
 
@@ -71,6 +71,6 @@ def _refuse_twice(node: yaml.Node | None, file: Path) -> None:
         if isinstance(key, yaml.ScalarNode):
             if key.value in seen:
                 line = key.start_mark.line + 1
-                raise ConfigError(f"--spec {file}: line {line} gives {key.value} a second time")
+                raise ConfigError(f"--spec {file}: line {line} sets {key.value} a second time")
             seen.add(key.value)
         _refuse_twice(child, file)

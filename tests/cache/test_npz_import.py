@@ -15,6 +15,7 @@ from cache.npz_values import distinct
 from cache.table import CacheError
 from tests.cache.test_npz import arrays, save
 from tests.cli.test_cli import call, refused
+from tests.conftest import logged
 
 KNOWN = ("features", "labels", "text_features", *OPTIONAL)
 FIELD = {  # other names of the field
@@ -33,8 +34,8 @@ FIELD = {  # other names of the field
 
 
 def heard(path, **settings) -> tuple:
-    said: list[str] = []
-    table = read_npz(path, say=said.append, **settings)
+    with logged() as said:
+        table = read_npz(path, **settings)
     assert not any("\n" in sentence for sentence in said)
     return table, "\n".join(said)
 
@@ -197,8 +198,8 @@ def test_splits_as_words(tmp_path):
 @given(st.lists(st.sampled_from(["a", "b", "a (2)", "a (3)", "a (2) (2)"]), min_size=1))
 @settings(deadline=None)
 def test_repeated_names_get_numbers(names):
-    said: list[str] = []
-    found = distinct(names, said.append)
+    with logged() as said:
+        found = distinct(names)
     assert len(set(found)) == len(found) == len(names)
     assert len(said) == (len(set(names)) < len(names))
     for number, name in enumerate(names):

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from cache.store import write_table
 from pipeline.cli.app import cli
-from pipeline.cli.options import spelled_for_click
+from pipeline.cli.command import spelled_for_click
 from tests.conftest import ROOT
 from tests.runs.small_runs import small
 
@@ -76,6 +76,8 @@ def test_released_spellings():
         "--test-envs 0 --test-envs 1 --wk-iters 2 --mode FedAtImg x_y.h5 --out a_b".split()
     )
     assert spelled_for_click(["--test-envs=3", "--lr=5e-05"]) == ["--test-envs=3", "--lr=5e-05"]
+    passed_on = "--test_envs 0 -- --of_another_program --test_envs 0 1".split()
+    assert spelled_for_click(passed_on) == ["--test-envs", *passed_on[1:]]
 
 
 def test_usage_that_a_shell_gets_wrong_is_exit_code_2(file, tmp_path):
@@ -135,7 +137,7 @@ def test_what_a_person_may_get_wrong_in_federate(file, tmp_path):
     refused("federate", file, "--held-out", "A", *out, code=4, match="Did you mean a")
     refused("federate", file, "--test_envs", 7, *out, code=1, match="0 a, 1 b, 2 c")
     refused("federate", file, "--batch", 1, *out, code=1, match="batch of one row")
-    refused("federate", file, "--dataset", "pacs", *out, code=1, match="name one")
+    refused("federate", file, "--dataset", "pacs", *out, code=1, match="only one")
     refused("extract", "--dataset", "nosuch", "--out", tmp_path / "no.h5", code=6,
             match="there are demo, pacs")  # fmt: skip
     refused("extract", "--dataset", "dmo", "--out", tmp_path / "no.h5", code=6,

@@ -267,7 +267,7 @@ def test_words_that_cannot_be_are_refused(tmp_path, tree):
     for stated in ({"layout": "x"}, {"accept": ("x",)}):
         with pytest.raises(ConfigError, match="there are"):
             Stated(**stated)
-    refused("extract", "--dry-run", "--check", 3, code=1, match="leave one of them out")
+    refused("extract", "--dry-run", "--check", 3, code=1, match="only one of them")
 
 
 def test_copies_in_another_domain_split_or_class_are_refused(tmp_path):

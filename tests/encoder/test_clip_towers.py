@@ -14,6 +14,7 @@ from pipeline.encoder.architecture import describe
 from pipeline.encoder.model import encode_images, encode_prompts, import_clip, load_model
 from pipeline.encoder.towers import OPENAI, UNNAMED, Towers, towers_fact, towers_of, words_of
 from pipeline.errors import WeightsError
+from tests.conftest import logged
 from tests.encoder import clips
 from tests.naive import clip as naive_clip
 
@@ -95,16 +96,15 @@ def test_a_resnets_attention_pool_has_the_heads_that_were_named(heads, tmp_path)
     assert clip.architecture["image"].get("heads") == (None if heads == 32 else heads)
 
 
-def test_nothing_named_is_as_clip_builds_it_and_says_so(vit, tmp_path):
-    said = []
-    clip = load_model(str(written(tmp_path, vit)), CPU, say=said.append)
+def test_nothing_named_is_as_clip_builds_it_and_says_so(vit, tmp_path, heard):
+    clip = load_model(str(written(tmp_path, vit)), CPU)
     ref = import_clip().model.build_model(dict(vit)).float()
     with torch.no_grad():
         images = torch.randn(2, 3, 32, 32)
         assert torch.equal(clip.module.encode_image(images), ref.encode_image(images))
         tokens = import_clip().tokenize(["a", "a longer one"])
         assert torch.equal(clip.module.encode_text(tokens), ref.encode_text(tokens))
-    assert len(said) == 1 and "QuickGELU and 64-wide attention heads (1 image, 1 text)" in said[0]
+    assert len(heard) == 1 and "QuickGELU and 64-wide attention heads (1 image, 1 text)" in heard[0]
     assert "heads" not in json.dumps(clip.architecture)
     assert (
         towers_fact(clip.architecture) == {} and clip.architecture["name"] == describe(ref)["name"]
@@ -121,8 +121,8 @@ def test_nothing_named_is_as_clip_builds_it_and_says_so(vit, tmp_path):
     ],
 )
 def test_only_what_nobody_named_is_said_to_be_assumed(asked, said, vit, tmp_path):
-    lines = []
-    load_model(str(written(tmp_path, vit)), CPU, asked, lines.append)
+    with logged() as lines:
+        load_model(str(written(tmp_path, vit)), CPU, asked)
     assert (said is None and not lines) or said in lines[0]
 
 
@@ -152,22 +152,20 @@ QUICK = {**OPEN["model_cfg"], "quick_gelu": True}
         ({"config": {"model_type": "bert"}}, Towers(1, 1, "quickgelu")),
     ],
 )  # fmt: skip
-def test_a_config_beside_the_weights_is_taken_and_said(configs, expected, vit, tmp_path):
-    said = []
-    clip = load_model(str(written(tmp_path, vit, **configs)), CPU, say=said.append)
+def test_a_config_beside_the_weights_is_taken_and_said(configs, expected, vit, tmp_path, heard):
+    clip = load_model(str(written(tmp_path, vit, **configs)), CPU)
     named = load_model(str(written(tmp_path / "bare", vit)), CPU, expected)
     assert clip.architecture == named.architecture
     pixels = torch.from_numpy(PIXELS)
     assert torch.equal(encode_images(clip, pixels), encode_images(named, pixels))
-    assert len(said) == 1
+    assert len(heard) == 1
 
 
-def test_what_is_named_goes_before_the_config(vit, tmp_path):
-    said = []
+def test_what_is_named_goes_before_the_config(vit, tmp_path, heard):
     path = written(tmp_path, vit, config=HF)
-    clip = load_model(str(path), CPU, Towers(activation="quickgelu"), said.append)
+    clip = load_model(str(path), CPU, Towers(activation="quickgelu"))
     assert towers_of(towers_fact(clip.architecture)) == Towers(4, 2, "quickgelu")
-    assert "the options replace its gelu" in said[0]
+    assert "the options replace its gelu" in heard[0]
     broken = written(tmp_path, vit, config="{not json")
     load_model(str(broken), CPU, Towers(1, 1, "gelu"))
 
@@ -219,13 +217,13 @@ def test_widths_that_64_does_not_divide_need_named_heads(widths, tmp_path):
         load_model(str(written(tmp_path, lively(*widths))), CPU)
 
 
-def test_openais_own_weights_are_known_whatever_lies_beside(tmp_path, monkeypatch):
+def test_openais_own_weights_are_known_whatever_lies_beside(tmp_path, monkeypatch, heard):
     path = clips.save(clips.build(), tmp_path / "copy.pt", "TorchScript")
     (tmp_path / "config.json").write_text(json.dumps(HF))
-    digest, said = hashlib.sha256(path.read_bytes()).hexdigest(), []
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(import_clip().clip._MODELS, "RN50", f"http://127.0.0.1:1/{digest}/x.pt")
-    assert towers_fact(load_model(str(path), CPU, say=said.append).architecture) == {}
-    assert not said
+    assert towers_fact(load_model(str(path), CPU).architecture) == {}
+    assert not heard
     for name in (str(path), "demo"):
         with pytest.raises(WeightsError, match="are for files of other models"):
             load_model(name, CPU, Towers(activation="gelu"))

@@ -33,7 +33,7 @@ def test_a_models_heads_and_activation_go_with_its_cache_and_run(tmp_path):
     assert "towers" in ran("extract", *here, "--check", 3, code=3).stderr
     ran("extract", *here, *gelu, "--check", 3)
     for option in ("--heads=4", "--activation=gelu"):
-        assert "name one of the two" in ran("federate", cache, option, code=1).stderr
+        assert "only one of the two" in ran("federate", cache, option, code=1).stderr
     run = tmp_path / "run"
     ran("federate", cache, "--rounds", 1, "--held-out", "none", "--out", run, "--device", "cpu")
     encoder = json.loads((run / "config.json").read_text())["cache"]["encoder"]

@@ -18,7 +18,7 @@ from pipeline.encoder import decoding
 from pipeline.encoder.decoding import decoded_images
 from pipeline.encoder.pixels import IMAGE_LIMITS, Limits, load_pixels
 from pipeline.errors import ConfigError, DataError, Interrupted
-from tests.conftest import ROOT
+from tests.conftest import ROOT, logged
 from tests.extraction.extraction import Said
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops and kills processes")
@@ -66,8 +66,10 @@ def draw(path: Path, seed: int) -> str:
 
 
 def decode_all(files, workers=2, limits=IMAGE_LIMITS, stop=()) -> tuple[list, Said]:
-    said = Said()
-    with decoded_images(files, SIZE, workers=workers, limits=limits, stop=stop, say=said) as images:
+    with (
+        logged() as said,
+        decoded_images(files, SIZE, workers=workers, limits=limits, stop=stop) as images,
+    ):
         return list(images), said
 
 

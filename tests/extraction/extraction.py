@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.extraction.extract import ExtractReport, extract
+from tests.conftest import logged
 
 
 def draw_tree(folder: Path) -> Path:
@@ -22,15 +23,17 @@ def draw_tree(folder: Path) -> Path:
 
 
 class Said(list):
-    """Takes what is said to the user."""
+    """Takes lines for the user."""
 
     def __call__(self, line: str) -> None:
         assert "\n" not in line
         self.append(line)
 
 
-def run(dataset: Path, model: Path, out: Path, **settings) -> tuple[ExtractReport, Said]:
+def run(dataset: Path, model: Path, out: Path, **settings) -> tuple[ExtractReport, list[str]]:
     """extract() on the CPU, decoding in this process unless `workers` is given."""
-    said = Said()
     settings = {"workers": 0, "device": "cpu"} | settings
-    return extract(str(dataset), model=str(model), out=out, say=said, **settings), said
+    with logged() as said:
+        report = extract(str(dataset), model=str(model), out=out, **settings)
+    assert not any("\n" in line for line in said)
+    return report, said

@@ -101,7 +101,7 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from pipeline.extraction.extract import extract
 extract({str(tree)!r}, model={str(weights)!r}, out=Path({str(tmp_path / "script.h5")!r}),
-    device="cpu", workers=1, batch=5, say=print)
+    device="cpu", workers=1, batch=5)
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, DataError, WeightsError
 from pipeline.extraction import rows as encode_rows
 from pipeline.extraction.cache_files import cache_path
 from tests.conftest import ROOT
-from tests.extraction.extraction import Said, run
+from tests.extraction.extraction import run
 
 extract = import_module("pipeline.extraction.extract")  # the module; the package's is the function
 
@@ -130,9 +130,9 @@ def test_a_setting_that_cannot_be_is_refused(tree, weights, tmp_path, settings, 
 
 def test_unknown_words_are_refused_before_anything_is_made(tmp_path, weights):
     with pytest.raises(DataError, match="pacs"):
-        extract.extract("pcas", model=str(weights), root=tmp_path, out=tmp_path / "x.h5", say=print)
+        extract.extract("pcas", model=str(weights), root=tmp_path, out=tmp_path / "x.h5")
     with pytest.raises(WeightsError, match="ViT-B/32"):
-        extract.extract("demo", model="ViT-B-32", root=tmp_path, out=tmp_path / "x.h5", say=print)
+        extract.extract("demo", model="ViT-B-32", root=tmp_path, out=tmp_path / "x.h5")
     assert not list(tmp_path.glob("*.h5*"))
 
 
@@ -141,14 +141,14 @@ def test_pictures_in_the_place_of_the_built_in_ones_are_left_alone(tmp_path, wei
     file.parent.mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(file)
     with pytest.raises(DataError, match="pictures"):
-        extract.extract("demo", model=str(weights), root=tmp_path, out=tmp_path / "x.h5", say=print)
+        extract.extract("demo", model=str(weights), root=tmp_path, out=tmp_path / "x.h5")
     assert file.exists()
 
 
 def test_built_in_data_that_cannot_be_drawn_is_one_line(tmp_path, weights):
     (tmp_path / "demo").touch()  # what the folder is to be called
     with pytest.raises(DataError, match="--root"):
-        extract.extract("demo", model=str(weights), root=tmp_path, out=tmp_path / "x.h5", say=print)
+        extract.extract("demo", model=str(weights), root=tmp_path, out=tmp_path / "x.h5")
 
 
 def test_an_empty_data_set_is_not_this_folder(tmp_path, weights):
@@ -164,13 +164,10 @@ def test_the_default_file_is_named_by_data_model_and_prompts():
     assert other.name.startswith("pacs-RN50-") and other != cache_path("pacs", "RN50", ("a {}",))
 
 
-def test_known_data_is_checked_against_its_published_counts(shared, weights, tmp_path):
+def test_known_data_is_checked_against_its_published_counts(shared, weights, tmp_path, heard):
     (tmp_path / "PACS").symlink_to(shared / "data" / "pacs-subset")
-    said = Said()
-    extract.extract(
-        "pacs", root=tmp_path, model=str(weights), out=tmp_path / "x.h5", device="cpu", say=said
-    )
-    assert any("art_painting/dog: 30 images, 349 short of the 379" in line for line in said)
+    extract.extract("pacs", root=tmp_path, model=str(weights), out=tmp_path / "x.h5", device="cpu")
+    assert any("art_painting/dog: 30 images, 349 short of the 379" in line for line in heard)
     assert info(tmp_path / "x.h5")["dataset"] == "pacs"
 
 

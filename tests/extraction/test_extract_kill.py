@@ -45,7 +45,7 @@ for line in sys.stdin:
         print(os.getpid(), flush=True)
         try:
             extract(images, model=weights, out=Path(out), batch={batch}, device="cpu",
-                workers=int(workers), on_bad_image=skip, say=lambda line: None)
+                workers=int(workers), on_bad_image=skip)
             code = 0
         except BaseException as error:
             print(f"FAILED {{type(error).__name__}}: {{error}}", file=sys.stderr, flush=True)

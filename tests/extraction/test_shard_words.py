@@ -9,8 +9,8 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.extraction.shards import launched_task, parse_shard, pick_card
-from tests.conftest import ROOT
-from tests.extraction.extraction import Said, run
+from tests.conftest import ROOT, logged
+from tests.extraction.extraction import run
 
 
 def test_the_words_of_a_shard(tree, weights, tmp_path):
@@ -45,8 +45,8 @@ def test_the_words_of_a_shard(tree, weights, tmp_path):
     ],
 )
 def test_launchers_say_which_shard_this_is(environment, task, said):
-    lines = Said()
-    assert launched_task(environment, lines) == task
+    with logged() as lines:
+        assert launched_task(environment) == task
     assert len(lines) == bool(said) and (not said or said in lines[0])
 
 

@@ -128,7 +128,7 @@ def test_extraction_and_predictions_on_the_device(tree, weights, tmp_path, worke
     for device in ("cpu", "cuda"):
         cache = tmp_path / f"{device}.h5"
         extract(str(tree), model=str(weights), out=cache, device=device, store="fp32",
-                workers=workers, say=lambda line: None)  # fmt: skip
+                workers=workers)  # fmt: skip
         tables[device] = read_table(cache)
     mine, cpu_s = (tables[d].features for d in ("cuda", "cpu"))
     assert 0 < abs(mine - cpu_s).max() < 0.03 * abs(cpu_s).max()  # float16 there, float32 here

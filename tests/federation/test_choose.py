@@ -143,7 +143,7 @@ def test_ties_stay_with_the_earlier_and_nan_never_wins(rule, values, kept):
 def test_a_stopped_run_of_each_rule_ends_with_the_same_bytes(tmp_path, monkeypatch, rule, method):
     settings = config(choose=rule, method=method, lr=1e-2, rounds=5)
     run(small(), tmp_path / "calm", settings)
-    module, calls = import_module("pipeline.runs.federate"), []
+    module, calls = import_module("pipeline.federation.training"), []
 
     def broken(engine, progress):
         calls.append(1)

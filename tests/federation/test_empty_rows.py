@@ -95,7 +95,7 @@ def test_a_sweep_works_or_says_why(missing, tmp_path):
     assert document["trials"]["done"] == (14 if trains else 2)
     assert (document["best"] is not None) == (missing in ("test", "a domain"))
     if document["best"] is None:
-        assert "nothing can be chosen" in sweep_table(document) and "hing can be chosen" in page
+        assert "nothing can be selected" in sweep_table(document) and "hing can be selected" in page
 
 
 TABLES = st.fixed_dictionaries(
@@ -219,10 +219,10 @@ def test_a_cure_is_the_most_clients_that_the_rows_suffice_for():
 @pytest.mark.parametrize(
     ("missing", "changed", "said"),
     [
-        ("test", {}, "there are no test rows, so nothing is tested; --fixed-split holdout gives"),
+        ("test", {}, "no test rows, so nothing is tested; --fixed-split holdout gives"),
         ("a class", {}, "held out nothing: 1 of 3 classes have no train rows: class 2"),
         ("a class's train", {"held_out": EACH}, "held out b: 1 of 3 classes have no train rows"),
-        ("a domain", {"held_out": (("b",),)}, "held-out domains without a row, not tested: b"),
+        ("a domain", {"held_out": (("b",),)}, "held-out domains without rows, not tested: b"),
         ("a domain's test", {}, "1 of 3 clients: no test rows, so each is not tested: b"),
         (
             "nothing",
@@ -234,7 +234,7 @@ def test_a_cure_is_the_most_clients_that_the_rows_suffice_for():
             {"partition": "iid", "clients": 2, "held_out": (("c",),)},
             "2 of 3 classes have no train rows: class 1, class 2",
         ),
-        ("nothing", {"held_out": (("a", "b"),)}, "c is the only client: no averaging"),
+        ("nothing", {"held_out": (("a", "b"),)}, "c is the only client, so nothing is averaged"),
         ("nothing", {"partition": "quantity", "clients": 6}, "clients: no val rows, so each does"),
     ],
 )

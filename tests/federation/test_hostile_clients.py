@@ -53,13 +53,12 @@ def name_of(lane: int, **changed) -> str:
 @pytest.mark.parametrize("spoiler", SPOILS.values(), ids=SPOILS)
 @pytest.mark.parametrize("method", ["fedavg", "median", "krum", "fedadam", "scaffold"])
 def test_a_hostile_client_is_left_out_by_name_and_every_round_goes_on(
-    tmp_path, monkeypatch, spoiler, method
+    tmp_path, monkeypatch, spoiler, method, heard
 ):
-    said = []
     sent = spoil(monkeypatch, spoiler)
     optimizer = {"optimizer": "sgd", "momentum": 0.0} if method == "scaffold" else {}
     settings = config(held_out=((),), rounds=3, method=method, byzantine=0, **optimizer)
-    document = run(small(), tmp_path, settings, say=said.append)
+    document = run(small(), tmp_path, settings)
     lines = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
     assert len(lines) == len(sent) == 3
     name = name_of(-1)
@@ -67,7 +66,7 @@ def test_a_hostile_client_is_left_out_by_name_and_every_round_goes_on(
         (why,) = line["folds"][0]["rejected"].values()
         assert list(line["folds"][0]["rejected"]) == [name]
         assert "not finite" in why or "times the median" in why
-    told = [message for message in said if "left out" in message]
+    told = [message for message in heard if "left out" in message]
     assert len(told) == 1 and f"client {name} is left out" in told[0]
     assert document["results"][0]["overall"] > 0.25  # of four classes
 

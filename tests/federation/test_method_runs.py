@@ -88,12 +88,14 @@ def test_cohorts_train_some_clients_only_and_repeat_by_seed():
 
 
 @pytest.mark.parametrize("method", ["fedavg", "ditto", "fedper", "scaffold", "fedyogi"])
-def test_a_stopped_run_of_every_memory_goes_on_with_the_same_bytes(method, tmp_path, monkeypatch):
+def test_a_stopped_run_of_every_memory_goes_on_with_the_same_bytes(
+    method, tmp_path, monkeypatch, heard
+):
     plain = SGD if method == "scaffold" else {"moments": "kept"}
     settings = config(**plain, method=method, rounds=4, payload="int8")
     table = small()
     run(table, tmp_path / "calm", settings)
-    module = import_module("pipeline.runs.federate")
+    module = import_module("pipeline.federation.training")
 
     calls, original = [], module.advance
 
@@ -107,9 +109,9 @@ def test_a_stopped_run_of_every_memory_goes_on_with_the_same_bytes(method, tmp_p
     with pytest.raises(KeyboardInterrupt):
         run(table, tmp_path / "cut", settings)
     monkeypatch.setattr(module, "advance", original)
-    heard = []
-    run(table, tmp_path / "cut", settings, say=heard.append)
-    assert "going on after round" in heard[0]
+    heard.clear()
+    run(table, tmp_path / "cut", settings)
+    assert "resuming after round" in heard[0]
     for name in ("rounds.jsonl", "adapter.safetensors"):
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 

@@ -148,10 +148,9 @@ def test_extreme_settings_are_answered_and_no_worse_than_renyi(accountant, noise
 
 
 @pytest.mark.parametrize("choose", ["accuracy", "loss", "last"])
-def test_what_epsilon_does_not_cover_is_told_beside_it(accountant, tmp_path, choose):
-    heard = []
+def test_what_epsilon_does_not_cover_is_told_beside_it(accountant, tmp_path, choose, heard):
     settings = config(clip=0.1, noise=1.0, rounds=2, choose=choose)
-    document = run(small(), tmp_path, settings, say=heard.append)
+    document = run(small(), tmp_path, settings)
     (line,) = (line for line in heard if line.startswith("central DP"))
     page = render(read_run(tmp_path))
     for text in (line, table(document), document["privacy"]["note"], page):

@@ -158,16 +158,15 @@ def test_a_split_that_the_cache_fixes_leaves_split_without_effect():
     assert unused(possible(RunConfig(split=0.7)), small()) == []
 
 
-def test_federate_and_sweep_tell_it_once(tmp_path):
-    heard = []
-    federate(small(), base(mu=0.3, rounds=1), runs=tmp_path, device="cpu", say=heard.append)
+def test_federate_and_sweep_tell_it_once(tmp_path, heard):
+    federate(small(), base(mu=0.3, rounds=1), runs=tmp_path, device="cpu")
     assert sum("mu has no effect" in line for line in heard) == 1
 
     def sweeping(*grid, **changed):
         heard.clear()
         out = tmp_path / "-".join(grid).replace("=", "")
         sweep(small(), from_options(grid), base(rounds=1, **changed), runs=tmp_path, out=out,
-              device="cpu", say=heard.append)  # fmt: skip
+              device="cpu")  # fmt: skip
         return [line for line in heard if "no effect" in line]
 
     assert len(sweeping("mu=0.1,0.2,0.3", "lr=1e-3,1e-2")) == 1
@@ -221,9 +220,8 @@ def _answers_differ(one, two, changed) -> bool:
     return not torch.allclose(*found, atol=1e-4)
 
 
-def test_the_warning_reaches_who_trains(tmp_path):
-    heard = []
-    federate(of_length(1), base(rounds=1), runs=tmp_path, device="cpu", say=heard.append)
+def test_the_warning_reaches_who_trains(tmp_path, heard):
+    federate(of_length(1), base(rounds=1), runs=tmp_path, device="cpu")
     sweep(of_length(1), from_options(["lr=1e-3,1e-2"]), base(rounds=1), runs=tmp_path,
-          out=tmp_path / "sweep", device="cpu", say=heard.append)  # fmt: skip
+          out=tmp_path / "sweep", device="cpu")  # fmt: skip
     assert sum("features have length 1" in line for line in heard) == 2

@@ -13,6 +13,7 @@ from pipeline.flower.messages import read_ask, write_answer
 from pipeline.flower.server import Terms, serve
 from pipeline.flower.site import Site, answer, reason
 from pipeline.settings import RunConfig
+from tests.conftest import logged
 from tests.runs.small_runs import small
 
 
@@ -123,6 +124,10 @@ def changed(path, value):
 
 
 def run(network, config: RunConfig, out: Path, held=None, least=1, said=None, **terms) -> dict:
-    say = (lambda message: None) if said is None else said.append
     terms = Terms(least=least, runs=out, out=out, **terms)
-    return serve(config, network, network.online, held, terms, say)
+    with logged() as messages:
+        try:
+            return serve(config, network, network.online, held, terms)
+        finally:
+            if said is not None:
+                said += messages

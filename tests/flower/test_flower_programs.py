@@ -120,7 +120,7 @@ def test_commands_hand_on_what_was_said(monkeypatch, tmp_path):
     assert f"cache='{cache}' domain='photo' device='auto' backend='auto'" in command
     assert command[-2:] == ["--max-retries", "3"] and "--insecure" not in command
     told = CliRunner().invoke(cli, ["flower", "supernode", str(tmp_path / "none.h5")])
-    assert told.exit_code == 1 and "there is no such cache" in told.output
+    assert told.exit_code == 1 and "no such cache" in told.output
     told = CliRunner().invoke(cli, ["flower", "superlink", "--host", "0.0.0.0"])
     assert told.exit_code == 1 and "--insecure where that is meant" in told.output
 

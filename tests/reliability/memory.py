@@ -12,7 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.runs import federate as module
+from pipeline.federation import training as module
+from pipeline.runs.federate import federate
 from pipeline.settings import RunConfig
 from tests.runs.small_runs import small
 
@@ -39,7 +40,7 @@ def sample(rounds: int, every: int, folder: Path, **settings) -> tuple[list[int]
         config = RunConfig(
             **({"held_out": (("a",), ("b",)), "rounds": rounds, "batch": 8} | settings)
         )
-        module.federate(small(), config, runs=folder, out=folder / "run", device="cpu")
+        federate(small(), config, runs=folder, out=folder / "run", device="cpu")
     finally:
         module.advance = advance
     return held, logged

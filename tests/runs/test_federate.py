@@ -197,9 +197,8 @@ def test_an_adapter_that_is_not_finite_stops_the_run(table, tmp_path):
     assert not (tmp_path / "done").exists()
 
 
-def test_a_run_that_ends_below_zero_shot_says_so(table, tmp_path):
-    heard = []
-    document = run(table, tmp_path, config(lr=10.0), say=heard.append)
+def test_a_run_that_ends_below_zero_shot_says_so(table, tmp_path, heard):
+    document = run(table, tmp_path, config(lr=10.0))
     worse = [line for line in heard if "on validation, zero-shot CLIP" in line]
     assert worse and all("a smaller --lr, --start identity or --preset tuned" in w for w in worse)
     for result in document["results"]:
@@ -240,10 +239,10 @@ def test_what_changed_on_validation_is_counted_row_by_row(table, tmp_path):
     assert lost - won == pytest.approx(before.sum() - right) and 0 < lost <= before.sum()
 
 
-def test_a_done_run_is_shown_another_one_refused_and_force_trains(table, tmp_path):
-    heard = []
+def test_a_done_run_is_shown_another_one_refused_and_force_trains(table, tmp_path, heard):
     first = run(table, tmp_path / "run")
-    assert run(table, tmp_path / "run", say=heard.append) == first
+    heard.clear()
+    assert run(table, tmp_path / "run") == first
     assert "--force" in heard[0]
     before = {name: (tmp_path / "run" / name).read_bytes() for name in FILES}
     with pytest.raises(ConfigError, match=r"settings.lr = 0.001, but 0.002"):

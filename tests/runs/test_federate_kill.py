@@ -98,6 +98,9 @@ def test_a_signal_finishes_the_round_and_says_how_to_go_on(tmp_path, table):
         child.send_signal(signal.SIGTERM)
         message = child.communicate(timeout=60)[1]
     assert child.returncode == 128 + signal.SIGTERM
-    assert "Error" in message.splitlines()[-1] and "goes on from there" in message.splitlines()[-1]
+    assert (
+        "Error" in message.splitlines()[-1]
+        and "run the same command to resume" in message.splitlines()[-1]
+    )
     _, facts = read_adapters(tmp_path / "run" / "adapter.safetensors")
     assert facts["rounds_done"] == log.read_bytes().count(b"\n")

@@ -151,7 +151,7 @@ def test_the_command_answers_the_good_ones_and_names_the_bad(made, tmp_path):
                       ("pipe.png", "not a regular"), ("gone.png", "no such file")):  # fmt: skip
         assert why in by_name[name]["error"] and not by_name[name]["adapter"]
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("Error: 4 of 5 could not be answered: ") and "bad.png" in last
+    assert last.startswith("Error: 4 of 5 images could not be classified: ") and "bad.png" in last
     shown = call(*words, "--top", 9, code=6)
     assert "\x1b" not in shown.output and r"empty\x1b.png" in shown.stdout
     assert shown.stdout.count("cat") == shown.stdout.count("dog") == 2  # all classes, both columns
@@ -174,7 +174,7 @@ def test_the_cached_row_is_the_encoded_image(kind, tmp_path):
     config = RunConfig(held_out=(("photo",),), rounds=1, batch=4)
     federate(table, config, runs=tmp_path, out=tmp_path / "run", device="cpu")
     trained = read_trained(tmp_path / "run")
-    clip = load_its_model(trained, str(tmp_path / "m.pt"), CPU, print)
+    clip = load_its_model(trained, str(tmp_path / "m.pt"), CPU)
     files, _ = find_pictures([str(tmp_path / "images")])
     found = [a.zero_shot[0].confidence for a in predict(files, trained, clip)]
     z = naive_heads.unit(table.features) @ naive_heads.unit(table.text_features).T

@@ -37,9 +37,9 @@ def test_which_adapter_of_several(made):
 
 def test_what_holds_no_adapter_is_named(made, tmp_path):
     for path, match in (
-        (made / "zero-shot", "holds no adapter"),
-        (tmp_path / "nowhere", "there is no such run"),
-        (tmp_path, "is no run folder"),
+        (made / "zero-shot", "contains no adapter"),
+        (tmp_path / "nowhere", "no such run"),
+        (tmp_path, "not a run folder"),
         (made / "small.pt", "cannot be read as an adapter file"),
     ):
         with pytest.raises(ConfigError, match=match):
@@ -49,30 +49,30 @@ def test_what_holds_no_adapter_is_named(made, tmp_path):
         read_trained(tmp_path)
 
 
-def test_another_clip_prompts_of_it_or_preprocessing_is_refused(made, monkeypatch):
+def test_another_clip_prompts_of_it_or_preprocessing_is_refused(made, monkeypatch, heard):
     trained = read_trained(made / "released", "art")
     with pytest.raises(StaleCache, match="weights_sha256.*with --model"):
-        load_its_model(trained, str(made / "other.pt"), CPU, print)
+        load_its_model(trained, str(made / "other.pt"), CPU)
     with pytest.raises(StaleCache, match="made with model"):  # before 300 MB are downloaded
-        load_its_model(trained, "vit-b/32", CPU, print)
+        load_its_model(trained, "vit-b/32", CPU)
     with pytest.raises(StaleCache, match="weights_sha256"):  # the built-in one is the default
-        load_its_model(trained, None, CPU, print)
-    heard = []
-    load_its_model(trained, str(made / "small.pt"), CPU, heard.append)
+        load_its_model(trained, None, CPU)
+    heard.clear()
+    load_its_model(trained, str(made / "small.pt"), CPU)
     assert not heard
     monkeypatch.setitem(trained.preprocessing, "resize", "Pillow 1.0")
-    load_its_model(trained, str(made / "small.pt"), CPU, heard.append)
+    load_its_model(trained, str(made / "small.pt"), CPU)
     assert len(heard) == 1 and "Pillow 1.0" in heard[0]
     monkeypatch.setitem(trained.preprocessing, "interpolation", "nearest")
     with pytest.raises(StaleCache, match="preprocessing.interpolation"):
-        load_its_model(trained, str(made / "small.pt"), CPU, print)
+        load_its_model(trained, str(made / "small.pt"), CPU)
     assert trained.templates == PROMPTS
 
 
 def test_a_run_on_imported_features_says_why_it_cannot(tmp_path):
     config = RunConfig(held_out=(("a",),), rounds=1, batch=8)
     federate(small(), config, runs=tmp_path, out=tmp_path / "run", device="cpu")
-    with pytest.raises(ConfigError, match="does not say which CLIP.*extract"):
+    with pytest.raises(ConfigError, match="does not record which CLIP.*extract"):
         read_trained(tmp_path / "run")
 
 

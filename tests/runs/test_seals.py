@@ -123,8 +123,8 @@ def test_an_empty_done_is_an_older_versions_or_a_power_cuts(whole, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "zeros", "torn", "without summary"])
-def test_a_run_with_a_torn_done_is_checked_and_finished_again(tmp_path, damage):
-    calm, folder, heard = tmp_path / "calm", tmp_path / "run", []
+def test_a_run_with_a_torn_done_is_checked_and_finished_again(tmp_path, damage, heard):
+    calm, folder = tmp_path / "calm", tmp_path / "run"
     run(small(), calm)
     run(small(), folder)
     lines = (folder / "done").read_bytes()
@@ -132,10 +132,11 @@ def test_a_run_with_a_torn_done_is_checked_and_finished_again(tmp_path, damage):
     (folder / "done").write_bytes(torn)
     if damage == "without summary":
         (folder / "summary.json").write_bytes(b"")
-    document = run(small(), folder, say=heard.append)
+    heard.clear()
+    document = run(small(), folder)
     assert "done is damaged" in heard[0] and figures(document)
     (folder / "summary.json").unlink()
-    assert figures(run(small(), folder, say=heard.append)) == figures(document)
+    assert figures(run(small(), folder)) == figures(document)
     assert any("summary.json is missing" in said for said in heard)
     for name in FILES:
         assert (folder / name).read_bytes() == (calm / name).read_bytes()
@@ -146,11 +147,11 @@ def test_a_run_with_a_torn_done_is_checked_and_finished_again(tmp_path, damage):
     raw = bytearray((folder / "rounds.jsonl").read_bytes())
     raw[100] ^= 1
     (folder / "rounds.jsonl").write_bytes(raw)
-    with pytest.raises(ConfigError, match="rounds.jsonl: is not what .* --force sets"):
+    with pytest.raises(ConfigError, match="rounds.jsonl: does not match .* --force to move"):
         run(small(), folder)
 
 
-def test_a_checkpoint_ahead_of_its_log_is_refused_and_force_keeps_it(tmp_path):
+def test_a_checkpoint_ahead_of_its_log_is_refused_and_force_keeps_it(tmp_path, heard):
     """Before, training began again at round 0 without a word."""
     run(small(), tmp_path / "calm")
     run(small(), tmp_path / "run")
@@ -161,11 +162,11 @@ def test_a_checkpoint_ahead_of_its_log_is_refused_and_force_keeps_it(tmp_path):
     for kept in (b"", b"".join(log[:2])):
         (folder / "rounds.jsonl").write_bytes(kept)
         adapter, number = (folder / "adapter.safetensors").read_bytes(), kept.count(b"\n")
-        with pytest.raises(ConfigError, match=rf"has {number} of the 4 rounds .* --force sets"):
+        with pytest.raises(ConfigError, match=rf"has {number} of the 4 rounds .* --force to move"):
             run(small(), folder)
         assert (folder / "adapter.safetensors").read_bytes() == adapter
-    heard = []
-    run(small(), folder, say=heard.append, force=True)
+    heard.clear()
+    run(small(), folder, force=True)
     assert "moved to" in heard[0] and str(folder / "old-1") in heard[0]
     assert (folder / "old-1" / "adapter.safetensors").read_bytes() == adapter
     assert (folder / "old-1" / "rounds.jsonl").read_bytes() == kept

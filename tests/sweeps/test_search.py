@@ -44,7 +44,7 @@ def test_failed_trials_are_asked_again_and_others_are_not(tmp_path):
 
 
 def test_a_search_is_asked_for_something(tmp_path):
-    with pytest.raises(ConfigError, match="ask for 1 or more"):
+    with pytest.raises(ConfigError, match="request 1 or more"):
         open_search(SPEC, BASE, tmp_path, {}).ask(0)
 
 

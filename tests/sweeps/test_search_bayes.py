@@ -257,7 +257,7 @@ def test_what_tpe_cannot_draw_and_what_cannot_be_is_refused(tmp_path):
         open_search(spec_of(space=(("lr", Normal(1, 1)),)), BASE, tmp_path, {})
     with pytest.raises(ConfigError, match="lr must lie in"):
         open_search(spec_of(space=(("lr", Range(-1.0, 1.0)),)), BASE, tmp_path, {})
-    with pytest.raises(ConfigError, match="ask for 1 or more"):
+    with pytest.raises(ConfigError, match="request 1 or more"):
         open_search(spec_of(), BASE, tmp_path, {}).ask(0)
 
 

@@ -15,6 +15,7 @@ import pytest
 from cache.store import read_table, write_table
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
+from pipeline.federation import training
 from pipeline.runs.federate import federate
 from pipeline.settings import RunConfig
 from pipeline.sweeps.best import sweep_table
@@ -180,10 +181,9 @@ def test_settings_that_no_trial_has_are_not_checked(tmp_path):
         base_of(from_options(["lr=1,2"]), given)
 
 
-def test_a_budget_ends_it_between_rounds_and_the_same_command_goes_on(table, tmp_path):
+def test_a_budget_ends_it_between_rounds_and_the_same_command_goes_on(table, tmp_path, heard):
     run(table, tmp_path / "calm")
-    heard = []
-    run(table, tmp_path / "cut", budget=0.0, say=heard.append)
+    run(table, tmp_path / "cut", budget=0.0)
     assert "16 trials are left" in heard[-1] and not records(tmp_path / "cut")
     run(table, tmp_path / "cut", budget=math.inf)
     assert records(tmp_path / "calm") == records(tmp_path / "cut")
@@ -192,7 +192,7 @@ def test_a_budget_ends_it_between_rounds_and_the_same_command_goes_on(table, tmp
 @pytest.mark.parametrize("halving", [None, 2])
 def test_stopped_anywhere_it_goes_on_to_the_same_records(table, tmp_path, monkeypatch, halving):
     run(table, tmp_path / "calm", halving=halving, seeds=2)
-    original, draw = runner.advance, random.Random(0)
+    original, draw = training.advance, random.Random(0)
     stops = 0
     for _ in range(40):
         left = [draw.randint(1, 25)]
@@ -203,7 +203,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_records(table, tmp_path, monkey
                 raise KeyboardInterrupt
             return original(engine, progress)
 
-        monkeypatch.setattr(runner, "advance", advance)
+        monkeypatch.setattr(training, "advance", advance)
         try:
             run(table, tmp_path / "cut", halving=halving, seeds=2, memory=draw.choice([0, 10**6]))
             break
@@ -229,7 +229,7 @@ def test_killed_for_real_it_skips_what_is_done(table, tmp_path):
                 time.sleep(0.01)
             child.send_signal(kill)
             message = child.communicate(timeout=60)[1]
-    assert child.returncode == 128 + signal.SIGTERM and "goes on with them" in message
+    assert child.returncode == 128 + signal.SIGTERM and "run the same command to resume" in message
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
     assert document["trials"]["done"] == 12 and len(records(tmp_path / "cut")) == 12
@@ -266,10 +266,10 @@ def test_a_graph_is_let_go_before_the_next_is_captured(table, tmp_path, monkeypa
         graphs.append(weakref.ref(graph))
         return graph
 
-    real = runner.advance
+    real = training.advance
     monkeypatch.setattr(runner, "capture_rounds", capture)
     monkeypatch.setattr(
-        runner, "advance", lambda engine, progress: real(engine._replace(graph=None), progress)
+        training, "advance", lambda engine, progress: real(engine._replace(graph=None), progress)
     )
     grid = ["optimizer=sgd", "momentum=0", "lr=1e-3,1e6", "weight_decay=1000", "head=linear"]
     run(table, tmp_path / "out", grid)

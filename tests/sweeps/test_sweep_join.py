@@ -14,6 +14,7 @@ from cache.table import CacheError, StaleCache
 from kernels.backends import BackendUnavailable
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
+from pipeline.federation import training
 from pipeline.settings import RunConfig
 from pipeline.sweeps import claims as claiming
 from pipeline.sweeps import join as sweep_join
@@ -41,17 +42,17 @@ from pipeline.sweeps import claims
 from pipeline.sweeps.join import join
 from pipeline.sweeps.run import sweep
 from tests.sweeps.test_sweep_join import BASE, spec_of
-runner = import_module("pipeline.sweeps.train")
+training = import_module("pipeline.federation.training")
 folder, file, method, number, members, dies = Path(sys.argv[2]), *sys.argv[3:]
 claims.PATIENCE, claims.BEAT = 3.0, 0.2
-plain, rounds = runner.advance, [0]
+plain, rounds = training.advance, [0]
 def advance(engine, progress):
     rounds[0] += 1
     if rounds[0] == int(dies):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.03)
     return plain(engine, progress)
-runner.advance = advance
+training.advance = advance
 (folder.parent / f"ready-{number}").touch()
 while len(list(folder.parent.glob("ready-*"))) < int(members):
     time.sleep(0.01)
@@ -159,8 +160,7 @@ def test_a_dead_member_of_another_machine_is_told_by_its_heartbeat(table, tmp_pa
 def test_who_was_taken_for_dead_adds_nothing_to_what_others_trained(table, tmp_path, monkeypatch):
     """A member that stands still in its last round, while another trains all, and goes on then."""
     out, inside = tmp_path / "s", []
-    runner = sys.modules["pipeline.sweeps.train"]
-    advance = runner.advance
+    advance = training.advance
 
     def stand_still(engine, progress):
         if not inside and progress.rounds_done == 5:
@@ -170,19 +170,20 @@ def test_who_was_taken_for_dead_adds_nothing_to_what_others_trained(table, tmp_p
             monkeypatch.undo()
         return advance(engine, progress)
 
-    monkeypatch.setattr(runner, "advance", stand_still)
+    monkeypatch.setattr(training, "advance", stand_still)
     document = sweep(table, spec_of("grid"), BASE, runs=out, out=out, device="cpu", memory=0)
     assert inside and document["trials"]["done"] == 12
     sweep(table, spec_of("grid"), BASE, runs=tmp_path, out=tmp_path / "one", device="cpu")
     assert by_number(ended(out)) == by_number(ended(tmp_path / "one"))
 
 
-def test_an_ended_sweep_is_told_as_such(table, tmp_path):
-    out, heard = tmp_path / "s", []
+def test_an_ended_sweep_is_told_as_such(table, tmp_path, heard):
+    out = tmp_path / "s"
     first = sweep(table, spec_of("grid"), BASE, runs=out, out=out, device="cpu", cache=("x.h5",))
     before = (out / "trials.jsonl").read_bytes()
-    found = join(out, say=heard.append)
-    assert heard[0] == f"{out}: all 12 trials have ended; there is nothing left to help with"
+    heard.clear()
+    found = join(out)
+    assert heard[0] == f"{out}: all 12 trials have ended; there is nothing left to do"
     assert found["best"] == first["best"] and found["lane_steps"] == 0
     assert (out / "trials.jsonl").read_bytes() == before and not list(out.glob("trials-*"))
 

@@ -126,7 +126,7 @@ def test_a_sweep_of_which_nothing_is_done_says_so(statuses):
     records = sweep(VAL, TESTED, statuses=statuses) if statuses else []
     document = sweep_report(records, BASE, CACHE)
     assert document["best"] is None and document["top"] == []
-    assert "nothing can be chosen" in sweep_table(document)
+    assert "nothing can be selected" in sweep_table(document)
 
 
 def test_what_mattered_counts_done_trials_and_the_seed():

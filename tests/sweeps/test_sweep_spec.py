@@ -58,10 +58,10 @@ def test_settings_are_known_by_their_spellings(word, name):
 
 def test_an_unknown_setting_gets_the_nearest_name():
     refused("did you mean weight_decay?", setting_name, "weigth_decay")
-    refused("is not swept", setting_name, "held-out")
-    refused("is not swept", setting_name, "test_envs")
+    refused("cannot be swept", setting_name, "held-out")
+    refused("cannot be swept", setting_name, "test_envs")
     refused("there are", setting_name, "ÜÜÜ")
-    refused("no setting", setting_name, "x" * 10**6)
+    refused("not a setting", setting_name, "x" * 10**6)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ def test_seeds_may_be_listed():
     spec = from_options(["lr=1e-3,1e-4", "seed=7,3"])
     assert [t.seed for t in listed_trials(spec, BASE)] == [7, 3, 7, 3]
     assert from_options([], seeds=3).seeds == (0, 1, 2)
-    refused("given twice", from_options, ["seed=1,2"], seeds=2)
-    refused("given twice", from_options, ["seed=1", "seed=2"])
+    refused("set twice", from_options, ["seed=1,2"], seeds=2)
+    refused("set twice", from_options, ["seed=1", "seed=2"])
     refused("list its values", from_options, ["seed=1..5"])
     refused("seed", listed_trials, from_options(["seed=-1"] + ["lr=1,2"]), BASE)
 
@@ -253,10 +253,10 @@ def test_random_leaves_out_what_cannot_be():
         ("write name=", ["lr"], {}),
         ("write name=", ["=1"], {}),
         ("write name=", [""], {}),
-        ("names no value", ["lr="], {}),
+        ("has no value", ["lr="], {}),
         ("takes a finite number", ["lr=abc"], {}),
-        ("given twice", ["lr=1", "lr=2"], {}),
-        ("given twice", ["rounds=1", "iters=2"], {}),
+        ("set twice", ["lr=1", "lr=2"], {}),
+        ("set twice", ["rounds=1", "iters=2"], {}),
         ("draw some with --random", ["lr=1e-5..1e-2"], {}),
         ("seeds", ["lr=1"], {"seeds": 0}),
         ("seeds", ["lr=1"], {"seeds": -3}),
@@ -264,7 +264,7 @@ def test_random_leaves_out_what_cannot_be():
         ("configurations", ["lr=1..2"], {"draws": 0}),
         ("configurations", ["lr=1..2"], {"draws": 10**9}),
         ("halving", ["lr=1,2"], {"halving": 1}),
-        ("sweep no rounds", ["rounds=10,20"], {"halving": 3}),
+        ("rounds cannot be swept", ["rounds=10,20"], {"halving": 3}),
         ("= 1e+09 trials", [f"{n}=int:1..1000" for n in ("lr", "batch", "weight_decay")], {}),
         ("trials", ["batch=1..9000000000000000000"], {"seeds": 3}),
         ("trials", ["lr=1..2"], {"draws": MOST, "seeds": 2}),

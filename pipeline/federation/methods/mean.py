@@ -45,7 +45,13 @@ def weighted_mean(config: RunConfig, heard: Reports) -> Tensor:
 
 
 METHODS = (
-    Method("fedavg", private=True),
+    Method("fedavg", about="Average of the clients' adapters.", private=True),
     # Source: FedProx, arXiv:1812.06127.
-    Method("fedprox", private=True, proximal=True, settings={"mu": {}}),
+    Method(
+        "fedprox",
+        about="FedAvg with a proximal term in the clients' loss.",
+        private=True,
+        proximal=True,
+        settings={"mu": {}},
+    ),
 )

@@ -64,6 +64,7 @@ class Method:
     """A federated method, or a baseline: all that the pipeline asks of it.
 
     name      as --method spells it
+    about     a sentence for --help
     lanes     what trains: "joint": each client, averaged into one server; "alone": each client a
               server of its own; "pooled": one lane with all rows; "solved": no steps, the server's
               adapter comes of the clients' sums (pipeline/federation/closed_form.py); "none"
@@ -85,6 +86,7 @@ class Method:
     """
 
     name: str
+    about: str
     lanes: Literal["joint", "alone", "pooled", "solved", "none"] = "joint"
     learns: bool = True
     combine: Combine | None = None

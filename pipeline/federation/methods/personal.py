@@ -11,6 +11,7 @@ METHODS = (
     # the server's pulls.
     Method(
         "ditto",
+        about="FedAvg, and a personal adapter at each client.",
         keeps="adapter",
         proximal=True,
         settings={"mu": {}},
@@ -19,6 +20,7 @@ METHODS = (
     # Source: arXiv:1912.00818.
     Method(
         "fedper",
+        about="FedAvg, except that each client keeps its head's last layer.",
         keeps="layer",
         refusals=(
             (

@@ -48,6 +48,7 @@ def _doubts(config: RunConfig, clients: int) -> Iterator[str]:
 METHODS = (
     Method(
         "rfa",
+        about="Geometric median of the clients' adapters.",
         combine=lambda config, heard: geometric_median(heard.clients, heard.weights),
         settings={"weighting": {}},
         doubts=_doubts,

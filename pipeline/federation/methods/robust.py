@@ -107,15 +107,21 @@ def _some(clients: Tensor) -> int:
 
 
 METHODS = (
-    Method("median", combine=lambda config, heard: median(heard.clients)),
+    Method(
+        "median",
+        about="Median of each coordinate.",
+        combine=lambda config, heard: median(heard.clients),
+    ),
     Method(
         "trimmed-mean",
+        about="Mean of each coordinate without its extremes.",
         combine=lambda config, heard: trimmed_mean(heard.clients, config.trim),
         settings={"trim": {}},
         doubts=_trim_doubts,
     ),
     Method(
         "krum",
+        about="The client nearest to its neighbours, or the mean of several.",
         combine=lambda config, heard: krum(
             heard.clients, heard.weights, config.byzantine, min(config.keep, len(heard.clients))
         ),

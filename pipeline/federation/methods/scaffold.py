@@ -59,6 +59,7 @@ def server_control(
 METHODS = (
     Method(
         "scaffold",
+        about="Control variates correct for the differences between clients.",
         step=lambda config, server, combined, memory: (
             server + config.server_lr * (combined - server),
             memory,

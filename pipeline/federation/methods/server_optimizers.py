@@ -97,7 +97,7 @@ Rule = Callable[["RunConfig", "Tensor", "Tensor", ServerState], tuple["Tensor", 
 """(settings, server, mean, state) -> the new server and state."""
 
 
-def _method(name: str, rule: Rule, *settings: str, second: bool = True) -> Method:
+def _method(name: str, about: str, rule: Rule, *settings: str, second: bool = True) -> Method:
     """A method whose server steps by `rule`; second: whether it remembers a second moment too."""
 
     def step(
@@ -111,18 +111,20 @@ def _method(name: str, rule: Rule, *settings: str, second: bool = True) -> Metho
     if second:  # the least that Reddi et al. allow
         first["second"] = lambda config: config.tau**2
     uses: dict[str, Way] = {name: {} for name in ("server_lr", *settings)}
-    return Method(name, step=step, memory=first, settings=uses, private=True)
+    return Method(name, about, step=step, memory=first, settings=uses, private=True)
 
 
 METHODS = (
     _method(
         "fedavgm",
+        "FedAvg with momentum on the server.",
         lambda c, x, mean, kept: fedavgm(x, mean, kept, c.server_lr, c.server_momentum),
         "server_momentum",
         second=False,
     ),
     _method(
         "fedadam",
+        "Adam on the server.",
         lambda c, x, mean, kept: fedadam(
             x, mean, kept, c.server_lr, c.server_beta1, c.server_beta2, c.tau
         ),
@@ -130,6 +132,7 @@ METHODS = (
     ),
     _method(
         "fedyogi",
+        "Yogi on the server.",
         lambda c, x, mean, kept: fedyogi(
             x, mean, kept, c.server_lr, c.server_beta1, c.server_beta2, c.tau
         ),
@@ -137,6 +140,7 @@ METHODS = (
     ),
     _method(
         "fedadagrad",
+        "Adagrad on the server.",
         lambda c, x, mean, kept: fedadagrad(x, mean, kept, c.server_lr, c.server_beta1, c.tau),
         *("server_beta1", "tau"),
     ),

@@ -6,6 +6,7 @@ METHODS = (
     # Sources: arXiv:2402.04087 (gda), arXiv:2406.01116 (ridge).
     Method(
         "closed-form",
+        about="A classifier solved in one round from sums of the clients' features.",
         lanes="solved",
         sends=(),
         private=True,
