@@ -116,9 +116,9 @@ class RunConfig:
     solver: str = _choice(
         "auto", ("auto", "gda", "ridge", "prototype"), "Closed-form solver of the classifier."
     )
-    select: str = _choice(
+    tune_on: str = _choice(
         "auto", ("auto", "rows", "domain", "validation"),
-        "Rows that choose the solver, its shape and strength.",
+        "Rows by which solver, shape and strength are chosen.",
     )  # fmt: skip
     shape: float = _number(
         0.0, 0, 1e12, "Shrinkage of the solver: eps of gda, reg of ridge, kappa of prototype; "
@@ -202,7 +202,7 @@ USED_BY: dict[str, tuple[Way, ...]] = {
     **_ways_of_methods(),
     **{
         name: (*_ways_of_methods()[name], {"method": TRAINED, "start": ("closed-form",)})
-        for name in ("solver", "select", "shape", "strength")
+        for name in ("solver", "tune_on", "shape", "strength")
     },
     "start": (
         {
@@ -223,7 +223,7 @@ USED_BY: dict[str, tuple[Way, ...]] = {
 which must hold; (): always. What is not listed needs a method that trains (`ways_of`). A setting
 that has no effect is reported by pipeline/settings_used.py."""
 
-LATER = ("keep", "choose", "solver", "select", "shape", "strength", "refit")
+LATER = ("keep", "choose", "solver", "tune_on", "shape", "strength", "refit")
 """Settings that runs of earlier releases do not have."""
 
 _PRIVATE = [name for name, method in METHODS.items() if method.private]

@@ -21,7 +21,7 @@ SECTIONS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
         ("method", "rounds", "weighting", "choose", "eval", "client_fraction", "dropout",
          "stragglers", "payload", "personalise", "mu", "server_lr", "server_momentum",
          "server_beta1", "server_beta2", "tau", "trim", "byzantine", "keep",
-         "solver", "select", "shape", "strength", "refit"),
+         "solver", "tune_on", "shape", "strength", "refit"),
     ),
     (
         "Partition into clients", "partition",
@@ -97,7 +97,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "ridge": "Ridge regression on one-hot classes.",
         "prototype": "Class means.",
     },
-    "select": {
+    "tune_on": {
         "auto": "domain where several domains train, else rows.",
         "rows": "Each train row, left out of the head that scores it, and validation rows.",
         "domain": "Each domain, by the head of the other domains.",

@@ -70,7 +70,7 @@ class ClosedForm:
     row     (P,) float32, a classifier's numbers: w = t (text + strength W / s) and
             b = t strength B / s, t the temperature, s the logit scale, (W, B) what the solver adds
     chosen  the head of the grid that was taken;  tried: all of them
-    by      the rows that chose it: "rows", "domain" or "validation" (setting select)
+    by      the rows that chose it: "rows", "domain" or "validation" (setting tune_on)
     metric  for training on from here; None where nothing does
     sent    numbers that one client sends and receives
     """
@@ -113,14 +113,14 @@ def closed_form(fold: Fold, cached: Cached) -> ClosedForm:
         raise ConfigError("closed-form: no client has a train row, so there are no sums")
     if config.noise:
         sums = released(sums, config.noise, config.seed)
-    by = selected_by(fold)
+    by = tuned_on(fold)
     tried = _tried(fold, cached, parts, sums, by)
     try:
         chosen = best_of(tried)
     except ValueError as error:
         raise ConfigError(
-            f"closed-form: there is no row to choose by (select {by}); pass --select rows, or all "
-            "of --solver, --shape and --strength"
+            f"closed-form: there is no row to choose by (tune_on {by}); pass --tune-on rows, or "
+            "all of --solver, --shape and --strength"
         ) from error
     if config.refit == "yes":
         own = [np.concatenate([client.train, client.val]) for client in fold.clients]
@@ -137,11 +137,11 @@ def closed_form(fold: Fold, cached: Cached) -> ClosedForm:
     )  # fmt: skip
 
 
-def selected_by(fold: Fold) -> str:
-    """The rows that choose: with select auto other domains where several train, else rows."""
+def tuned_on(fold: Fold) -> str:
+    """The rows that choose: with tune_on auto other domains where several train, else rows."""
     config = fold.config
-    if config.select != "auto":
-        return config.select
+    if config.tune_on != "auto":
+        return config.tune_on
     if config.noise:
         return "validation"  # left-out heads are exact for exact sums only
     return "domain" if len({client.domain for client in fold.clients}) > 1 else "rows"
@@ -179,8 +179,8 @@ def _rows_to_score(
             rest = [p for c, p in zip(fold.clients, parts, strict=True) if c.domain != domain]
             if not rest:
                 raise ConfigError(
-                    "select domain needs two training domains or more; there is one: pass "
-                    "--select rows or validation"
+                    "tune_on domain needs two training domains or more; there is one: pass "
+                    "--tune-on rows or validation"
                 )
             heads = list(heads_of(config.solver, sum(rest[1:], rest[0]), scale, config.shape))
             own = [c for c in fold.clients if c.domain == domain]
@@ -250,7 +250,7 @@ def _key(fold: Fold) -> tuple[object, ...]:
     """All that decides a fold's head."""
     c: RunConfig = fold.config
     return (
-        c.solver, c.select, c.shape, c.strength, c.refit, c.noise, c.seed if c.noise else None,
+        c.solver, c.tune_on, c.shape, c.strength, c.refit, c.noise, c.seed if c.noise else None,
         METHODS[c.method].solved,
         tuple((k.domain, k.train.tobytes(), k.val.tobytes()) for k in fold.clients),
     )  # fmt: skip

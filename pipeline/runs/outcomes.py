@@ -165,7 +165,7 @@ def solved(fold: Fold) -> dict:
     return {
         **figures(found.chosen),
         "temperature": found.chosen.temperature,
-        "selected_by": found.by,
+        "tuned_on": found.by,
         "rows": found.chosen.rows,
         "bytes": {"up": up, "down": down},
         "tried": [figures(each) for each in found.tried],

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from kernels.heads.plain import Kind, named
 from pipeline.errors import ConfigError
-from pipeline.federation.closed_form import selected_by, with_closed_form
+from pipeline.federation.closed_form import tuned_on, with_closed_form
 from pipeline.federation.local import Engine
 from pipeline.federation.methods import closed_form_choice
 from pipeline.federation.methods.closed_form import sums_of
@@ -59,14 +59,14 @@ def parts_of(row, table):
 
 
 @pytest.mark.parametrize("solver", ["gda", "ridge", "prototype", "auto"])
-@pytest.mark.parametrize("select", ["rows", "domain", "validation"])
-def test_the_federated_head_is_the_central_one(solver, select, monkeypatch):
+@pytest.mark.parametrize("tune_on", ["rows", "domain", "validation"])
+def test_the_federated_head_is_the_central_one(solver, tune_on, monkeypatch):
     monkeypatch.setattr(closed_form_choice, "SHAPES",
                         {name: shapes[::4] for name, shapes in SHAPES.items()})  # fmt: skip
     table = small()
-    _, _, central = folds_of(table, solver=solver, select=select)
+    _, _, central = folds_of(table, solver=solver, tune_on=tune_on)
     for partition in PARTITIONS.values():
-        _, _, comp = folds_of(table, solver=solver, select=select, **partition)
+        _, _, comp = folds_of(table, solver=solver, tune_on=tune_on, **partition)
         assert len(comp[0].clients) > len(central[0].clients)
         agree(comp[0].closed_form, central[0].closed_form, table)
 
@@ -104,7 +104,7 @@ def test_scores_are_those_of_the_definition(rows, classes):
 def test_rows_are_scored_by_heads_they_are_left_out_of():
     """Against twins that solve again without the row, at every point of the grid."""
     table = small(rows=(24,), width=5, classes=3)
-    plan, cached, folds = folds_of(table, select="rows", solver="ridge")
+    plan, cached, folds = folds_of(table, tune_on="rows", solver="ridge")
     client, scale = plan.folds[0].clients[0], table.logit_scale
     x = table.features.astype(float)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -147,12 +147,12 @@ def test_domains_are_scored_by_heads_of_the_others():
 
 def test_what_chooses_by_default():
     table, one = small(), small(rows=(80,))
-    assert selected_by(folds_of(table)[0].folds[0]) == "domain"
-    assert selected_by(folds_of(one)[0].folds[0]) == "rows"
-    assert selected_by(folds_of(one, partition="iid", clients=3)[0].folds[0]) == "rows"
-    assert selected_by(folds_of(table, noise=0.5)[0].folds[0]) == "validation"
+    assert tuned_on(folds_of(table)[0].folds[0]) == "domain"
+    assert tuned_on(folds_of(one)[0].folds[0]) == "rows"
+    assert tuned_on(folds_of(one, partition="iid", clients=3)[0].folds[0]) == "rows"
+    assert tuned_on(folds_of(table, noise=0.5)[0].folds[0]) == "validation"
     with pytest.raises(ConfigError, match="two training domains"):
-        folds_of(one, select="domain")
+        folds_of(one, tune_on="domain")
 
 
 def test_test_rows_are_never_looked_at():
@@ -301,7 +301,7 @@ def test_any_method_trains_on_and_resumes_with_the_same_bytes(tmp_path, method, 
     run(table, tmp_path / "cut", dataclasses.replace(settings, rounds=3))
     for name in ("rounds.jsonl", "adapter.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert all(r["closed_form"]["selected_by"] for r in whole["results"])
+    assert all(r["closed_form"]["tuned_on"] for r in whole["results"])
     losses = [json.loads(line)["folds"][0]["train_loss"] for line in
               (tmp_path / "whole" / "rounds.jsonl").read_text().splitlines()]  # fmt: skip
     assert np.mean(list(losses[-1].values())) < np.mean(list(losses[0].values()))

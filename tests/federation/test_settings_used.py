@@ -26,7 +26,7 @@ OTHER = {  # a value that differs from the default, and from that of `base`
     "server_beta1": 0.3, "server_beta2": 0.5, "tau": 0.2, "trim": 0.1, "byzantine": 4, "keep": 2,
     "client_fraction": 0.5, "dropout": 0.6, "stragglers": 0.9, "clip": 1e-3, "noise": 0.5,
     "payload": "int8", "alpha": 0.05, "classes_per_client": 3, "shots": 2, "personalise": 1,
-    "solver": "prototype", "select": "validation", "shape": 30.0, "strength": 0.7, "refit": "yes",
+    "solver": "prototype", "tune_on": "validation", "shape": 30.0, "strength": 0.7, "refit": "yes",
 }  # fmt: skip
 NEEDS = {"noise": {"clip": 1e-3}, "keep": {"byzantine": 0}, "eval": {}, "choose": {"rounds": 4}}
 USED = {name: ways_of(name) for name in OTHER if name not in ("split", "seed")}

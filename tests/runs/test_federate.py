@@ -267,7 +267,7 @@ def test_first_adapter_from_a_file(table, tmp_path):
     with pytest.raises(ConfigError, match="no facts of a run"):
         read_adapters(tmp_path / "x")
     run(table, tmp_path / "three")
-    with pytest.raises(ConfigError, match="holds 3 adapters"):
+    with pytest.raises(ConfigError, match="contains 3 adapters"):
         read_first_adapter(tmp_path / "three" / "adapter.safetensors", KIND)
     (tmp_path / "y").write_text("<html>")
     with pytest.raises(ConfigError, match="needs a safetensors file"):

@@ -10,7 +10,9 @@ METHODS = (
         lanes="solved",
         sends=(),
         private=True,
-        settings={name: {} for name in ("solver", "select", "shape", "strength", "refit", "noise")},
+        settings={
+            name: {} for name in ("solver", "tune_on", "shape", "strength", "refit", "noise")
+        },
         at_home="Flower's rounds carry adapters, not sums; use ./run.sh federate on a merged cache",
     ),
 )
