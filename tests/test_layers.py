@@ -31,6 +31,7 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
     "click": ("pipeline/cli/", "benchmarks/__main__.py"),
     "flwr": ("pipeline/flower/",),
     "dp_accounting": ("pipeline/federation/methods/privacy.py",),
+    "jinja2": ("pipeline/reports/render.py",),
     "markupsafe": ("pipeline/reports/charts/",),
     "h5py": ("cache/container/",),
     "numba": ("kernels/cpu/", "kernels/*/cpu*.py"),

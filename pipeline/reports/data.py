@@ -92,6 +92,7 @@ class RunData:
     seconds: dict[str, float | None]
     notes: tuple[str, ...]
     privacy: tuple[float, float] | None = None  # central DP: epsilon, and the delta it is at
+    first_adapter: bool = False  # started from an adapter that was named
 
 
 def read_run(folder: Path) -> RunData:
@@ -124,7 +125,7 @@ def read_run(folder: Path) -> RunData:
         epsilon, delta = (fraction(private.get(name)) for name in ("epsilon", "delta"))
     if not finished:
         wanted = settings.get("rounds", "?")
-        notes.append(f"This run is not finished: {len(rounds)} of {wanted} rounds are there.")
+        notes.append(f"This run is not finished: {len(rounds)} of {wanted} rounds are done.")
         notes += unlike_checkpoint(folder)
     return RunData(
         name=folder.resolve().name,
@@ -138,6 +139,7 @@ def read_run(folder: Path) -> RunData:
         seconds=seconds,
         notes=tuple(notes),
         privacy=None if epsilon is None or delta is None else (epsilon, delta),
+        first_adapter=bool(described.get("first_adapter_sha256")),
     )
 
 

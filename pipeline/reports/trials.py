@@ -11,6 +11,7 @@ from pipeline.federation.evaluate import mean
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole, word
 from pipeline.reports.data import Result, read_result
 from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
+from pipeline.sweeps.run import read_shared
 from pipeline.sweeps.trials import trial_files
 
 STATUSES = ("done", "pruned", "diverged", "failed")
@@ -33,12 +34,18 @@ class Trial:
     error: str | None = None  # why it failed or diverged
     val_loss: float | None = None
 
+    @property
+    def by_held_out(self) -> list[tuple[str, Result]]:
+        """Each result with what was held out."""
+        return list(zip(self.held_out, self.results, strict=True))
+
 
 @dataclass(frozen=True)
 class SweepData:
     """A sweep so far; `varied` are the settings in which its trials differ, without the seed.
 
-    select  by what its best is chosen: "validation", or "oracle" (test accuracy)
+    select       by what its best is chosen: "validation", or "oracle" (test accuracy)
+    cache_words  how a command line names its cache
     """
 
     name: str
@@ -48,6 +55,7 @@ class SweepData:
     varied: tuple[str, ...]
     spec: dict[str, Any]
     notes: tuple[str, ...]
+    cache_words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ def read_sweep(folder: Path) -> SweepData:
         varied=varied([trial.settings for trial in trials]),
         spec=described,
         notes=tuple(notes),
+        cache_words=_cache_words(folder),
     )
 
 
@@ -147,6 +156,35 @@ def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     """Names of the settings with more than one value, in the order of their first appearance."""
     names = dict.fromkeys(name for one in settings for name in one if name != "seed")
     return tuple(name for name in names if len({word(one.get(name)) for one in settings}) > 1)
+
+
+def setting_heads(
+    names: Sequence[str], settings: Sequence[dict[str, Any]]
+) -> list[str | list[str]]:
+    """Column heads as templates take them: a list where a value is words, on the left."""
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    return [n if all(is_number(one.get(n)) for one in settings) else [n] for n in names]
+
+
+def tested(trials: Sequence[Trial], which: str, start: bool = False) -> list[float]:
+    """Of each trial the mean over its results of unseen, participants or overall, where known."""
+    found = []
+    for trial in trials:
+        sides = [result.zero_shot if start else result.scores for result in trial.results]
+        values = [getattr(side, which) for side in sides if side is not None]
+        value = mean([each for each in values if each is not None])
+        found += [] if value is None else [value]
+    return found
+
+
+def _cache_words(folder: Path) -> tuple[str, ...]:
+    try:
+        return read_shared(folder).words
+    except (ConfigError, OSError):
+        return ("CACHE.h5",)
 
 
 def _selection(file: Path) -> str:
