@@ -38,7 +38,7 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
     "triton": ("kernels/gpu/", "kernels/*/gpu*.py"),
     "optuna": ("pipeline/sweeps/bayes.py",),
     "tqdm": ("pipeline/progress.py", "pipeline/extraction/demo_clip.py"),
-    "yaml": ("pipeline/sweeps/yaml_file.py",),
+    "yaml": ("pipeline/sweeps/wandb.py",),
 }
 FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py"))
 
