@@ -59,15 +59,16 @@ def table(
         ./run.sh table runs/one runs/two --format latex
     """
     from pipeline.reports.table_formats import FORMATS
+    from pipeline.reports.table_words import foot, head
     from pipeline.reports.tables import build_table, records_of
 
     if as_json and written != "text":
         raise ConfigError(f"--json and --format {written} were both named; leave out one of them")
     names = by.split(",") if by is not None else ()
     made = build_table(paths, by=names, columns=columns, best=best, against=against)
-    for note in made.notes:
+    for note in made.read.notes:
         say(note)
     if as_json or written == "csv":
-        for line in (*made.head, *made.foot):
+        for line in (*head(made), *foot(made)):
             say(line)
     show_table(json.dumps(records_of(made)) if as_json else FORMATS[written](made))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.digests import check_done
+from pipeline.federation.evaluate import mean
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole
 from pipeline.runs.folder import unlike_checkpoint
 
@@ -166,6 +167,21 @@ def read_result(found: dict[str, Any]) -> Result:
     )
 
 
+def mean_of(results: Sequence[Result], which: str, start: bool = False) -> float | None:
+    """Mean over results of unseen, participants or overall, where known; of zero-shot's if start.
+
+    which="tested" is unseen, or participants where nothing was held out.
+    """
+    sides = [result.zero_shot if start else result.scores for result in results]
+    found = [
+        side.participants if which == "tested" and side.unseen is None
+        else getattr(side, "unseen" if which == "tested" else which)
+        for side in sides
+        if side is not None
+    ]  # fmt: skip
+    return mean([value for value in found if value is not None])
+
+
 def _where(described: dict[str, Any]) -> dict[str, Any]:
     return {name: described[name] for name in ("backend", "device") if name in described}
 
@@ -205,7 +221,7 @@ def _so_far(round: int, found: dict[str, Any], held_out: tuple[str, ...]) -> Res
         [v for name, v in tested.items() if name not in held_out],
         list(tested.values()),
     )
-    means = [_mean(part) for part in (*parts, val)]
+    means = [mean(part) if None not in part else None for part in (*parts, val)]
     return Result(round, Scores(*means, tested, {}), None, None)
 
 
@@ -224,8 +240,3 @@ def _scores(found: dict[str, Any]) -> Scores:
         *(fraction(found.get(name)) for name in ("macro_f1", "calibration_error")),
         fraction(clients.get("worst")),
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

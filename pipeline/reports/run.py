@@ -10,7 +10,7 @@ from pipeline.reports.answers import answer_figures
 from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.svg import Markup, percent
 from pipeline.reports.costs import costs_of
-from pipeline.reports.data import ACCURACIES, FoldData, Result, RunData, Scores
+from pipeline.reports.data import ACCURACIES, FoldData, Result, RunData, Scores, mean_of
 from pipeline.reports.maps import Answers
 from pipeline.reports.render import Figure, Key, Tile, duration, points, render
 from pipeline.reports.rounds import FOLDS, round_figures
@@ -44,7 +44,7 @@ def run_part(
         covered=not_covered(_choose(run)),
         kept=CHOSEN_BY.get(_choose(run), "unknown"),
         done=[fold for fold in run.folds if fold.result],
-        means=[(mean_of(run, which), mean_of(run, which, start=True)) for which in ACCURACIES],
+        means=means_of(run),
         rounds=round_figures(run),
         drawn=FOLDS,
         every=run.settings.get("eval") == "every",
@@ -65,13 +65,10 @@ def title_of(run: RunData) -> str:
     return f"FedCLIP on {run.cache.get('dataset') or 'imported features'}, {which}"
 
 
-def mean_of(run: RunData, which: str, start: bool = False) -> float | None:
-    """Mean over trainings of unseen, participants or overall; of zero-shot's if `start`."""
+def means_of(run: RunData) -> list[tuple[float | None, float | None]]:
+    """By figure the mean over trainings, and zero-shot's."""
     results = [fold.result for fold in run.folds if fold.result]
-    sides = [result.zero_shot if start else result.scores for result in results]
-    values = [getattr(side, which) for side in sides if side is not None]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return [(mean_of(results, name), mean_of(results, name, start=True)) for name in ACCURACIES]
 
 
 def _choose(run: RunData) -> str:
@@ -127,8 +124,7 @@ def _worse(run: RunData, name: str, result: Result, zero_shot: Scores) -> str | 
 
 def _tiles(run: RunData) -> list[Tile]:
     shown = []
-    for which in ACCURACIES:
-        value, start = mean_of(run, which), mean_of(run, which, start=True)
+    for which, (value, start) in zip(ACCURACIES, means_of(run), strict=True):
         if value is not None:
             beside = "" if start is None else f"zero-shot {_with_gain(start, value, start)}"
             shown.append(Tile(LABELS[which], f"{percent(value)} %", beside))

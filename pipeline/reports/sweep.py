@@ -6,12 +6,12 @@ from typing import NamedTuple
 from pipeline.errors import ConfigError
 from pipeline.json_files import word
 from pipeline.reports.charts.svg import Markup, percent
-from pipeline.reports.data import ACCURACIES
+from pipeline.reports.data import ACCURACIES, mean_of
 from pipeline.reports.render import Tile, duration, render
 from pipeline.reports.reproduced import read_reproduced
 from pipeline.reports.spread import Spread, spread
 from pipeline.reports.threads import parallel_figures
-from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking, setting_heads, tested
+from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking, setting_heads
 from pipeline.settings import from_json
 from pipeline.sweeps.best import (
     Candidate,
@@ -167,10 +167,12 @@ def _configurations(sweep: SweepData) -> list[Configuration]:
 
 def _tested(trials: Sequence[Trial]) -> list[tuple[Spread, float | None]]:
     """By figure what the trials reach on test rows, over seeds, and zero-shot's mean."""
-    return [
-        (spread(tested(trials, which)), spread(tested(trials, which, start=True)).mean)
-        for which in ACCURACIES
-    ]
+
+    def over_seeds(which: str, start: bool) -> Spread:
+        means = [mean_of(trial.results, which, start) for trial in trials]
+        return spread([value for value in means if value is not None])
+
+    return [(over_seeds(name, False), over_seeds(name, True).mean) for name in ACCURACIES]
 
 
 def _rank(trial: Trial) -> float:

@@ -15,7 +15,6 @@ from pipeline.settings_used import FIELDS, plays_part
 from pipeline.sweeps.best import candidates
 from pipeline.sweeps.trials import trial_files
 
-FIGURES = ACCURACIES
 NAMED = 10  # trials that a note lists
 UNKNOWN = "unknown"
 
@@ -212,7 +211,7 @@ def _tested(
 
 
 def _figures(scores: Scores | None) -> dict[str, float | None]:
-    return {name: getattr(scores, name) for name in FIGURES} if scores else {}
+    return {name: getattr(scores, name) for name in ACCURACIES} if scores else {}
 
 
 def _with_cache(tested: Iterable[Tested]) -> list[Tested]:

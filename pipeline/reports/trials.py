@@ -7,9 +7,8 @@ from typing import Any
 
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
-from pipeline.federation.evaluate import mean
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole, word
-from pipeline.reports.data import Result, read_result
+from pipeline.reports.data import Result, mean_of, read_result
 from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
 from pipeline.sweeps.run import read_shared
 from pipeline.sweeps.trials import trial_files
@@ -147,9 +146,7 @@ def score(trial: Trial, select: str) -> float | None:
         return None
     if select == "validation":
         return trial.val_accuracy
-    sides = [result.scores for result in trial.results]
-    tested = [s.unseen if s.unseen is not None else s.participants for s in sides]
-    return mean([each for each in tested if each is not None])
+    return mean_of(trial.results, "tested")
 
 
 def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
@@ -167,17 +164,6 @@ def setting_heads(
         return isinstance(value, int | float) and not isinstance(value, bool)
 
     return [n if all(is_number(one.get(n)) for one in settings) else [n] for n in names]
-
-
-def tested(trials: Sequence[Trial], which: str, start: bool = False) -> list[float]:
-    """Of each trial the mean over its results of unseen, participants or overall, where known."""
-    found = []
-    for trial in trials:
-        sides = [result.zero_shot if start else result.scores for result in trial.results]
-        values = [getattr(side, which) for side in sides if side is not None]
-        value = mean([each for each in values if each is not None])
-        found += [] if value is None else [value]
-    return found
 
 
 def _cache_words(folder: Path) -> tuple[str, ...]:
