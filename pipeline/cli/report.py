@@ -15,20 +15,19 @@ from pipeline.errors import ConfigError
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The page. [default: report.html in the one folder named, beside the one file named, or "
-    "here for several]",
+    help="The page. [default: report.html in the folder, next to the file, or here for several]",
 )
 @click.option(
-    "--cache", type=click.Path(path_type=Path), help="Where a run's features lie, if they moved."
+    "--cache", type=click.Path(path_type=Path), help="The run's feature cache, if it has moved."
 )
 @click.option(
     "--images-per-second",
     type=click.FloatRange(min=0, min_open=True),
-    help="For the seconds that encoding takes without a cache. [default: as extract measured]",
+    help="Encoding rate, for the time without a cache. [default: as extract measured]",
 )
-@click.option("--csv", "as_csv", is_flag=True, help="Write tables beside the page, too.")
+@click.option("--csv", "as_csv", is_flag=True, help="Also write CSV tables next to the page.")
 @click.option(
-    "--tensorboard", metavar="DIR", type=click.Path(path_type=Path), help="Write event files, too."
+    "--tensorboard", metavar="DIR", type=click.Path(path_type=Path), help="Also write event files."
 )
 def report(
     paths: tuple[Path, ...],
@@ -50,7 +49,7 @@ def report(
     from pipeline.reports.page import NAME, read, report_html
 
     if cache is not None and not cache.exists():
-        raise ConfigError(f"--cache {cache}: there is no such file")
+        raise ConfigError(f"--cache {cache}: no such file")
     data = [read(path) for path in paths]
     written = []
     page = out or _beside(paths, NAME)
@@ -74,5 +73,5 @@ def _beside(paths: tuple[Path, ...], name: str) -> Path:
 
 
 def _folder(one, page: Path, many: int) -> Path:
-    """Where tables go: beside the page, or, for several, each beside its own data."""
+    """Where tables go: next to the page, or, for several, next to their own data."""
     return page.parent if many == 1 else getattr(one, "folder", page.parent)

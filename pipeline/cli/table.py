@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 @click.option(
     "--by",
     metavar="SETTING,...",
-    help="A row for each value of these. [default: all settings that differ, else method]",
+    help="Settings that make the rows. [default: all settings that differ, else method]",
 )
 @click.option(
     "--columns",
@@ -24,12 +24,14 @@ from pipeline.errors import ConfigError
     help="Accuracy on each held-out domain and their mean, or unseen, participants and overall.",
 )
 @click.option(
-    "--against", metavar="ROW", help="Also differences from this row, paired by seed, or zero-shot."
+    "--against",
+    metavar="ROW",
+    help="Also show differences from this row or zero-shot, paired by seed.",
 )
 @click.option(
     "--best",
     is_flag=True,
-    help="Of each sweep only the best configuration by validation; with --by one for each row.",
+    help="Only each sweep's best configuration by validation; with --by one for each row.",
 )
 @click.option(
     "--format",
@@ -50,8 +52,8 @@ def table(
 ) -> None:
     """Compare test accuracies of runs and sweeps, mean and standard deviation over seeds.
 
-    Folders of runs and sweeps may be named, too. What did not finish is left out and named. CSV and
-    JSON have fractions; what the figures are is then printed to stderr.
+    Also takes folders of runs and sweeps. Unfinished ones are left out and listed. CSV and JSON
+    hold fractions; their explanation is printed to stderr.
 
     \b
         ./run.sh table runs/sweep-0a1b2c3d4e5f
@@ -63,7 +65,7 @@ def table(
     from pipeline.reports.tables import build_table, records_of
 
     if as_json and written != "text":
-        raise ConfigError(f"--json and --format {written} were both named; leave out one of them")
+        raise ConfigError(f"--json and --format {written} exclude each other; give one of them")
     names = by.split(",") if by is not None else ()
     made = build_table(paths, by=names, columns=columns, best=best, against=against)
     for note in made.read.notes:

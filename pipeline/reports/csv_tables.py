@@ -1,4 +1,4 @@
-"""Tables for spreadsheets beside a report."""
+"""CSV files next to a report."""
 
 import csv
 import io

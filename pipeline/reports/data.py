@@ -1,4 +1,4 @@
-"""A run folder -> frozen data for its report; nothing is computed anew."""
+"""A run folder -> frozen data for its report; nothing is recomputed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Scores:
     overall: float | None
     val_accuracy: float | None
     per_domain: dict[str, float | None]
-    per_client: dict[str, float | None]  # of participants; empty where files do not tell
+    per_client: dict[str, float | None]  # of participants; empty where files lack them
     macro_f1: float | None = None
     calibration_error: float | None = None
     worst: float | None = None  # client
@@ -56,7 +56,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Result:
-    """A fold's end: the chosen round and what it reaches, zero-shot beside it where known."""
+    """A fold's end: the chosen round and what it reaches, next to zero-shot where known."""
 
     best_round: int | None
     scores: Scores
@@ -80,7 +80,7 @@ class FoldData:
 
 @dataclass(frozen=True)
 class RunData:
-    """All that a run folder tells; settings and cache as config.json has them."""
+    """Everything in a run folder; settings and cache as config.json has them."""
 
     name: str
     folder: Path

@@ -131,7 +131,7 @@ def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
     try:
         table = read_table(file)
         if table.content_sha256 != run.cache.get("content_sha256"):
-            return f"{file} holds other features than those this run read."
+            return f"{file} holds features other than those of this run."
         kept = read_kept(adapter_file)
         if any(run.settings.get(k) != v for k, v in kept.settings.items()):
             return f"{adapter_file} belongs to a run with other settings."

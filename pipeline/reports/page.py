@@ -1,4 +1,4 @@
-"""report.html: what runs, sweeps and benchmarks found, in one file that needs nothing else."""
+"""report.html: results of runs, sweeps and benchmarks, in one self-contained file."""
 
 import time
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ def write_report(
 ) -> Path:
     """Writes <folder>/report.html of one run or sweep, finished or not, and returns its path.
 
-    cache              where the run's features lie, if not where its summary.json says
-    images_per_second  at which images are encoded; None: as extract measured it, where it did
+    cache              the run's features, if not where its summary.json says
+    images_per_second  encoding rate; None: as extract measured it, if it did
 
     Raises ConfigError, in one line, for a folder that is neither or cannot be written.
     """
@@ -39,7 +39,7 @@ def write_report(
 
 
 def read(path: str | PathLike[str]) -> Data:
-    """The data of a run folder, a sweep folder or a benchmark's .jsonl, told by their files.
+    """The data of a run folder, a sweep folder or a benchmark's .jsonl, recognised by its files.
 
     Raises ConfigError for what is none of them.
     """

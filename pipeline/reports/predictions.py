@@ -42,7 +42,7 @@ class Kept(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Answers for the test rows of a fold; a row stands there once for each adapter asked."""
+    """Answers for the test rows of a fold; a row is listed once for each adapter asked."""
 
     rows: np.ndarray  # (n,) int64 row numbers of the table
     labels: np.ndarray  # (n,) int64

@@ -11,12 +11,15 @@ from pipeline.reports.trials import setting_heads, varied
 
 def runs_part(runs: Sequence[RunData]) -> Markup:
     """A sortable table, a run a row; accuracies are means over its trainings."""
-    names = varied([run.settings for run in runs])
+    settings = [
+        run.settings | {"held_out": "; ".join(fold.name for fold in run.folds)} for run in runs
+    ]
+    names = varied(settings)
     return render(
         "runs.html",
         anchor="compared",
-        rows=[(run, means_of(run)) for run in runs],
+        rows=[(r, means_of(r), own) for r, own in zip(runs, settings, strict=True)],
         names=names,
-        heads=setting_heads(names, [run.settings for run in runs]),
+        heads=setting_heads(names, settings),
         differ=len({str(run.cache.get("content_sha256")) for run in runs}) > 1,
     )

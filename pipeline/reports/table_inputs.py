@@ -94,7 +94,7 @@ def _folders(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
         if not inside and path.is_dir():
             inside = [each for each in path.iterdir() if each.is_dir() and _is_result(each)]
         if not inside:
-            what = "it has none of these files" if path.exists() else "there is no such path"
+            what = "it has none of these files" if path.exists() else "no such path"
             raise ConfigError(
                 f"{path}: {what}; table takes a run folder (config.json), a sweep folder "
                 "(trials.jsonl) or a folder of these"

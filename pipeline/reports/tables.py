@@ -69,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, and what was read for it; pipeline/reports/table_words.py has what is said of it.
+    """A table, and what was read for it; pipeline/reports/table_words.py has its sentences.
 
     best_by  settings for each of whose values a sweep's best was chosen; None: all are shown
     """
@@ -211,7 +211,7 @@ def _named(by: Sequence[str]) -> tuple[str, ...]:
 
 
 def _refuse_mixed(trained: Sequence[Tested], by: Sequence[str], best: bool) -> None:
-    """ConfigError for a --by that is no setting, or leaves out settings that differ."""
+    """ConfigError for an unknown --by, or one that leaves out settings that differ."""
     known = trained[0].settings if trained else {}
     differ = varied(trained)
     unknown = [name for name in by if known and name not in known]

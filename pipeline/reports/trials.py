@@ -124,7 +124,9 @@ def read_bench(file: Path) -> BenchData:
     """
     lines, notes = read_lines(file)
     if not lines or "machine" not in lines[0]:
-        raise ConfigError(f"{file}: its first line names no machine; it is no result of bench")
+        raise ConfigError(
+            f"{file}: its first line names no machine, so it is not a result of bench"
+        )
     with content_of(file):
         machine = dict(lines[0]["machine"])
         cases = tuple(_case(line) for line in lines[1:])
@@ -174,13 +176,13 @@ def _cache_words(folder: Path) -> tuple[str, ...]:
 
 
 def _selection(file: Path) -> str:
-    """What the sweep was last told to choose by; sweeps of older versions knew validation alone."""
+    """How the sweep last chose its best; older versions chose by validation alone."""
     if not file.exists():
         return "validation"
     with content_of(file):
         select = read_object(file)["select"]
         if select not in SELECTIONS:
-            raise ValueError(f"no such selection: {str(select)[:60]!r}")
+            raise ValueError(f"unknown selection {str(select)[:60]!r}")
     return str(select)
 
 

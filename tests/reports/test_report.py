@@ -180,7 +180,7 @@ def test_seconds_are_worked_out_from_the_measured_rate(run, tmp_path):
     cache.write_bytes((run.parent / "cache.h5").read_bytes())
     content = read_run(run).cache["content_sha256"]
     plain = Page(report_html([read(run)], cache=cache).decode()).text
-    assert "no measured rate lies beside the cache" in plain and "images/s" not in plain
+    assert "no measured rate next to the cache" in plain and "images/s" not in plain
     keep_rate(cache, content, Rate(600, 2.0, "cpu (Test & Co)"))
     text = Page(report_html([read(run)], cache=cache).decode()).text
     assert "600 images in 2 s on cpu (Test & Co)" in text and "computed at 300 images/s" in text
@@ -205,7 +205,7 @@ def test_what_is_inside_a_setting_gets_lines_of_its_own():
 def test_left_out_with_a_reason(run, tmp_path):
     data = read_run(run)
     other = real_run(tmp_path / "other", classes=3)
-    assert "other features" in answers_of(data, other.parent / "cache.h5")
+    assert "features other than" in answers_of(data, other.parent / "cache.h5")
     assert "is missing" in answers_of(data, tmp_path / "none.h5")
     (tmp_path / "bad.h5").write_bytes(b"<html>")
     assert "HTML" in answers_of(data, tmp_path / "bad.h5")
