@@ -327,9 +327,7 @@ def _by_seed(values: Values, column: Column) -> dict[int, float]:
     return {s: m for s in seeds if (m := mean([part[s] for part in parts])) is not None}
 
 
-def _row(
-    group: _Group, columns: Sequence[Column], reference: Mapping[tuple[str, str, str], Any]
-) -> Row:
+def _row(group: _Group, columns: Sequence[Column], reference: Values) -> Row:
     """The group's cells; reference: values of the row to compare with, {} for none."""
     cells = []
     for column in columns:
