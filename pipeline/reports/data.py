@@ -1,12 +1,12 @@
 """A run folder -> frozen data for its report; nothing is recomputed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.digests import check_done
-from pipeline.federation.evaluate import mean
+from pipeline.federation.evaluate import mean, summarise
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole
 from pipeline.runs.folder import unlike_checkpoint
 
@@ -119,7 +119,7 @@ def read_run(folder: Path) -> RunData:
     with content_of(file):
         if summary:
             pairs = zip(folds, summary["results"], strict=True)
-            folds = [_with_result(fold, found) for fold, found in pairs]
+            folds = [replace(fold, result=read_result(found)) for fold, found in pairs]
         seconds = {name: fraction(s) for name, s in summary.get("seconds", {}).items()}
         named = summary.get("cache", {}).get("file")
         private = summary.get("privacy") or {}
@@ -216,19 +216,11 @@ def _curves(rounds: Sequence[int], values: Sequence[dict]) -> dict[str, Curve]:
 def _so_far(round: int, found: dict[str, Any], held_out: tuple[str, ...]) -> Result:
     tested = {name: fraction(v) for name, v in (found["test_accuracy"] or {}).items()}
     val = [fraction(value) for value in found["val_accuracy"].values()]
-    parts = (
-        [v for name, v in tested.items() if name in held_out],
-        [v for name, v in tested.items() if name not in held_out],
-        list(tested.values()),
-    )
-    means = [mean(part) if None not in part else None for part in (*parts, val)]
-    return Result(round, Scores(*means, tested, {}), None, None)
-
-
-def _with_result(fold: FoldData, found: dict[str, Any]) -> FoldData:
-    return FoldData(
-        fold.name, fold.held_out, fold.validation, fold.test, fold.loss, read_result(found)
-    )
+    known = {name: value for name, value in tested.items() if value is not None}
+    means = summarise(known, held_out) if len(known) == len(tested) else dict.fromkeys(ACCURACIES)
+    val_accuracy = None if None in val else mean([value for value in val if value is not None])
+    scores = Scores(**means, val_accuracy=val_accuracy, per_domain=tested, per_client={})
+    return Result(round, scores, None, None)
 
 
 def _scores(found: dict[str, Any]) -> Scores:
