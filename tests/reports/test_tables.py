@@ -290,7 +290,7 @@ def test_sweeps_of_older_versions_with_trials_lost(tmp_path):
 
 def test_folders_without_results_are_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
-    refused("table", tmp_path / "none", code=1, match="there is no such path")
+    refused("table", tmp_path / "none", code=1, match="no such path")
     refused("table", tmp_path / "empty", code=1, match="takes a run folder")
     made(tmp_path / "late", [result("x", 0.5)], finished=False)
     refused("table", tmp_path, code=1, match=r"no run or trial has finished.*\(1 unfinished")
