@@ -36,13 +36,14 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
     "click": ("pipeline/cli/", "benchmarks/__main__.py"),
     "flwr": ("pipeline/flower/",),
     "dp_accounting": ("pipeline/federation/methods/privacy.py",),
+    "jinja2": ("pipeline/reports/render.py",),
     "markupsafe": ("pipeline/reports/charts/",),
     "h5py": ("cache/container/",),
     "numba": ("kernels/cpu/", "kernels/*/cpu*.py"),
     "triton": ("kernels/gpu/", "kernels/*/gpu*.py"),
     "optuna": ("pipeline/sweeps/bayes.py",),
     "tqdm": ("pipeline/progress.py", "pipeline/extraction/demo_clip.py"),
-    "yaml": ("pipeline/sweeps/yaml_file.py",),
+    "yaml": ("pipeline/sweeps/wandb.py",),
 }
 FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py"))
 

@@ -72,5 +72,5 @@ def _beside(paths: tuple[Path, ...], name: str) -> Path:
 
 
 def _folder(one, page: Path, many: int) -> Path:
-    """Where tables go: beside the page, or, for several, each beside its own data."""
+    """Where tables go: next to the page, or, for several, next to their own data."""
     return page.parent if many == 1 else getattr(one, "folder", page.parent)

@@ -170,8 +170,7 @@ def _spec(
     rounds: int,
 ):
     from pipeline.sweeps.spec import from_options
-    from pipeline.sweeps.wandb import from_wandb
-    from pipeline.sweeps.yaml_file import read_yaml
+    from pipeline.sweeps.wandb import from_wandb, read_yaml
 
     if file is None:
         return from_options(grid, draws=draws, seeds=seeds, halving=halving, draw_seed=draw_seed)

@@ -53,8 +53,8 @@ def table(
 ) -> None:
     """Compare test accuracies of runs and sweeps, mean and standard deviation over seeds.
 
-    Unfinished runs and sweeps are left out and reported. CSV and JSON contain fractions, and the
-    explanation of the figures goes to stderr.
+    Also takes folders of runs and sweeps. Unfinished ones are left out and listed. CSV and JSON
+    hold fractions; their explanation is printed to stderr.
 
     \b
         ./run.sh table runs/sweep-0a1b2c3d4e5f
@@ -62,6 +62,7 @@ def table(
         ./run.sh table runs/one runs/two --format latex
     """
     from pipeline.reports.table_formats import FORMATS
+    from pipeline.reports.table_words import foot, head
     from pipeline.reports.tables import build_table, records_of
 
     if as_json and written != "text":
@@ -70,9 +71,9 @@ def table(
         )
     names = by.split(",") if by is not None else ()
     made = build_table(paths, by=names, columns=columns, best=best, against=against)
-    for note in made.notes:
+    for note in made.read.notes:
         LOG.warning("%s", note)
     if as_json or written == "csv":
-        for line in (*made.head, *made.foot):
+        for line in (*head(made), *foot(made)):
             LOG.info("%s", line)
     show_table(json.dumps(records_of(made)) if as_json else FORMATS[written](made))

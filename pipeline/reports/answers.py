@@ -1,110 +1,95 @@
 """Cards of what a run answers: confusion matrices, and features before and after the adapter."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.reports.charts.matrix import matrix_chart
 from pipeline.reports.charts.scatter import Cloud, scatter_chart
-from pipeline.reports.charts.svg import COLOURS, Markup, colour, percent
+from pipeline.reports.charts.svg import COLOURS, colour, percent
 from pipeline.reports.data import RunData
-from pipeline.reports.maps import FOLDS, Answers, FoldAnswers, mistakes
-from pipeline.reports.parts import Cell, cards, figure, key, section, table
+from pipeline.reports.maps import FOLDS, Answers, FoldAnswers, Mistake, mistakes
+from pipeline.reports.render import Figure, Key
 
 CLASSES = 25  # up to which a confusion matrix is drawn; above it the top mistakes are listed
 MISTAKES = 20
-NO_ROWS = "there are no test rows."
 
 
-def confusion_part(run: RunData, answers: Answers | str) -> Markup:
-    """A matrix a training, or its most frequent mistakes where there are many classes."""
-    title = "Confusion matrix of the kept round"
+class AnswerFigures(NamedTuple):
+    """A matrix a training unless classes are many, and its mistakes: true, answered, counts.
+
+    left_out  why there is none of it; no_maps: why there are no maps
+    rest      a sentence on trainings that are not drawn
+    """
+
+    left_out: str
+    no_maps: str
+    matrices: Sequence[Figure] = ()
+    many: bool = False
+    mistakes: Sequence[tuple[str, list[tuple[str, str, Mistake]]]] = ()
+    maps: Sequence[Figure] = ()
+    rest: str = ""
+    classes: int = 0
+    most: int = MISTAKES
+
+
+def answer_figures(run: RunData, answers: Answers | str) -> AnswerFigures:
+    """The cards of a run's answers, or the sentence that says why there are none."""
     if isinstance(answers, str) or not answers.folds:
-        return section(title, f"Left out: {answers if isinstance(answers, str) else NO_ROWS}")
-    if len(answers.class_names) > CLASSES:
-        parts = [_mistakes(run, answers, fold) for fold in answers.folds]
-        return section(
-            "Most frequent mistakes of the kept round",
-            f"A matrix of {len(answers.class_names)} classes is not readable; these are the "
-            f"{MISTAKES} largest numbers off its diagonal, over all test rows.",
-            *parts,
-        )
-    matrices = cards(*(_matrix(run, answers, fold) for fold in answers.folds))
-    return section(
-        title,
-        "Over all test rows of a training, held-out ones included. A row is a true class, a column "
-        f"an answer; the stronger its colour, the larger its share of "
-        f"the row.{_rest(run, answers)}",
-        matrices,
-    )
+        why = answers if isinstance(answers, str) else "there are no test rows."
+        return AnswerFigures(why, why)
+    names, folds = answers.class_names, answers.folds
+    titles = [f"{run.folds[fold.fold].name} held out" for fold in folds]
+    many = len(names) > CLASSES
+    on_text = run.settings.get("mode") == "FedAtTxt"
+    return AnswerFigures(
+        "",
+        "this adapter acts on text features; image features stay as they are." if on_text else "",
+        [] if many else [_matrix(t, names, f) for t, f in zip(titles, folds, strict=True)],
+        many,
+        [
+            (title, [(names[one.true], names[one.answered], one)
+                     for one in mistakes(fold.confusions, MISTAKES)])
+            for title, fold in zip(titles, folds, strict=True)
+        ],
+        [card for t, f in zip(titles, folds, strict=True) for card in _pair(t, names, f)],
+        _rest(run, answers),
+        len(names),
+    )  # fmt: skip
 
 
-def map_part(run: RunData, answers: Answers | str) -> Markup:
-    """Two pictures a training: unit features before and after the adapter, on the same axes."""
-    title = "Features before and after the adapter"
-    if isinstance(answers, str) or not answers.folds:
-        return section(title, f"Left out: {answers if isinstance(answers, str) else NO_ROWS}")
-    if run.settings.get("mode") == "FedAtTxt":
-        return section(title, "Left out: this adapter sits on the text, image features stay.")
-    pairs = [picture for fold in answers.folds for picture in _pair(run, answers, fold)]
-    return section(
-        title,
-        "Test rows at length 1 on the two leading principal axes of before and after together. "
-        f"Two axes of many: distances are only hinted at.{_rest(run, answers)}",
-        cards(*pairs),
-    )
-
-
-def _matrix(run: RunData, answers: Answers, fold: FoldAnswers) -> Markup:
-    name = f"{run.folds[fold.fold].name} held out"
+def _matrix(title: str, names: Sequence[str], fold: FoldAnswers) -> Figure:
     counts = fold.confusions.counts
     right, before = (int(np.trace(c)) for c in (counts, fold.confusions.zero_shot))
     total = int(counts.sum())
     note = (
-        f"{right:,} of {total:,} test rows right ({percent(right / max(total, 1))} %); zero-shot "
-        f"{before:,}."
+        f"{right:,} of {total:,} test rows right: {percent(right / max(total, 1))} %, mean over "
+        f"rows; zero-shot {before:,} rows, {percent(before / max(total, 1))} %."
     )
-    picture = matrix_chart(f"{name}: confusion matrix", note, answers.class_names, counts.tolist())
-    keys = [key("right", "c0", "bar"), key("wrong", "c1", "bar")]
-    return figure(name, picture, keys=keys, note=note)
+    picture = matrix_chart(f"{title}: confusion matrix", note, names, counts.tolist())
+    keys = [Key("right", "c0", "bar"), Key("wrong", "c1", "bar")]
+    return Figure(f"{title}: confusion matrix", picture, keys, note)
 
 
-def _mistakes(run: RunData, answers: Answers, fold: FoldAnswers) -> Markup:
-    names = answers.class_names
-    rows = [
-        [
-            Cell(names[one.true], None, "word name"),
-            Cell(names[one.answered], None, "word name"),
-            Cell(f"{one.count:,}", one.count),
-            Cell(f"{one.of:,}", one.of),
-            Cell(percent(one.count / one.of, 1), one.count / one.of),
-            Cell(f"{one.zero_shot:,}", one.zero_shot),
-        ]
-        for one in mistakes(fold.confusions, MISTAKES)
-    ]
-    heads = ["true class", "answered", "rows", "of", "%", "zero-shot's rows"]
-    name = f"{run.folds[fold.fold].name} held out"
-    return table(name, heads, rows, caption=name)
-
-
-def _pair(run: RunData, answers: Answers, fold: FoldAnswers) -> list[Markup]:
+def _pair(of: str, names: Sequence[str], fold: FoldAnswers) -> list[Figure]:
+    """Unit features before and after the adapter, on the same axes."""
     both = np.concatenate([fold.map.before, fold.map.after])
-    limits = tuple(float(v) for axis in both.T for v in (axis.min(), axis.max()))
-    order = np.argsort(-np.bincount(fold.labels, minlength=len(answers.class_names)), kind="stable")
+    left, right, bottom, top = (float(v) for axis in both.T for v in (axis.min(), axis.max()))
+    order = np.argsort(-np.bincount(fold.labels, minlength=len(names)), kind="stable")
     shown = sorted(int(c) for c in order[:COLOURS])
-    keys = [key(answers.class_names[c], colour(at), "dot") for at, c in enumerate(shown)]
-    if len(answers.class_names) > COLOURS:
-        keys.append(key(f"{len(answers.class_names) - COLOURS} more classes", "rest", "dot"))
+    keys = [Key(names[c], colour(at), "dot") for at, c in enumerate(shown)]
+    if len(names) > COLOURS:
+        keys.append(Key(f"{len(names) - COLOURS} more classes", "rest", "dot"))
     if fold.unseen.any():
-        keys.append(key("held out", "strong", "cross"))
-    name = run.folds[fold.fold].name
+        keys.append(Key("held out", "strong", "cross"))
     note = f"{len(fold.labels)} rows; the axes hold {percent(fold.map.share, 0)} % of the variance."
     pictures = []
     for when, points in (("before", fold.map.before), ("after", fold.map.after)):
-        title = f"{name} held out: {when} the adapter"
-        clouds = _clouds(answers.class_names, fold, points, shown)
-        picture = scatter_chart(title, note, clouds, limits)
-        pictures.append(figure(title, picture, keys=keys, note=note))
+        title = f"{of}: {when} the adapter"
+        clouds = _clouds(names, fold, points, shown)
+        picture = scatter_chart(title, note, clouds, (left, right, bottom, top))
+        pictures.append(Figure(title, picture, keys, note))
     return pictures
 
 

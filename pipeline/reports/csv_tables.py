@@ -1,4 +1,4 @@
-"""Tables for spreadsheets beside a report."""
+"""CSV files next to a report."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from dataclasses import astuple, fields
 from pathlib import Path
 
 from pipeline.json_files import replace_file, word
-from pipeline.reports.data import ACCURACIES, Result, RunData, Scores
+from pipeline.reports.data import ACCURACIES, RunData, Scores, mean_of
 from pipeline.reports.trials import BenchData, Case, SweepData
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -72,16 +72,11 @@ def _trials(sweep: SweepData) -> tuple[list[str], Iterable[Sequence[object]]]:
              *names]  # fmt: skip
     rows = (
         [t.number, t.id, t.status, t.error, t.seed, t.rounds, t.seconds, t.val_accuracy,
-         *(_mean(t.results, which) for which in ACCURACIES),
+         *(mean_of(t.results, which) for which in ACCURACIES),
          *(_plain(t.settings.get(name)) for name in names)]
         for t in sweep.trials
     )  # fmt: skip
     return heads, rows
-
-
-def _mean(results: Sequence[Result], which: str) -> float | None:
-    known = [v for r in results if (v := getattr(r.scores, which)) is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _plain(value: object) -> object:

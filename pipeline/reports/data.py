@@ -1,11 +1,12 @@
-"""A run folder -> frozen data for its report; nothing is computed anew."""
+"""A run folder -> frozen data for its report; nothing is recomputed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.digests import check_done
+from pipeline.federation.evaluate import mean, summarise
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole
 from pipeline.runs.folder import unlike_checkpoint
 
@@ -29,7 +30,7 @@ class Scores:
     overall: float | None
     val_accuracy: float | None
     per_domain: dict[str, float | None]
-    per_client: dict[str, float | None]  # of participants; empty where files do not tell
+    per_client: dict[str, float | None]  # of participants; empty where files lack them
     macro_f1: float | None = None
     calibration_error: float | None = None
     worst: float | None = None  # client
@@ -55,7 +56,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Result:
-    """A fold's end: the chosen round and what it reaches, zero-shot beside it where known."""
+    """A fold's end: the chosen round and what it reaches, next to zero-shot where known."""
 
     best_round: int | None
     scores: Scores
@@ -79,7 +80,7 @@ class FoldData:
 
 @dataclass(frozen=True)
 class RunData:
-    """All that a run folder tells; settings and cache as config.json has them."""
+    """Everything in a run folder; settings and cache as config.json has them."""
 
     name: str
     folder: Path
@@ -92,6 +93,7 @@ class RunData:
     seconds: dict[str, float | None]
     notes: tuple[str, ...]
     privacy: tuple[float, float] | None = None  # central DP: epsilon, and the delta it is at
+    first_adapter: bool = False  # started from an adapter that was named
 
 
 def read_run(folder: Path) -> RunData:
@@ -117,14 +119,14 @@ def read_run(folder: Path) -> RunData:
     with content_of(file):
         if summary:
             pairs = zip(folds, summary["results"], strict=True)
-            folds = [_with_result(fold, found) for fold, found in pairs]
+            folds = [replace(fold, result=read_result(found)) for fold, found in pairs]
         seconds = {name: fraction(s) for name, s in summary.get("seconds", {}).items()}
         named = summary.get("cache", {}).get("file")
         private = summary.get("privacy") or {}
         epsilon, delta = (fraction(private.get(name)) for name in ("epsilon", "delta"))
     if not finished:
         wanted = settings.get("rounds", "?")
-        notes.append(f"This run is not finished: {len(rounds)} of {wanted} rounds are there.")
+        notes.append(f"This run is not finished: {len(rounds)} of {wanted} rounds are done.")
         notes += unlike_checkpoint(folder)
     return RunData(
         name=folder.resolve().name,
@@ -138,6 +140,7 @@ def read_run(folder: Path) -> RunData:
         seconds=seconds,
         notes=tuple(notes),
         privacy=None if epsilon is None or delta is None else (epsilon, delta),
+        first_adapter=bool(described.get("first_adapter_sha256")),
     )
 
 
@@ -162,6 +165,21 @@ def read_result(found: dict[str, Any]) -> Result:
         if changed
         else None,
     )
+
+
+def mean_of(results: Sequence[Result], which: str, start: bool = False) -> float | None:
+    """Mean over results of unseen, participants or overall, where known; of zero-shot's if start.
+
+    which="tested" is unseen, or participants where nothing was held out.
+    """
+    sides = [result.zero_shot if start else result.scores for result in results]
+    found = [
+        side.participants if which == "tested" and side.unseen is None
+        else getattr(side, "unseen" if which == "tested" else which)
+        for side in sides
+        if side is not None
+    ]  # fmt: skip
+    return mean([value for value in found if value is not None])
 
 
 def _where(described: dict[str, Any]) -> dict[str, Any]:
@@ -198,19 +216,11 @@ def _curves(rounds: Sequence[int], values: Sequence[dict]) -> dict[str, Curve]:
 def _so_far(round: int, found: dict[str, Any], held_out: tuple[str, ...]) -> Result:
     tested = {name: fraction(v) for name, v in (found["test_accuracy"] or {}).items()}
     val = [fraction(value) for value in found["val_accuracy"].values()]
-    parts = (
-        [v for name, v in tested.items() if name in held_out],
-        [v for name, v in tested.items() if name not in held_out],
-        list(tested.values()),
-    )
-    means = [_mean(part) for part in (*parts, val)]
-    return Result(round, Scores(*means, tested, {}), None, None)
-
-
-def _with_result(fold: FoldData, found: dict[str, Any]) -> FoldData:
-    return FoldData(
-        fold.name, fold.held_out, fold.validation, fold.test, fold.loss, read_result(found)
-    )
+    known = {name: value for name, value in tested.items() if value is not None}
+    means = summarise(known, held_out) if len(known) == len(tested) else dict.fromkeys(ACCURACIES)
+    val_accuracy = None if None in val else mean([value for value in val if value is not None])
+    scores = Scores(**means, val_accuracy=val_accuracy, per_domain=tested, per_client={})
+    return Result(round, scores, None, None)
 
 
 def _scores(found: dict[str, Any]) -> Scores:
@@ -222,8 +232,3 @@ def _scores(found: dict[str, Any]) -> Scores:
         *(fraction(found.get(name)) for name in ("macro_f1", "calibration_error")),
         fraction(clients.get("worst")),
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

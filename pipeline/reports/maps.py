@@ -16,14 +16,14 @@ from pipeline.federation.evaluate import Cached
 from pipeline.federation.training import to_device
 from pipeline.reports.data import RunData
 from pipeline.reports.predictions import (
+    Kept,
     Predictions,
     encodes_a_round,
     predictions,
-    settings_of,
+    read_kept,
 )
-from pipeline.runs.folder import read_adapters
 
-FOLDS = 8  # trainings of a run whose answers are drawn: more is no longer looked at
+FOLDS = 8  # trainings of a run whose answers are drawn
 
 
 class Confusions(NamedTuple):
@@ -108,7 +108,7 @@ class FoldAnswers:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a report tells of a run beyond its files' numbers."""
+    """What a report shows of a run beyond its files' numbers."""
 
     class_names: tuple[str, ...]
     folds: tuple[FoldAnswers, ...]  # those of the first FOLDS that have test rows
@@ -124,32 +124,32 @@ def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
     if not adapter_file.exists():
         return "the run has no adapter.safetensors: nothing was trained, or not saved yet."
     file = cache or run.cache_file
-    if file is None or not file.exists():
-        where = file or "summary.json does not say where; name it with --cache"
-        return f"the cache with the features is not there ({where})."
+    if file is None:
+        return "summary.json does not name the cache with the features; pass --cache."
+    if not file.exists():
+        return f"the cache with the features is missing ({file}); pass --cache if it has moved."
     try:
         table = read_table(file)
         if table.content_sha256 != run.cache.get("content_sha256"):
-            return f"{file} holds other features now than those this run read."
-        read_adapters(adapter_file)  # its digest: below only parts of it are read
-        if any(run.settings.get(k) != v for k, v in settings_of(adapter_file).items()):
+            return f"{file} holds features other than those of this run."
+        kept = read_kept(adapter_file)
+        if any(run.settings.get(k) != v for k, v in kept.settings.items()):
             return f"{adapter_file} belongs to a run with other settings."
         cached = to_device(table, torch.device("cpu"))
-        folds = range(min(len(run.folds), FOLDS))
-        found = [_fold(run, table, cached, adapter_file, fold) for fold in folds]
+        found = [_fold(run, table, cached, kept, f) for f in range(min(len(run.folds), FOLDS))]
         return Answers(
             table.class_names,
             tuple(fold for fold in found if fold),
-            encodes_a_round(table, adapter_file),
+            encodes_a_round(table, kept.config),
         )
     except (CacheError, ConfigError) as error:
         return str(error)
 
 
 def _fold(
-    run: RunData, table: FeatureTable, cached: Cached, adapter_file: Path, fold: int
+    run: RunData, table: FeatureTable, cached: Cached, kept: Kept, fold: int
 ) -> FoldAnswers | None:
-    found = predictions(table, cached, adapter_file, fold)
+    found = predictions(table, cached, kept, fold)
     if not len(found.rows):
         return None
     domains = table.domains[found.rows[found.mapped]]

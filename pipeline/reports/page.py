@@ -1,4 +1,4 @@
-"""report.html: what runs, sweeps and benchmarks found, in one file that needs nothing else."""
+"""report.html: results of runs, sweeps and benchmarks, in one self-contained file."""
 
 import time
 from collections.abc import Sequence
@@ -9,11 +9,10 @@ from pipeline.errors import ConfigError
 from pipeline.extraction.rate import Rate, read_rate
 from pipeline.json_files import replace_file
 from pipeline.reports.bench import bench_part
-from pipeline.reports.charts.svg import Markup
 from pipeline.reports.data import RunData, read_run
 from pipeline.reports.maps import answers_of
-from pipeline.reports.parts import page
-from pipeline.reports.run import run_part
+from pipeline.reports.render import page
+from pipeline.reports.run import run_part, title_of
 from pipeline.reports.runs import runs_part
 from pipeline.reports.sweep import sweep_part
 from pipeline.reports.trials import BenchData, SweepData, read_bench, read_sweep
@@ -30,8 +29,8 @@ def write_report(
 ) -> Path:
     """Writes <folder>/report.html of one run or sweep, finished or not, and returns its path.
 
-    cache              where the run's features lie, if not where its summary.json says
-    images_per_second  at which images are encoded; None: as extract measured it, where it did
+    cache              the run's features, if not where its summary.json says
+    images_per_second  encoding rate; None: as extract measured it, if it did
 
     Raises ConfigError, in one line, for a folder that is neither or cannot be written.
     """
@@ -40,7 +39,7 @@ def write_report(
 
 
 def read(path: str | PathLike[str]) -> Data:
-    """The data of a run folder, a sweep folder or a benchmark's .jsonl, told by their files.
+    """The data of a run folder, a sweep folder or a benchmark's .jsonl, recognised by its files.
 
     Raises ConfigError for what is none of them.
     """
@@ -58,7 +57,7 @@ def _read(path: Path) -> Data:
         return read_run(path)
     if path.is_file() and path.suffix == ".jsonl":
         return read_bench(path)
-    found = "there is no such path" if not path.exists() else "it has none of these files"
+    found = "no such path" if not path.exists() else "it has none of these files"
     raise ConfigError(
         f"{path}: {found}; report takes a run folder (config.json), a sweep folder (trials.jsonl) "
         "or a result of bench (.jsonl)"
@@ -75,19 +74,21 @@ def report_html(
     cache = None if cache is None else Path(cache)
     runs = [one for one in data if isinstance(one, RunData)]
     links = [(f"part-{at}", f"{_kind(one)} {one.name}") for at, one in enumerate(data)]
-    body = runs_part(runs) if len(runs) > 1 else Markup("")
+    parts = [runs_part(runs)] if len(runs) > 1 else []
     for (anchor, _), one in zip(links, data, strict=True):
         if isinstance(one, RunData):
             rate = images_per_second or _measured(one, cache)
-            body += run_part(one, anchor, answers_of(one, cache), rate)
+            parts.append(run_part(one, anchor, answers_of(one, cache), rate))
         elif isinstance(one, SweepData):
-            body += sweep_part(one, anchor)
+            parts.append(sweep_part(one, anchor))
         else:
-            body += bench_part(one, anchor)
-    title = links[0][1] if len(links) == 1 else f"{len(links)} results side by side"
+            parts.append(bench_part(one, anchor))
+    title = f"{len(data)} results side by side"
+    if len(data) == 1:
+        title = title_of(data[0]) if isinstance(data[0], RunData) else links[0][1]
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
-    footer = f"Written {written} by ./run.sh report. Accuracies are of the files named here alone."
-    return page(title, links, body, footer).encode("utf-8")
+    foot = f"Written {written} by ./run.sh report, from the files of the results above alone."
+    return page(title, links, parts, foot).encode("utf-8")
 
 
 def _measured(run: RunData, cache: Path | None) -> Rate | None:

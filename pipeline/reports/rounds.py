@@ -3,56 +3,43 @@
 from collections.abc import Sequence
 
 from pipeline.reports.charts.lines import Level, Line, Mark, line_chart
-from pipeline.reports.charts.svg import Markup, colour, percent, span
+from pipeline.reports.charts.svg import colour, percent, span
 from pipeline.reports.data import Curve, FoldData, RunData
-from pipeline.reports.parts import cards, figure, key, section
+from pipeline.reports.render import Figure, Key
 
 FOLDS = 12  # trainings drawn, three charts each
 QUIET = 60  # further domains drawn in grey
 
-Limits = tuple[float, float]
 
-
-def rounds_part(run: RunData) -> Markup:
-    """Two charts a training and one of its loss; charts of a kind share their axis."""
-    folds = [fold for fold in run.folds if fold.validation]
-    left = len(folds) - FOLDS
-    folds = folds[:FOLDS]
-    styles = styles_of(run.cache["domains"], folds)
-    val, test, loss = (_limits(folds, which) for which in ("validation", "test", "loss"))
-    last = max(max(run.rounds_done, 1) - 1, *(c.rounds[-1] for f in folds for c in _curves(f)), 0)
-    accuracies = [
-        chart
-        for fold in folds
-        for chart in (_validation(fold, styles, val, last), _test(fold, styles, test, last))
-        if chart
-    ]
-    losses = [chart for fold in folds if (chart := _loss(fold, styles, loss, last))]
-    lead = (
-        "In %, by client and domain. A ring is the round that is kept: the earliest best on "
-        "validation; test rows are scored when a round is the best so far. Dashed: zero-shot CLIP "
-        "on the same rows."
-    )
-    if left > 0:
-        lead += f" The first {FOLDS} trainings are drawn; {left} more are in the table above."
-    return section("Accuracy by round", lead, cards(*accuracies)) + section(
-        "Training loss by round", "Mean over a client's steps of the round.", cards(*losses)
-    )
-
-
-def styles_of(domains: Sequence[str], folds: Sequence[FoldData]) -> dict[str, str]:
-    """A colour for each domain and client, the same in every chart; grey beyond seven."""
-    names = dict.fromkeys(domains)
+def round_figures(run: RunData) -> list[Figure]:
+    """Up to three charts of each training; charts of a kind share their axes."""
+    folds = [fold for fold in run.folds if fold.validation][:FOLDS]
+    names = dict.fromkeys([*run.cache["domains"], *(
+        name for fold in folds for name in (*fold.validation, *fold.test, *fold.loss)
+    )])  # fmt: skip
+    styles = {name: colour(at) for at, name in enumerate(names)}  # the same in every chart
+    curves = [c for f in folds for kind in (f.validation, f.test, f.loss) for c in kind.values()]
+    last = max([run.rounds_done - 1, 0, *(curve.rounds[-1] for curve in curves)])
+    limits = {which: _limits(folds, which) for which in ("validation", "test", "loss")}
+    kept = run.settings.get("eval") != "every"
+    found = []
     for fold in folds:
-        names |= dict.fromkeys([*fold.validation, *fold.test, *fold.loss])
-    return {name: colour(at) for at, name in enumerate(names)}
+        found.append(_validation(fold, styles, limits["validation"], last))
+        if fold.test:
+            found.append(_test(fold, styles, limits["test"], last, kept))
+        if fold.loss:
+            lines = _lines(fold.loss, styles, ())
+            found.append(_figure("training loss", fold, lines, limits["loss"], last))
+    return found
 
 
-def _validation(fold: FoldData, styles: dict[str, str], limits: Limits, last: int) -> Markup:
+def _validation(
+    fold: FoldData, styles: dict[str, str], limits: tuple[float, float], last: int
+) -> Figure:
     result = fold.result
-    mean = _mean(list(fold.validation.values()))
     lines = _lines(fold.validation, styles, ())
     if len(fold.validation) > 1:
+        mean = _mean(list(fold.validation.values()))
         lines.append(Line("mean", "strong", mean.rounds, mean.values))
     zero_shot = result.zero_shot.val_accuracy if result and result.zero_shot else None
     levels = [Level("zero-shot, mean", "strong", zero_shot)] if zero_shot is not None else []
@@ -60,57 +47,59 @@ def _validation(fold: FoldData, styles: dict[str, str], limits: Limits, last: in
     if result and result.best_round is not None and result.scores.val_accuracy is not None:
         name = f"kept: round {result.best_round}"
         marks = [Mark(name, "strong", result.best_round, result.scores.val_accuracy)]
-    return _card("validation", fold, lines, levels, marks, limits, last)
+    return _figure("validation accuracy", fold, lines, limits, last, levels, marks)
 
 
-def _test(fold: FoldData, styles: dict[str, str], limits: Limits, last: int) -> Markup:
-    if not fold.test:
-        return Markup("")
-    lines = _lines(fold.test, styles, fold.held_out)
+def _test(
+    fold: FoldData, styles: dict[str, str], limits: tuple[float, float], last: int, kept: bool
+) -> Figure:
+    """kept: test rows were scored only when a round was the best so far."""
+    curves = {n: _held(c, last) for n, c in fold.test.items()} if kept else fold.test
     result = fold.result
     start = result.zero_shot.per_domain if result and result.zero_shot else {}
-    levels = [Level(f"zero-shot, {n}", style, v) for n, style, v in _told(fold, styles, start)]
+    styled = _styled(fold, styles, start)
+    levels = [Level(f"zero-shot, {name}", style, value) for name, style, value in styled]
     marks = []
     if result and result.best_round is not None:
         said, at = f"kept: round {result.best_round}", result.best_round
-        found = _told(fold, styles, result.scores.per_domain)
+        found = _styled(fold, styles, result.scores.per_domain)
         marks = [Mark(f"{name}, {said}", style, at, value) for name, style, value in found]
-    return _card("test", fold, lines, levels, marks, limits, last)
+    what = "test accuracy of the round kept so far" if kept else "test accuracy"
+    return _figure(what, fold, _lines(curves, styles, fold.held_out), limits, last, levels, marks)
 
 
-def _loss(fold: FoldData, styles: dict[str, str], limits: Limits, last: int) -> Markup:
-    if not fold.loss:
-        return Markup("")
-    return _card("training loss", fold, _lines(fold.loss, styles, ()), [], [], limits, last)
-
-
-def _card(
+def _figure(
     what: str,
     fold: FoldData,
     lines: list[Line],
-    levels: list[Level],
-    marks: list[Mark],
-    limits: Limits,
+    limits: tuple[float, float],
     last: int,
-) -> Markup:
+    levels: Sequence[Level] = (),
+    marks: Sequence[Mark] = (),
+) -> Figure:
     title = f"{fold.name} held out: {what}"
     text = f"{len(lines)} lines by round: {', '.join(line.name for line in lines[-8:])}"
-    loss = what == "training loss"
+    written = {} if what == "training loss" else {"value_text": _percent_tick}
     picture = line_chart(
-        title, text, lines, levels, marks, limits=limits,
-        last_round=last,
-        **({} if loss else {"value_text": _percent_tick}),
-    )  # fmt: skip
+        title, text, lines, levels, marks, limits=limits, last_round=last, **written
+    )
     named = [line for line in lines if line.style != "rest"]
     named.sort(key=lambda line: (not _leads(line), line.style))
-    keys = [key(line.name, line.style, "line") for line in named]
-    grey = sum(line.style == "rest" for line in lines)
+    keys = [Key(line.name, line.style, "line") for line in named]
+    grey = len(lines) - len(named)
     if grey:
-        keys.append(key(f"{grey} more", "rest", "line"))
+        keys.append(Key(f"{grey} more", "rest", "line"))
     if levels:
-        same = "zero-shot" if what == "validation" else "zero-shot, in the domain's colour"
-        keys.append(key(same, "strong", "level"))
-    return figure(title, picture, keys=keys)
+        own = "zero-shot" if len(levels) == 1 else "zero-shot, in the domain's colour"
+        keys.append(Key(own, "strong", "level"))
+    return Figure(title, picture, keys)
+
+
+def _held(curve: Curve, last: int) -> Curve:
+    """Each value up to the round of the next one, the last to the end: steps."""
+    ends = [*curve.rounds[1:], last]
+    rounds = [round for pair in zip(curve.rounds, ends, strict=True) for round in pair]
+    return Curve(tuple(rounds), tuple(value for value in curve.values for _ in range(2)))
 
 
 def _lines(
@@ -126,7 +115,7 @@ def _lines(
     return grey + sorted(coloured, key=lambda line: (_leads(line), line.style))
 
 
-def _told(
+def _styled(
     fold: FoldData, styles: dict[str, str], values: dict[str, float | None]
 ) -> list[tuple[str, str, float]]:
     """Name, style and value of the domains that have a colour of their own."""
@@ -141,24 +130,19 @@ def _style(name: str, styles: dict[str, str], held_out: tuple[str, ...]) -> str:
     return "strong" if style == "rest" else f"{style} bold"
 
 
-def _curves(fold: FoldData) -> list[Curve]:
-    return [*fold.validation.values(), *fold.test.values(), *fold.loss.values()]
-
-
 def _leads(line: Line) -> bool:
     return line.style.endswith(("bold", "strong"))
 
 
-def _limits(folds: Sequence[FoldData], which: str) -> Limits:
-    values = [
-        v for f in folds for c in getattr(f, which).values() for v in c.values if v is not None
-    ]
+def _limits(folds: Sequence[FoldData], which: str) -> tuple[float, float]:
+    values = [v for f in folds for c in getattr(f, which).values() for v in c.values]
     starts = [f.result.zero_shot for f in folds if f.result and f.result.zero_shot]
     if which == "validation":
-        values += [start.val_accuracy for start in starts if start.val_accuracy is not None]
+        values += [start.val_accuracy for start in starts]
     if which == "test":
-        values += [v for start in starts for v in start.per_domain.values() if v is not None]
-    low, high = span(values, least=0.0 if which == "loss" else 0.02)
+        values += [value for start in starts for value in start.per_domain.values()]
+    known = [value for value in values if value is not None]
+    low, high = span(known, least=0.0 if which == "loss" else 0.02)
     return (max(low, 0.0), high) if which == "loss" else (max(low, -0.02), min(high, 1.02))
 
 

@@ -1,29 +1,22 @@
-"""The part of a report that tells of a sweep."""
+"""What the page of a sweep shows."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from pipeline.errors import ConfigError
 from pipeline.json_files import word
-from pipeline.reports.charts.svg import Markup, element, percent
-from pipeline.reports.costs import duration, seconds_cell
-from pipeline.reports.parts import (
-    GAINS,
-    Cell,
-    accuracy,
-    cards,
-    facts,
-    gains,
-    section,
-    setting,
-    table,
-    tiles,
-    warnings,
-)
-from pipeline.reports.reproduced import reproduced_part
-from pipeline.reports.threads import parallel_card
-from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking
+from pipeline.reports.charts.svg import Markup, percent
+from pipeline.reports.data import ACCURACIES, mean_of
+from pipeline.reports.render import Tile, duration, render
+from pipeline.reports.reproduced import read_reproduced
+from pipeline.reports.spread import Spread, spread
+from pipeline.reports.threads import parallel_figures
+from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking, setting_heads
+from pipeline.settings import from_json
 from pipeline.sweeps.best import (
     Candidate,
     failures,
+    federate_command,
     nothing_chosen,
     said_of_ties,
     tied,
@@ -33,42 +26,62 @@ from pipeline.sweeps.best import (
 LISTED = 2000  # trials in the table; the rest are in trials.csv
 
 
+class Configuration(NamedTuple):
+    """The finished trials of one configuration: validation, and by figure test and zero-shot."""
+
+    settings: dict[str, object]
+    seeds: int
+    validation: Spread
+    ends: tuple[float, float]
+    tested: list[tuple[Spread, float | None]]
+
+
 def sweep_part(sweep: SweepData, anchor: str) -> Markup:
-    """Everything about one sweep, under a heading with its name."""
+    """The article about one sweep."""
     ranked = ranking(sweep)
     best = ranked[0] if ranked else None
-    trials = best.records if best else ()
-    threads = parallel_card(sweep, trials)
-    return element(
-        "article",
-        element("h2", f"Sweep {sweep.name}"),
-        element("p", _lead(sweep), class_="lead"),
-        warnings([*sweep.notes, *_doubts(sweep, ranked)]),
-        tiles(_tiles(sweep, best)) if sweep.trials else "",
-        reproduced_part(sweep.folder),
-        _chosen(sweep, trials),
-        _failed(sweep),
-        section("Settings and validation accuracy", "Each line is a trial.", cards(threads))
-        if threads
-        else "",
-        _seeds(sweep),
-        section("Trials", _listed(sweep), _table(sweep, trials)) if sweep.trials else "",
-        section("Specification", "", element("details", element("summary", "spec.json"),
-                facts(list(sweep.spec.items()))))
-        if sweep.spec
-        else "",
-        id=anchor,
-    )  # fmt: skip
-
-
-def _lead(sweep: SweepData) -> str:
-    names = ", ".join(sweep.varied) or "nothing but the seed"
-    by = (
-        "Chosen by ORACLE, by accuracy on test rows: an upper bound, and no result."
-        if sweep.select == "oracle"
-        else "Chosen on validation alone."
+    chosen = best.records if best else ()
+    found = _configurations(sweep)
+    return render(
+        "sweep.html",
+        anchor=anchor,
+        sweep=sweep,
+        title=f"Sweep {sweep.name}",
+        about=_about(sweep),
+        oracle=sweep.select == "oracle",
+        notes=[*sweep.notes, *_doubts(sweep, ranked)],
+        tiles=_tiles(sweep, best) if sweep.trials else [],
+        command=_command(sweep, chosen),
+        reproduced=read_reproduced(sweep.folder),
+        chosen=chosen,
+        called=_called(chosen),
+        numbers={trial.number for trial in chosen},
+        settings=_settings(sweep, chosen),
+        chosen_tested=_tested(chosen),
+        failures=failures(sweep.trials)[:LISTED],
+        threads=parallel_figures(sweep, chosen),
+        configurations=found[:LISTED],
+        heads=setting_heads(sweep.varied, [trial.settings for trial in sweep.trials]),
+        trials=sorted(sweep.trials, key=lambda t: (_rank(t), t.number))[:LISTED],
+        listed=LISTED,
     )
-    return f"{len(sweep.trials):,} trials ended; they differ in {names}. {by}"
+
+
+def _about(sweep: SweepData) -> str:
+    """Data set, model, held-out domains, partition and rounds, as far as spec.json has them."""
+    facts, base = (sweep.spec.get(name) for name in ("cache", "base"))
+    said = []
+    if isinstance(facts, dict):
+        data, model = facts.get("dataset") or "imported features", facts.get("model") or "no name"
+        said.append(f"Data set {data}, model {model}, {word(facts.get('rows'))} rows")
+    if isinstance(base, dict):
+        held_out = base.get("held_out")
+        if isinstance(held_out, list):
+            said.append(f"{len(held_out)} training{'s' * (len(held_out) != 1)} a trial")
+        for name in ("method", "partition", "rounds"):
+            swept = name in sweep.varied
+            said.append(f"{name} {'swept' if swept else word(base.get(name))}")
+    return "; ".join(said)
 
 
 def _doubts(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[str]:
@@ -84,7 +97,7 @@ def _doubts(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[str]:
     if len(ties := [each.records[0].number for each in tied(ranked)]) > 1:
         said.append(_sentence(said_of_ties(ties[0], ties[1:])))
     if odd:
-        said.append(f"{len(odd)} trials have a status that is not known here: {odd[0].status}.")
+        said.append(f"{len(odd)} trials have an unknown status: {odd[0].status}.")
     return said
 
 
@@ -93,33 +106,23 @@ def _sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
 
 
-def _failed(sweep: SweepData) -> Markup:
-    """Why trials failed: each reason with how many."""
-    why = failures(sweep.trials)
-    if not why:
-        return Markup("")
-    rows = [[Cell(each["error"], None, "word"), Cell(each["trials"])] for each in why[:LISTED]]
-    lead = "Settings that conflict, or that the rows do not suffice for. Nothing was trained."
-    return section("Failed trials", lead, table("Failed trials", ["reason", "trials"], rows))
-
-
-def _tiles(sweep: SweepData, best: Candidate[Trial] | None) -> list[tuple[str, str, str]]:
+def _tiles(sweep: SweepData, best: Candidate[Trial] | None) -> list[Tile]:
     counts = {name: sum(t.status == name for t in sweep.trials) for name in STATUSES}
     others = ", ".join(f"{counts[name]:,} {name}" for name in STATUSES[1:] if counts[name])
-    shown = [("Trials done", f"{counts['done']:,}", others or "none stopped early")]
+    shown = [Tile("Trials done", f"{counts['done']:,}", others or "none ended early")]
     done = sorted(t.val_accuracy for t in sweep.trials
                   if t.status == "done" and t.val_accuracy is not None)  # fmt: skip
     if best:
-        mean, spread = _mean_and_deviation(best.scores)
-        beside = _called(best.records) + ("" if spread is None else f", std {percent(spread)}")
+        mean, std = spread(best.scores)
+        beside = _called(best.records) + ("" if std is None else f", std {percent(std)}")
         name = "Best by oracle (test)" if sweep.select == "oracle" else "Best on validation"
-        shown.append((name, f"{percent(mean)} %", beside))
+        shown.append(Tile(name, f"{percent(mean)} %", beside))
     if done:
         middle = percent(done[len(done) // 2])
-        shown.append(("Median trial", f"{middle} %", f"worst {percent(done[0])} %"))
+        shown.append(Tile("Median trial, validation", f"{middle} %", f"worst {percent(done[0])} %"))
     spent = [t.seconds for t in sweep.trials if t.seconds is not None]
     if spent:
-        shown.append(("Trial seconds in all", duration(sum(spent)), "side by side they took less"))
+        shown.append(Tile("Training time, all trials", duration(sum(spent)), "less side by side"))
     return shown
 
 
@@ -128,92 +131,50 @@ def _called(chosen: Sequence[Trial]) -> str:
     return f"{many} {', '.join(str(trial.number) for trial in chosen)}"
 
 
-def _chosen(sweep: SweepData, trials: Sequence[Trial]) -> Markup:
-    if not trials:
-        return Markup("")
-    names = sweep.varied or tuple(sorted(trials[0].settings))
-    settings = ", ".join(f"{name} {word(trials[0].settings.get(name))}" for name in names)
-    rows = [
-        [
-            Cell(held_out, None, "word name"),
-            Cell(word(trial.seed)),
-            *gains(result),
-            accuracy(result.scores.val_accuracy),
-        ]
-        for trial in trials
-        for held_out, result in zip(trial.held_out, trial.results, strict=True)
-    ]
-    heads = ["held out", "seed", *GAINS, "validation"]
-    caption = "Accuracy in % on test rows; gain: points above zero-shot CLIP"
-    why = (
-        "by oracle: test accuracy chose it, which nobody has who does not know the answers."
-        if sweep.select == "oracle"
-        else "on validation; test rows are looked at for this one only."
-    )
-    return section(
-        "The chosen configuration",
-        f"{_called(trials).capitalize()}: {settings}. Of the configurations with all their seeds "
-        f"done it has the highest mean {why}",
-        table("The chosen configuration", heads, rows, caption=caption),
-    )
+def _settings(sweep: SweepData, chosen: Sequence[Trial]) -> str:
+    if not chosen:
+        return ""
+    found = chosen[0].settings
+    return ", ".join(f"{n} {word(found.get(n))}" for n in sweep.varied or sorted(found))
 
 
-def _seeds(sweep: SweepData) -> Markup:
+def _command(sweep: SweepData, chosen: Sequence[Trial]) -> str:
+    """The line that trains the best configuration again; "" where spec.json does not say it."""
+    if not chosen or "base" not in sweep.spec:
+        return ""
+    try:
+        base = from_json(sweep.spec["base"])
+        return federate_command(base, chosen[0].settings, chosen[0].seed or 0, sweep.cache_words)
+    except (ConfigError, TypeError, ValueError):
+        return ""
+
+
+def _configurations(sweep: SweepData) -> list[Configuration]:
+    """Those with a finished trial, the best mean validation first."""
     groups: dict[tuple[str, ...], list[Trial]] = {}
     for trial in sweep.trials:
         if trial.status == "done" and trial.val_accuracy is not None:
             at = tuple(word(trial.settings.get(name)) for name in sweep.varied)
             groups.setdefault(at, []).append(trial)
-    if all(len(members) == 1 for members in groups.values()):
-        return Markup("")
-    rows = []
-    for members in groups.values():
-        values = [trial.val_accuracy for trial in members]
-        mean, spread = _mean_and_deviation(values)
-        deviation = Cell("\u2013", "") if spread is None else accuracy(spread)
-        settings = [setting(members[0].settings.get(name)) for name in sweep.varied]
-        ends = [accuracy(min(values)), accuracy(max(values))]
-        rows.append([*settings, Cell(len(values)), accuracy(mean), deviation, *ends])
-    rows.sort(key=lambda row: -row[len(sweep.varied) + 1].sort)
-    heads = [*sweep.varied, "seeds", "mean", "std", "lowest", "highest"]
-    lead = "Validation accuracy in % of the finished trials; std with n - 1."
-    return section("Over seeds", lead, table("Over seeds", heads, rows[:LISTED]))
+    found = []
+    for group in groups.values():
+        values = [trial.val_accuracy for trial in group if trial.val_accuracy is not None]
+        ends = (min(values), max(values))
+        settings = {name: group[0].settings.get(name) for name in sweep.varied}
+        found.append(Configuration(settings, len(group), spread(values), ends, _tested(group)))
+    return sorted(found, key=lambda each: -(each.validation.mean or 0.0))
 
 
-def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+def _tested(trials: Sequence[Trial]) -> list[tuple[Spread, float | None]]:
+    """By figure what the trials reach on test rows, over seeds, and zero-shot's mean."""
 
+    def over_seeds(which: str, start: bool) -> Spread:
+        means = [mean_of(trial.results, which, start) for trial in trials]
+        return spread([value for value in means if value is not None])
 
-def _listed(sweep: SweepData) -> str:
-    lead = "A click on a head sorts."
-    if len(sweep.trials) > LISTED:
-        lead += f" The best {LISTED:,} of {len(sweep.trials):,}; report --csv writes all."
-    return lead
-
-
-def _table(sweep: SweepData, chosen: Sequence[Trial]) -> Markup:
-    ranked = sorted(sweep.trials, key=lambda t: (_rank(t), t.number))[:LISTED]
-    rows = [
-        [
-            Cell(trial.number),
-            Cell(trial.status, None, "word"),
-            *(setting(trial.settings.get(name)) for name in sweep.varied),
-            Cell(word(trial.seed)),
-            Cell(word(trial.rounds)),
-            accuracy(trial.val_accuracy),
-            seconds_cell(trial.seconds),
-        ]
-        for trial in ranked
-    ]  # fmt: skip
-    heads = ["trial", "status", *sweep.varied, "seed", "rounds", "validation", "seconds"]
-    numbers = {trial.number for trial in chosen}
-    places = {at for at, trial in enumerate(ranked) if trial.number in numbers}
-    return table("Trials", heads, rows, chosen=places)
+    return [(over_seeds(name, False), over_seeds(name, True).mean) for name in ACCURACIES]
 
 
 def _rank(trial: Trial) -> float:
     known = trial.status == "done" and trial.val_accuracy is not None
-    return -trial.val_accuracy if known else 1.0 - (trial.val_accuracy or 0.0)
+    return -(trial.val_accuracy or 0.0) if known else 1.0 - (trial.val_accuracy or 0.0)

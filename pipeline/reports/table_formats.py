@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from pipeline.reports.csv_tables import safe_cell
+from pipeline.reports.table_words import foot, head
 from pipeline.reports.tables import Cell, Row, Table, value_word
 from pipeline.runs.results import aligned
 from pipeline.terminal import printable
@@ -23,34 +24,34 @@ Grid = list[list[str]]
 
 def as_text(table: Table) -> str:
     """Aligned columns; * marks the best of a column, _ the second."""
-    parts = [list(table.head), aligned(_grid(table, _text_cell, str)).split("\n")]
+    parts = [list(head(table)), aligned(_grid(table, _text_cell, str)).split("\n")]
     if table.against is not None:
         parts.append([f"difference from {printable(table.against)}"])
         parts[-1] += aligned(_grid(table, _difference, str)).split("\n")
     marks = ["* best, _ second."] if _is_marked(table) else []
-    parts.append([*marks, *table.foot])
+    parts.append([*marks, *foot(table)])
     return "\n\n".join("\n".join(printable(line) for line in part) for part in parts if part)
 
 
 def as_markdown(table: Table) -> str:
     """Pipe tables; the best of a column in bold, the second underlined."""
-    parts = [[escaped_markdown(line)] for line in table.head]
+    parts = [[escaped_markdown(line)] for line in head(table)]
     parts.append(_pipes(_grid(table, _markdown_cell, escaped_markdown)))
     if table.against is not None:
         parts.append([f"Difference from {escaped_markdown(table.against)}"])
         parts.append(_pipes(_grid(table, _difference, escaped_markdown)))
-    parts += [[escaped_markdown(line)] for line in table.foot]
+    parts += [[escaped_markdown(line)] for line in foot(table)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def as_latex(table: Table) -> str:
     r"""A tabular of booktabs (\usepackage{booktabs}); what is said about it in comments."""
-    lines = [f"% {printable(line)}" for line in table.head]
+    lines = [f"% {printable(line)}" for line in head(table)]
     lines += _tabular(table, _grid(table, _latex_cell, escaped_latex))
     if table.against is not None:
         lines += [f"% difference from {printable(table.against)}"]
         lines += _tabular(table, _grid(table, _latex_difference, escaped_latex))
-    lines += [f"% {printable(line)}" for line in table.foot]
+    lines += [f"% {printable(line)}" for line in foot(table)]
     return "\n".join(lines)
 
 

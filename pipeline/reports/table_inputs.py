@@ -15,7 +15,6 @@ from pipeline.settings_used import FIELDS, plays_part
 from pipeline.sweeps.best import candidates
 from pipeline.sweeps.trials import trial_files
 
-FIGURES = ACCURACIES
 NAMED = 10  # trials that a note lists
 UNKNOWN = "unknown"
 
@@ -95,7 +94,7 @@ def _folders(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
         if not inside and path.is_dir():
             inside = [each for each in path.iterdir() if each.is_dir() and _is_result(each)]
         if not inside:
-            what = "it has none of these files" if path.exists() else "there is no such path"
+            what = "it has none of these files" if path.exists() else "no such path"
             raise ConfigError(
                 f"{path}: {what}; table takes a run folder (config.json), a sweep folder "
                 "(trials.jsonl) or a folder of these"
@@ -212,7 +211,7 @@ def _tested(
 
 
 def _figures(scores: Scores | None) -> dict[str, float | None]:
-    return {name: getattr(scores, name) for name in FIGURES} if scores else {}
+    return {name: getattr(scores, name) for name in ACCURACIES} if scores else {}
 
 
 def _with_cache(tested: Iterable[Tested]) -> list[Tested]:

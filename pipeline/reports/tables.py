@@ -1,24 +1,19 @@
 """Runs and sweeps -> a table of test accuracies: rows are settings, columns data set x domain."""
 
 import json
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
 
-from scipy.special import stdtrit
-
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
 from pipeline.json_files import word
-from pipeline.reports.table_inputs import FIGURES, Read, Tested, read_tested
-from pipeline.runs.results import CHOSEN_BY
+from pipeline.reports.data import ACCURACIES
+from pipeline.reports.spread import interval, spread
+from pipeline.reports.table_inputs import Read, Tested, read_tested
 
-LEVEL = 0.95
-"""Of the interval that a paired difference is shown with."""
 ZERO_SHOT = "zero-shot"
 COLUMNS = ("domains", "summary")
 SHOWN = 10
@@ -74,15 +69,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with what must be said above and below it; notes are for stderr."""
+    """A table, and what was read for it; pipeline/reports/table_words.py has its sentences.
+
+    best_by  settings for each of whose values a sweep's best was chosen; None: all are shown
+    """
 
     by: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     against: str | None
-    head: tuple[str, ...]
-    foot: tuple[str, ...]
-    notes: tuple[str, ...]
+    best_by: tuple[str, ...] | None
+    read: Read
 
 
 Values = dict[tuple[str, str, str], dict[int, float]]
@@ -142,21 +139,21 @@ def build_table(
     if columns not in COLUMNS:
         raise ConfigError(f"columns {columns!r} is unknown; there are {', '.join(COLUMNS)}")
     named = _named(by)
-    read = read_tested(paths, best_by=named if best else None)
-    trained = [each for each in read.tested if not _is_zero_shot(each)]
+    best_by = named if best else None
+    read = read_tested(paths, best_by=best_by)
+    trained = [each for each in read.tested if not is_zero_shot(each)]
     rows_by = named or varied(trained) or ("method",)
     _refuse_mixed(trained, rows_by, best)
     groups = _groups(trained, rows_by)
-    start = _zero_shot_groups(groups, [*filter(_is_zero_shot, read.tested)])
+    start = _zero_shot_groups(groups, [*filter(is_zero_shot, read.tested)])
     every = [*start, *groups]
     shown = (_domains if columns == "domains" else _summary)([group.values for group in every])
-    rows = [_row(group, shown) for group in every]
     if against is not None:
         against = _named_row(every, against)
-        rows = _compared(rows, every, shown, against)
-    placed = _with_places(rows, len(shown))
-    return Table(rows_by, tuple(shown), tuple(placed), against, _head(read, shown, best, named),
-                 _foot(placed, trained, read, against), read.notes)  # fmt: skip
+    references = _references(every, against)
+    rows = [_row(g, shown, reference) for g, reference in zip(every, references, strict=True)]
+    placed = tuple(_with_places(rows, len(shown)))
+    return Table(rows_by, tuple(shown), placed, against, best_by, read)
 
 
 def records_of(table: Table) -> list[dict[str, Any]]:
@@ -186,22 +183,6 @@ def value_word(value: object) -> str:
     return "-" if value is None else word(value)
 
 
-def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation (n - 1); None for what too few values do not have."""
-    if not values:
-        return None, None
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The t-interval of LEVEL of the mean: mean +- t(n - 1) std / sqrt(n); None below 2 values."""
-    centre, std = spread(values)
-    if centre is None or std is None:
-        return None
-    half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * std / math.sqrt(len(values))
-    return centre - half, centre + half
-
-
 def varied(trained: Sequence[Tested]) -> tuple[str, ...]:
     """Settings with more than one value; a setting that plays no part (None) has none."""
     names = trained[0].settings if trained else ()
@@ -212,7 +193,8 @@ def varied(trained: Sequence[Tested]) -> tuple[str, ...]:
     )
 
 
-def _is_zero_shot(each: Tested) -> bool:
+def is_zero_shot(each: Tested) -> bool:
+    """Whether nothing was trained: CLIP as it is."""
     method = METHODS.get(str(each.settings["method"]))
     return method is not None and not method.learns
 
@@ -230,13 +212,13 @@ def _named(by: Sequence[str]) -> tuple[str, ...]:
 
 
 def _refuse_mixed(trained: Sequence[Tested], by: Sequence[str], best: bool) -> None:
-    """ConfigError for a --by that is no setting, or leaves out settings that differ."""
+    """ConfigError for an unknown --by, or one that leaves out settings that differ."""
     known = trained[0].settings if trained else {}
     differ = varied(trained)
     unknown = [name for name in by if known and name not in known]
     if unknown:
         raise ConfigError(
-            f"--by {unknown[0]!r}: there is no such setting; these differ here: "
+            f"--by {unknown[0]!r}: no such setting; these differ here: "
             f"{', '.join(differ) or 'none'}"
         )
     if best:  # a configuration was chosen for each row: only within a row none may differ
@@ -329,7 +311,7 @@ def _summary(rows: Sequence[Values]) -> list[Column]:
     found = []
     for dataset in _datasets(rows):
         keys = sorted({key for row in rows for key in row if key[0] == dataset})
-        for figure in FIGURES:
+        for figure in ACCURACIES:
             parts = tuple(key for key in keys if key[2] == figure)
             if parts:
                 found.append(Column(dataset, figure, figure, parts))
@@ -347,11 +329,15 @@ def _by_seed(values: Values, column: Column) -> dict[int, float]:
     return {s: m for s in seeds if (m := mean([part[s] for part in parts])) is not None}
 
 
-def _row(group: _Group, columns: Sequence[Column]) -> Row:
+def _row(group: _Group, columns: Sequence[Column], reference: Values) -> Row:
+    """The group's cells; reference: values of the row to compare with, {} for none."""
     cells = []
     for column in columns:
-        found = _by_seed(group.values, column)
-        cells.append(Cell(tuple(found), *spread(list(found.values()))))
+        own, other = _by_seed(group.values, column), _by_seed(reference, column)
+        pairs = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+        low, high = interval(pairs) or (None, None)
+        mean, std = spread(list(own.values()))
+        cells.append(Cell(tuple(own), mean, std, None, len(pairs), spread(pairs).mean, low, high))
     return Row(group.label, group.settings, tuple(cells))
 
 
@@ -368,27 +354,14 @@ def _named_row(groups: Sequence[_Group], against: str) -> str:
     )
 
 
-def _compared(
-    rows: Sequence[Row], groups: Sequence[_Group], columns: Sequence[Column], against: str
-) -> list[Row]:
-    """The rows with differences from the named one; from zero-shot, from each row's own."""
-    values = next((group.values for group in groups if group.label == against), {})
-    found = []
-    for row, group in zip(rows, groups, strict=True):
-        reference = group.zero_shot if against == ZERO_SHOT else values
-        reference = {} if group.label == against else reference
-        cells = [
-            _difference(cell, _by_seed(group.values, column), _by_seed(reference, column))
-            for cell, column in zip(row.cells, columns, strict=True)
-        ]
-        found.append(replace(row, cells=tuple(cells)))
-    return found
-
-
-def _difference(cell: Cell, own: dict[int, float], other: dict[int, float]) -> Cell:
-    pairs = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
-    low, high = interval(pairs) or (None, None)
-    return replace(cell, pairs=len(pairs), difference=spread(pairs)[0], low=low, high=high)
+def _references(groups: Sequence[_Group], against: str | None) -> list[Values]:
+    """What each row is compared with: the named row; of zero-shot each row's own."""
+    named = next((group.values for group in groups if group.label == against), {})
+    return [
+        {} if against is None or group.label == against
+        else group.zero_shot if against == ZERO_SHOT else named
+        for group in groups
+    ]  # fmt: skip
 
 
 def _with_places(rows: Sequence[Row], columns: int) -> list[Row]:
@@ -409,72 +382,3 @@ def _with_places(rows: Sequence[Row], columns: int) -> list[Row]:
 def _rounded(cell: Cell) -> float | None:
     """Means that differ by the rounding of their sums are equal."""
     return None if cell.mean is None else round(cell.mean, 12)
-
-
-def _head(
-    read: Read, columns: Sequence[Column], best: bool, named: Sequence[str]
-) -> tuple[str, ...]:
-    """What the figures are, of what, and what was selected by which."""
-    tested = read.tested
-    models = sorted({str(each.settings["model"]) for each in tested})
-    seeds = ", ".join(map(str, sorted({each.seed for each in tested})))
-    unseen = any(column.figure == "unseen" for column in columns)
-    what = "; unseen: domains that no client trains on" if unseen else ""
-    chosen = sorted({str(e.settings["choose"]) for e in tested if e.settings["choose"]})
-    rounds = " / ".join(CHOSEN_BY.get(name, name) for name in chosen) or "nothing is trained"
-    if best:
-        each = f" and {', '.join(named)}" if named else ""
-        chose = f"configurations: of each sweep{each} the best by validation"
-    else:
-        chose = "configurations: none, all are shown"
-    return (
-        f"Test accuracy in %, mean \u00b1 sample standard deviation over seeds{what}.",
-        f"Data: {', '.join(dict.fromkeys(c.dataset for c in columns))}; model: "
-        f"{', '.join(models)}; seeds: {seeds}.",
-        f"Selected: rounds: {rounds}; {chose}. Test accuracy selected nothing.",
-    )
-
-
-def _foot(
-    rows: Sequence[Row], trained: Sequence[Tested], read: Read, against: str | None
-) -> tuple[str, ...]:
-    found = []
-    if any(cell.place for row in rows for cell in row.cells):
-        found.append("The best and the second mean of a column are marked: compared, not selected.")
-    found += _unequal_seeds(rows)
-    if read.left_out:
-        found.append(
-            f"{read.left_out} runs or trials that did not finish are left out: means are over the "
-            "others."
-        )
-    named = {str(e.settings["method"]) for e in trained}
-    own = sorted(name for name in named if name in METHODS and METHODS[name].personal)
-    if own and len(named) > len(own):
-        found.append(
-            f"{', '.join(own)}: each client's own adapter answers that client's rows, and all of "
-            "them held-out rows; other methods have one adapter."
-        )
-    if against is not None:
-        found.append(
-            f"Differences from {against}: percentage points, paired by seed, with the "
-            f"{LEVEL:.0%} t-interval."
-        )
-    return tuple(found)
-
-
-def _unequal_seeds(rows: Sequence[Row]) -> list[str]:
-    """A sentence where rows, or columns of a row, have not the same seeds; or []."""
-    fewest = {row.label: min((cell.seeds for cell in row.cells), key=len) for row in rows}
-    most = max((cell.seeds for row in rows for cell in row.cells), key=len)
-    odd = [
-        f"{label} ({', '.join(map(str, seeds)) or 'none'})"
-        for label, seeds in fewest.items()
-        if seeds != most
-    ]
-    if not odd:
-        return []
-    more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-    return [
-        f"Unequal seeds: not {', '.join(map(str, most))} in all columns: "
-        f"{'; '.join(odd[:SHOWN])}{more}."
-    ]

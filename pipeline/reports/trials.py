@@ -7,10 +7,10 @@ from typing import Any
 
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
-from pipeline.federation.evaluate import mean
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole, word
-from pipeline.reports.data import Result, read_result
+from pipeline.reports.data import Result, mean_of, read_result
 from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
+from pipeline.sweeps.run import read_shared
 from pipeline.sweeps.trials import trial_files
 
 STATUSES = ("done", "pruned", "diverged", "failed")
@@ -33,12 +33,18 @@ class Trial:
     error: str | None = None  # why it failed or diverged
     val_loss: float | None = None
 
+    @property
+    def by_held_out(self) -> list[tuple[str, Result]]:
+        """Each result with what was held out."""
+        return list(zip(self.held_out, self.results, strict=True))
+
 
 @dataclass(frozen=True)
 class SweepData:
     """A sweep so far; `varied` are the settings in which its trials differ, without the seed.
 
-    select  by what its best is chosen: "validation", or "oracle" (test accuracy)
+    select       by what its best is chosen: "validation", or "oracle" (test accuracy)
+    cache_words  how a command line names its cache
     """
 
     name: str
@@ -48,6 +54,7 @@ class SweepData:
     varied: tuple[str, ...]
     spec: dict[str, Any]
     notes: tuple[str, ...]
+    cache_words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ def read_sweep(folder: Path) -> SweepData:
         varied=varied([trial.settings for trial in trials]),
         spec=described,
         notes=tuple(notes),
+        cache_words=_cache_words(folder),
     )
 
 
@@ -116,7 +124,9 @@ def read_bench(file: Path) -> BenchData:
     """
     lines, notes = read_lines(file)
     if not lines or "machine" not in lines[0]:
-        raise ConfigError(f"{file}: its first line names no machine; it is no result of bench")
+        raise ConfigError(
+            f"{file}: its first line names no machine, so it is not a result of bench"
+        )
     with content_of(file):
         machine = dict(lines[0]["machine"])
         cases = tuple(_case(line) for line in lines[1:])
@@ -138,9 +148,7 @@ def score(trial: Trial, select: str) -> float | None:
         return None
     if select == "validation":
         return trial.val_accuracy
-    sides = [result.scores for result in trial.results]
-    tested = [s.unseen if s.unseen is not None else s.participants for s in sides]
-    return mean([each for each in tested if each is not None])
+    return mean_of(trial.results, "tested")
 
 
 def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
@@ -149,14 +157,32 @@ def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(name for name in names if len({word(one.get(name)) for one in settings}) > 1)
 
 
+def setting_heads(
+    names: Sequence[str], settings: Sequence[dict[str, Any]]
+) -> list[str | list[str]]:
+    """Column heads as templates take them: a list where a value is words, on the left."""
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    return [n if all(is_number(one.get(n)) for one in settings) else [n] for n in names]
+
+
+def _cache_words(folder: Path) -> tuple[str, ...]:
+    try:
+        return read_shared(folder).words
+    except (ConfigError, OSError):
+        return ("CACHE.h5",)
+
+
 def _selection(file: Path) -> str:
-    """What the sweep was last told to choose by; sweeps of older versions knew validation alone."""
+    """How the sweep last chose its best; older versions chose by validation alone."""
     if not file.exists():
         return "validation"
     with content_of(file):
         select = read_object(file)["select"]
         if select not in SELECTIONS:
-            raise ValueError(f"no such selection: {str(select)[:60]!r}")
+            raise ValueError(f"unknown selection {str(select)[:60]!r}")
     return str(select)
 
 

@@ -1,4 +1,4 @@
-"""The report of a sweep: the best configuration, its command line, importance of parameters."""
+"""What a sweep reports at its end: the best configuration, its command, settings' importance."""
 
 import dataclasses
 import shlex
@@ -59,7 +59,7 @@ class Candidate(Generic[Ended]):
 def sweep_report(
     records: Iterable[Record], base: RunConfig, cache: Sequence[str], *, select: str = "validation"
 ) -> dict:
-    """What `sweep --json` prints: counts, the best configuration, the ten best, what mattered.
+    """What `sweep --json` prints: counts, the best configuration, the ten best, importance.
 
     A configuration counts when all its seeds are done, and no other has more of them: a mean over
     the seeds that did not diverge would flatter it. The best has the highest mean over seeds of
@@ -81,7 +81,7 @@ def sweep_report(
     ranked = candidates(((each, _score(each, select)) for each in records), select)
     statuses = Counter(each.status for each in records)
     done = [(each, s) for each in records if (s := _score(each, select)) is not None]
-    mattered = influences(
+    importance = influences(
         [{**each.settings, "seed": each.seed} for each, _ in done], [s for _, s in done]
     )
     return {
@@ -94,7 +94,7 @@ def sweep_report(
         "configurations": len(ranked),
         "tied": [each.records[0].number for each in tied(ranked)[1:]],
         "notes": two_measures(ranked, base.method),
-        "mattered": [dataclasses.asdict(each) for each in mattered],
+        "importance": [dataclasses.asdict(each) for each in importance],
     }
 
 
@@ -191,8 +191,8 @@ def sweep_table(document: dict) -> str:
         return f"{head}\n{nothing_chosen(document['trials']['done'], document['select'])}"
     by = "by oracle" if document["select"] == "oracle" else "by validation"
     parts = [head, _top(document, by), *document["notes"]]
-    if document["mattered"]:
-        parts.append(_mattered(document))
+    if importance := document.get("importance", document.get("mattered")):  # its older name
+        parts.append(_importance(importance, SCORES[document["select"]]))
     parts += [_tested(best, by), f"the best {by}, again:\n  {printable(best['command'])}"]
     return "\n\n".join(parts)
 
@@ -289,9 +289,9 @@ def said_of_ties(best: int, others: Sequence[int]) -> str:
     return f"\ntied with trial {best}, the earliest: {named}{more}"
 
 
-def _mattered(document: dict) -> str:
-    rows = [["parameter", "share %", "groups", "best", f"{SCORES[document['select']]} % there"]]
-    for each in document["mattered"]:
+def _importance(importance: Sequence[dict], score: str) -> str:
+    rows = [["parameter", "share %", "groups", "best", f"{score} % there"]]
+    for each in importance:
         share = "-" if each["share"] is None else f"{100 * each['share']:.1f}"
         rows.append(
             [each["name"], share, str(each["groups"]), each["best"], percent(each["best_mean"])]

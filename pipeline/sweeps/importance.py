@@ -1,4 +1,4 @@
-"""How much each parameter of a sweep mattered, one at a time."""
+"""Importance of each parameter of a sweep, one at a time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,18 +1,30 @@
-"""A sweep in the words of W&B: method, metric, parameters, early_terminate, run_cap.
+"""A sweep in the words of W&B: a YAML file, read with care, mapped onto a SweepSpec.
 
-Source: the keys of docs.wandb.ai "Sweep configuration structure". Where a key means something
-else here, a warning is logged.
+Each parameter becomes a domain of pipeline/sweeps/space.py by the parser that --grid has. Where a
+word means something else here than in W&B, a warning is logged.
+Source: the keys of docs.wandb.ai "Sweep configuration structure".
 """
 
 import logging
+import math
 from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pipeline.errors import ConfigError
+from pipeline.plain_files import read_plain
 from pipeline.sweeps.halving import Halving, rungs
-from pipeline.sweeps.space import Choices
+from pipeline.sweeps.space import Choices, Domain, Normal, Range, Steps, choices, numbers
 from pipeline.sweeps.spec import METHODS, METRIC, SweepSpec, split_seeds
-from pipeline.sweeps.values import setting_name, shown
-from pipeline.sweeps.wandb_parameter import integer_at, mapping_at, parameter, refuse_unknown
+from pipeline.sweeps.values import read_number, setting_name, shown, sweepable
+
+LARGEST = 64 * 1024
+"""Bytes: 2 s of PyYAML's time. The sweeps people share have a thousand."""
+DEEPEST = 16
+"""A sweep nests 4 deep; PyYAML takes 5 minutes over 100 kB of opening brackets."""
 
 LOG = logging.getLogger(__name__)
 KEYS = ("method", "metric", "parameters", "early_terminate", "run_cap")
@@ -20,6 +32,46 @@ ELSEWHERE = ("program", "command", "project", "entity", "name", "description", "
 ELSEWHERE += ("image_uri", "imageuri", "$schema")
 METRICS = (METRIC, "val_acc", "val/accuracy", "validation_accuracy")
 EARLY_KEYS = ("type", "eta", "min_iter", "max_iter", "s", "strict")
+PARAMETER_KEYS = ("value", "values", "min", "max", "mu", "sigma", "q", "distribution")
+RANGES = {"int_uniform": "int", "uniform": "uniform", "q_uniform": "uniform"}
+RANGES |= {"log_uniform": "log", "log_uniform_values": "log"}
+"""W&B's distributions with two ends, and how `numbers` calls them."""
+NEEDS = {"constant": ("value",), "categorical": ("values",), "normal": ()}
+NEEDS |= dict.fromkeys(RANGES, ("min", "max"))
+"""By distribution the keys that it cannot do without."""
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, read with safe_load.
+
+    Aliases are refused (nine lines of them stand for a billion values) and so are keys given
+    twice, of which YAML would keep the last. Raises ConfigError saying what is wrong and where.
+    """
+    try:
+        content = read_plain(file, LARGEST)
+    except ConfigError as error:
+        raise ConfigError(f"--spec {error}; a sweep is a YAML file of some lines") from error
+    try:
+        text = content.decode("utf-8-sig")
+        _refuse_events(text, file)
+        _refuse_twice(yaml.compose(text, yaml.SafeLoader), file)
+        found = yaml.safe_load(text)
+    except ConfigError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"--spec {file}: invalid YAML{line}: {error.problem}") from error
+    # A value such as !!int '' or 2026-99-99 fails inside PyYAML's constructors with whatever they
+    # happen to raise: LookupError, AttributeError, ValueError.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"--spec {file}: invalid YAML: {reason}") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise ConfigError(
+            f"--spec {file}: holds a {type(found).__name__}; a sweep is `method: grid` and "
+            "`parameters:` with a name a line under it"
+        )
+    return found
 
 
 def from_wandb(
@@ -34,52 +86,74 @@ def from_wandb(
 
     Raises ConfigError for words that are unknown, unsupported or contradict each other.
     """
-    refuse_unknown(found, (*KEYS, *ELSEWHERE), "the sweep")
-    unused = [key for key in found if key in ELSEWHERE]
-    if unused:
+    _refuse_unknown(found, (*KEYS, *ELSEWHERE), "the sweep")
+    if unused := [key for key in found if key in ELSEWHERE]:
         LOG.warning("%s: not used here", ", ".join(unused))
     method = found.get("method")
     if method not in METHODS:
         raise ConfigError(f"method {shown(method)} is unknown; choose from {', '.join(METHODS)}")
     _check_metric(found.get("metric"))
-    parameters = mapping_at(found.get("parameters"), "parameters")
     domains = []
-    for word, words in parameters.items():
+    for word, words in _mapping(found.get("parameters"), "parameters").items():
         name = setting_name(str(word))
-        words = mapping_at(words, f"parameters: {name}")
-        domains.append((name, parameter(name, words)))
+        where = f"parameters: {name}"
+        domains.append((name, _parameter(name, _mapping(words, where), where)))
         if name == "rounds" and isinstance(domains[-1][1], Choices):
             rounds = domains[-1][1].values[0]
     early = found.get("early_terminate")
     if early is not None and halving is not None:
-        raise ConfigError("early_terminate and --halving mean the same; use only one of them")
-    chosen = Halving(halving) if halving is not None else None
+        raise ConfigError("early_terminate and --halving set the same thing; give one of the two")
+    cuts = Halving(halving) if halving is not None else None
     if early is not None:
-        chosen = _halving(mapping_at(early, "early_terminate"), rounds)
+        cuts = _halving(_mapping(early, "early_terminate"), rounds)
     others, seed_numbers = split_seeds(domains, seeds)
-    count = _count(found.get("run_cap"), len(seed_numbers))
-    return SweepSpec(method, others, seed_numbers, count, chosen, draw_seed)
+    cap, count = found.get("run_cap"), None
+    if cap is not None:
+        count = max(1, _integer(cap, "run_cap", 1) // len(seed_numbers))
+        if len(seed_numbers) > 1:
+            LOG.warning(
+                "run_cap %s: %d configurations, %d seeds each", cap, count, len(seed_numbers)
+            )
+    return SweepSpec(method, others, seed_numbers, count, cuts, draw_seed)
 
 
-def _count(cap: object, seeds: int) -> int | None:
-    if cap is None:
-        return None
-    count = max(1, integer_at(cap, "run_cap", 1) // seeds)
-    if seeds > 1:
-        LOG.warning("run_cap %s: %d configurations with %d seeds each", cap, count, seeds)
-    return count
+def _refuse_events(text: str, file: Path) -> None:
+    deep = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(
+                f"--spec {file}: line {line} uses the alias *{event.anchor}; write the values out"
+            )
+        opens = isinstance(event, yaml.CollectionStartEvent)
+        deep += opens - isinstance(event, yaml.CollectionEndEvent)
+        if deep > DEEPEST:
+            raise ConfigError(f"--spec {file}: line {line} nests deeper than {DEEPEST} levels")
+
+
+def _refuse_twice(node: yaml.Node | None, file: Path) -> None:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    inside = node.value if isinstance(node, yaml.SequenceNode) else [child for _, child in pairs]
+    seen: set[str] = set()
+    for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
+        if key.value in seen:
+            line = key.start_mark.line + 1
+            raise ConfigError(f"--spec {file}: line {line} gives {key.value} a second time")
+        seen.add(key.value)
+    for child in inside:
+        _refuse_twice(child, file)
 
 
 def _check_metric(metric: object) -> None:
     if metric is None:
         return
-    metric = mapping_at(metric, "metric")
-    refuse_unknown(metric, ("name", "goal", "target"), "metric")
+    metric = _mapping(metric, "metric")
+    _refuse_unknown(metric, ("name", "goal", "target"), "metric")
     name, goal = metric.get("name", METRIC), metric.get("goal", "maximize")
     if name not in METRICS:
         raise ConfigError(
-            f"metric {shown(name)}: a sweep selects by {METRIC} only; selecting by test accuracy "
-            "needs --select oracle and is called that in all results"
+            f"metric {shown(name)}: a sweep chooses by {METRIC} alone; --select oracle chooses by "
+            "test accuracy, and is called oracle in all results"
         )
     if goal != "maximize":
         raise ConfigError(f"metric goal {shown(goal)}: {METRIC} is maximized")
@@ -88,27 +162,138 @@ def _check_metric(metric: object) -> None:
 
 
 def _halving(words: dict, rounds: int) -> Halving:
-    refuse_unknown(words, EARLY_KEYS, "early_terminate")
+    _refuse_unknown(words, EARLY_KEYS, "early_terminate")
     if words.get("type") != "hyperband":
         raise ConfigError(
             f"early_terminate type {shown(words.get('type'))} is not supported; hyperband is"
         )
     if ("min_iter" in words) == ("max_iter" in words):
-        raise ConfigError("early_terminate: set min_iter, or max_iter and s")
-    eta = integer_at(words.get("eta", 3), "early_terminate: eta", 2)
-    cuts = integer_at(words["s"], "early_terminate: s", 1) if "s" in words else None
+        raise ConfigError("early_terminate: give min_iter, or max_iter and s")
+    eta = _integer(words.get("eta", 3), "early_terminate: eta", 2)
+    cuts = _integer(words["s"], "early_terminate: s", 1) if "s" in words else None
     halving = Halving(eta, None, cuts)  # refuses an s whose eta**s would never be computed
     if "min_iter" in words:
-        first = integer_at(words["min_iter"], "early_terminate: min_iter", 1)
+        first = _integer(words["min_iter"], "early_terminate: min_iter", 1)
     else:
         halving = replace(halving, cuts=cuts or 1)
-        most = integer_at(words["max_iter"], "early_terminate: max_iter", 1)
+        most = _integer(words["max_iter"], "early_terminate: max_iter", 1)
         first = -(-most // eta**halving.cuts)
     halving = replace(halving, first=first)
     marks = ", ".join(map(str, rungs(rounds, halving))) or "none before the last"
     LOG.warning(
         "early_terminate: W&B stops a run by comparing it with the runs before it; here all trials "
-        "are compared after the same rounds (%s of %d) and the best 1/%d are kept",
+        "are compared after the same rounds (%s of %d) and the best 1/%d continue",
         marks, rounds, eta,
     )  # fmt: skip
     return halving
+
+
+def _parameter(name: str, words: dict, where: str) -> Domain:
+    """What `words`, the mapping under a parameter's name, lets the setting be."""
+    if "parameters" in words:
+        raise ConfigError(f"{where}: nested parameters are not supported; settings are flat")
+    _refuse_unknown(words, PARAMETER_KEYS, where)
+    how = words.get("distribution") or _implied(name, words, where)
+    if how not in tuple(NEEDS):
+        raise ConfigError(
+            f"{where}: distribution {shown(how)} is not supported; there are {', '.join(NEEDS)}"
+        )
+    for key in NEEDS[how]:
+        if key not in words:
+            has = ", ".join(words) or "nothing"
+            raise ConfigError(f"{where}: {key} is missing; it has {has}")
+    if how == "normal":
+        return _normal(name, words, where)
+    if how not in RANGES:
+        values = [words["value"]] if how == "constant" else words["values"]
+        if not isinstance(values, list):
+            raise ConfigError(f"{where}: values is a {type(values).__name__}, not a list")
+        return choices(name, values)
+    ends = [words["min"], words["max"]]
+    if how == "log_uniform":
+        ends = [_exp(end, f"{where}: log_uniform") for end in ends]
+        LOG.warning(
+            "%s: log_uniform's min and max are exponents, as in W&B: %g to %g; log_uniform_values "
+            "takes the values themselves",
+            name, *ends,
+        )  # fmt: skip
+    domain = numbers(name, *ends, RANGES[how])
+    return _stepped(domain, words.get("q", 1), where) if how == "q_uniform" else domain
+
+
+def _implied(name: str, words: dict, where: str) -> str:
+    if "value" in words:
+        return "constant"
+    if "values" in words:
+        return "categorical"
+    if "mu" in words or "sigma" in words:
+        return "normal"
+    if "min" not in words and "max" not in words:
+        raise ConfigError(f"{where}: give value, values, or min and max")
+    ends = [words.get("min"), words.get("max")]
+    if sweepable()[name][0] is float and all(type(end) is int for end in ends):
+        LOG.warning(
+            "%s: drawn as fractions from %s to %s, as the setting is one; W&B would draw whole "
+            "numbers: distribution: int_uniform",
+            name, *ends,
+        )  # fmt: skip
+    return "int_uniform" if sweepable()[name][0] is int else "uniform"
+
+
+def _stepped(ends: Range | Steps, q: object, where: str) -> Steps:
+    """The multiples of q between the ends; W&B rounds to them, and so may leave the range."""
+    step = _number(q, f"{where}: q")
+    if step <= 0:
+        raise ConfigError(f"{where}: q must be above 0; got {step:g}")
+    low, high = (ends.low, ends.high) if isinstance(ends, Range) else (ends.first, ends.last)
+    # 0.3 / 0.1 is 2.9999999999999996: an end that is a multiple belongs to the range
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    if first > last or (isinstance(ends, Steps) and step != int(step)):
+        raise ConfigError(f"{where}: no multiple of {step:g} that the setting takes is in range")
+    return Steps(first, last, step)
+
+
+def _normal(name: str, words: dict, where: str) -> Normal:
+    if sweepable()[name][0] is not float:
+        raise ConfigError(f"{where}: normal gives fractions, which this setting does not take")
+    mu, sigma = (_number(words.get(key, key == "sigma" and 1), where) for key in ("mu", "sigma"))
+    if sigma <= 0:
+        raise ConfigError(f"{where}: sigma must be above 0; got {sigma:g}")
+    return Normal(mu, sigma)
+
+
+def _exp(raw: object, where: str) -> float:
+    exponent = _number(raw, where)
+    if abs(exponent) > 700:
+        raise ConfigError(f"{where}: exp({exponent:g}) is not finite; are these the values?")
+    return math.exp(exponent)
+
+
+def _mapping(found: object, where: str) -> dict:
+    if not isinstance(found, dict):
+        kind = "missing" if found is None else f"a {type(found).__name__}, not a mapping"
+        raise ConfigError(f"{where} is {kind}")
+    return found
+
+
+def _refuse_unknown(found: dict, known: tuple[str, ...], where: str) -> None:
+    """Raises ConfigError, with the nearest known one, for a key that is not known."""
+    for key in found:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"{where}: {shown(key)} is unknown; {hint}")
+
+
+def _number(raw: object, where: str) -> float:
+    try:
+        return read_number(raw)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{where}: {shown(raw)} is not a finite number") from None
+
+
+def _integer(raw: object, where: str, least: int) -> int:
+    number = _number(raw, where)
+    if number != int(number) or not least <= number <= 10**7:
+        raise ConfigError(f"{where} takes a whole number from {least}; got {shown(raw)}")
+    return int(number)

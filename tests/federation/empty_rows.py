@@ -81,7 +81,7 @@ def run_and_report(
     if not page:
         return document
     run = read_run(out)
-    html = str(run_part(run, "run", answers_of(run)))
+    html = str(run_part(run, "run", answers_of(run))).replace("--held-out none", "")
     assert not re.search(r"\b(nan|inf|none)\b", html, re.IGNORECASE), html
     for written in write_csv(run, out):
         with written.open(encoding="utf-8-sig", newline="") as opened:

@@ -97,7 +97,8 @@ def test_a_file_in_the_folder_is_all_that_a_method_and_a_head_need(tmp_path):
         shutil.copytree(ROOT / package, copied / package, ignore=ignore)
     (copied / "pipeline/federation/methods/stranger.py").write_text(
         "from pipeline.federation.methods.method import Method\n"
-        "METHODS = (Method('stranger', 'The first client.', combine=lambda config, heard: heard.clients[0]),)\n"
+        "METHODS = (Method('stranger', 'The first client.',\n"
+        "                  combine=lambda config, heard: heard.clients[0]),)\n"
     )
     (copied / "kernels/heads/odd.py").write_text(
         "from kernels.heads.head import Head\n"

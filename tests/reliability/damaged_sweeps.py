@@ -19,8 +19,7 @@ from pipeline.sweeps.reproduced import FIGURES, compared
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.search import listed_trials
 from pipeline.sweeps.spec import from_options
-from pipeline.sweeps.wandb import from_wandb
-from pipeline.sweeps.yaml_file import read_yaml
+from pipeline.sweeps.wandb import from_wandb, read_yaml
 from tests.reliability.taken import taken
 from tests.reports.report_folders import made_bench
 from tests.runs.small_runs import config, small

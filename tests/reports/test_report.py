@@ -14,8 +14,8 @@ from pipeline.federation.training import to_device
 from pipeline.reports.data import read_run
 from pipeline.reports.maps import answers_of, confusions, feature_map, mistakes
 from pipeline.reports.page import read, report_html, write_report
-from pipeline.reports.parts import facts
-from pipeline.reports.predictions import encodes_a_round, predictions
+from pipeline.reports.predictions import encodes_a_round, predictions, read_kept
+from pipeline.reports.render import lines
 from tests.naive import steps as naive
 from tests.reports.report_folders import HOSTILE, copy, made_run, real_run, weights_of
 from tests.reports.report_pages import Page, harmless
@@ -62,7 +62,7 @@ def test_an_unfinished_run_tells_the_same_of_its_kept_rounds(run, tmp_path):
             assert getattr(ours.result.scores, name) == getattr(wanted.result.scores, name)
         assert (ours.result.best_round, ours.result.zero_shot) == (wanted.result.best_round, None)
     page = harmless(report_html([found], cache=run.parent / "cache.h5"))
-    assert "not finished" in page.text and "right (" in page.text
+    assert "not finished" in page.text and "test rows right: " in page.text
 
 
 def test_a_line_that_a_kill_cut_off_is_left_out(run, tmp_path):
@@ -81,7 +81,7 @@ def test_a_run_before_its_first_round(run, tmp_path):
 
 def test_zero_shot_runs_have_neither_rounds_nor_adapters(tmp_path):
     page = harmless(report_html([read(real_run(tmp_path, method="zero-shot"))]))
-    assert "Held-out results" in page.text and "no adapter.safetensors" in page.text
+    assert "Results on held-out domains" in page.text and "no adapter.safetensors" in page.text
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,9 @@ def test_answers_are_those_that_the_summary_counts(tmp_path, chosen):
     table = read_table(tmp_path / "cache.h5")
     summary = json.loads((run / "summary.json").read_text())
     for at, result in enumerate(summary["results"]):
-        found = predictions(table, to_device(table, CPU), run / "adapter.safetensors", at)
+        found = predictions(
+            table, to_device(table, CPU), read_kept(run / "adapter.safetensors"), at
+        )
         right = found.predicted == found.labels
         domains = np.array(table.domain_names)[table.domains[found.rows]]
         for name, accuracy in result["per_domain"].items():
@@ -117,7 +119,7 @@ def test_predictions_equal_the_slow_twin(run):
     table = read_table(run.parent / "cache.h5")
     x = np.asarray(table.features, float)
     text = table.text_features / np.linalg.norm(table.text_features, axis=1, keepdims=True)
-    found = predictions(table, to_device(table, CPU), run / "adapter.safetensors", 1)
+    found = predictions(table, to_device(table, CPU), read_kept(run / "adapter.safetensors"), 1)
     weights, mine = weights_of(run, 1), x[found.rows[found.mapped]]
     unit = naive.gate(mine, naive.adapter_scores(weights, mine))
     assert np.abs(found.after - unit).max() < 1e-5
@@ -129,7 +131,7 @@ def test_predictions_equal_the_slow_twin(run):
 
 def test_confusions_and_mistakes_are_counts(run):
     table = read_table(run.parent / "cache.h5")
-    found = predictions(table, to_device(table, CPU), run / "adapter.safetensors", 0)
+    found = predictions(table, to_device(table, CPU), read_kept(run / "adapter.safetensors"), 0)
     counted = confusions(found, 4)
     for true in range(4):
         for answer in range(4):
@@ -164,7 +166,8 @@ def test_costs_count_what_the_released_loop_encodes(run):
             rows = int((table.domains == domain).sum())
             train, val, test = (len(part) for part in naive.split(rows, 0.6, 0))
             encodes += rows if domain == held_out else 2 * train + val + test
-    assert encodes_a_round(table, run / "adapter.safetensors") == encodes
+    kept = read_kept(run / "adapter.safetensors")
+    assert encodes_a_round(table, kept.config) == encodes
     summary = json.loads((run / "summary.json").read_text())
     sent = sum(r["bytes_a_round"]["up"] + r["bytes_a_round"]["down"] for r in summary["results"])
     page = Page(report_html([read(run)], images_per_second=10.0).decode())
@@ -177,7 +180,7 @@ def test_seconds_are_worked_out_from_the_measured_rate(run, tmp_path):
     cache.write_bytes((run.parent / "cache.h5").read_bytes())
     content = read_run(run).cache["content_sha256"]
     plain = Page(report_html([read(run)], cache=cache).decode()).text
-    assert "no measured rate lies beside the cache" in plain and "images/s" not in plain
+    assert "no measured rate next to the cache" in plain and "images/s" not in plain
     keep_rate(cache, content, Rate(600, 2.0, "cpu (Test & Co)"))
     text = Page(report_html([read(run)], cache=cache).decode()).text
     assert "600 images in 2 s on cpu (Test & Co)" in text and "computed at 300 images/s" in text
@@ -193,18 +196,17 @@ def test_what_is_inside_a_setting_gets_lines_of_its_own():
     deep: dict = {"d": 1}
     for _ in range(100):
         deep = {"d": deep}
-    page = Page(str(facts([("encoder", {"size": 224, "names": ["a", "b"]}), ("deep", deep)])))
-    assert "a, b" in page.text and "{" in page.text and '"names"' not in page.text
-    assert [a.get("class") for t, a in page.tags if t == "dt"] == [
-        None, "in1", "in1", None, "in1", "in2", "in3"
-    ]  # fmt: skip
+    found = list(lines([("encoder", {"size": 224, "names": ["a", "b"]}), ("deep", deep)]))
+    assert found[:3] == [("encoder", "", 0), ("size", "224", 1), ("names", "a, b", 1)]
+    assert [depth for _, _, depth in found] == [0, 1, 1, 0, 1, 2, 3]
+    assert found[-1][1].startswith('{"d": {')
 
 
 def test_left_out_with_a_reason(run, tmp_path):
     data = read_run(run)
     other = real_run(tmp_path / "other", classes=3)
-    assert "other features" in answers_of(data, other.parent / "cache.h5")
-    assert "is not there" in answers_of(data, tmp_path / "none.h5")
+    assert "features other than" in answers_of(data, other.parent / "cache.h5")
+    assert "is missing" in answers_of(data, tmp_path / "none.h5")
     (tmp_path / "bad.h5").write_bytes(b"<html>")
     assert "HTML" in answers_of(data, tmp_path / "bad.h5")
     strange = copy(run, tmp_path / "strange", "config.json", "rounds.jsonl")

@@ -59,11 +59,11 @@ def test_fits_asks_for_nothing_and_complains_of_nothing(browser, pages, name, wi
 def test_what_people_look_for_is_there(browser, pages):
     browser.open(pages["run"], 1280)
     text = browser.run("document.body.innerText")
-    for words in ("Held-out results", "Accuracy by round", "Training loss", "Clients",
-                  "Confusion matrix", "before the adapter", "after the adapter",
+    for words in ("Results on held-out domains", "Accuracy and loss by round", "training loss",
+                  "Clients", "Confusion matrix", "before the adapter", "after the adapter",
                   "Cost against the uncached protocol", "unseen", "zero-shot"):  # fmt: skip
         assert words in text
-    assert browser.run("document.title") == "Run run"
+    assert browser.run("document.title") == "FedCLIP on small, 3 held-out domains"
     assert HOSTILE[0] in text and browser.run("document.scripts.length") == 1
 
 
@@ -122,7 +122,7 @@ def test_the_policy_holds_against_a_page_that_lets_a_script_in(browser, pages, t
     tries = "<script>document.title='owned'</script><img src='http://127.0.0.1:9/x.png'>"
     evil.write_text(pages["run"].read_text("utf-8").replace("</main>", tries + "</main>"), "utf-8")
     browser.open(evil, 1280)
-    assert browser.run("document.title") == "Run run"
+    assert browser.run("document.title") == "FedCLIP on small, 3 held-out domains"
     assert len(browser.complaints()) == 2
     wide = tmp_path / "wide.html"
     wide.write_text(

@@ -35,7 +35,7 @@ def test_a_sweep_is_chosen_by_validation_alone(tmp_path):
     assert [t.number for t in ranking(sweep)[0].records] == [best, best + 1, best + 2]
     assert set(sweep.varied) == {"lr", "loss", "head", "weight_decay"}
     page = harmless(write_report(tmp_path / "sweep").read_bytes())
-    assert "diverged or failed" in page.text and "Over seeds" in page.text
+    assert "diverged or failed" in page.text and "By configuration" in page.text
     threads = [a for t, a in page.tags if "thread" in (a.get("class") or "").split() and "d" in a]
     known = [t for t in sweep.trials if t.val_accuracy is not None]
     assert len(threads) == len(known) + 3  # the legend has three
@@ -59,7 +59,7 @@ def test_a_sweep_by_oracle_is_called_so(tmp_path):
         (folder / "selection.json").write_text(json.dumps({"select": select}))
         assert ranking(read_sweep(folder))[0].records[0].number == number
         text = harmless(write_report(folder).read_bytes()).text
-        assert ("by oracle" in text, "no result" in text) == (select == "oracle",) * 2
+        assert ("by oracle" in text, "not a result" in text) == (select == "oracle",) * 2
         assert ("Best on validation" in text) == (select == "validation")
     (folder / "selection.json").write_text('{"select": "wishes"}')
     with pytest.raises(ConfigError, match="selection.json: is not what"):

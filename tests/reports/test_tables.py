@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
+from pipeline.reports.spread import interval, spread
 from pipeline.reports.table_formats import FORMATS, escaped_latex
-from pipeline.reports.tables import build_table, interval, records, records_of, spread
+from pipeline.reports.tables import build_table, records, records_of
 from pipeline.runs.federate import federate
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
@@ -164,7 +165,7 @@ def test_unequal_seeds_and_left_out_ones_are_said(runs):
     shown = call("table", runs)
     assert "Unequal seeds: not 0, 1, 2 in all columns: ditto (0, 1)." in shown.stdout
     assert f"{runs / 'late'} is left out: it is not finished" in shown.stderr
-    assert "1 runs or trials that did not finish" in shown.stdout
+    assert "Left out: 1 runs or trials that did not finish" in shown.stdout
     assert "ditto: each client's own adapter" in shown.stdout
     shutil.rmtree(runs / "ditto11")
     found = records([runs])
@@ -284,12 +285,12 @@ def test_sweeps_of_older_versions_with_trials_lost(tmp_path):
     kept = [row for row in table.rows if not row.label.startswith("zero-shot")]
     shown = {seeds for row in kept for seeds in row.seeds}
     assert shown == {0, 1, 2} and sum(len(row.seeds) for row in kept) == wanted
-    assert any("are left out" in note for note in table.notes)
+    assert any("are left out" in note for note in table.read.notes)
 
 
 def test_folders_without_results_are_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
-    refused("table", tmp_path / "none", code=1, match="there is no such path")
+    refused("table", tmp_path / "none", code=1, match="no such path")
     refused("table", tmp_path / "empty", code=1, match="takes a run folder")
     made(tmp_path / "late", [result("x", 0.5)], finished=False)
     refused("table", tmp_path, code=1, match=r"no run or trial has finished.*\(1 unfinished")
@@ -297,7 +298,9 @@ def test_folders_without_results_are_one_line(tmp_path):
     refused("table", tmp_path / "sweep", code=1, match="no run or trial has finished")
     call("table", code=2)
     made(tmp_path / "run", [result("x", 0.5)])
-    refused("table", tmp_path / "run", "--json", "--format", "csv", code=1, match="leave out one")
+    refused(
+        "table", tmp_path / "run", "--json", "--format", "csv", code=1, match="exclude each other"
+    )
     (tmp_path / "run" / "summary.json").write_text("{}")
     refused("table", tmp_path / "run", code=1, match="not as it was when the run ended")
     made(tmp_path / "good", [result("x", 0.5)])

@@ -1,4 +1,4 @@
-"""How much a parameter mattered, against the slow twin and where the answer is known."""
+"""Importance of a parameter, against the slow twin and where the answer is known."""
 
 import itertools
 

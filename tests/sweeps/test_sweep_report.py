@@ -109,7 +109,7 @@ def test_a_sweep_that_was_broken_off_chooses_among_whole_configurations():
     assert sweep_report(sweep(VAL, TESTED)[:5], BASE, CACHE)["best"]["settings"]["lr"] == 2.0
     one = sweep_report(sweep(VAL, TESTED)[:1], BASE, CACHE)
     assert one["best"]["val_accuracy"] == {"mean": 0.6, "std": None}
-    assert one["mattered"] == []
+    assert one["importance"] == []
     sweep_table(one)
 
 
@@ -118,7 +118,7 @@ def test_ties_go_to_the_earlier_trial_in_any_order_of_ends():
     document = sweep_report(records[::-1], BASE, CACHE)
     assert [row["number"] for row in document["top"]] == list(range(0, 20, 2))
     assert document["configurations"] == 12
-    assert document["mattered"][0]["share"] is None
+    assert document["importance"][0]["share"] is None
 
 
 @pytest.mark.parametrize("statuses", [{}, dict.fromkeys(range(6), "diverged")])
@@ -129,11 +129,13 @@ def test_a_sweep_of_which_nothing_is_done_says_so(statuses):
     assert "nothing can be selected" in sweep_table(document)
 
 
-def test_what_mattered_counts_done_trials_and_the_seed():
+def test_importance_counts_done_trials_and_the_seed():
     document = sweep_report(sweep(VAL, TESTED), BASE, CACHE)
-    assert [each["name"] for each in document["mattered"]] == ["lr", "seed"]
-    assert document["mattered"][0]["share"] > 0.7
+    assert [each["name"] for each in document["importance"]] == ["lr", "seed"]
+    assert document["importance"][0]["share"] > 0.7
     assert "epsilon squared" in sweep_table(document)
+    older = {("mattered" if key == "importance" else key): v for key, v in document.items()}
+    assert sweep_table(older) == sweep_table(document)
 
 
 def read_command(line):

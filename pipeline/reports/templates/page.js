@@ -1,4 +1,5 @@
-// Makes the heads of sortable tables into buttons; without scripts the tables stay as they are.
+// Column headings of sortable tables become buttons, and wide tables show that they scroll; without
+// scripts the tables stay as they are.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   [...table.tHead.rows[0].cells].forEach((head, column) => {
@@ -21,4 +22,14 @@ function compare(a, b, sign) {
   if (a === "" || b === "") return (a === "") - (b === ""); // what is missing goes last
   const [x, y] = [Number(a), Number(b)];
   return sign * (Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y);
+}
+for (const box of document.querySelectorAll(".scroll")) {
+  const update = () => {
+    const left = box.scrollWidth - box.clientWidth - box.scrollLeft;
+    box.classList.toggle("more", left > 1);
+    box.classList.toggle("less", box.scrollLeft > 1);
+    box.previousElementSibling.classList.toggle("shown", box.scrollWidth > box.clientWidth + 1);
+  };
+  box.addEventListener("scroll", update, { passive: true });
+  new ResizeObserver(update).observe(box);
 }
