@@ -299,7 +299,7 @@ def test_folders_without_results_are_one_line(tmp_path):
     call("table", code=2)
     made(tmp_path / "run", [result("x", 0.5)])
     refused(
-        "table", tmp_path / "run", "--json", "--format", "csv", code=1, match="exclude each other"
+        "table", tmp_path / "run", "--json", "--format", "csv", code=1, match="cannot be combined"
     )
     (tmp_path / "run" / "summary.json").write_text("{}")
     refused("table", tmp_path / "run", code=1, match="not as it was when the run ended")
