@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cache.store import read_table
 from pipeline.cli.console import HOME
-from pipeline.federation.methods import rules as server_rules
+from pipeline.federation.methods import guard
 from pipeline.runs.federate import federate
 from pipeline.settings import RunConfig
 
@@ -50,7 +50,7 @@ def ratio(paces: Tensor) -> float:
 
 def main() -> None:
     file = Path(sys.argv[1]) if sys.argv[1:] else HOME / "cache/files/demo-demo.h5"
-    table, judged = read_table(file), server_rules.outsized
+    table, judged = read_table(file), guard.outsized
     largest = 0.0
     for settings in KINDS:
         seen = [0.0]
@@ -59,13 +59,13 @@ def main() -> None:
             seen.append(ratio(paces))
             return judged(paces)
 
-        server_rules.outsized = watched
+        guard.outsized = watched
         config = RunConfig(held_out=((table.domain_names[0],),), rounds=20, **settings)
         with tempfile.TemporaryDirectory() as folder:
             federate(table, config, runs=Path(folder), out=Path(folder, "run"), device="cpu")
         print(f"{max(seen):8.3f}  {json.dumps(settings)}", flush=True)
         largest = max(largest, *seen)
-    print(f"{largest:8.3f}  the largest of {len(KINDS)} kinds; {server_rules.MOST} is allowed")
+    print(f"{largest:8.3f}  the largest of {len(KINDS)} kinds; {guard.MOST} is allowed")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from kernels.heads import HEADS
 from pipeline.federation.methods.method import Method
 
 _OWN = "of its own, by which rounds are chosen and which a run's file holds; only what is common"
-_ONE_LAYER = " and ".join(name for name, head in HEADS.items() if not head.last)
+*_OTHERS, _LAST = (name for name, head in HEADS.items() if not head.last)
 
 METHODS = (
     # Source: arXiv:2012.04221. Beside the federated adapter each client trains a second one, which
@@ -26,8 +26,8 @@ METHODS = (
             (
                 lambda c: not HEADS[c.head].last,
                 "method fedper keeps the head's last layer at the client; "
-                f"{_ONE_LAYER} have one layer only, so nothing would be shared. "
-                "Pass --head low-rank or --method local",
+                f"{', '.join(_OTHERS)} and {_LAST} have one layer only, so nothing would be "
+                "shared. Pass --head low-rank or --method local",
             ),
         ),
         at_home=f"each client keeps a layer {_OWN} travels",
