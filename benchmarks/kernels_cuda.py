@@ -6,15 +6,16 @@ named on stderr as not measured; nothing is estimated.
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import eager
-from benchmarks.compare import Case, Work, checked, compare, distance
+from benchmarks.compare import Case, Fault, Work, compare, distance, guarded
 from benchmarks.measure import take_turns
 from benchmarks.rows import Row
 from kernels.contrastive import contrastive
@@ -29,18 +30,25 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """image, text (N, D) and scale () -> loss ()."""
 
 
-def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> list[Row]:
+def run(
+    device: torch.device, ceilings: dict[str, float], quick: bool, counts: Sequence[int] = ()
+) -> Iterator[Row | Fault]:
     """Rows of `bench kernels` that CUDA has besides those of every device."""
     ceilings = {**ceilings, "gemm_flops_per_second": _bfloat16_rate(device, quick)}
-    rows = []
-    for count in QUICK if quick else COUNTS:
-        image, text = pairs(count, device)
-        exact = truth(image, text)
-        rows += _fast(image, text, exact, ceilings, quick)
-        rows += _exact(image, text, exact, ceilings, quick)
-        del image, text, exact
+    for count in counts or (QUICK if quick else COUNTS):
+        yield from guarded(
+            "contrastive", f"N {count}", lambda n=count: _both(n, ceilings, quick, device)
+        )
         torch.cuda.empty_cache()
-    return rows
+
+
+def _both(
+    count: int, ceilings: dict[str, float], quick: bool, device: torch.device
+) -> Iterator[Row | Fault]:
+    image, text = pairs(count, device)
+    exact = truth(image, text)
+    yield from _fast(image, text, exact, ceilings, quick)
+    yield from _exact(image, text, exact, ceilings, quick)
 
 
 def pairs(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -69,7 +77,9 @@ def truth(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     return d_x, d_y
 
 
-def _fast(image: Tensor, text: Tensor, exact: tuple, ceilings: dict, quick: bool) -> list[Row]:
+def _fast(
+    image: Tensor, text: Tensor, exact: tuple, ceilings: dict, quick: bool
+) -> list[Row | Fault]:
     half = torch.bfloat16
     losses: dict[str, tuple[Loss, torch.dtype]] = {
         "torch eager, bfloat16": (eager.contrastive, half),
@@ -83,7 +93,9 @@ def _fast(image: Tensor, text: Tensor, exact: tuple, ceilings: dict, quick: bool
     return _rows("fast", losses, image, text, exact, ceilings, quick)
 
 
-def _exact(image: Tensor, text: Tensor, exact: tuple, ceilings: dict, quick: bool) -> list[Row]:
+def _exact(
+    image: Tensor, text: Tensor, exact: tuple, ceilings: dict, quick: bool
+) -> list[Row | Fault]:
     full = torch.float32
     losses: dict[str, tuple[Loss, torch.dtype]] = {
         "torch eager, float32": (eager.contrastive, full),
@@ -98,11 +110,10 @@ def _exact(image: Tensor, text: Tensor, exact: tuple, ceilings: dict, quick: boo
 def _rows(
     precision: str, losses: dict[str, tuple[Loss, torch.dtype]], image: Tensor, text: Tensor,
     exact: tuple[Tensor, Tensor], ceilings: dict, quick: bool,
-) -> list[Row]:  # fmt: skip
+) -> list[Row | Fault]:  # fmt: skip
     """The first loss is the baseline, and the one whose error ours may double."""
     count = len(image)
     cases: dict[str, Case] = {}
-    plain_error = 0.0
     for name, (loss, dtype) in losses.items():
 
         def both(loss: Loss = loss, dtype: torch.dtype = dtype, name: str = name) -> tuple:
@@ -112,15 +123,12 @@ def _rows(
                 loss(x, y, scale).backward()
             return x.grad, y.grad
 
-        try:
-            error = distance(both(), exact)
-        except torch.cuda.OutOfMemoryError:
-            print(f"contrastive, N {count}: {name} does not fit this GPU", file=sys.stderr)
-            continue
-        plain_error = plain_error or error
-        if name.startswith("triton"):
-            checked(f"contrastive {name}, N {count}", error, plain_error)
-        cases[name] = Case(both, 1, error)
+        cases[name] = Case(
+            both, 1, lambda both=both: distance(both(), exact), ours=name.startswith("triton")
+        )
+    first = next(iter(cases))
+    plain_error = cases[first].error()
+    cases[first] = replace(cases[first], error=plain_error)
     work = Work(
         "contrastive", f"N {count}, D {WIDTH}, {precision}", "loss+backward",
         flops=6 * count * count * WIDTH,
