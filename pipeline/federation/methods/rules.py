@@ -13,9 +13,9 @@ MOST = 1_000
 def mean(clients: Tensor, shares: Sequence[float]) -> Tensor:
     """sum_k share_k * client_k, float32, in client order: the bits of aggregate.py.
 
-    clients  (K, P) float32
+    clients  (K, ..., P) float32
     shares   K numbers of sum 1 (see `shares_of`)
-    returns  (P,) float32
+    returns  (..., P) float32
     Raises ValueError for shares that do not fit. Source: FedAvg, arXiv:1602.05629.
     """
     if len(shares) != len(clients) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
