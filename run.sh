@@ -22,6 +22,7 @@ Usage: ./run.sh COMMAND [OPTIONS]
   report     show runs, sweeps and benchmarks as one HTML page
   table      compare runs and sweeps: test accuracies over seeds as text, LaTeX, CSV or Markdown
   bench      time the kernels, whole runs and extraction
+  gpu-check  first minutes on a machine with a GPU: tests, times and checks, stage by stage
   test       run the project's tests; further options go to pytest
   check      formatting, lint, types and tests
   docs-check run every command that the documentation shows
@@ -154,7 +155,7 @@ if [ -n "${FEDCLIP_PYTHON:-}" ]; then
     python="$(cd -- "$(dirname -- "$python")" && pwd)/$(basename -- "$python")" # cd below
 else
     case "$1" in
-        test | check | docs-check) install_locked -test ;;
+        test | check | docs-check | gpu-check) install_locked -test ;;
         *) install_locked "" ;;
     esac
     # A command's help needs none of the packages that only its work needs.
@@ -175,6 +176,11 @@ case "$1" in
         shift
         cd -- "$home"
         exec "$python" -m benchmarks "$@"
+        ;;
+    gpu-check)
+        shift
+        cd -- "$home"
+        exec "$python" -m benchmarks.gpu_check "$@"
         ;;
     docs-check)
         shift

@@ -2,8 +2,16 @@
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    import torch
+
+    from benchmarks.compare import Fault
+    from benchmarks.rows import Row
 
 BENCHMARKS = ("kernels", "local", "round", "closed-form", "extract")
 
@@ -18,10 +26,10 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
     """Time kernels, steps of other heads, whole runs and extraction; all when none is named.
 
     Every kernel is checked against float64 first: one that errs more than twice as much as plain
-    torch ends the command with exit code 1. Results are kept in benchmarks/results/ by machine and
-    date, with pictures; those of --quick are only printed, and leave out local unless it is named.
+    torch is reported and not timed, one that fails is reported, and the others go on; the exit
+    code is then 1. Results are kept in benchmarks/results/ by machine and date, with pictures;
+    those of --quick are only printed, and leave out local unless it is named.
     """
-    from benchmarks.compare import Wrong
     from kernels.backends import BackendUnavailable
 
     if readme:
@@ -29,30 +37,48 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
 
         rewrite()
         return
+    default = [name for name in BENCHMARKS if not (quick and name == "local")]
     try:
-        default = [name for name in BENCHMARKS if not (quick and name == "local")]
-        described, found = _measure(names or default, device, quick)
-    except (BackendUnavailable, Wrong) as error:
+        sound = _bench(names or default, device, quick, as_json)
+    except BackendUnavailable as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(getattr(type(error), "exit_code", 1))
-    from benchmarks import machine, plots, rows
+        sys.exit(error.exit_code)
+    sys.exit(0 if sound else 1)
 
+
+def _bench(names: Sequence[str], device: str, quick: bool, as_json: bool) -> bool:
+    """Measures, prints and keeps; whether every case was right."""
+    from benchmarks import machine, plots, rows
+    from kernels.backends import pick_device
+
+    where = pick_device(device)
+    described = machine.describe(where)
+    click.echo(f"measuring on {machine.name_of(described)}, {where.type}", err=True)
+    described["ceilings"] = machine.ceilings(where, quick)
     if as_json:
-        for line in [{"machine": described}, *(row.__dict__ for row in found)]:
-            click.echo(json.dumps(line))
-    else:
+        click.echo(json.dumps({"machine": described}))
+    found, faults = [], 0
+    for one in _measure(names, where, described["ceilings"], quick):
+        if isinstance(one, rows.Row):
+            found.append(one)
+            if as_json:
+                click.echo(json.dumps(one.__dict__))
+        else:
+            faults += 1
+            click.echo(f"Error: {one.benchmark}, {one.case}: {one.why}", err=True)
+    if not as_json:
         click.echo(rows.table(found))
-    if not quick:
+    if found and not quick:
         file = rows.write(found, described, machine.name_of(described))
         pictures = plots.plot_all(rows.read(file)[1], file)
         kept = ", ".join([str(file), *(picture.name for picture in pictures)])
-        click.echo(
-            f"kept in {kept}; ./run.sh bench --readme makes the docs' tables anew",
-            err=True,
-        )
+        click.echo(f"kept in {kept}; ./run.sh bench --readme makes the docs' tables anew", err=True)
+    return not faults
 
 
-def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, list]:
+def _measure(
+    names: Sequence[str], where: "torch.device", ceilings: dict[str, float], quick: bool
+) -> "Iterator[Row | Fault]":
     from benchmarks import (
         closed_form,
         compiling,
@@ -60,38 +86,34 @@ def _measure(names: tuple[str, ...], device: str, quick: bool) -> tuple[dict, li
         kernels,
         kernels_cuda,
         local_steps,
-        machine,
         products,
         rounds,
         rounds_cuda,
     )
-    from kernels.backends import BACKENDS, pick_device
+    from benchmarks.compare import guarded
+    from kernels.backends import BACKENDS
 
-    where = pick_device(device)
-    described = machine.describe(where)
-    click.echo(f"measuring on {machine.name_of(described)}, {where.type}", err=True)
-    described["ceilings"] = machine.ceilings(where, quick)
-    found = []
+    numba, cuda = "numba" in BACKENDS[where.type], where.type == "cuda"
+    parts = {
+        "kernels": (
+            (numba, lambda: products.run(ceilings, quick)),
+            (True, lambda: kernels.run(where, ceilings, quick)),
+            (numba, lambda: compiling.run(quick)),
+            (cuda, lambda: kernels_cuda.run(where, ceilings, quick)),
+        ),
+        "local": ((True, lambda: local_steps.run(where, ceilings, quick)),),
+        "round": (
+            (True, lambda: rounds.run(where, quick)),
+            (cuda, lambda: rounds_cuda.run(where, ceilings, quick)),
+        ),
+        "closed-form": ((True, lambda: closed_form.run(where, ceilings, quick)),),
+        "extract": ((True, lambda: extraction.run(where, quick)),),
+    }
     for name in names:
         click.echo(f"{name} ...", err=True)
-        if name == "kernels":
-            numba = "numba" in BACKENDS[where.type]
-            found += products.run(described["ceilings"], quick) if numba else []
-            found += kernels.run(where, described["ceilings"], quick)
-            found += compiling.run(quick) if numba else []
-            if where.type == "cuda":
-                found += kernels_cuda.run(where, described["ceilings"], quick)
-        elif name == "local":
-            found += local_steps.run(where, described["ceilings"], quick)
-        elif name == "round":
-            found += rounds.run(where, quick)
-            if where.type == "cuda":
-                found += rounds_cuda.run(where, described["ceilings"], quick)
-        elif name == "closed-form":
-            found += closed_form.run(where, described["ceilings"], quick)
-        else:
-            found += extraction.run(where, quick)
-    return described, found
+        for here, part in parts[name]:
+            if here:
+                yield from guarded(name, "", part)
 
 
 if __name__ == "__main__":

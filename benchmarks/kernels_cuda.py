@@ -6,15 +6,16 @@ named on stderr as not measured; nothing is estimated.
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import eager
-from benchmarks.compare import Case, Work, checked, compare, distance
+from benchmarks.compare import Case, Fault, Work, compare, distance, guarded
 from benchmarks.measure import take_turns
 from benchmarks.rows import Row
 from kernels.contrastive import contrastive
@@ -29,18 +30,35 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """image, text (N, D) and scale () -> loss ()."""
 
 
-def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> list[Row]:
-    """Rows of `bench kernels` that CUDA has besides those of every device."""
-    ceilings = {**ceilings, "gemm_flops_per_second": _bfloat16_rate(device, quick)}
-    rows = []
-    for count in QUICK if quick else COUNTS:
-        image, text = pairs(count, device)
-        exact = truth(image, text)
-        rows += _fast(image, text, exact, ceilings, quick)
-        rows += _exact(image, text, exact, ceilings, quick)
-        del image, text, exact
+def run(
+    device: torch.device,
+    ceilings: dict[str, float],
+    quick: bool,
+    counts: Sequence[int] = (),
+    *,
+    others: bool = True,
+    side: int = 8192,
+) -> Iterator[Row | Fault]:
+    """Rows of `bench kernels` that CUDA has besides those of every device.
+
+    others  also torch.compile, which takes a minute to compile, and other projects' losses
+    side    of the product that gives the ceiling
+    """
+    ceilings = {**ceilings, "gemm_flops_per_second": _bfloat16_rate(device, quick, side)}
+    for count in counts or (QUICK if quick else COUNTS):
+        yield from guarded(
+            "contrastive", f"N {count}", lambda n=count: _both(n, ceilings, quick, device, others)
+        )
         torch.cuda.empty_cache()
-    return rows
+
+
+def _both(
+    count: int, ceilings: dict[str, float], quick: bool, device: torch.device, others: bool
+) -> Iterator[Row | Fault]:
+    image, text = pairs(count, device)
+    exact = truth(image, text)
+    for precision, losses in (("fast", _fast(others)), ("exact", _exact(others))):
+        yield from _rows(precision, losses, image, text, exact, ceilings, quick)
 
 
 def pairs(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -69,40 +87,42 @@ def truth(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     return d_x, d_y
 
 
-def _fast(image: Tensor, text: Tensor, exact: tuple, ceilings: dict, quick: bool) -> list[Row]:
+Losses = dict[str, tuple[Loss, torch.dtype]]
+
+
+def _fast(others: bool) -> Losses:
     half = torch.bfloat16
-    losses: dict[str, tuple[Loss, torch.dtype]] = {
-        "torch eager, bfloat16": (eager.contrastive, half),
-        "torch.compile, bfloat16": (torch.compile(eager.contrastive), half),
-    }
-    losses |= {f"{name}, bfloat16": (loss, half) for name, loss in _others()}
+    losses: Losses = {"torch eager, bfloat16": (eager.contrastive, half)}
+    if others:
+        losses["torch.compile, bfloat16"] = torch.compile(eager.contrastive), half
+        losses |= {f"{name}, bfloat16": (loss, half) for name, loss in _others()}
     losses["triton, fast"] = (
         lambda x, y, s: contrastive(x, y, s, precision="fast", backend="triton"),
         torch.float32,
     )
-    return _rows("fast", losses, image, text, exact, ceilings, quick)
+    return losses
 
 
-def _exact(image: Tensor, text: Tensor, exact: tuple, ceilings: dict, quick: bool) -> list[Row]:
+def _exact(others: bool) -> Losses:
     full = torch.float32
-    losses: dict[str, tuple[Loss, torch.dtype]] = {
+    losses: Losses = {
         "torch eager, float32": (eager.contrastive, full),
         "torch eager, tf32": (eager.contrastive, full),
-        "torch.compile, float32": (torch.compile(eager.contrastive), full),
         "triton, exact": (lambda x, y, s: contrastive(x, y, s, backend="triton"), full),
     }
-    losses |= {f"{name}, float32": (loss, full) for name, loss in _others()}
-    return _rows("exact", losses, image, text, exact, ceilings, quick)
+    if others:
+        losses["torch.compile, float32"] = torch.compile(eager.contrastive), full
+        losses |= {f"{name}, float32": (loss, full) for name, loss in _others()}
+    return losses
 
 
 def _rows(
-    precision: str, losses: dict[str, tuple[Loss, torch.dtype]], image: Tensor, text: Tensor,
+    precision: str, losses: Losses, image: Tensor, text: Tensor,
     exact: tuple[Tensor, Tensor], ceilings: dict, quick: bool,
-) -> list[Row]:  # fmt: skip
+) -> list[Row | Fault]:  # fmt: skip
     """The first loss is the baseline, and the one whose error ours may double."""
     count = len(image)
     cases: dict[str, Case] = {}
-    plain_error = 0.0
     for name, (loss, dtype) in losses.items():
 
         def both(loss: Loss = loss, dtype: torch.dtype = dtype, name: str = name) -> tuple:
@@ -112,15 +132,12 @@ def _rows(
                 loss(x, y, scale).backward()
             return x.grad, y.grad
 
-        try:
-            error = distance(both(), exact)
-        except torch.cuda.OutOfMemoryError:
-            print(f"contrastive, N {count}: {name} does not fit this GPU", file=sys.stderr)
-            continue
-        plain_error = plain_error or error
-        if name.startswith("triton"):
-            checked(f"contrastive {name}, N {count}", error, plain_error)
-        cases[name] = Case(both, 1, error)
+        cases[name] = Case(
+            both, 1, lambda both=both: distance(both(), exact), ours=name.startswith("triton")
+        )
+    first = next(iter(cases))
+    plain_error = cases[first].error()
+    cases[first] = replace(cases[first], error=plain_error)
     work = Work(
         "contrastive", f"N {count}, D {WIDTH}, {precision}", "loss+backward",
         flops=6 * count * count * WIDTH,
@@ -171,9 +188,8 @@ def _matmul_precision(name: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _bfloat16_rate(device: torch.device, quick: bool) -> float:
+def _bfloat16_rate(device: torch.device, quick: bool, side: int) -> float:
     """flop/s of a large bfloat16 product, measured now; random numbers, as zeros run faster."""
-    side = 8192
     a, b = torch.randn(2, side, side, device=device).bfloat16().unbind()
     times = take_turns({"gemm": lambda: a @ b}, repeats=3 if quick else 9, device=device)
     return 2 * side**3 / times["gemm"].quantiles()["p20"]

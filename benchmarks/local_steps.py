@@ -1,6 +1,7 @@
 """Training steps of every head, each backend beside plain torch, checked against float64 first."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -27,12 +28,19 @@ ADAM = {"lr": 5e-5, "weight_decay": 0.2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-
         "momentum": 0.0, "mu": 0.0}  # fmt: skip
 
 
-def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> list[Row]:
+def run(
+    device: torch.device, ceilings: dict[str, float], quick: bool
+) -> Iterator[Row | compare.Fault]:
     """All rows of `bench local`; on a CPU a thread trains a lane."""
-    return [row for work in WORKS for row in _rows(work, device, ceilings, quick)]
+    for work in WORKS:
+        yield from compare.guarded(
+            "local-step", str(work), lambda work=work: _rows(work, device, ceilings, quick)
+        )
 
 
-def _rows(work: Work, device: torch.device, ceilings: dict[str, float], quick: bool) -> list[Row]:
+def _rows(
+    work: Work, device: torch.device, ceilings: dict[str, float], quick: bool
+) -> list[Row | compare.Fault]:
     lanes = 4 if device.type == "cpu" else 96
     kind = work.kind
     _, features, labels, text = problem(1, WIDTH, kind.classes, 2000, device)
@@ -50,7 +58,9 @@ def _rows(work: Work, device: torch.device, ceilings: dict[str, float], quick: b
                         _settings(lanes), logit_scale=SCALE, backend=backend)  # fmt: skip
 
     cases = {
-        name: compare.Case(lambda name=name: train(name), units=STEPS * lanes, error=error)
+        name: compare.Case(
+            lambda name=name: train(name), units=STEPS * lanes, error=error, ours=True
+        )
         for name, error in errors.items()
     }
     shape = f"{kind.mode}, {kind.head}, {work.loss}, B {BATCH}, D {WIDTH}, C {kind.classes}"
@@ -75,8 +85,7 @@ def _errors(
 ) -> tuple[dict[str, float], float]:  # fmt: skip
     """Each backend's root mean square error of the gradient, and that of plain float32 torch.
 
-    Raises compare.Wrong for one that errs more than twice as much. After one step of SGD its
-    momentum buffer is the gradient.
+    After one step of SGD its momentum buffer is the gradient.
     """
 
     def differentiated(dtype: torch.dtype) -> Tensor:
@@ -98,8 +107,7 @@ def _errors(
         local_steps(sgd, adapters.clone(), features, labels, text, normalize(text, dim=1), rows,
                     _settings(len(adapters), weight_decay=0.0), logit_scale=SCALE,
                     moments=moments, backend=backend)  # fmt: skip
-        wrong = error(moments.first.double())
-        errors[backend] = compare.checked(f"local_steps {backend}, {work}", wrong, plain_error)
+        errors[backend] = error(moments.first.double())
     return errors, plain_error
 
 

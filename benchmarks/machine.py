@@ -53,14 +53,16 @@ def name_of(machine: dict) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())
 
 
-def ceilings(device: torch.device, quick: bool) -> dict[str, float]:
+def ceilings(
+    device: torch.device, quick: bool, side: int | None = None, count: int | None = None
+) -> dict[str, float]:
     """Measured now: float32 matrix products in flop/s, and copying in bytes read and written/s.
 
     On a CPU the products are the better of torch's and our own tile's on every thread: a ceiling
-    that a kernel passes would be none.
+    that a kernel passes would be none. side of a product, count of numbers copied: large ones.
     """
-    side = 4096 if device.type == "cuda" else 1024
-    count = (1 << 28) if device.type == "cuda" else (1 << 25)
+    side = side or (4096 if device.type == "cuda" else 1024)
+    count = count or ((1 << 28) if device.type == "cuda" else (1 << 25))
     a, b = torch.randn(2, side, side, device=device).unbind()
     source = torch.randn(count, device=device)
     target = torch.empty_like(source)

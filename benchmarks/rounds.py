@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import eager
-from benchmarks.compare import checked, distance
+from benchmarks.compare import Fault, Wrong, checked, distance
 from benchmarks.measure import Times
 from benchmarks.rows import Row
 from cache.container.checksums import content_sha256, row_blocks
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 512
 
 
-def run(device: torch.device, quick: bool) -> list[Row]:
+def run(device: torch.device, quick: bool) -> list[Row | Fault]:
     """All rows of `bench round`: the blog's four commands, every backend, and the plain loop.
 
     The plain loop's rounds are timed before and after the whole runs and scaled to their number.
@@ -44,7 +44,7 @@ def run(device: torch.device, quick: bool) -> list[Row]:
     plan = build_plan(table, asked)
     cached = to_device(table, device)
     truth, _ = _plain_round(plan, cached, torch.float64)
-    plain, runs, errors = Times(), {}, {}
+    plain, runs, errors, faults = Times(), {}, {}, []
     plain_error = distance((_add_plain(plain, plan, cached, rounds),), (truth,))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pacs-shaped.h5"
@@ -52,9 +52,13 @@ def run(device: torch.device, quick: bool) -> list[Row]:
         for backend in BACKENDS[device.type]:
             if backend == "torch" and device.type == "cpu" and not quick:
                 continue  # several minutes; --quick has its row
-            state, _ = run_round(begin(plan, cached).state, Engine(plan, cached, backend), 0)
-            error = distance((state["server"],), (truth,))
-            errors[backend] = checked(f"a round, {backend}", error, plain_error)
+            try:
+                state, _ = run_round(begin(plan, cached).state, Engine(plan, cached, backend), 0)
+                error = distance((state["server"],), (truth,))
+                errors[backend] = checked(f"a round, {backend}", error, plain_error)
+            except Wrong as wrong:
+                faults.append(Fault("round", backend, str(wrong)))
+                continue
             runs[backend] = _federate(file, Path(folder) / backend, device, backend, asked)
     for _ in range(1 if quick else 3):
         _add_plain(plain, plan, cached, rounds)
@@ -73,7 +77,7 @@ def run(device: torch.device, quick: bool) -> list[Row]:
                     times_baseline=middle / found["p50"], error=errors[backend],
                     plain_error=plain_error)
             )  # fmt: skip
-    return rows
+    return [*rows, *faults]
 
 
 def config(rounds: int, folds: int = 4) -> RunConfig:

@@ -5,12 +5,13 @@ the rows of benchmarks/rounds.py and not in these.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 
 from benchmarks import rounds
+from benchmarks.compare import Fault, guarded
 from benchmarks.measure import Times
 from benchmarks.rows import Row
 from cache.table import FeatureTable
@@ -25,25 +26,36 @@ MOVED = 6 * 4 * 2 * rounds.WIDTH * (rounds.WIDTH + 1)
 """Bytes that Adam must read and write in a lane-step: p, m and v of 2 D (D + 1) numbers."""
 
 
-def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> list[Row]:
+def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> Iterator[Row | Fault]:
     """Rows of `bench round` that CUDA has besides those of every device."""
     count = 3 if quick else 200
     table = rounds.pacs_shaped()
     plan = build_plan(table, rounds.config(count))
-    rows = []
     for backend in BACKENDS[device.type]:
-        rows.append(_timed(f"{backend}, after warm-up", plan, table, backend, count, ceilings, 5))
-    hundred, _ = join_plans([_with_lr(table, count, n) for n in range(4 if quick else 100)])
-    case = f"triton, {len(hundred.lanes)} lanes, after warm-up"
-    rows.append(_timed(case, hundred, table, "triton", count, ceilings, 1))
-    return rows
+        case = f"{backend}, after warm-up"
+        yield from guarded(
+            "round", case,
+            lambda case=case, backend=backend: [
+                timed(case, plan, table, backend, count, ceilings, 5)
+            ],
+        )  # fmt: skip
+    yield from guarded(
+        "round", "joined", lambda: [joined(table, 4 if quick else 100, count, ceilings)]
+    )
+
+
+def joined(table: FeatureTable, trials: int, count: int, ceilings: dict) -> Row:
+    """Many configs as one plan: 12 lanes each."""
+    plan, _ = join_plans([_with_lr(table, count, n) for n in range(trials)])
+    case = f"triton, {len(plan.lanes)} lanes, after warm-up"
+    return timed(case, plan, table, "triton", count, ceilings, 1)
 
 
 def _with_lr(table: FeatureTable, count: int, n: int) -> Plan:
     return build_plan(table, replace(rounds.config(count), lr=1e-6 * (n + 1)))
 
 
-def _timed(
+def timed(
     case: str, plan: Plan, table: FeatureTable, backend: str, count: int, ceilings: dict,
     repeats: int,
 ) -> Row:  # fmt: skip

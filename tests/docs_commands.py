@@ -98,6 +98,8 @@ def plan(command: str) -> Plan:
         return Plan(
             words, run=False, why="needs several machines; tests/flower/test_flower_loopback.py"
         )
+    if name == "gpu-check":
+        return Plan(words, run=False, why="needs a GPU; tests/test_gpu_check.py")
     if "--help" in words or name not in ("test", "check", "docs-check", "bench", *cli.commands):
         return Plan(words if name in ("", *cli.commands) or "--help" in words else None)
     if name in ("check", "docs-check") or (name == "bench" and "--readme" not in words):

@@ -6,8 +6,11 @@ import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
 
-from benchmarks import compare, plots, readme, rows
+from benchmarks import compare, compiling, extraction, kernels, plots, products, readme, rows
+from benchmarks import machine as machines
+from benchmarks.__main__ import bench
 from benchmarks.measure import Times, peak_extra_bytes, take_turns
 from tests.conftest import ROOT
 
@@ -84,11 +87,52 @@ def test_wrong_code_is_not_timed():
         compare.checked("kernel", float("nan"), 1e-8)
 
 
+CEILINGS = {"gemm_flops_per_second": 1.0}
+WORK = compare.Work("top1", "shape", "row", flops=1.0)
+
+
+@pytest.mark.parametrize("bad", ["first", "ours", "raises", "late"])
+def test_a_wrong_case_costs_only_its_own_row(bad):
+    """One wrong row ended the whole bench before anything was printed."""
+
+    def fails() -> float:
+        raise RuntimeError("an illegal memory access")
+
+    cases = {name: compare.Case(lambda: None, error=1e-8, ours=True) for name in "abc"}
+    which = "a" if bad == "first" else "b"
+    cases[which] = {
+        "first": compare.Case(fails),
+        "ours": compare.Case(lambda: None, error=lambda: 3e-8, ours=True),
+        "raises": compare.Case(lambda: None, error=fails, ours=True),
+        "late": compare.Case(fails, error=1e-8),
+    }[bad]
+    *found, fault = compare.compare(WORK, cases, 1e-8, CEILINGS, 1, CPU)
+    assert [row.case for row in found] == [name for name in "abc" if name != which]
+    assert all((row.times_baseline is None) == (bad == "first") for row in found)
+    assert fault.case == f"{which}, shape" and ("not timed" in fault.why) == (bad == "ours")
+
+
+def test_a_benchmark_that_fails_leaves_the_others_to_be_printed(monkeypatch):
+    def fails(*_):
+        yield row(case="before")
+        raise MemoryError("too much")
+
+    monkeypatch.setattr(machines, "ceilings", lambda *_: {})
+    monkeypatch.setattr(kernels, "run", fails)
+    monkeypatch.setattr(extraction, "run", lambda *_: [row(case="after")])
+    monkeypatch.setattr(products, "run", lambda *_: [])
+    monkeypatch.setattr(compiling, "run", lambda *_: [])
+    said = CliRunner().invoke(bench, ["kernels", "extract", "--quick", "--json",
+                                              "--device", "cpu"])  # fmt: skip
+    lines = [json.loads(line) for line in said.stdout.splitlines()]
+    assert [line["case"] for line in lines[1:]] == ["before", "after"]
+    assert said.exit_code == 1 and "Error: kernels, : MemoryError: too much" in said.stderr
+
+
 def test_cases_take_turns_and_speed_ups_are_medians_over_turns():
     called = []
     cases = {name: compare.Case(lambda name=name: called.append(name)) for name in "ab"}
-    work = compare.Work("top1", "shape", "row", flops=1.0)
-    found = compare.compare(work, cases, 0.0, {"gemm_flops_per_second": 1.0}, 2, CPU)
+    found = compare.compare(WORK, cases, 0.0, CEILINGS, 2, CPU)
     assert called == ["a", "b"] * 4  # memory, one call unmeasured, two turns
     assert [r.case for r in found] == ["a", "b"] and found[0].times_baseline == 1.0
     times = take_turns({"a": lambda: None}, repeats=3, device=CPU)["a"]

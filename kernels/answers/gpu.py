@@ -28,7 +28,8 @@ class Questions(NamedTuple):
 
     rows: Tensor  # (blocks * BM,) int32, -1 for none
     owners: Tensor  # (blocks,) int32: which adapter
-    places: list[Tensor]  # for each adapter, (n_a,) int64: where its rows are in `rows`
+    places: Tensor  # (n,) int64: where all adapters' rows are in `rows`, one after another's
+    counts: list[int]  # of each adapter's
     hidden: Tensor  # (AT_ONCE * BM, D) float32 or fewer
     scores: Tensor  # as hidden
     tops: Tensor  # (AT_ONCE * BM, D / BN) float32
@@ -42,25 +43,32 @@ def adapter_top1(
     asked = questions(rows, features)
     with torch.cuda.device_of(features):  # Triton launches on the current one, whatever it is given
         answer(adapters, features.contiguous(), unit_text.contiguous(), asked)
-    return [asked.answers[places] for places in asked.places]
+    return answers_by_adapter(asked)
+
+
+def answers_by_adapter(asked: Questions) -> list[Tensor]:
+    """What `answer` found: for each adapter (n_a,) int64, in memory of their own."""
+    return list(asked.answers[asked.places].split(asked.counts))
 
 
 def questions(rows: Sequence[Tensor], features: Tensor) -> Questions:
     """Memory for asking each adapter about its rows; `answer` fills it."""
     device, width = features.device, features.shape[1]
-    blocks = [triton.cdiv(len(asked), BM) for asked in rows]
-    starts = [BM * sum(blocks[:a]) for a in range(len(blocks))]
-    padded = torch.full((BM * sum(blocks),), -1, dtype=torch.int32, device=device)
-    places = []
-    for start, asked in zip(starts, rows, strict=True):
-        padded[start : start + len(asked)] = asked
-        places.append(torch.arange(start, start + len(asked), device=device))
-    owners = torch.arange(len(blocks), dtype=torch.int32).repeat_interleave(torch.tensor(blocks))
-    held = BM * min(sum(blocks), AT_ONCE)
+    counts = torch.tensor([len(asked) for asked in rows])
+    blocks = (counts + BM - 1) // BM
+    # Place of an adapter's first row in whole blocks, less its place without gaps.
+    gaps = BM * (blocks.cumsum(0) - blocks) - (counts.cumsum(0) - counts)
+    places = torch.arange(int(counts.sum())) + gaps.repeat_interleave(counts)
+    places = places.to(device)
+    padded = torch.full((BM * int(blocks.sum()),), -1, dtype=torch.int32, device=device)
+    padded[places] = torch.cat([places[:0], *rows]).int()
+    owners = torch.arange(len(blocks), dtype=torch.int32).repeat_interleave(blocks)
+    held = BM * min(len(owners), AT_ONCE)
     return Questions(
         rows=padded,
         owners=owners.to(device),
         places=places,
+        counts=counts.tolist(),
         hidden=torch.empty(held, width, device=device),
         scores=torch.empty(held, width, device=device),
         tops=torch.empty(held, triton.cdiv(width, LAYER["BN"]), device=device),

@@ -38,13 +38,24 @@ def adapter_top1(
             f"adapter_top1: features are {width} wide and rows are for {len(rows)} adapters; got "
             f"w1 {tuple(adapters.w1.shape)} and unit_text {tuple(unit_text.shape)}"
         )
+    asked = [one.to(torch.int64) for one in rows]
+    _check(asked, len(features))
+    module = load("answers", backend, features.device)
+    answers: list[Tensor] = module.adapter_top1(adapters, features, unit_text, asked)
+    return answers
+
+
+def _check(rows: Sequence[Tensor], count: int) -> None:
+    """Raises ValueError for rows out of range; waits for their device once."""
+    every = torch.cat(list(rows)) if rows else torch.empty(0)
+    if not len(every):
+        return
+    least, most = torch.stack(torch.aminmax(every)).tolist()
+    if 0 <= least and most < count:
+        return
     for a, asked in enumerate(rows):
-        if len(asked) and not (0 <= int(asked.min()) and int(asked.max()) < len(features)):
+        if len(asked) and not (0 <= int(asked.min()) and int(asked.max()) < count):
             raise ValueError(
                 f"adapter_top1: rows of adapter {a} reach from {int(asked.min())} to "
-                f"{int(asked.max())}; there are {len(features)}"
+                f"{int(asked.max())}; there are {count}"
             )
-    module = load("answers", backend, features.device)
-    wanted = [asked.to(torch.int64) for asked in rows]
-    answers: list[Tensor] = module.adapter_top1(adapters, features, unit_text, wanted)
-    return answers

@@ -12,6 +12,7 @@ ones: cuBLAS has no such mode, its float32 runs at an eighth of TF32's rate by t
 three products of two bfloat16 parts err 16 times as much as float32 (docs/kernels-gpu.md).
 """
 
+import functools
 import math
 
 import torch
@@ -111,7 +112,7 @@ def _backward(
         g, part = chunk[:here, :count], slice(start, start + here)
         if precision == "fast":
             d_image[part] = _product(g, y)
-            d_text += _product(g.mT, x[part])
+            _add_product(g.mT, x[part], d_text)
         else:
             _multiply(g, y, d_image[part], turned=False, add=False)
             _multiply(g, x[part], d_text, turned=True, add=True)
@@ -148,6 +149,25 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()  # under the interpreter
+
+
+def _add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out += a @ b, in the product's own pass over out where torch can."""
+    if a.is_cuda and _adds_in_product(a.device):
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    else:
+        out += _product(a, b)
+
+
+@functools.cache
+def _adds_in_product(device: torch.device) -> bool:
+    """Older torch refuses an addend of another type than the factors'; asked with 16 x 16."""
+    one = torch.zeros(16, 16, dtype=torch.bfloat16, device=device)
+    try:
+        torch.addmm(one.float(), one, one, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def _multiply(g: Tensor, other: Tensor, out: Tensor, *, turned: bool, add: bool) -> None:

@@ -8,13 +8,13 @@ are sorted by steps, so a step launches programs for those that have rows: nothi
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.adapter import AdamSettings
-from kernels.answers.gpu import answer, questions
+from kernels.answers.gpu import answer, answers_by_adapter, questions
 from kernels.heads.plain import Kind, attention_state, size
 from kernels.step.gpu import (
     live_lanes,
@@ -24,8 +24,11 @@ from kernels.step.gpu import (
     workspace,
 )
 
+TOGETHER = 128
+"""Clients that are averaged at a time, 270 MB of them at D = 512: memory of the graph."""
 Average = Callable[[Tensor, Sequence[float]], Tensor]
-"""(K, P) clients' adapters and their shares -> (P,); must not wait for the device."""
+"""(K, G, P) clients' adapters of G servers, and the K shares that each of the servers gives its
+own -> (G, P); must not wait for the device."""
 Outsized = Callable[[Tensor], Tensor]
 """(S, K) update lengths a step, 0 for none -> (S, K) bool; must not wait for the device."""
 
@@ -49,6 +52,14 @@ class Round(NamedTuple):
     losses: Tensor  # (T, L) float32
     answers: list[Tensor]  # for each server (n_s,) int64: classes, by its next adapter
     sound: bool  # whether every lane's adapter is finite and none outsized; else use nothing here
+
+
+class Group(NamedTuple):
+    """Servers whose clients have the same shares: they are averaged together."""
+
+    servers: Tensor  # (G,) int64
+    lanes: Tensor  # (K * G,) int64: the servers' first lanes, then their second ones, ...
+    shares: Sequence[float]  # K
 
 
 class RoundGraph:
@@ -77,7 +88,7 @@ class RoundGraph:
         self.following = torch.zeros_like(self.servers)
         self.clients = torch.zeros(lanes, size(layout.kind), device=device)
         self.starts = torch.tensor(layout.starts, device=device)
-        self.members = [torch.tensor(m, device=device) for m in layout.members]
+        self.groups = _groups(layout, device)
         self.work = workspace(len(layout.live), lanes, layout.batch, features)
         self.work.rows.zero_()  # what the round before the capture trains on: row 0
         self.work.optimizer.fill_(1)
@@ -86,11 +97,22 @@ class RoundGraph:
         self.losses = torch.zeros(len(layout.live), lanes, device=device)
         self.sound = torch.ones((), dtype=torch.bool, device=device)
         self.paces = _pace_table(layout).to(device)
+        self.settings: AdamSettings | None = None  # those that the workspace holds
         self.graph = self._capture() if device.type == "cuda" else None
         self.latest: Round | None = None
+        self.ahead: dict[int, Any] = {}
+        """Room for the caller's: what it prepared of later rounds while one ran."""
 
-    def replay(self, servers: Tensor, rows: Tensor, settings: AdamSettings) -> Round:
+    def replay(
+        self,
+        servers: Tensor,
+        rows: Tensor,
+        settings: AdamSettings,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Round:
         """One round from the adapters `servers` (S, P); rows (T, L, B) and settings as elsewhere.
+
+        meanwhile  is called while the device works
 
         Raises ValueError for rows that are not live in the steps that were captured.
         """
@@ -100,15 +122,18 @@ class RoundGraph:
             )
         self.servers.copy_(servers)
         set_rows(self.work, rows)
-        set_settings(self.work, settings)
+        if self.settings is None or not all(map(torch.equal, settings, self.settings)):
+            set_settings(self.work, settings)
+            self.settings = settings
         if self.graph is None:
             self._round()
         else:
             self.graph.replay()
+        meanwhile()
         self.latest = Round(
             self.following.clone(),
             self.losses.clone(),
-            [self.asked.answers[places] for places in self.asked.places],
+            answers_by_adapter(self.asked),
             bool(self.sound),
         )
         return self.latest
@@ -127,11 +152,12 @@ class RoundGraph:
         take_steps(lanes_state, *self.data, self.work, self.layout.live, self.logit_scale)
         torch.sum(self.work.losses, dim=2, out=self.losses)
         lengths = torch.zeros_like(self.paces)
-        for s, (lanes, shares) in enumerate(zip(self.members, self.layout.shares, strict=True)):
-            clients = self.clients.index_select(0, lanes)
-            self.following[s].copy_(self.average(clients, shares))
-            updates = clients.sub_(self.servers[s])
-            lengths[s, : len(shares)] = torch.linalg.vector_norm(updates, dim=1)
+        for servers, lanes, shares in self.groups:
+            clients = self.clients.index_select(0, lanes).view(len(shares), len(servers), -1)
+            self.following.index_copy_(0, servers, self.average(clients, shares))
+            updates = clients.sub_(self.servers.index_select(0, servers))
+            moved = torch.linalg.vector_norm(updates, dim=2)
+            lengths[:, : len(shares)].index_copy_(0, servers, moved.mT)
         # A length that is not finite may be one too long for float32: looked at closely elsewhere.
         lost = ~lengths.isfinite() | self.outsized(lengths * self.paces)
         self.sound.copy_(~lost.any())
@@ -150,6 +176,21 @@ class RoundGraph:
         with torch.cuda.graph(graph):
             self._round()
         return graph
+
+
+def _groups(layout: Layout, device: torch.device) -> list[Group]:
+    """All servers, some at a time: operations a round do not grow with the number of servers."""
+    alike: dict[tuple[float, ...], list[int]] = {}
+    for s, shares in enumerate(layout.shares):
+        alike.setdefault(tuple(shares), []).append(s)
+    groups = []
+    for shares, every in alike.items():
+        height = max(1, TOGETHER // len(shares))
+        for first in range(0, len(every), height):
+            servers = every[first : first + height]
+            lanes = torch.tensor([layout.members[s] for s in servers]).mT.flatten()
+            groups.append(Group(torch.tensor(servers).to(device), lanes.to(device), shares))
+    return groups
 
 
 def _pace_table(layout: Layout) -> Tensor:

@@ -25,7 +25,8 @@ from kernels.step.gpu_kernels import (
 # Tiles, warps and stages: docs/kernels-gpu.md has registers and shared memory of each.
 TALL = 32
 """Rows of a batch in one program, at most; a larger batch takes more programs."""
-LAYER = {"BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3}
+LAYER = {"BN": 64, "BK": 32, "num_warps": 4, "num_stages": 4}
+HIDDEN = {"BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3}  # BK 32 spills on sm_100
 LOGITS = {"BM": 16, "BK": 64, "num_warps": 4, "num_stages": 2}
 SCORES = {"BN": 64, "num_warps": 8, "num_stages": 1}
 UPDATE = {"BM": 32, "BN": 64, "num_warps": 4, "num_stages": 1}
@@ -178,7 +179,7 @@ def _take_step(
     )  # fmt: skip
     hidden_gradients[(lanes * parts * columns,)](
         work.scores, w2, work.hidden, work.d_hidden,
-        w2.stride(0), width, parts, tall, **LAYER,
+        w2.stride(0), width, parts, tall, **HIDDEN,
     )  # fmt: skip
     tiles = triton.cdiv(width, UPDATE["BM"]) * triton.cdiv(width, UPDATE["BN"])
     update[(lanes * 2 * tiles,)](

@@ -2,14 +2,16 @@
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from kernels.local import has_fused_step
-from pipeline.federation.evaluate import Cached, parts_of, rows_of
+from pipeline.federation.evaluate import Cached
 from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.aggregate import clips
 from pipeline.federation.methods.guard import outsized
 from pipeline.federation.methods.mean import mean
 from pipeline.federation.payload import payload_of
-from pipeline.federation.plan import Plan, steps_a_round
+from pipeline.federation.plan import Plan
 from pipeline.settings import RunConfig
 
 if TYPE_CHECKING:
@@ -24,11 +26,10 @@ def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | No
     """
     if backend != "triton" or not plan.lanes or not all(_alike(fold.config) for fold in plan.folds):
         return None
-    steps = [steps_a_round(lane) for lane in plan.lanes]
+    steps = plan.steps.tolist()
     if not has_fused_step(plan.work) or not all(steps):
         return None
-    device = cached.labels.device
-    asked = [rows_of(parts_of(plan, model, "val"), "val", device) for model in plan.models]
+    asked = [torch.from_numpy(own.rows).to(cached.labels.device) for own in plan.asked("val")]
     if not all(map(len, asked)):  # choose "last" needs no validation rows
         return None
     from kernels.gpu.round_graph import Layout, RoundGraph

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.answers import cross_entropies, top1
 from pipeline.federation.clients import ClientSplit
-from pipeline.federation.plan import Fold, Model, Plan
+from pipeline.federation.plan import Fold, Plan, parts_of
 
 BLOCK = 4096  # rows at a time where a temporary of rows x D is made
 
@@ -44,18 +44,29 @@ def score(
     """
     wanted = set(range(len(plan.folds)) if folds is None else folds)
     which = [m for m, model in enumerate(plan.models) if model.fold in wanted]
-    asked = [parts_of(plan, plan.models[m], use) for m in which]
-    rows = [rows_of(parts, use, cached.labels.device) for parts in asked]
+    found: list[dict[str, float]] = [{} for _ in plan.folds]
+    asked = [plan.asked(use)[m] for m in which]
+    if not sum(len(own.rows) for own in asked):
+        return found
+    rows = torch.from_numpy(np.concatenate([own.rows for own in asked])).to(cached.labels.device)
     if answers is None:
-        answers = answers_of(plan, adapters, cached, which, rows, backend)
-    sums: list[dict[str, np.ndarray]] = [{} for _ in plan.folds]
-    for m, parts, own, predicted in zip(which, asked, rows, answers, strict=True):
-        right = (predicted == cached.labels[own]).cpu().numpy()
-        found = sums[plan.models[m].fold]
-        for split, correct in zip(parts, _by_part(parts, use, right), strict=True):
-            counted = np.array([correct.sum(), len(correct)])
-            found[split.domain_name] = found.get(split.domain_name, 0) + counted
-    return [{name: float(r / n) for name, (r, n) in fold.items()} for fold in sums]
+        own_rows = rows.split([len(own.rows) for own in asked])
+        answers = answers_of(plan, adapters, cached, which, own_rows, backend)
+    sizes = np.array([size for own in asked for size in own.sizes])
+    right = _counts(torch.cat(list(answers)) == cached.labels[rows], sizes)
+    sums: dict[tuple[int, str], list[int]] = {}
+    parts = [
+        (plan.models[m].fold, domain)
+        for m, own in zip(which, asked, strict=True)
+        for domain in own.domains
+    ]
+    for key, correct, size in zip(parts, right.tolist(), sizes.tolist(), strict=True):
+        both = sums.setdefault(key, [0, 0])
+        both[0] += correct
+        both[1] += size
+    for (fold, domain), (correct, size) in sums.items():
+        found[fold][domain] = correct / size
+    return found
 
 
 def validation_losses(
@@ -127,15 +138,7 @@ def rows_of(parts: Sequence[ClientSplit], use: str, device: torch.device) -> Ten
     return torch.from_numpy(np.concatenate(rows)).to(device)
 
 
-def parts_of(plan: Plan, model: Model, use: str) -> list[ClientSplit]:
-    """Whose rows of one use a model answers; those without any are left out."""
-    fold = plan.folds[model.fold]
-    splits = [fold.clients[k] for k in model.clients]
-    if use == "test" and model.unseen:
-        splits += fold.unseen
-    return [split for split in splits if len(getattr(split, use))]
-
-
-def _by_part(parts: Sequence[ClientSplit], use: str, values: np.ndarray) -> list[np.ndarray]:
-    ends = np.cumsum([len(getattr(split, use)) for split in parts])
-    return np.split(values, ends[:-1]) if len(parts) else []
+def _counts(right: Tensor, sizes: np.ndarray) -> np.ndarray:
+    """How many are true in each of the parts, which lie end to end; read back in one copy."""
+    ends = torch.from_numpy(sizes.cumsum() - 1).to(right.device)
+    return np.diff(right.cumsum(0)[ends].cpu().numpy(), prepend=0)

@@ -23,7 +23,6 @@ from pipeline.federation.plan import (
     round_rows,
     seeded_order,
     settings_of,
-    steps_a_round,
 )
 from pipeline.federation.state import State, own_part
 
@@ -160,11 +159,10 @@ def attendance(plan: Plan, round: int) -> np.ndarray:
 
 def steps_of_lanes(plan: Plan, shares: np.ndarray) -> np.ndarray:
     """Steps that each lane makes of its round, by its share; (L,) int64."""
-    whole = [steps_a_round(lane) for lane in plan.lanes]
-    return np.array(
-        [steps_of(share, n) if share else 0 for share, n in zip(shares, whole, strict=True)],
-        np.int64,
-    )
+    steps = plan.steps.copy()
+    for at in np.flatnonzero(shares != 1):
+        steps[at] = steps_of(shares[at], int(steps[at])) if shares[at] else 0
+    return steps
 
 
 def rows_of_lanes(engine: Engine, steps: np.ndarray, round: int) -> tuple[list[int], Tensor]:
@@ -172,7 +170,8 @@ def rows_of_lanes(engine: Engine, steps: np.ndarray, round: int) -> tuple[list[i
     taking = sorted(np.flatnonzero(steps).tolist(), key=lambda at: (-steps[at], at))
     rows = round_rows([engine.plan.lanes[at] for at in taking], round, engine.orders)
     for column, at in enumerate(taking):
-        rows[steps[at] :, column] = -1  # a straggler's time is up
+        if steps[at] < engine.plan.steps[at]:
+            rows[steps[at] :, column] = -1  # a straggler's time is up
     return taking, rows[: steps.max(initial=0)]
 
 

@@ -6,11 +6,12 @@ servers, or where clients keep something of their own (ditto, fedper) one a clie
 of one: plans of many configs join into one that is only longer (pipeline/federation/joint.py).
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +48,11 @@ class Lane:
     train: np.ndarray  # (n,) int64 row numbers
     personal: bool = False  # of a client's second adapter, which is not averaged
 
+    @cached_property
+    def train_digest(self) -> bytes:
+        """Equal for lanes with the same train rows in the same order."""
+        return hashlib.sha256(self.train.tobytes()).digest()
+
 
 @dataclass(frozen=True)
 class Server:
@@ -80,6 +86,14 @@ class Fold:
     closed_form: "ClosedForm | None" = None  # put there by closed_form.with_closed_form
 
 
+class Asked(NamedTuple):
+    """Whose rows of one use a model answers, end to end."""
+
+    rows: np.ndarray  # (n,) int64
+    domains: tuple[str, ...]  # of each client or held-out domain; those without rows are left out
+    sizes: tuple[int, ...]  # how many of the rows are theirs
+
+
 @dataclass(frozen=True)
 class Plan:
     """What trains: lanes sorted by steps a round, most first, so that the live ones lead."""
@@ -94,6 +108,21 @@ class Plan:
     def method(self) -> Method:
         """The one method of all its configs."""
         return METHODS[self.folds[0].config.method]
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """(L,) int64: training steps of each lane in a whole round."""
+        return np.array([steps_a_round(lane) for lane in self.lanes], np.int64)
+
+    @cached_property
+    def _asked(self) -> dict[str, list[Asked]]:
+        return {}
+
+    def asked(self, use: str) -> list[Asked]:
+        """What each of `models` is asked in "train", "val" or "test"; gathered once."""
+        if use not in self._asked:
+            self._asked[use] = [_end_to_end(parts_of(self, m, use), use) for m in self.models]
+        return self._asked[use]
 
 
 def build_plan(table: FeatureTable, config: RunConfig) -> Plan:
@@ -166,16 +195,21 @@ def rounds_of(config: RunConfig) -> int:
 def settings_of(lanes: Sequence[Lane], round: int) -> Settings:
     """The optimizer's settings in a round, one value a lane, float64; lr is the round's."""
 
-    def values(name: str) -> list[float]:
-        return [float(getattr(lane.config, name)) for lane in lanes]
-
-    found = {n: torch.tensor(values(n), dtype=torch.float64) for n in Settings._fields}
-    for at, lane in enumerate(lanes):
-        found["lr"][at] = rate(lane.config, round)
-        method = METHODS[lane.config.method]
-        if not method.proximal or lane.personal != (method.keeps == "adapter"):
-            found["mu"][at] = 0
-    return Settings(**found)
+    of_config: dict[int, list[float]] = {}
+    for lane in lanes:
+        config = lane.config
+        if id(config) not in of_config:
+            now = vars(config) | {"lr": rate(config, round)}
+            of_config[id(config)] = [float(now[name]) for name in Settings._fields]
+    table = np.array([of_config[id(lane.config)] for lane in lanes], np.float64)
+    found = dict(zip(Settings._fields, table.reshape(len(lanes), -1).T.copy(), strict=True))
+    methods = [METHODS[lane.config.method] for lane in lanes]
+    pulled = [
+        method.proximal and lane.personal == (method.keeps == "adapter")
+        for method, lane in zip(methods, lanes, strict=True)
+    ]
+    found["mu"] = np.where(pulled, found["mu"], 0.0)
+    return Settings(**{name: torch.from_numpy(values) for name, values in found.items()})
 
 
 def rate(config: RunConfig, round: int) -> float:
@@ -195,26 +229,56 @@ def round_rows(
     Each local epoch shuffles a lane's train rows and cuts them into batches; the last, shorter
     one is trained on unless it is a single row. epochs: in place of each config's local_epochs.
     """
-    shuffled = cache(orders)  # lanes of one client and seed share their order
     steps = max((steps_a_round(lane, epochs) for lane in lanes), default=0)
     width = max((lane.config.batch for lane in lanes), default=0)
     rows = np.full((steps, len(lanes), width), -1, np.int32)
+    alike: dict[tuple[int, int, int, int, bytes], list[int]] = {}  # lanes of equal rows
     for at, lane in enumerate(lanes):
-        step, batch, count = 0, lane.config.batch, len(lane.train)
-        for epoch in range(epochs or lane.config.local_epochs):
-            order = shuffled(lane.config.seed, round, epoch, lane.stream, count)
-            epoch_rows = lane.train[order]
-            for start in range(0, count - 1, batch):  # count - 1: a lone last row is skipped
-                part = epoch_rows[start : start + batch]
-                rows[step, at, : len(part)] = part
-                step += 1
+        c = lane.config
+        key = (c.seed, lane.stream, c.batch, epochs or c.local_epochs, lane.train_digest)
+        alike.setdefault(key, []).append(at)
+    for places in alike.values():
+        made = _batches(lanes[places[0]], round, orders, epochs)
+        rows[: len(made), places, : made.shape[1]] = made[:, None]
     return torch.from_numpy(rows)
+
+
+def _batches(lane: Lane, round: int, orders: Orders, epochs: int | None) -> np.ndarray:
+    """(T, B) int32: the rows of each of a lane's steps, -1 behind shorter batches."""
+    batch, count = lane.config.batch, len(lane.train)
+    steps = steps_a_round(lane, 1)
+    taken = min(count, steps * batch)  # a lone last row is skipped
+    made = []
+    for epoch in range(epochs or lane.config.local_epochs):
+        order = orders(lane.config.seed, round, epoch, lane.stream, count)
+        flat = np.full(steps * batch, -1, np.int32)
+        flat[:taken] = lane.train[order][:taken]
+        made.append(flat.reshape(steps, batch))
+    return np.concatenate(made)
 
 
 def seeded_order(seed: int, round: int, epoch: int, stream: int, count: int) -> np.ndarray:
     """A permutation of `count` that depends on these five numbers and nothing else."""
     # RandomState is the generator whose stream numpy promises never to change (NEP 19).
     return np.random.RandomState([seed, round, epoch, stream]).permutation(count)
+
+
+def parts_of(plan: Plan, model: Model, use: str) -> list[ClientSplit]:
+    """Whose rows of one use a model answers; those without any are left out."""
+    fold = plan.folds[model.fold]
+    splits = [fold.clients[k] for k in model.clients]
+    if use == "test" and model.unseen:
+        splits += fold.unseen
+    return [split for split in splits if len(getattr(split, use))]
+
+
+def _end_to_end(parts: Sequence[ClientSplit], use: str) -> Asked:
+    rows = [getattr(split, use) for split in parts]
+    return Asked(
+        np.concatenate(rows) if rows else NO_ROWS,
+        tuple(split.domain_name for split in parts),
+        tuple(map(len, rows)),
+    )
 
 
 def _take_part(

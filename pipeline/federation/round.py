@@ -1,6 +1,6 @@
 """A round of all lanes: local work, then aggregation. Pure: state in, state out."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from pipeline.federation.plan import Fold, Plan, rate, settings_of
 from pipeline.federation.state import State, own_part
 from pipeline.settings import RunConfig
 
+if TYPE_CHECKING:
+    from kernels.gpu.round_graph import Round, RoundGraph
+
 
 class Told(NamedTuple):
     """What one fold tells of a round."""
@@ -44,14 +47,29 @@ def run_round(state: State, engine: Engine, round: int) -> tuple[State, list[Tol
     plan = engine.plan
     steps = steps_of_lanes(plan, attendance(plan, round))
     if engine.graph is not None:
-        lanes, rows = rows_of_lanes(engine, steps, round)
-        settings = settings_of([plan.lanes[at] for at in lanes], round)
-        adam = AdamSettings(*settings[: len(AdamSettings._fields)])
-        made = engine.graph.replay(state["server"], rows, adam)
+        lanes, made = _replay(state, engine, engine.graph, steps, round)
         if made.sound:  # else below, where the clients that are not are named
             return {**state, "server": made.servers}, _losses(plan, lanes, made.losses, steps)
     after, trained = train_lanes(state, engine, round, steps)
     return settle(plan, state, after, trained, round)
+
+
+def _replay(
+    state: State, engine: Engine, graph: "RoundGraph", steps: np.ndarray, round: int
+) -> tuple[list[int], "Round"]:
+    """The captured round; while the device works, the CPU prepares the next one's inputs."""
+
+    def inputs(round: int) -> tuple[list[int], Tensor, AdamSettings]:
+        lanes, rows = rows_of_lanes(engine, steps, round)  # everybody is in every captured round
+        settings = settings_of([engine.plan.lanes[at] for at in lanes], round)
+        return lanes, rows, AdamSettings(*settings[: len(AdamSettings._fields)])
+
+    def prepare() -> None:
+        if round + 1 < max(fold.config.rounds for fold in engine.plan.folds):
+            graph.ahead = {round + 1: inputs(round + 1)}
+
+    lanes, rows, settings = graph.ahead.pop(round, None) or inputs(round)
+    return lanes, graph.replay(state["server"], rows, settings, prepare)
 
 
 def settle(

@@ -171,8 +171,9 @@ def _write(
         f"round {round} of 0 to {rounds - 1}: {len(line.train_loss)} clients, validation "
         f"{mean(list(line.val_accuracy.values())) or 0:.4f}{', the best' * line.best}"
     )
-    tensors, facts = to_tensors(plan, reached.progress)
-    run.folder.checkpoint(tensors, {**facts, "belongs_to": described}, now=now)
+    if now or run.folder.due():
+        tensors, facts = to_tensors(plan, reached.progress)
+        run.folder.checkpoint(tensors, {**facts, "belongs_to": described})
 
 
 def _too_few(

@@ -231,11 +231,11 @@ def _doubts(table: FeatureTable, plan: Plan, first_adapter: torch.Tensor | None)
 
 
 def _save(folder: RunFolder, engine: Engine, progress: Progress, *, now: bool) -> None:
-    if not engine.plan.models:
+    if not engine.plan.models or not (now or folder.due()):
         return
     tensors, facts = to_tensors(engine.plan, progress)
     facts["belongs_to"] = read_object(folder.folder / "config.json")
-    folder.checkpoint(tensors, facts, now=now)
+    folder.checkpoint(tensors, facts)
 
 
 def cache_facts(table: FeatureTable) -> dict[str, Any]:

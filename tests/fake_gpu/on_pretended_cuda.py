@@ -11,6 +11,7 @@ import torch
 
 from cache.store import read_table, write_table
 from kernels.answers.top1 import adapter_top1
+from kernels.contrastive import gpu as contrastive_gpu
 from pipeline.extraction.extract import extract
 from pipeline.runs.federate import federate
 from pipeline.runs.folder import read_adapters
@@ -106,6 +107,29 @@ def test_a_replay_reads_what_is_there_then():
         x.fill_(start)
         graph.replay()
         assert out.tolist() == [2 * start, 4 * start, 6 * start]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_product_is_added_where_it_belongs(refused, monkeypatch):
+    """By addmm, and where torch refuses an addend of another type than the factors', by hand."""
+    calls, real = [], torch.addmm
+
+    def addmm(*args, **keywords):
+        calls.append(keywords)
+        if refused:
+            raise RuntimeError("self and mat2 must have the same dtype")
+        return real(*args, **keywords)
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    contrastive_gpu._adds_in_product.cache_clear()
+    out, a, b = (torch.randn(n, m).to(DEVICE) for n, m in ((7, 5), (7, 9), (9, 5)))
+    a, b = a.bfloat16(), b.bfloat16()
+    for _ in range(2):
+        wanted = out.cpu() + a.cpu().float() @ b.cpu().float()
+        contrastive_gpu._add_product(a, b, out)
+        torch.testing.assert_close(out.cpu(), wanted)
+    assert sum("out" in keywords for keywords in calls) == 2 * (not refused) and len(calls) < 4
+    contrastive_gpu._adds_in_product.cache_clear()
 
 
 @pytest.mark.parametrize("name", RUNS)

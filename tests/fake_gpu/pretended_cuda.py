@@ -17,6 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -144,6 +145,8 @@ def _run(operation, args: tuple, keywords: dict) -> object:
     args, keywords = tree_map(_held, (args, keywords))
     if operation is aten.mm.dtype:  # a product of bfloat16 with a float32 result: CUDA's alone
         operation = _product_in
+    elif operation in (aten.addmm.dtype, aten.addmm.dtype_out):
+        operation = _sum_in
     result = operation(*args, **keywords)
     if capturing is not None and onto:
         _note(operation, args, keywords, result)
@@ -199,6 +202,13 @@ def _product_in(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return aten.mm.default(a.to(dtype), b.to(dtype))
 
 
+def _sum_in(
+    addend: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, *, out: Tensor | None = None
+) -> Tensor:
+    found = aten.addmm.default(addend.to(dtype), a.to(dtype), b.to(dtype))
+    return found if out is None else out.copy_(found)
+
+
 def _held(value: object) -> object:
     return value.held if isinstance(value, Pretended) else value
 
@@ -250,6 +260,9 @@ def _pretend_torch() -> None:
     cuda.is_available = lambda: True
     cuda.device_count = lambda: 1
     cuda.current_device = lambda: 0
+    cuda.get_device_properties = lambda *_: SimpleNamespace(
+        name="a pretended GPU", total_memory=16 << 30, major=9, minor=0, multi_processor_count=132
+    )
     cuda.get_device_name = lambda *_: "a pretended GPU"
     cuda.get_device_capability = lambda *_: (9, 0)
     cuda.mem_get_info = lambda *_: (8 << 30, 16 << 30)

@@ -56,6 +56,8 @@ class Compiled:
     shared: int
     spills: int  # LDL and STL instructions
     tensor_core: int
+    wgmma: int  # of those, the ones of compute capability 9 for 64 rows and more
+    evicted: int  # loads and stores that mark their lines as the first to leave L2
     fused_exponents: int  # exponentials of what a fused multiply-add made
 
 
@@ -128,6 +130,8 @@ def compile_for(launch: Launch, architecture: int) -> Compiled:
         shared=compiled.metadata.shared,
         spills=len(re.findall(r"\b(LDL|STL)\b", code)),
         tensor_core=len(re.findall(TENSOR_CORE, code)),
+        wgmma=len(re.findall(r"\bHGMMA\b", code)),
+        evicted=len(re.findall(r"\b(?:ld|st)\.global\S*evict_first", compiled.asm["ptx"])),
         fused_exponents=_fused_exponents(code),
     )
 

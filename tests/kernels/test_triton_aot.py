@@ -22,6 +22,8 @@ from tests.kernels.aot import Compiled, Launch, compile_for, launched  # noqa: E
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may have
 WITHOUT_PRODUCTS = {"combine"}
 """Kernels in which no tensor-core instruction is meant."""
+TURNED = {"layer", "hidden_gradients"}
+"""Kernels that give the weights' 64 rows, and not the batch's 16 or 32, to the tensor cores."""
 
 
 def step(batch: int, width: int) -> list[Launch]:
@@ -92,6 +94,10 @@ def faults(launch: Launch, found: Compiled, architecture: int) -> list[str]:
         wrong.append(f"{found.shared} bytes of shared memory")
     if not found.tensor_core and launch.kernel.fn.__name__ not in WITHOUT_PRODUCTS:
         wrong.append("no tensor-core instruction")
+    if architecture == 90 and launch.kernel.fn.__name__ in TURNED and not found.wgmma:
+        wrong.append("no wgmma instruction")
+    if launch.kernel.fn.__name__ == "update" and not found.evicted:
+        wrong.append("m and v stay in L2 in the place of weights")
     if found.fused_exponents:
         wrong.append(f"{found.fused_exponents} exponentials of a fused multiply-add")
     return [f"sm_{architecture} {launch}: {fault}" for fault in wrong]
@@ -116,10 +122,19 @@ def test_a_kernel_that_does_not_fit_is_seen():
     finally:
         adapter_step_triton.UPDATE = before
     assert any("spills" in fault for fault in faults(launch, compile_for(launch, 90), 90))
-    assert faults(launch, Compiled(32, 0, 200 * 1024, 0, 0, 0), 80) == [
+    assert faults(launch, Compiled(32, 0, 200 * 1024, 0, 0, 0, 1, 0), 80) == [
         f"sm_80 {launch}: {200 * 1024} bytes of shared memory",
         f"sm_80 {launch}: no tensor-core instruction",
     ]
+
+
+@pytest.mark.parametrize("shape", [(32, 512), (2, 64), (21, 500)], ids=str)
+def test_layers_that_lost_wgmma_are_seen(shape):
+    """What was launched before: tiles whose 16 or 32 rows are the batch's."""
+    launch = next(x for x in step(*shape) if x.kernel.fn.__name__ == "layer")
+    few = Compiled(200, 0, 48 * 1024, 0, 96, 0, 0, 0)
+    assert faults(launch, few, 90) == [f"sm_90 {launch}: no wgmma instruction"]
+    assert not faults(launch, few, 80)
 
 
 def test_logits_fused_with_their_log_sums_are_seen(monkeypatch):

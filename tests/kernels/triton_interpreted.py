@@ -11,11 +11,12 @@ from kernels.adapter import AdapterState
 from kernels.answers.gpu import NEAREST
 from kernels.answers.top1 import adapter_top1
 from kernels.backends import pick_backend
+from kernels.gpu import round_graph
 from kernels.heads.plain import size
 from kernels.step import adapter_steps
 from pipeline.federation.cuda_graph import capture_rounds
 from pipeline.federation.local import Engine
-from pipeline.federation.plan import build_plan
+from pipeline.federation.plan import build_plan, seeded_order
 from pipeline.federation.training import advance, begin, to_device
 from pipeline.settings import RunConfig
 from tests.federation.test_hostile_clients import assert_captured_round_names_the_outsized
@@ -131,6 +132,32 @@ def test_triton_rounds_as_one_graph_equal_rounds_step_by_step(changed):
     assert torch.equal(one.state["server"], other.state["server"])
     assert torch.equal(one.best, other.best) and told == also
     torch.testing.assert_close(one.state["server"], plain.state["server"], rtol=0, atol=1e-5)
+
+
+def test_triton_graph_s_next_inputs_are_made_while_a_round_runs(monkeypatch):
+    """Between a round's launch and its results; none twice, none for a round after the last."""
+    config = RunConfig(held_out=(("a",),), rounds=3, batch=16)
+    table, events = small(), []
+
+    def noted(seed, round, *key):
+        events.append(f"order {round}")
+        return seeded_order(seed, round, *key)
+
+    plan = build_plan(table, config)
+    cached = to_device(table, torch.device("cpu"))
+    graph = capture_rounds(plan, cached, "triton")
+    run, read = graph._round, round_graph.answers_by_adapter
+    monkeypatch.setattr(graph, "_round", lambda: events.append("launch") or run())
+    monkeypatch.setattr(
+        round_graph, "answers_by_adapter", lambda *a: events.append("results") or read(*a)
+    )
+    engine, progress = Engine(plan, cached, "triton", noted, graph=graph), begin(plan, cached)
+    for _ in range(3):
+        progress, _ = advance(engine, progress)
+    orders = [[f"order {round}"] * len(plan.lanes) for round in range(3)]
+    ran = ["launch"], ["results"]
+    assert events == [*orders[0], *ran[0], *orders[1], *ran[1], *ran[0], *orders[2], *ran[1],
+                      *ran[0], *ran[1]]  # fmt: skip
 
 
 def test_triton_graph_leaves_a_diverging_round_to_the_plain_code():

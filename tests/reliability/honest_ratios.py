@@ -2,7 +2,7 @@
 
     python -m tests.reliability.honest_ratios [CACHE.h5]
 
-The rule that leaves outsized clients out (pipeline/federation/methods/rules.py) allows MOST times;
+The rule that leaves outsized clients out (pipeline/federation/methods/guard.py) allows MOST times;
 this says how far honest runs stay below. 20 rounds each, the first domain held out; the built-in
 data's cache unless one is named.
 """

@@ -12,6 +12,7 @@ import pytest
 from cache.store import read_table, write_table
 from pipeline import files as locked_folder
 from pipeline.errors import ConfigError
+from pipeline.runs import federate as runner
 from pipeline.runs import folder as run_folder
 from pipeline.runs.folder import open_run
 from tests.conftest import ROOT
@@ -86,3 +87,33 @@ def test_a_file_is_replaced_whole_or_not_at_all(table, tmp_path, monkeypatch):
         run_folder.write_adapters(tmp_path / "run" / "adapter.safetensors", other, facts)
     for name in FILES:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+
+
+def test_checkpoints_take_a_twentieth_of_the_time_the_first_one_too(tmp_path, monkeypatch):
+    now = 100.0
+
+    def save(*_) -> None:
+        nonlocal now
+        now += 0.5
+
+    monkeypatch.setattr(run_folder.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(run_folder, "write_adapters", save)
+    with open_run(tmp_path / "run") as folder:
+        folder.add_round("{}")
+        assert not folder.due()  # a run of a second is not stopped for 0.1 s after its first round
+        now += run_folder.FIRST_COST / run_folder.SHARE + 1e-6
+        assert folder.due()
+        folder.checkpoint({}, {})
+        now += 9.99
+        assert not folder.due()
+        now += 0.02
+        assert folder.due()
+
+
+def test_a_round_without_a_checkpoint_gathers_nothing_for_one(table, tmp_path, monkeypatch):
+    gathered = []
+    real = runner.to_tensors
+    monkeypatch.setattr(runner, "to_tensors", lambda *a: gathered.append(1) or real(*a))
+    monkeypatch.setattr(run_folder.RunFolder, "due", lambda _: False)
+    run(table, tmp_path / "run", config(rounds=3))
+    assert len(gathered) == 1  # at the end

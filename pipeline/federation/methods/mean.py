@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def mean(clients: Tensor, shares: Sequence[float]) -> Tensor:
     """sum_k share_k * client_k, float32, in client order.
 
-    clients  (K, P) float32
+    clients  (K, ..., P) float32
     shares   K numbers of sum 1 (see `shares_of`)
-    returns  (P,) float32
+    returns  (..., P) float32
     Raises ValueError for shares that do not fit. Source: FedAvg, arXiv:1602.05629; the bits are
     PersonalizedFL's fedclip/utils/aggregation.py.
     """
