@@ -161,7 +161,7 @@ def cli() -> None:
     type=float,
     default=100,
     show_default=True,
-    help="An image with more pixels is unreadable; each takes up to 20 bytes to decode.",
+    help="An image with more pixels is unreadable.",
 )
 @click.option(
     "--max-image-seconds",
@@ -169,6 +169,14 @@ def cli() -> None:
     default=60,
     show_default=True,
     help="An image that takes longer to decode is unreadable.",
+)
+@click.option(
+    "--max-image-mib",
+    type=float,
+    default=1024,
+    show_default=True,
+    help="An image that needs more memory to decode is unreadable: pixels times channels times"
+    " bytes, as its codec holds them.",
 )
 @click.option("--force", is_flag=True, help="Encode again what is there.")
 @click.option(

@@ -281,7 +281,7 @@ class _Pool:
 
     def _here(self, job: _Job) -> Iterator[Decoded]:
         for file in job.files[len(job.results) :]:
-            yield read_image(file, self.resolution, self.limits.pixels)
+            yield read_image(file, self.resolution, self.limits)
 
     def _through(self, worker: _Worker) -> Callable[[_Job], Iterator[Decoded]]:
         process = worker.process
@@ -292,7 +292,7 @@ class _Pool:
 
         def decode(job: _Job) -> Iterator[Decoded]:
             left = job.files[len(job.results) :]
-            ask(jobs, left, self.resolution, self.limits.pixels)
+            ask(jobs, left, self.resolution, self.limits)
             for _ in left:
                 yield next(found)
 

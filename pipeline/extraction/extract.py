@@ -27,7 +27,7 @@ from pipeline.datasets.find import dataset_name, find_images, refuse_copies
 from pipeline.datasets.stated import Stated
 from pipeline.datasets.tree import ImageTree, image_digests
 from pipeline.encoder.model import ClipModel, encode_prompts, load_model
-from pipeline.encoder.pixels import IMAGE_LIMITS, LARGEST, PREPROCESSING, Limits
+from pipeline.encoder.pixels import IMAGE_LIMITS, LARGEST, MIB, PREPROCESSING, Limits
 from pipeline.encoder.towers import UNNAMED, Towers
 from pipeline.errors import ConfigError, Interrupted
 from pipeline.extraction.cache_files import TEMPLATES, cache_path
@@ -41,6 +41,7 @@ STORE = {"fp16": "float16", "fp32": "float32"}
 BATCH = {"cpu": 16, "cuda": 256}  # on the CPU a batch is one thread's, and 16 is as fast as 64
 NOTHING = Encoded(0, 0, {})
 MOST_SECONDS = 1e6
+MOST_MIB = 1e9
 SHOWN = 20  # unreadable images and stray files named one by one; the rest is a count
 
 
@@ -80,6 +81,7 @@ def extract(
     on_bad_image: str = "fail",
     max_megapixels: float = IMAGE_LIMITS.pixels / 1e6,
     max_image_seconds: float = IMAGE_LIMITS.seconds,
+    max_image_mib: float = IMAGE_LIMITS.bytes / MIB,
     force: bool = False,
     shard: str | None = None,
     card: int | None = None,
@@ -97,8 +99,8 @@ def extract(
     batch         images encoded together; None: 16 on the CPU, 256 on a GPU
     workers       processes that decode; 0: this one does; None: one a core
     on_bad_image  "fail" stops at an unreadable image, "skip" leaves its row without features
-    max_megapixels, max_image_seconds  an image that has or takes more is unreadable; decoding takes
-                  up to 20 bytes a pixel in each worker
+    max_megapixels, max_image_seconds, max_image_mib  an image that has or takes more is unreadable;
+                  MiB are of memory, in each worker
     force         make the cache anew, whatever is there
     shard         "2/8": only the rows of that part, which cache.store.merge_shards puts together
     card          of several GPUs, the number of the one to use
@@ -113,7 +115,7 @@ def extract(
     cache of other images, weights, prompts or settings, and Interrupted after SIGINT or SIGTERM.
     """
     _check_settings(templates, batch, workers, store, on_bad_image)
-    limits = _limits(max_megapixels, max_image_seconds)
+    limits = _limits(max_megapixels, max_image_seconds, max_image_mib)
     stated = Stated(layout, class_names, tuple(accept))
     part = parse_shard(shard) if shard else None
     where, pace = pick_card(pick_device(device), card), Pace()
@@ -212,7 +214,7 @@ def _check_settings(
         raise ConfigError(f"--on-bad-image {bad}: there are fail, skip")
 
 
-def _limits(megapixels: float, seconds: float) -> Limits:
+def _limits(megapixels: float, seconds: float, mib: float) -> Limits:
     if not 0 < megapixels * 1e6 <= LARGEST:
         raise ConfigError(
             f"--max-megapixels {megapixels:g}: above 0 and at most {LARGEST // 10**6}, where "
@@ -220,7 +222,9 @@ def _limits(megapixels: float, seconds: float) -> Limits:
         )
     if not 0 < seconds < MOST_SECONDS:
         raise ConfigError(f"--max-image-seconds {seconds:g}: above 0 and below {MOST_SECONDS:g}")
-    return Limits(int(megapixels * 1e6), seconds)
+    if not 1 <= mib < MOST_MIB:
+        raise ConfigError(f"--max-image-mib {mib:g}: at least 1 and below {MOST_MIB:g}")
+    return Limits(int(megapixels * 1e6), seconds, int(mib * MIB))
 
 
 def _identity(

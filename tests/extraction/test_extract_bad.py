@@ -115,6 +115,8 @@ def test_a_killed_decoder_is_replaced_and_changes_no_byte(tree, weights, tmp_pat
         ({"max_megapixels": 0}, ConfigError, "--max-megapixels 0"),
         ({"max_megapixels": float("nan")}, ConfigError, "--max-megapixels nan"),
         ({"max_megapixels": 1000}, ConfigError, "at most 178"),
+        ({"max_image_mib": 0.5}, ConfigError, "--max-image-mib 0.5"),
+        ({"max_image_mib": float("nan")}, ConfigError, "--max-image-mib nan"),
         ({"max_image_seconds": -1}, ConfigError, "--max-image-seconds -1"),
         ({"max_image_seconds": float("inf")}, ConfigError, "--max-image-seconds inf"),
         ({"store": "bf16"}, ConfigError, "fp16, fp32"),
