@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import traceback
 from pathlib import Path
 
 import click
@@ -112,9 +113,11 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def _of_the_system(error: OSError) -> str:
-    """What the system refused, and for which file: "No space left" is not always about --out."""
+    """What the system refused, and for which file, or in which function where none is named."""
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    return ": ".join([" -> ".join(names) or "a file", error.strerror or str(error)])
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = " -> ".join(names) or f"{last.name} ({last.filename}:{last.lineno})"
+    return f"{where}: {error.strerror or error}"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
