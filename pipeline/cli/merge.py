@@ -21,12 +21,18 @@ def named_shard(words: str | None) -> dict:
 @click.argument("shards", nargs=-1, required=True, type=PATH)
 @click.option("--out", type=PATH, help="[default: the shards' name without .shard-I-of-N]")
 @click.option("--force", is_flag=True, help="Replace a cache that is there.")
-def merge(shards: tuple[Path, ...], out: Path | None, force: bool) -> None:
+@click.option(
+    "--accept",
+    multiple=True,
+    type=click.Choice(["duplicates"]),
+    help="Images with a copy in another domain or split are intended.",
+)
+def merge(shards: tuple[Path, ...], out: Path | None, force: bool, accept: tuple[str, ...]) -> None:
     """Join all shards of one extraction into the cache that it would be in one piece.
 
     \b
         ./run.sh cache merge cache/files/pacs-ViT-B-32.shard-*-of-8.h5
     """
-    from cache.store import merge_shards
+    from pipeline.extraction.shards import merge as merge_files
 
-    show(merge_shards(shards, out, force=force))
+    show(merge_files(shards, out, force=force, accept=accept, say=say))
