@@ -16,7 +16,7 @@ OURS = {
 FLOORS = (
     {"errors", "places"},
     {"settings", "settings_used", "files", "plain_files", "json_files", "digests", "machine",
-     "progress", "terminal", "signals", "shortage", "cores", "missing"},
+     "progress", "terminal", "signals", "shortage", "cores", "missing", "transfer"},
     {"encoder", "datasets", "federation"},
     {"extraction", "runs"},
     {"sweeps", "flower"},

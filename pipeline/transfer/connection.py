@@ -1,4 +1,4 @@
-"""One HTTP connection: it brings the part of a file nearer to the whole, from where that ends."""
+"""One HTTP connection, which resumes the part of a file where it ends."""
 
 import functools
 import http.client
@@ -160,7 +160,7 @@ def _open(
         headers |= {"Range": f"bytes={start}-", "If-Range": remote.condition()}
     try:
         request = urllib.request.Request(url, headers=headers)
-        opener = urllib.request.build_opener(_Redirects, _Paced(patience), _PacedTls(patience))
+        opener = urllib.request.build_opener(_Redirects(target), _Paced(patience))
         response = opener.open(request, timeout=patience.seconds)
         try:
             _refuse_framing(url, target, response.headers)
@@ -175,7 +175,7 @@ def _open(
         elif error.code not in (408, 429) and error.code < 500:
             raise DataError(
                 f"{url}: the server answers {error.code} {_words(error.reason)}; "
-                f"check the address (--url), or {by_hand(target)}"
+                f"check the address, or {by_hand(target)}"
             ) from error
         # No URLError as the cause: the server was reached.
         raise Dropped(f"the server answers {error.code} {_words(error.reason)}") from None
@@ -227,13 +227,16 @@ def _copy(
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows to https, and from http to http; nowhere else."""
 
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
         """The next request. Raises DataError for an address that is less safe than this one's."""
         if not newurl.startswith(("https://", "http://")[: 1 + (req.type == "http")]):
             fp.close()
             raise DataError(
                 f"{req.full_url}: the server redirects to {ascii(newurl)[:300]}; only https:// is "
-                "followed, and http:// from http://. Check the address (--url)"
+                f"followed, and http:// from http://; {by_hand(self.target)}"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -241,7 +244,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 class _Stream(io.RawIOBase):
     """A socket's bytes, counted as they come: a trickle and endless framing end as OSError.
 
-    The socket's own timeout is for one read; a byte a minute keeps it content for ever.
+    The socket's own timeout is for one read; a byte a minute never exceeds it.
     """
 
     def __init__(self, sock: socket.socket, patience: Patience) -> None:
@@ -287,8 +290,8 @@ class _Response(http.client.HTTPResponse):
         self._stream.left = count
 
 
-class _Paced(urllib.request.HTTPHandler):
-    """http, its answers read as _Response."""
+class _Paced(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """http and https, their answers read as _Response."""
 
     def __init__(self, patience: Patience) -> None:
         super().__init__()
@@ -296,23 +299,16 @@ class _Paced(urllib.request.HTTPHandler):
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """As of HTTPHandler."""
-        return self.do_open(
-            functools.partial(_connection, http.client.HTTPConnection, self.patience), req
-        )
-
-
-class _PacedTls(urllib.request.HTTPSHandler):
-    """https, its answers read as _Response."""
-
-    def __init__(self, patience: Patience) -> None:
-        super().__init__()
-        self.patience = patience
+        return self._open(http.client.HTTPConnection, req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """As of HTTPSHandler."""
-        return self.do_open(
-            functools.partial(_connection, http.client.HTTPSConnection, self.patience), req
-        )
+        return self._open(http.client.HTTPSConnection, req)
+
+    def _open(
+        self, kind: type[http.client.HTTPConnection], req: urllib.request.Request
+    ) -> http.client.HTTPResponse:
+        return self.do_open(functools.partial(_connection, kind, self.patience), req)
 
 
 def _connection(
