@@ -47,7 +47,7 @@ def download_dataset(
             found = find_dataset(key, root)
         except DataError as error:
             raise DataError(
-                f"{archive} holds no {known.title}: there are no folders "
+                f"{archive} does not contain {known.title}: there are no folders "
                 f"{', '.join(known.domain_names)} in {folder}; the files are kept"
             ) from error
     tree = scan(found)

@@ -49,7 +49,7 @@ def scan(root: Path, layout: str | None = None) -> ImageTree:
     system. A class that some domain lacks is no error, and a link that leads nowhere is a row like
     another. Left out and listed in `ignored`: what read_folder and read_as leave out.
 
-    Raises DataError for a root that is no folder and a tree without images, UnclearLayout for a
+    Raises DataError for a root that is not a folder and a tree without images, UnclearLayout for a
     tree that fits no layout.
     """
     top = read_root(root)
@@ -57,7 +57,7 @@ def scan(root: Path, layout: str | None = None) -> ImageTree:
 
 
 def read_root(root: Path) -> Folder:
-    """read_folder of a data set; DataError for a root that is no folder, or holds no image."""
+    """read_folder of a data set; DataError for a root that is not a folder, or holds no image."""
     root = Path(root)
     if not root.is_dir():
         found = "this is a file" if root.exists() else "there is no such folder"

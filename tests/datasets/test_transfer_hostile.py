@@ -237,7 +237,7 @@ def test_a_damaged_archive_is_never_published(tmp_path, damage):
     else:
         del content[150_000:]
     with replying(lambda *_: [head(), bytes(content)]) as server:
-        refused(server.url, tmp_path / "f", "no sound zip")
+        refused(server.url, tmp_path / "f", "not a valid zip")
         assert len(server.asked) == 1
 
 

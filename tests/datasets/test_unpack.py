@@ -99,7 +99,7 @@ def test_sizes_that_lie_are_refused(tmp_path, declared):
     content = bytes(20_000_000) if declared == 10 else random.Random(0).randbytes(1_000_000)
     zipped(tmp_path / "a.zip", [("0.bin", content)], zipfile.ZIP_DEFLATED)
     patched(tmp_path / "a.zip", "0.bin", declared)
-    assert_refused(tmp_path / "a.zip", tmp_path / "out", "no sound zip")
+    assert_refused(tmp_path / "a.zip", tmp_path / "out", "not a valid zip")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_damaged_archives_are_refused(tmp_path, damage):
     elif damage == "method":
         data[data.index(b"PK\x01\x02") + 10] = 97
     archive.write_bytes(data)
-    words = "is encrypted" if damage == "encrypted" else "no sound zip"
+    words = "is encrypted" if damage == "encrypted" else "not a valid zip"
     assert_refused(archive, tmp_path / "out", words)
 
 
