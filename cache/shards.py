@@ -154,14 +154,14 @@ def merge_shards(
 def _open(stack: ExitStack, path: Path) -> _Shard:
     file, block = stack.enter_context(open_cache(path))
     if not block.complete:
-        raise CacheError(f"{path} is not complete; the command that began it goes on with it")
+        raise CacheError(f"{path} is not complete; run the command that began it to resume it")
     refuse_damage(file, block, path, paths=True)
     table, status = read_contents(file, block, path)
     facts = table.identity.get("shard")
     if facts is None:
         raise CacheError(f"{path} is a cache in one piece, not a shard; there is nothing to merge")
     if not _sound(facts, block.rows):
-        raise CacheError(f"{path}: what it says of itself as a shard cannot be; it is not read")
+        raise CacheError(f"{path}: its description as a shard is invalid; it is not read")
     paths = decode_paths(read_region(file, block.regions["paths"]), block.rows, str(path))
     return _Shard(path, file, block, table, status, paths, facts)
 
@@ -205,7 +205,7 @@ def _refuse_gaps(shards: Sequence[_Shard]) -> None:
         more = f" and {missing - len(named)} more" if missing > len(named) else ""
         raise CacheError(
             f"of {count} shards {missing} are missing: {', '.join(named)}{more}; name all of them, "
-            "and make what is not there with ./run.sh extract --shard"
+            "and create the missing ones with ./run.sh extract --shard"
         )
 
 
@@ -230,7 +230,7 @@ def _whole_identity(
     if _paths_sha256(paths) != facts["paths_sha256"]:
         raise CacheError(
             f"{shards[0].path} and the others: their paths are not those of the data set that "
-            "they were cut from; make them again"
+            "they were cut from; recreate them"
         )
     digests = []
     for shard in shards:

@@ -252,7 +252,7 @@ def from_json(settings: Any) -> RunConfig:
         held_out = tuple(tuple(str(name) for name in names) for names in settings["held_out"])
         return RunConfig(**{**settings, "held_out": held_out})
     except (TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"these are no settings of a run ({error})") from error
+        raise ConfigError(f"invalid run settings ({error})") from error
 
 
 def run_id(described: dict[str, Any]) -> str:

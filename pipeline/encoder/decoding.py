@@ -213,7 +213,7 @@ class _Pool:
             return
         if how == "SIGKILL":
             raise DataError(
-                "a process that decodes images was killed from outside twice, mostly for want of "
+                "a process that decodes images was killed twice, usually by running out of "
                 f"memory, at {file}; pass fewer --workers, or --workers 0"
             )
         self._retry(job, job.results, Decoded(None, reason=f"its decoder crashes ({how})"))

@@ -90,7 +90,7 @@ def extract(
     accept: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda message: None,
 ) -> ExtractReport:
-    """Encode what the cache does not have yet; killed at any moment, the next call goes on.
+    """Encode what the cache does not have yet; killed at any moment, the next call resumes.
 
     dataset       "demo", a known name (KNOWN) looked for in `root`, or a folder
     model         a name of MODEL_NAMES, or a file of weights
@@ -101,7 +101,7 @@ def extract(
     on_bad_image  "fail" stops at an unreadable image, "skip" leaves its row without features
     max_megapixels, max_image_seconds, max_image_mib  an image that has or takes more is unreadable;
                   MiB are of memory, in each worker
-    force         make the cache anew, whatever is there
+    force         recreate the cache, whatever is there
     shard         "2/8": only the rows of that part, which cache.store.merge_shards puts together
     card          of several GPUs, the number of the one to use
     layout        what the levels of the folder are, one of LAYOUTS; None: a guess, refused where
@@ -167,7 +167,7 @@ def extract(
     ):
         partial = partial_of(out)
         if len(writer.todo) < len(tree.paths):
-            say(f"{partial}: going on, {len(writer.todo):,} images are left")
+            say(f"{partial}: resuming, {len(writer.todo):,} images are left")
         skip = on_bad_image == "skip"
         try:
             done = encode_rows(
@@ -175,7 +175,7 @@ def extract(
                 batch=batch, workers=workers, skip=skip, limits=limits, say=say,
             )  # fmt: skip
         except Interrupted as stopped:
-            told = f"stopped; the same command goes on from what {partial} has"
+            told = f"stopped; run the same command to resume from {partial}"
             raise Interrupted(told, stopped.number) from None
         with pace.part("publishing"):
             writer.publish()
@@ -205,7 +205,7 @@ def _check_settings(
         if template.count("{}") != 1:
             raise ConfigError(f"--prompt {template!r}: needs one {{}}, where the class name goes")
     if batch is not None and batch < 1:
-        raise ConfigError(f"--batch {batch}: at least 1 image is encoded at a time")
+        raise ConfigError(f"--batch {batch}: must be at least 1")
     if workers is not None and workers < 0:
         raise ConfigError(f"--workers {workers}: give 0 to decode in this process, or 1 and more")
     if store not in STORE:
@@ -272,7 +272,10 @@ def _say_what_was_odd(done: Encoded, say: Callable[[str], None]) -> None:
     if len(done.unreadable) > SHOWN:
         say(f"... and {len(done.unreadable) - SHOWN:,} more unreadable images")
     if done.turned:
-        say(f"{done.turned:,} images carry an EXIF turn; as in CLIP's preprocessing it is ignored")
+        say(
+            f"{done.turned:,} images have an EXIF orientation tag; it is ignored, as in CLIP's "
+            "preprocessing"
+        )
 
 
 def _report(out: Path, found: dict[str, Any], pace: Pace, done: Encoded = NOTHING) -> ExtractReport:

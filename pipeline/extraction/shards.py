@@ -68,8 +68,8 @@ def launched_task(
             fits = False
         if not fits:
             raise ConfigError(
-                f"{rank}={environment[rank]} and {size}={environment[size]} name no process of a "
-                "group; unset them, or say --shard i/n"
+                f"{rank}={environment[rank]} and {size}={environment[size]} do not name a process "
+                "of a group; unset them, or pass --shard i/n"
             )
         if count > 1:
             say(f"{name} started {count} of these: this one is --shard {index + 1}/{count}")

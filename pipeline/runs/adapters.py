@@ -82,7 +82,7 @@ def read_trained(
         people = [n for one in facts["adapters"] for n in (one["held_out"] or "", *one["clients"])]
         for name in (*class_names, *people):  # unprintable ones could steer a terminal
             if not isinstance(name, str) or not name.isprintable():
-                raise ValueError(f"{name!r} is no name")
+                raise ValueError(f"{name!r} is not a name")
         kind = Kind(config.mode, config.head, int(cache["width"]), len(class_names), config.rank)
         at = _choose(file, facts["adapters"], held_out, client)
         own = {n.removeprefix(BEST): t for n, t in tensors.items() if n.startswith(BEST)}

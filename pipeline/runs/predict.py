@@ -86,7 +86,7 @@ def choose_classes(trained: Trained, words: str | None) -> tuple[str, ...]:
         raise ConfigError(f"--classes {words!r}: two classes or more are told apart; write a,b")
     twice = [name for name in names if names.count(name) > 1 or not name.isprintable()]
     if twice:
-        raise ConfigError(f"--classes: {twice[0]!r} stands there twice or is no printable text")
+        raise ConfigError(f"--classes: {twice[0]!r} is listed twice or is not printable text")
     unknown = [name for name in names if name not in trained.class_names]
     if unknown and trained.kind.head == "cosine":
         raise ConfigError(

@@ -85,7 +85,7 @@ def read_trials(file: Path) -> tuple[dict[str, Record], int]:
             if number == len(lines):
                 break
             raise ConfigError(
-                f"{file}: line {number} is no trial ({error}); restore the file from a copy, or "
+                f"{file}: line {number} is not a trial ({error}); restore the file from a copy, or "
                 "delete this line, and its trial is trained again"
             ) from error
         records[found.id] = found

@@ -42,7 +42,7 @@ def setting_name(word: str) -> str:
         raise ConfigError(f"{name} is not swept: every trial trains all that the command names")
     near = get_close_matches(name, [*sweepable(), *RELEASED], n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sweepable())}"
-    raise ConfigError(f"{shown(word)} is no setting of a run; {hint}")
+    raise ConfigError(f"{shown(word)} is not a setting of a run; {hint}")
 
 
 def parse_value(name: str, raw: object) -> Value:

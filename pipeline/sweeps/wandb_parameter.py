@@ -103,7 +103,7 @@ def number_at(raw: object, where: str) -> float:
     try:
         return read_number(raw)
     except (ValueError, OverflowError):
-        raise ConfigError(f"{where}: {shown(raw)} is no finite number") from None
+        raise ConfigError(f"{where}: {shown(raw)} is not a finite number") from None
 
 
 def integer_at(raw: object, where: str, least: int) -> int:
@@ -139,5 +139,5 @@ def _normal(name: str, words: dict, where: str) -> Normal:
 def _exp(raw: object, where: str) -> float:
     exponent = number_at(raw, where)
     if abs(exponent) > 700:
-        raise ConfigError(f"{where}: exp({exponent:g}) is no float; are these the values?")
+        raise ConfigError(f"{where}: exp({exponent:g}) is not a float; are these the values?")
     return math.exp(exponent)

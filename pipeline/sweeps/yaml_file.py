@@ -32,12 +32,12 @@ def read_yaml(file: Path) -> dict:
         raise
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"--spec {file}: is no YAML{line}: {error.problem}") from error
+        raise ConfigError(f"--spec {file}: is not valid YAML{line}: {error.problem}") from error
     # A value such as !!int '' or 2026-99-99 fails inside PyYAML's constructors with whatever they
     # happen to raise: LookupError, AttributeError, ValueError.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"--spec {file}: is no YAML that can be read: {reason}") from error
+        raise ConfigError(f"--spec {file}: is not valid YAML: {reason}") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ConfigError(
             f"--spec {file}: holds a {type(found).__name__}; a sweep is `method: grid` and "

@@ -66,7 +66,7 @@ def fetch_once(
     returns  whether bytes of an earlier connection are in it
 
     The part is resumed when the server still has the version that the note beside it describes,
-    otherwise it starts afresh; a whole one needs no connection. Raises Dropped for what another
+    otherwise it starts again; a whole one needs no connection. Raises Dropped for what another
     try may mend, DataError for what it will not: among that a redirect from https to http or to
     anything else, an encoded body, lengths that contradict each other, too many bytes.
     """
@@ -82,13 +82,13 @@ def fetch_once(
         if response.status == 206:
             if not (start and _continues(response, remote, start)):
                 part.unlink(missing_ok=True)
-                raise Dropped("the server sent another part than was asked for; starting afresh")
+                raise Dropped("the server sent another part than was requested; starting again")
             with part.open("ab") as file:
                 _copy(url, response, file, start, remote.length, target.name, patience, most)
             return True
         remote = _described(url, target, response)
         if size:
-            say(f"{target.name}: starting afresh, the server has no rest for {size:,} bytes")
+            say(f"{target.name}: starting again, the server cannot resume at {size:,} bytes")
         if (remote.length or 0) > most:
             raise DataError(f"{url}: " + _too_long(f"{remote.length:,} bytes", most, part))
         with part.open("wb") as file:
@@ -148,7 +148,8 @@ def _refuse_framing(url: str, target: Path, headers: http.client.HTTPMessage) ->
     ):  # fmt: skip
         found = ", ".join(ascii(one) for one in (*lengths, *chunked))
         raise DataError(
-            f"{url}: the server's answer has no one length ({found[:100]}); {by_hand(target)}"
+            f"{url}: the server's answer does not have one clear length ({found[:100]}); "
+            f"{by_hand(target)}"
         )
 
 

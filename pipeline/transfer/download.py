@@ -135,5 +135,5 @@ def _check_whole(url: str, target: Path, sha256: str | None, resumed: bool) -> N
         return
     part.unlink()
     if resumed:  # the server may have changed the file and not its ETag
-        raise Dropped("its parts do not fit each other; starting afresh")
+        raise Dropped("its parts do not match; starting again")
     raise DataError(wrong)

@@ -193,9 +193,9 @@ def test_lengths_are_of_what_each_client_started_from():
 
 
 BAD = {
-    "no numbers": (None, "is no array of numbers"),
-    "text": ("hello", "is no array of numbers"),
-    "objects": (np.array([object()] * 6), "is no array of numbers"),
+    "no numbers": (None, "is not an array of numbers"),
+    "text": ("hello", "is not an array of numbers"),
+    "objects": (np.array([object()] * 6), "is not an array of numbers"),
     "complex": (np.ones(6, np.complex64), "complex64"),
     "whole numbers": (np.ones(6, np.int64), "int64"),
     "too few": (np.ones(5, np.float32), r"shape (5,), needs (6,)"),
@@ -203,7 +203,7 @@ BAD = {
     "folded": (np.ones((2, 3), np.float32), r"shape (2, 3), needs (6,)"),
     "a scalar": (np.float32(1), r"shape (), needs (6,)"),
     "nothing": (np.ones(0, np.float32), r"shape (0,), needs (6,)"),
-    "ragged": ([[1.0], [1.0, 2.0]], "is no array of numbers"),
+    "ragged": ([[1.0], [1.0, 2.0]], "is not an array of numbers"),
     "nan": (np.full(6, np.nan, np.float32), "6 of its 6 numbers are not finite"),
     "inf": (np.full(6, -np.inf), "not finite"),
     "over float32": (np.full(6, 1e300), "not finite"),

@@ -102,7 +102,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, line):
     lines = file.read_bytes().splitlines()
     before = b"\n".join([lines[0], line, lines[1], b""])
     file.write_bytes(before)
-    with pytest.raises(ConfigError, match="line 2 is no trial"), open_sweep(tmp_path, SPEC):
+    with pytest.raises(ConfigError, match="line 2 is not a trial"), open_sweep(tmp_path, SPEC):
         pass
     assert file.read_bytes() == before
 

@@ -68,7 +68,7 @@ def _as_row(values: object, size: int) -> tuple[Tensor, None] | tuple[None, str]
     except (ValueError, TypeError, RuntimeError):  # ragged lists; tensors numpy has no type for
         array = None
     if array is None or array.dtype.kind not in "fiuc":
-        return None, "what it sent is no array of numbers"
+        return None, "what it sent is not an array of numbers"
     if array.dtype.kind != "f":
         return None, f"it sent {array.dtype}, float32 is needed"
     if array.shape != (size,):
