@@ -75,7 +75,7 @@ def test_turned_images_are_counted_and_said(tree, weights, tmp_path):
     for name in ("x.jpg", "y.jpg"):
         Image.new("RGB", (40, 30)).save(tree / "art" / "cat" / name, exif=exif)
     report, said = run(tree, weights, tmp_path / "x.h5")
-    assert report.turned == 2 and any(line.startswith("2 images carry an EXIF") for line in said)
+    assert report.turned == 2 and any(line.startswith("2 images have an EXIF") for line in said)
 
 
 def test_stray_files_are_said_and_a_class_may_lack_in_a_domain(tree, weights, tmp_path):
