@@ -76,6 +76,7 @@ def test_a_picture_that_cannot_be_written_is_named_and_a_lack_of_processes_is_no
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr("pipeline.datasets.demo.draw.ALONE", 10**6)  # this process draws
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", full)
         with pytest.raises(DataError, match=r"demo: .*\.png: No space left on device; free space"):
