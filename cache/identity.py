@@ -11,7 +11,7 @@ from cache.table import StaleCache
 
 _NOTHING = "nothing"
 DIGEST_BYTES = 40  # of an image: its size as uint64, then its SHA-256; zeros: not readable
-ANEW = "pass --force to make it anew, or another --out to keep both"
+ANEW = "pass --force to recreate it, or another --out to keep both"
 
 
 def fingerprint(identity: dict[str, Any]) -> str:

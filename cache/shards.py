@@ -4,9 +4,9 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,7 @@ from cache.table import BLOCK_ROWS, CacheError, FeatureTable
 _NAME = re.compile(r"\.shard-\d+-of-\d+$")
 _COUNTS = ("index", "count", "rows", "batch")
 _DIGESTS = ("paths_sha256", "manifest_sha256")
+Check = Callable[[FeatureTable, list[str], np.ndarray], None]
 _SHOWN = 8  # missing shards named; the rest is a count
 
 
@@ -82,15 +83,21 @@ def shard_identity(
 
 
 def merge_shards(
-    files: AnyPath | Iterable[AnyPath], out: AnyPath | None = None, *, force: bool = False
+    files: AnyPath | Iterable[AnyPath],
+    out: AnyPath | None = None,
+    *,
+    force: bool = False,
+    check: Check = lambda whole, paths, digests: None,
 ) -> Path:
     """One cache of all shards of an extraction: the bytes that it would have had in one piece.
 
     files  every shard once, in any order;  out  None: their name without .shard-i-of-n
     force  replace what is at out
+    check  is called before anything is written, with the whole without features, the paths of its
+           images and their digests, (N, DIGEST_BYTES) uint8
 
     Features are read, compared with their checksums and written BLOCK_ROWS rows at a time; killed,
-    the next call goes on. Text features are those of shard 1. Returns out.
+    the next call resumes. Text features are those of shard 1. Returns out.
     Raises StaleCache for shards of different extractions, with the first field that differs;
     CacheError for one that is missing, given twice, unfinished, damaged or no shard.
     """
@@ -113,14 +120,24 @@ def merge_shards(
         whole = first.path.with_name(_NAME.sub("", first.path.stem) + first.path.suffix)
         out = Path(out) if out else whole
         paths = [path for shard in shards for path in shard.paths]
-        with open_writer(
-            out,
-            identity=_whole_identity(shards, paths),
-            class_names=table.class_names,
-            domain_names=table.domain_names,
+        identity, digests = _whole_identity(shards, paths)
+        merged = replace(
+            table,
+            identity=identity,
+            features=np.empty((0, table.features.shape[1]), table.features.dtype),
             labels=np.concatenate([shard.table.labels for shard in shards]),
             domains=np.concatenate([shard.table.domains for shard in shards]),
             split=_whole_split(shards),
+        )
+        check(merged, paths, digests)
+        with open_writer(
+            out,
+            identity=identity,
+            class_names=table.class_names,
+            domain_names=table.domain_names,
+            labels=merged.labels,
+            domains=merged.domains,
+            split=merged.split,
             paths=paths,
             text_features=table.text_features,
             logit_scale=table.logit_scale,
@@ -137,14 +154,14 @@ def merge_shards(
 def _open(stack: ExitStack, path: Path) -> _Shard:
     file, block = stack.enter_context(open_cache(path))
     if not block.complete:
-        raise CacheError(f"{path} is not complete; the command that began it goes on with it")
+        raise CacheError(f"{path} is not complete; run the command that began it to resume it")
     refuse_damage(file, block, path, paths=True)
     table, status = read_contents(file, block, path)
     facts = table.identity.get("shard")
     if facts is None:
         raise CacheError(f"{path} is a cache in one piece, not a shard; there is nothing to merge")
     if not _sound(facts, block.rows):
-        raise CacheError(f"{path}: what it says of itself as a shard cannot be; it is not read")
+        raise CacheError(f"{path}: its description as a shard is invalid; it is not read")
     paths = decode_paths(read_region(file, block.regions["paths"]), block.rows, str(path))
     return _Shard(path, file, block, table, status, paths, facts)
 
@@ -188,7 +205,7 @@ def _refuse_gaps(shards: Sequence[_Shard]) -> None:
         more = f" and {missing - len(named)} more" if missing > len(named) else ""
         raise CacheError(
             f"of {count} shards {missing} are missing: {', '.join(named)}{more}; name all of them, "
-            "and make what is not there with ./run.sh extract --shard"
+            "and create the missing ones with ./run.sh extract --shard"
         )
 
 
@@ -205,12 +222,15 @@ def _number(shard: _Shard) -> str:
     return f"{shard.facts['index']}/{shard.facts['count']}"
 
 
-def _whole_identity(shards: Sequence[_Shard], paths: list[str]) -> dict[str, Any]:
+def _whole_identity(
+    shards: Sequence[_Shard], paths: list[str]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The identity of the whole, and the digests of its images."""
     facts = shards[0].facts
     if _paths_sha256(paths) != facts["paths_sha256"]:
         raise CacheError(
             f"{shards[0].path} and the others: their paths are not those of the data set that "
-            "they were cut from; make them again"
+            "they were cut from; recreate them"
         )
     digests = []
     for shard in shards:
@@ -219,7 +239,8 @@ def _whole_identity(shards: Sequence[_Shard], paths: list[str]) -> dict[str, Any
             raise CacheError(f"{shard.path}: its images' digests are not those it was made from")
         digests.append(own)
     identity = {name: value for name, value in shards[0].table.identity.items() if name != "shard"}
-    return identity | {"manifest_sha256": manifest_sha256(paths, np.concatenate(digests))}
+    whole = np.concatenate(digests)
+    return identity | {"manifest_sha256": manifest_sha256(paths, whole)}, whole
 
 
 def _whole_split(shards: Sequence[_Shard]) -> np.ndarray | None:

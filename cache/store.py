@@ -205,5 +205,5 @@ def _refuse_partial(block: UserBlock, path: Path) -> None:
     if not block.complete:
         raise CacheError(
             f"{path} is not complete: the extraction has not finished; `./run.sh extract` with the "
-            "same words goes on with it"
+            "same options resumes it"
         )

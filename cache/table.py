@@ -111,7 +111,7 @@ def refuse_unusable(
         row, last = first_row + int(bad[0]), first_row + len(features) - 1
         raise CacheError(
             f"{source}: {what} in the features of {len(bad)} of rows {first_row} to {last}, "
-            f"first in row {row}; make the cache again from sound features"
+            f"first in row {row}; recreate the cache from valid features"
         )
 
 
@@ -165,10 +165,12 @@ def _check_names(source: str, kind: str, names: tuple[str, ...]) -> None:
     for name in names:
         # Unprintable ones could steer the terminal that shows them.
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise CacheError(f"{source}: {name!r} is no {kind} name; a name is printable text")
+            raise CacheError(
+                f"{source}: {name!r} is not a valid {kind} name; a name is printable text"
+            )
     if len(set(names)) < len(names):
         twice = Counter(names).most_common(1)[0][0]
-        raise CacheError(f"{source}: {kind} name {twice!r} stands there more than once")
+        raise CacheError(f"{source}: {kind} name {twice!r} is listed twice")
 
 
 def _check_numbers(

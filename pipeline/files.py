@@ -46,11 +46,46 @@ def locked(
 
 
 def cannot_write(folder: Path, error: OSError) -> str:
-    """What to tell when writing in a folder failed."""
+    """What to say when writing in a folder failed, and of which file in it."""
+    named = _inside(folder, error)
     return (
-        f"{folder}: cannot write here ({error.strerror or error}); free space or permissions, or "
-        "pass another --out"
+        f"{folder}: cannot write here ({error.strerror or error})"
+        + (f": {named}" if named not in (None, Path(".")) else "")
+        + "; free space or permissions, or pass another --out"
     )
+
+
+@contextlib.contextmanager
+def errors_of(folder: Path) -> Iterator[None]:
+    """Turns an OSError about a file in this folder into a ConfigError that names it.
+
+    Others pass as they are: what the system refuses elsewhere, another --out does not mend.
+    """
+    try:
+        yield
+    except OSError as error:
+        if _inside(folder, error) is None:
+            raise
+        raise ConfigError(cannot_write(folder, error)) from error
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Gives `file` to an OSError without a file's name, as those of write, sync and close are."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(file)
+        raise
+
+
+def _inside(folder: Path, error: OSError) -> Path | None:
+    """The file that an error names, relative to the folder; None for one elsewhere, or no name."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return None
+    file, top = Path(os.path.abspath(error.filename)), Path(os.path.abspath(folder))
+    return file.relative_to(top) if file.is_relative_to(top) else None
 
 
 def make_folder(folder: Path) -> None:
@@ -72,12 +107,13 @@ def replace_whole(file: Path, content: bytes, *, lasting: bool = True) -> None:
         raise OSError(errno.EINVAL, f"{file.name} is not a regular file", str(file))
     fresh = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        with fresh.open("xb") as opened:  # x: what else has this name is not written through
-            opened.write(content)
-            opened.flush()
-            if lasting:
-                os.fsync(opened.fileno())
-        os.replace(fresh, file)
+        with naming(file):
+            with fresh.open("xb") as opened:  # x: what else has this name is not written through
+                opened.write(content)
+                opened.flush()
+                if lasting:
+                    os.fsync(opened.fileno())
+            os.replace(fresh, file)
     except BaseException:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)

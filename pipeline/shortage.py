@@ -1,9 +1,14 @@
-"""What the system has too little of: address space, threads, open files; said before it is met."""
+"""What the system lacks: address space, threads, open files; reported before it is met."""
 
 import contextlib
 import ctypes
 import errno
+import faulthandler
+import functools
 import os
+import signal
+import threading
+from typing import Any
 
 from pipeline.cores import cores
 from pipeline.errors import ConfigError
@@ -15,30 +20,37 @@ BASE_KB, THREAD_KB = 1_200_000, 100_000
 LIGHT = ("cache", "download")  # commands without torch
 M_ARENA_MAX = -8  # malloc.h
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+ABORTED = (
+    "Error: a C++ library aborted, usually because memory ran out (ulimit -v, or the machine's); "
+    "raise the limit or use fewer threads (OMP_NUM_THREADS=1), then run the command again\n"
+)
 
 
 def prepare_for_limit(command: str) -> None:
-    """Refuse a limit of address space (`ulimit -v`) that the command's libraries cannot start in.
+    """Refuse limits (`ulimit -v`, `ulimit -u`) that the command's libraries cannot start in.
 
     OpenBLAS, which numpy and scipy bring, asks again for ever for a buffer that it is denied, with
     the interpreter's lock held: nothing could end that but SIGKILL. So its buffers are taken now,
-    for one thread, before data takes the rest. Without a limit nothing is done.
+    for one thread, before data takes the rest. Denied a thread, it interrupts the process as Ctrl-C
+    does, and OpenMP exits without a word of ours. An abort() later is explained in one line.
     Raises ConfigError.
     """
     limit = _limit("AS")
-    if limit is None:
-        return
-    os.environ.setdefault(BLAS_THREADS, "1")
-    _share_arenas()
+    if limit is not None:
+        os.environ.setdefault(BLAS_THREADS, "1")
+        _share_arenas()
     if command in LIGHT:
+        return
+    _refuse_few_threads(command)
+    _explain_abort()
+    if limit is None:
         return
     threads = _threads()
     need = BASE_KB + THREAD_KB * threads
     if limit // 1024 < need:
-        fewer = "" if threads == 1 else ", or set OMP_NUM_THREADS=1"
         raise ConfigError(
             f"ulimit -v is {limit // 1024} kB, and {command} needs at least {need} kB of address "
-            f"space on {threads} threads; raise the limit{fewer}"
+            f"space on {threads} threads; raise the limit{_fewer()}"
         )
     _take_buffers()
 
@@ -49,9 +61,9 @@ def shortage(error: BaseException) -> str | None:
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.EMFILE, errno.ENFILE):
         return f"too many open files{_said('NOFILE', 'n')}: {text}"
-    if "can't start new thread" in text or (number == errno.EAGAIN and "fork" in text):
+    if "can't start new thread" in text or (number == errno.EAGAIN and error.filename is None):
         limits = _said("NPROC", "u") + _said("AS", "v", 1024, " kB")
-        return f"no more threads or processes can be started{limits}"
+        return f"no more threads or processes can be started{limits}; raise the limit{_fewer()}"
     if (
         isinstance(error, MemoryError)
         or number == errno.ENOMEM
@@ -60,6 +72,64 @@ def shortage(error: BaseException) -> str | None:
     ):
         return f"out of memory{_said('AS', 'v', 1024, ' kB')}" + (f": {text}" if text else "")
     return None
+
+
+def _refuse_few_threads(command: str) -> None:
+    threads = _threads()
+    # OpenBLAS and OpenMP start threads - 1 each, the kernels' own pool as many as `threads`, and a
+    # progress bar and the watch of signals one each; tests/cli/test_shortage.py runs with no more.
+    need = 3 * threads + 1
+    started = _startable(need)
+    if started < need:
+        raise ConfigError(
+            f"{command} needs {need} threads, and only {started} can be started"
+            f"{_said('NPROC', 'u')}; raise the limit, or end other processes{_fewer()}"
+        )
+
+
+def _startable(count: int) -> int:
+    """How many of so many threads can live at once; they end before this returns."""
+    over, started = threading.Event(), []
+    usual = threading.stack_size(1 << 16)  # so little that address space is not what is met
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=over.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        pass
+    finally:
+        threading.stack_size(usual)
+        over.set()
+    for thread in started:
+        thread.join()
+    return len(started)
+
+
+def _explain_abort() -> None:
+    """Let abort() in a C++ library say in one line what it mostly means; the exit code stays 134.
+
+    Of std::bad_alloc, which nobody catches in a thread of a library, Python never hears.
+    """
+    if not faulthandler.is_enabled():  # who enables that wants its traceback
+        with contextlib.suppress(AttributeError, OSError, MemoryError):  # another C library
+            ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort())
+
+
+@functools.cache
+def _on_abort() -> Any:
+    """The handler as C has it; kept, as C keeps only its address."""
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def explain(_: int) -> None:
+        os.write(2, ABORTED.encode())
+        os._exit(128 + signal.SIGABRT)
+
+    return explain
+
+
+def _fewer() -> str:
+    return "" if _threads() == 1 else ", or set OMP_NUM_THREADS=1"
 
 
 def _threads() -> int:

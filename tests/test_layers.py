@@ -20,7 +20,7 @@ FLOORS = (
     {"errors", "places"},
     {"methods"},  # of federation/: settings and --help read what they are
     {"settings", "settings_used", "files", "plain_files", "json_files", "digests", "machine",
-     "progress", "terminal", "signals", "shortage", "cores", "missing"},
+     "progress", "terminal", "signals", "shortage", "cores", "missing", "transfer"},
     {"encoder", "datasets", "federation"},
     {"extraction", "runs"},
     {"sweeps", "flower"},

@@ -164,4 +164,5 @@ def sync_folder(folder: Path) -> None:
                 os.close(handle)
         except OSError as error:  # some network disks and FUSE sync files, but no folders
             if error.errno not in _NO_FOLDER_SYNC:
+                error.filename = str(folder)
                 raise

@@ -120,13 +120,13 @@ def _places(file: h5py.File, path: Path, file_bytes: int) -> dict[str, Place]:
     odd = (_MEMBERS.keys() - _OPTIONAL - names) | (names - _MEMBERS.keys())
     if odd:
         shown = ", ".join(map(repr, sorted(odd)))[:200]
-        raise CacheError(f"{path}: it lacks or adds {shown} and is no cache; it is not read")
+        raise CacheError(f"{path}: it lacks or adds {shown} and is not a cache; it is not read")
     places = {}
     for name in sorted(names):
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             raise CacheError(f"{path}: {name} is a link to elsewhere; such a cache is not read")
         if file.get(name, getclass=True) is not h5py.Dataset:
-            raise CacheError(f"{path}: {name} is no dataset; such a cache is not read")
+            raise CacheError(f"{path}: {name} is not a dataset; such a cache is not read")
         places[name] = _place(file[name].id, name, path, file_bytes)
     return places
 

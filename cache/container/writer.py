@@ -122,7 +122,7 @@ class Writer:
         if len(self.todo):
             raise CacheError(
                 f"{self._partial}: {len(self.todo)} of {len(self._status)} rows are not extracted "
-                "yet; `./run.sh extract` goes on with them"
+                "yet; `./run.sh extract` resumes with them"
             )
         # Of a shard all images may be bad: whether the whole has a good one is seen on merging.
         if not (self._status == OK).any() and "shard" not in self._table.identity:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import traceback
 from pathlib import Path
 
 import click
@@ -113,9 +114,11 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def _of_the_system(error: OSError) -> str:
-    """What the system refused, and for which file: "No space left" is not always about --out."""
+    """What the system refused, and for which file, or in which function where none is named."""
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    return ": ".join([" -> ".join(names) or "a file", error.strerror or str(error)])
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = " -> ".join(names) or f"{last.name} ({last.filename}:{last.lineno})"
+    return f"{where}: {error.strerror or error}"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -143,7 +146,12 @@ def cli() -> None:
 )  # fmt: skip
 @option(
     "--max-megapixels", type=float, default=100, show_default=True, section=DATA,
-    help="Treat larger images as unreadable; a pixel takes up to 20 bytes to decode.",
+    help="Treat images with more pixels as unreadable.",
+)  # fmt: skip
+@option(
+    "--max-image-mib", type=float, default=1024, show_default=True, section=DATA,
+    help="Treat images that need more memory to decode as unreadable: pixels times channels times "
+    "bytes, as their codec holds them.",
 )  # fmt: skip
 @option(
     "--max-image-seconds", type=float, default=60, show_default=True, section=DATA,

@@ -24,12 +24,16 @@ def named_shard(words: str | None) -> dict:
     "--out", type=PATH, note="the shards' name without .shard-I-of-N", help="Cache file to write."
 )
 @option("--force", is_flag=True, help="Replace a cache that is already there.")
-def merge(shards: tuple[Path, ...], out: Path | None, force: bool) -> None:
+@option(
+    "--accept", multiple=True, type=click.Choice(["duplicates"]),
+    help="Accept images that have a copy in another domain or split.",
+)  # fmt: skip
+def merge(shards: tuple[Path, ...], out: Path | None, force: bool, accept: tuple[str, ...]) -> None:
     """Join all shards of one extraction into one cache.
 
     \b
         ./run.sh cache merge cache/files/pacs-ViT-B-32.shard-*-of-8.h5
     """
-    from cache.store import merge_shards
+    from pipeline.extraction.shards import merge as merge_files
 
-    show(merge_shards(shards, out, force=force))
+    show(merge_files(shards, out, force=force, accept=accept))

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,18 @@ def folder_order(folders: Sequence[str]) -> list[str]:
     return sorted(folders)
 
 
+def some(
+    names: Iterable[str],
+    shown: int = 3,
+    show: Callable[[str], str] = lambda name: repr(printable(name)),
+    between: str = ", ",
+) -> str:
+    """The first names as a person may read them, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - shown:,} more" if len(listed) > shown else ""
+    return between.join(map(show, listed[:shown])) + more
+
+
 def _read(file: Path, tree: ImageTree) -> dict[str, str]:
     """{class folder: name} of those that the file names."""
     shown = f"--class-names {printable(file)}"
@@ -69,7 +81,8 @@ def _read(file: Path, tree: ImageTree) -> dict[str, str]:
             raise DataError(f"{shown}: the name of {printable(folder)} is empty or not printable")
     if not found:
         raise DataError(
-            f"{shown}: names none of the class folders {_some(tree.class_names)}; expected {FORMS}"
+            f"{shown}: names none of the class folders {some(tree.class_names, 5)}; "
+            f"expected {FORMS}"
         )
     return found
 
@@ -122,11 +135,6 @@ def _in_order(names: list[str], shown: str, folders: Sequence[str]) -> dict[str,
     if len(names) != len(folders):
         raise DataError(
             f"{shown}: has {len(names):,} names, and there are {len(folders):,} class folders "
-            f"({_some(folders)}); expected {FORMS}"
+            f"({some(folders, 5)}); expected {FORMS}"
         )
     return dict(zip(folder_order(folders), names, strict=True))
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(printable(name)) for name in names[:5])
-    return shown + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

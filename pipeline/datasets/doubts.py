@@ -1,19 +1,18 @@
 """Where a guess about a folder of images is dangerous, and the word that states what is meant."""
 
-import os
 import re
 import shlex
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from cache.table import SPLITS
-from pipeline.datasets.class_names import with_names
-from pipeline.datasets.image_files import Folder
+from pipeline.datasets.class_names import some, with_names
+from pipeline.datasets.image_files import Folder, folders_in
 from pipeline.datasets.layouts import guess, split_of
 from pipeline.datasets.stated import FOLDER, LAYOUTS, Stated
 from pipeline.datasets.tree import ImageTree, as_tree, read_root
@@ -45,14 +44,15 @@ def doubts(tree: ImageTree, stated: Stated, known: Sequence[str] = ()) -> list[D
 
     known  classes of a published data set, which are meant as they are
     """
-    found = [] if stated.layout else _of_levels(tree, known)
-    if stated.class_names != FOLDER and "codes" not in stated.accept:
-        words = ("--accept", "codes") if stated.class_names else ("--class-names", FOLDER)
-        found += _of_codes(tree, known, words)
-    for word, some in (("spelling", _of_spelling(tree)), ("same-name", _of_one_name(tree))):
-        if word not in stated.accept:
-            found += some
-    return found
+    accepted, by_file = stated.accept, stated.class_names
+    codes = ("--accept", "codes") if by_file else ("--class-names", FOLDER)
+    checks = (  # whether it is asked, the words that answer it, what is found
+        (not stated.layout, ("--layout", tree.layout), _of_levels(tree, known)),
+        (by_file != FOLDER and "codes" not in accepted, codes, _of_codes(tree, known)),
+        ("spelling" not in accepted, ("--accept", "spelling"), _of_spelling(tree)),
+        ("same-name" not in accepted, ("--accept", "same-name"), _of_one_name(tree)),
+    )
+    return [Doubt(what, words) for asked, words, found in checks if asked for what in found]
 
 
 def copies(tree: ImageTree, digests: np.ndarray) -> list[Doubt]:
@@ -125,7 +125,7 @@ def unclear(root: Path, top: Folder, stated: Stated, error: UnclearLayout) -> Da
     elif len(inner) == 1:
         ways = [f"name the folder {inner[0]} instead"]
     else:
-        ways = [f"if its folders are data sets of their own, name one: {_listed(inner)}"]
+        ways = [f"if its folders are data sets of their own, name one: {some(inner, show=str)}"]
     return UnclearLayout("; ".join([str(error), *ways]))
 
 
@@ -137,7 +137,10 @@ def folder_above(tree: ImageTree) -> str | None:
     root = tree.root.resolve()
     classes = set(map(fold, tree.class_names))
     if tree.layout != "class" or not any(
-        len(classes & _folders_in(beside)) >= max(2, len(classes) / 2) for beside in _beside(root)
+        len(classes & {fold(inner.name) for inner in folders_in(beside)})
+        >= max(2, len(classes) / 2)
+        for beside in folders_in(root.parent)
+        if beside.name != root.name
     ):
         return None
     try:
@@ -165,13 +168,6 @@ def brief(tree: ImageTree) -> str:
     return f"{tree.layout}/image ({', '.join(counts)})"
 
 
-def some(names: Iterable[str], shown: int = _SHOWN) -> str:
-    """The first names as a person may read them, and how many more there are."""
-    listed = list(names)
-    text = ", ".join(repr(printable(name)) for name in listed[:shown])
-    return text + (f" and {len(listed) - shown:,} more" if len(listed) > shown else "")
-
-
 def fold(name: str) -> str:
     """What names that differ in spelling only have alike.
 
@@ -184,68 +180,52 @@ def fold(name: str) -> str:
     return re.sub(r"[\s_\-\u2010-\u2015]+", "", seen)
 
 
-def _of_levels(tree: ImageTree, known: Sequence[str]) -> list[Doubt]:
-    words = ("--layout", tree.layout)
-    domains, classes, found = tree.domain_names, tree.class_names, []
+def _of_levels(tree: ImageTree, known: Sequence[str]) -> Iterator[str]:
+    domains, classes = tree.domain_names, tree.class_names
     named = [name for name in domains if split_of(name) is not None]
     if named:
-        is_one = "are names of splits" if len(named) > 1 else "is the name of a split"
-        found.append(f"the {_noun('domain', named)} {some(named)} {is_one}")
+        yield _these("domain", named, "is the name of a split", "are names of splits")
     named = [name for name in classes if split_of(name) is not None]
     if len({split_of(name) for name in named}) > 1 or len(named) == len(classes):
-        found.append(f"the {_noun('class', named, 'es')} {some(named)} could be splits")
+        yield _these("class", named, "could be a split", "could be splits")
     short = [name for name in domains if len(name) == 1]
     if short and "domain" in tree.layout:
-        is_one = "are single characters" if len(short) > 1 else "is a single character"
-        found.append(f"the {_noun('domain', short)} {some(short)} {is_one}")
+        yield _these("domain", short, "is a single character", "are single characters")
     if len(classes) == 1 and classes[0] not in known:
-        found.append(f"there is one class only, {some(classes)}")
+        yield f"there is only one class, {some(classes)}"
     elif len(domains) > 1 and _share_nothing(tree):
-        found.append("its domains have no class in common, as data sets of their own would")
+        yield "its domains have no class in common, as separate data sets would"
     if tree.split is not None and len(np.unique(tree.split)) == 1:
-        found.append(f"all images are in the split {SPLITS[int(tree.split[0])]}")
-    return [Doubt(what, words) for what in found]
+        yield f"all images are in the split {SPLITS[int(tree.split[0])]}"
 
 
-def _of_codes(tree: ImageTree, known: Sequence[str], words: tuple[str, str]) -> list[Doubt]:
+def _of_codes(tree: ImageTree, known: Sequence[str]) -> Iterator[str]:
     mine = {name for folder, name in tree.renamed.items() if folder != name}
     names = [name for name in tree.class_names if name not in known and name not in mine]
     wnids = [name for name in names if _WNID.fullmatch(name)]
-    numbers = [
+    codes = [
         name
         for name in names
         if name not in wnids and (_CODE.fullmatch(name) or not any(map(str.isalnum, name)))
     ]
-    found = []
-    for some_of, one, several in (
+    hint = "name them in the file" if tree.renamed else "--class-names FILE names them"
+    for found, one, several in (
         (wnids, "is an ImageNet id", "are ImageNet ids"),
-        (numbers, "is a number or code", "are numbers or codes"),
+        (codes, "is a number or code", "are numbers or codes"),
     ):
-        if some_of:
-            what = f"the {_noun('class', some_of, 'es')} {some(some_of)}"
-            is_one = one if len(some_of) == 1 else several
-            hint = "; name them in the file" if tree.renamed else "; --class-names FILE names them"
-            found.append(Doubt(f"{what} {is_one} (CLIP reads class names{hint})", words))
-    return found
+        if found:
+            yield f"{_these('class', found, one, several)} (CLIP reads class names; {hint})"
 
 
-def _of_spelling(tree: ImageTree) -> list[Doubt]:
-    found = []
+def _of_spelling(tree: ImageTree) -> Iterator[str]:
     for what, names in (("class", tree.class_names), ("domain", tree.domain_names)):
         alike = defaultdict(list)
         for name in names:
             alike[fold(name)].append(name)
         several = [group for group in alike.values() if len(group) > 1]
         if several:
-            named = "; ".join(_variants(tree, what, group) for group in several[:_SHOWN])
-            more = f"; and {len(several) - _SHOWN:,} more" if len(several) > _SHOWN else ""
-            found.append(
-                Doubt(
-                    f"{what} folders differ in spelling only: {named}{more}",
-                    ("--accept", "spelling"),
-                )
-            )
-    return found
+            named = [_variants(tree, what, group) for group in several]
+            yield f"{what} folders differ in spelling only: " + some(named, show=str, between="; ")
 
 
 def _variants(tree: ImageTree, what: str, group: Sequence[str]) -> str:
@@ -265,18 +245,16 @@ def _variants(tree: ImageTree, what: str, group: Sequence[str]) -> str:
     return told
 
 
-def _of_one_name(tree: ImageTree) -> list[Doubt]:
+def _of_one_name(tree: ImageTree) -> Iterator[str]:
     """Class folders to which a file gives one name, though they are not spellings of one."""
     folders = defaultdict(list)
     for folder, name in tree.renamed.items():
         folders[name].append(folder)
     several = {n: group for n, group in folders.items() if len(set(map(fold, group))) > 1}
-    if not several:
-        return []
-    name, group = next(iter(several.items()))
-    more = f", and so on for {len(several) - 1:,} names more" if len(several) > 1 else ""
-    what = f"the class folders {some(group)} are all named {printable(name)!r}{more}"
-    return [Doubt(what, ("--accept", "same-name"))]
+    if several:
+        name, group = next(iter(several.items()))
+        more = f", and {len(several) - 1:,} more names likewise" if len(several) > 1 else ""
+        yield f"the class folders {some(group)} are all named {printable(name)!r}{more}"
 
 
 def _share_nothing(tree: ImageTree) -> bool:
@@ -336,23 +314,7 @@ def _other_folders(tree: ImageTree, top: Folder) -> list[str]:
     inner = _readable_folders(tree.root, top) if "domain" in tree.layout else []
     if len(inner) < 2:
         return []
-    return [f"if its folders are data sets of their own, name one: {_listed(inner)}"]
-
-
-def _beside(root: Path) -> list[Path]:
-    try:
-        with os.scandir(root.parent) as found:
-            return [Path(e.path) for e in found if e.name != root.name and e.is_dir()]
-    except OSError:
-        return []
-
-
-def _folders_in(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as found:
-            return {fold(entry.name) for entry in found if entry.is_dir()}
-    except OSError:
-        return set()
+    return [f"if its folders are data sets of their own, name one: {some(inner, show=str)}"]
 
 
 def _readable_folders(root: Path, top: Folder) -> list[str]:
@@ -364,11 +326,6 @@ def _readable_folders(root: Path, top: Folder) -> list[str]:
     ]
 
 
-def _listed(words: Sequence[str]) -> str:
-    more = f" and {len(words) - _SHOWN:,} more" if len(words) > _SHOWN else ""
-    return ", ".join(words[:_SHOWN]) + more
-
-
 def _would_do(root: Path, top: Folder) -> bool:
     try:
         return not doubts(as_tree(root, top, guess(root, top)), Stated())
@@ -376,8 +333,11 @@ def _would_do(root: Path, top: Folder) -> bool:
         return False
 
 
-def _noun(word: str, names: Sequence[str], plural: str = "s") -> str:
-    return word if len(names) == 1 else word + plural
+def _these(noun: str, names: Sequence[str], one: str, several: str) -> str:
+    """the domain 'a' is one; the domains 'a', 'b' are several."""
+    if len(names) == 1:
+        return f"the {noun} {some(names)} {one}"
+    return f"the {noun}{'es' if noun == 'class' else 's'} {some(names)} {several}"
 
 
 def _many(count: int, word: str, plural: str = "s") -> str:

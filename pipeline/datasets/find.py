@@ -80,7 +80,7 @@ def find_images(
     for line in unlike[:SHOWN]:
         say(f"{printable(folder)} differs from the published {KNOWN[name].title}: {line}")
     if len(unlike) > SHOWN:
-        say(f"... and in {len(unlike) - SHOWN:,} more counts")
+        say(f"... and {len(unlike) - SHOWN:,} more counts")
     found = doubts(tree, stated, known)
     everything = found if stated == NOTHING else doubts(tree, NOTHING, known)
     meant = [one for one in everything if one.what not in {doubt.what for doubt in found}]
@@ -121,9 +121,11 @@ def find_folder(dataset: str, root: Path) -> Path:
         except ValueError as error:  # there are pictures that it has not drawn
             raise DataError(str(error)) from error
         except OSError as error:
+            if error.filename is None:  # not about a file: too few processes, memory
+                raise
             raise DataError(
-                f"the built-in data cannot be drawn in {root / 'demo'}: {error.strerror or error}; "
-                "free space or permissions, or name another folder with --root"
+                f"the built-in data cannot be drawn in {root / 'demo'}: {error.filename}: "
+                f"{error.strerror}; free space or permissions, or name another folder with --root"
             ) from error
     if not _is_path(dataset) and (name in KNOWN or not folder.is_dir()):
         return find_dataset(dataset, root)  # it says what there is for a name that is unknown

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Never
 
 from pipeline.errors import DataError
@@ -79,6 +79,16 @@ def images_below(folder: Folder, prefix: str) -> list[str]:
 def count_images(folder: Folder) -> int:
     """How many images there are from `folder` downwards."""
     return len(folder.images) + sum(map(count_images, folder.folders.values()))
+
+
+def folders_in(path: Path) -> list[Path]:
+    """The folders in `path`, sorted, without hidden ones; [] when it cannot be listed."""
+    try:
+        with os.scandir(path) as entries:
+            names = [e.name for e in entries if e.name[0] not in "._" and e.is_dir()]
+    except OSError:
+        return []
+    return [Path(path, name) for name in sorted(names)]
 
 
 def kind_of(left_out: str) -> str:

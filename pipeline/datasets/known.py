@@ -1,7 +1,6 @@
 """Data sets: a folder of images as rows; where known ones lie, and whether they are whole."""
 
 import difflib
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.datasets.counts import DOWNLOADS, KNOWN, Published, plain
+from pipeline.datasets.image_files import folders_in
 from pipeline.datasets.tree import ImageTree, image_digests, scan
 from pipeline.errors import DataError
 from pipeline.places import DATA
@@ -57,9 +57,9 @@ def find_dataset(name: str, root: Path) -> Path:
     table = _domain_table(known)
 
     def domains_in(place: Path) -> int:
-        return len({table.get(plain(f.name)) for f in _folders(place)} - {None})
+        return len({table.get(plain(f.name)) for f in folders_in(place)} - {None})
 
-    level = [root] + [f for f in _folders(root) if plain(f.name) in known.spellings]
+    level = [root] + [f for f in folders_in(root) if plain(f.name) in known.spellings]
     usual = [] if len(level) > 1 else [root / known.title]
     looked: list[Path] = []
     for _ in range(3):
@@ -67,7 +67,7 @@ def find_dataset(name: str, root: Path) -> Path:
         if domains_in(best) >= _ENOUGH:
             return best
         looked += level
-        level = [f for p in level for f in _folders(p) if p != root or f.name.lower() in _INNER]
+        level = [f for p in level for f in folders_in(p) if p != root or f.name.lower() in _INNER]
     places = [f"{printable(p)}{'' if p.is_dir() else ' (not there)'}" for p in looked[:8] + usual]
     places += [f"{len(looked) - 8} folders more"] if len(looked) > 8 else []
     get = f"put it at {root / known.title}"
@@ -129,16 +129,6 @@ def _domain_table(known: Published) -> dict[str, str]:
     return {plain(name): name for name in known.domain_names} | dict(known.aliases)
 
 
-def _folders(path: Path) -> list[Path]:
-    """The folders in `path`, sorted, without hidden ones; [] when it cannot be listed."""
-    try:
-        with os.scandir(path) as entries:
-            names = [e.name for e in entries if e.name[0] not in "._" and e.is_dir()]
-    except OSError:
-        return []
-    return [Path(path, name) for name in sorted(names)]
-
-
 def _match(
     names: Sequence[str], images: np.ndarray, table: Mapping[str, str], what: str
 ) -> tuple[dict[str, list[int]], list[str]]:
@@ -148,13 +138,13 @@ def _match(
     for index, name in enumerate(names):
         published = table.get(plain(name))
         if published is None:
-            lines.append(f"{name}: this is no {what} ({images[index]:,} images)")
+            lines.append(f"{name}: this is not a {what} ({images[index]:,} images)")
         else:
             indices.setdefault(published, []).append(index)
     for published, several in indices.items():
         if len(several) > 1:
             folders = ", ".join(names[i] for i in several)
-            lines.append(f"{published}: there are {len(several)} folders of it, {folders}")
+            lines.append(f"{published}: it has {len(several)} folders, {folders}")
     return indices, lines
 
 

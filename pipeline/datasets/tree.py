@@ -1,9 +1,12 @@
 """A folder of images as rows (path, label, domain, split) in a fixed order; their digests."""
 
+import contextlib
 import hashlib
 import os
+import queue
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +49,7 @@ def scan(root: Path, layout: str | None = None) -> ImageTree:
     system. A class that some domain lacks is no error, and a link that leads nowhere is a row like
     another. Left out and listed in `ignored`: what read_folder and read_as leave out.
 
-    Raises DataError for a root that is no folder and a tree without images, UnclearLayout for a
+    Raises DataError for a root that is not a folder and a tree without images, UnclearLayout for a
     tree that fits no layout.
     """
     top = read_root(root)
@@ -54,7 +57,7 @@ def scan(root: Path, layout: str | None = None) -> ImageTree:
 
 
 def read_root(root: Path) -> Folder:
-    """read_folder of a data set; DataError for a root that is no folder, or holds no image."""
+    """read_folder of a data set; DataError for a root that is not a folder, or holds no image."""
     root = Path(root)
     if not root.is_dir():
         found = "this is a file" if root.exists() else "there is no such folder"
@@ -97,16 +100,51 @@ def image_digests(tree: ImageTree, progress: Callable[[int], object] | None = No
 
     Zeros for a file that cannot be read. `progress` is called with the number of files hashed
     since its last call. cache.identity.manifest_sha256 makes one hash of them and the paths.
+    Ctrl-C ends it at once, also while files are on a disk that does not answer.
     """
-    rows: list[bytes] = []
-    starts = range(0, len(tree.paths), _HASH_ROWS)
-    # Reading and hashing release the GIL; more threads than cores keep a slow disk busy.
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        for some in pool.map(lambda start: _hash_rows(tree, start), starts):
-            rows += some
+    found = np.zeros((len(tree.paths), DIGEST_BYTES), np.uint8)
+    starts = deque(range(0, len(tree.paths), _HASH_ROWS))
+    tasks = len(starts)
+    done: queue.SimpleQueue[tuple[int, list[bytes] | Exception]] = queue.SimpleQueue()
+
+    def hash_some() -> None:
+        while starts:
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                start = starts.popleft()
+                try:
+                    done.put((start, _hash_rows(tree, start)))
+                except Exception as error:
+                    done.put((start, error))
+
+    try:
+        _start_threads(hash_some, min(16, 2 * (os.cpu_count() or 1), tasks))
+        for _ in range(tasks):
+            start, rows = done.get()
+            if isinstance(rows, Exception):
+                raise rows
+            found[start : start + len(rows)] = np.frombuffer(b"".join(rows), np.uint8).reshape(
+                -1, DIGEST_BYTES
+            )
             if progress:
-                progress(len(some))
-    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, DIGEST_BYTES)
+                progress(len(rows))
+    finally:
+        starts.clear()
+    return found
+
+
+def _start_threads(work: Callable[[], None], count: int) -> None:
+    """Does work in threads that nobody waits for, or here where the system has none for it.
+
+    Reading and hashing release the GIL; more threads than cores keep a slow disk busy. A pool's
+    threads are joined when their process ends: one that waits for a dead disk would keep it.
+    """
+    for started in range(count):
+        try:
+            threading.Thread(target=work, name="hash", daemon=True).start()
+        except RuntimeError:  # no more threads can be started: those there are do it
+            if not started:
+                work()
+            return
 
 
 def _check_names(root: Path, paths: list[str]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from cache.table import SPLITS
-from pipeline.datasets.doubts import Doubt, brief, folder_above, some
+from pipeline.datasets.class_names import some
+from pipeline.datasets.doubts import Doubt, brief, folder_above
 from pipeline.datasets.image_files import converter, kind_of
 from pipeline.datasets.tree import ImageTree
 from pipeline.terminal import printable

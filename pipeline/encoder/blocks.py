@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from pipeline.encoder.pixels import UnreadableImage, decode
+from pipeline.encoder.pixels import Limits, UnreadableImage, decode
 
 # One message an image: what it is, and the bytes that follow. No pickle: a decoder that a hostile
 # file has taken over can answer with wrong pixels only.
@@ -31,10 +31,10 @@ class Decoded(NamedTuple):
     reason: str = ""
 
 
-def read_image(file: str | Path, resolution: int, most: int) -> Decoded:
+def read_image(file: str | Path, resolution: int, limits: Limits) -> Decoded:
     """pipeline.encoder.pixels.decode of one file; a bad image is a reason, never an exception."""
     try:
-        return Decoded(*decode(Path(file), resolution, most))
+        return Decoded(*decode(Path(file), resolution, limits))
     except UnreadableImage as error:
         return Decoded(None, reason=error.reason)
 
@@ -47,9 +47,9 @@ def serve() -> None:
     try:
         _write(answers, READY, b"")
         for line in sys.stdin.buffer:
-            resolution, most, files = json.loads(line)
+            resolution, limits, files = json.loads(line)
             for file in files:
-                one = read_image(file, resolution, most)
+                one = read_image(file, resolution, Limits(*limits))
                 if one.pixels is None:
                     _write(answers, BAD, one.reason.encode("utf-8", "replace"))
                 else:
@@ -59,9 +59,9 @@ def serve() -> None:
     os._exit(0)  # nothing to tidy up, and flushing a broken pipe would be an error
 
 
-def ask(process: IO[bytes], files: Sequence[str], resolution: int, most: int) -> None:
+def ask(process: IO[bytes], files: Sequence[str], resolution: int, limits: Limits) -> None:
     """Send one job to the stdin of a process that runs `serve`."""
-    process.write(json.dumps([resolution, most, list(files)]).encode() + b"\n")
+    process.write(json.dumps([resolution, limits, list(files)]).encode() + b"\n")
     process.flush()
 
 

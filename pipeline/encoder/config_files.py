@@ -92,7 +92,7 @@ def _overridden(asked: Towers, config: Towers) -> str:
 def _heads(path: Path, tower: str, width: int, given: int | None) -> int:
     if given is None and width % HEAD_WIDTH:
         raise WeightsError(
-            f"{path}: its {tower} tower is {width} wide, which is no multiple of OpenAI's 64-wide "
+            f"{path}: its {tower} tower is {width} wide, not a multiple of OpenAI's 64-wide "
             "attention heads, and the weights do not say how many it has; pass --heads IMAGE,TEXT"
         )
     heads = given or width // HEAD_WIDTH

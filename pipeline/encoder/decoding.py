@@ -214,7 +214,7 @@ class _Pool:
             return
         if how == "SIGKILL":
             raise DataError(
-                "a process that decodes images was killed from outside twice, mostly for want of "
+                "a process that decodes images was killed twice, usually by running out of "
                 f"memory, at {file}; pass fewer --workers, or --workers 0"
             )
         self._retry(job, job.results, Decoded(None, reason=f"its decoder crashes ({how})"))
@@ -284,7 +284,7 @@ class _Pool:
 
     def _here(self, job: _Job) -> Iterator[Decoded]:
         for file in job.files[len(job.results) :]:
-            yield read_image(file, self.resolution, self.limits.pixels)
+            yield read_image(file, self.resolution, self.limits)
 
     def _through(self, worker: _Worker) -> Callable[[_Job], Iterator[Decoded]]:
         process = worker.process
@@ -295,7 +295,7 @@ class _Pool:
 
         def decode(job: _Job) -> Iterator[Decoded]:
             left = job.files[len(job.results) :]
-            ask(jobs, left, self.resolution, self.limits.pixels)
+            ask(jobs, left, self.resolution, self.limits)
             for _ in left:
                 yield next(found)
 

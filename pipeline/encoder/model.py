@@ -4,8 +4,8 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import logging
 import re
-import socket
 import sys
 import types
 import warnings
@@ -24,10 +24,13 @@ from pipeline.encoder.pixels import MEAN, STD
 from pipeline.encoder.sizes import build_module, sizes_of
 from pipeline.encoder.towers import UNNAMED, Towers
 from pipeline.encoder.weights import WEIGHTS, find_weights, read_state_dict
-from pipeline.errors import WeightsError
+from pipeline.errors import DataError, WeightsError
+from pipeline.transfer.download import download, sha256_of
+
+LOG = logging.getLogger(__name__)
 
 PROMPTS_AT_ONCE = 128
-PATIENCE_SECONDS = 20  # for a server that does not answer, or stops sending
+MOST_BYTES = 2 << 30  # of a file of weights; the largest of OpenAI's nine has 1.3 GB
 NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
@@ -63,7 +66,8 @@ def load_model(
 ) -> ClipModel:
     """The CLIP of that name (MODEL_NAMES, in any case) or in that file, ready to encode.
 
-    OpenAI's weights are downloaded by clip into ~/.cache/clip once. Files: see read_state_dict.
+    OpenAI's weights are downloaded once, into clip's own folder ~/.cache/clip. Files: see
+    read_state_dict.
 
     towers  heads and activation of a file's model; see choose_towers for what is not named
 
@@ -76,7 +80,7 @@ def load_model(
     logit_scale = float(state["logit_scale"].detach().float().exp())
     try:
         sizes = sizes_of(state, path)
-        own = file is None or file == WEIGHTS or _sha256(path) in _openai_sha256()
+        own = file is None or file == WEIGHTS or sha256_of(path) in _openai_sha256()
         chosen = choose_towers(path, sizes, towers, own)
         module = build_module(clip.model, state, sizes, chosen, path)
     except WeightsError:
@@ -199,34 +203,23 @@ def _import_torchvision() -> None:
 
 
 def _download(name: str) -> Path:
-    clip = import_clip().clip
-    url, folder = clip._MODELS[name], Path.home() / ".cache" / "clip"
-    path = folder / Path(url).name
-    unlike = path.exists()  # clip takes a file that is there only if its SHA-256 is the address's
-    patience = socket.getdefaulttimeout()
+    """OpenAI's file of that name where clip itself keeps it; its address has its SHA-256."""
+    url = import_clip().clip._MODELS[name]
+    path, sha256 = Path.home() / ".cache" / "clip" / Path(url).name, url.split("/")[-2]
     try:
-        socket.setdefaulttimeout(PATIENCE_SECONDS)  # clip itself would wait for ever
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a damaged file is downloaded anew
-            return Path(clip._download(url, str(folder)))
-    except (OSError, RuntimeError, TypeError, ValueError) as error:  # TypeError: no Content-Length
-        there = ", in the place of another or incomplete file that is there" if unlike else ""
+        if path.is_file() and sha256_of(path) == sha256:
+            return path
+        return download(url, path, LOG.info, most=MOST_BYTES, sha256=sha256)
+    except (DataError, OSError) as error:
+        there = ", in the place of the damaged or other file that is there" if path.exists() else ""
         raise WeightsError(
-            f"--model {name}: its weights could not be downloaded "
-            f"({' '.join(str(error).split())}); fetch {url} elsewhere and put it at {path}{there}, "
-            "or name a file you have"
+            f"--model {name}: its weights could not be downloaded: {error}{there}, or name a file "
+            "you have"
         ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
 
 
 def _openai_sha256() -> set[str]:
     return {url.split("/")[-2] for url in import_clip().clip._MODELS.values()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _encode_texts(model: ClipModel, texts: list[str]) -> Tensor:

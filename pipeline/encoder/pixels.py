@@ -36,20 +36,22 @@ DECODERS = ("resize", "jpeg")
 
 # Without EPS, which Pillow hands to an outside program, and the kinds nobody keeps photos in.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-WHOLE = {b"RIFF", b"ftyp"}  # WebP and AVIF, which Pillow reads whole before it knows their size
-# Resident memory that decoding takes at most, of 30 megapixels in Pillow 12: JPEG 2000 19.5, WebP
-# 16.2, AVIF 9.4, RGBA and CMYK 8.3, JPEG 4.3, 16-bit PNG 3.4.
-BYTES_A_PIXEL = 20
-STRIP = 1 << 20  # pixels of 16-bit greyscale turned into 8-bit at a time
+# How WebP and AVIF begin, or go on after 4 bytes, which Pillow reads whole before it knows the size
+# of the image; and JPEG 2000, of which OpenJPEG holds a tile, often the whole.
+WHOLE = {b"RIFF", b"ftyp", b"jP  ", b"\xff\x4f\xff\x51"}
+MIB = 1 << 20
+STRIP = 1 << 17  # pixels of 16-bit greyscale turned into 8-bit at a time
 LARGEST = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses to decode (179 million pixels)
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+TIFF_BITS, STRIP_BYTES, TILE_BYTES = 258, 279, 325  # TIFF tags: BitsPerSample, ...ByteCounts
 
 
 class Limits(NamedTuple):
-    """What one image may cost: pixels, each of which takes up to BYTES_A_PIXEL, and seconds."""
+    """What one image may cost: pixels, seconds, and bytes of memory while it is decoded."""
 
     pixels: int = 100_000_000
     seconds: float = 60.0
+    bytes: int = 1024 * MIB  # 100 megapixels of any JPEG but CMYK
 
 
 IMAGE_LIMITS = Limits()
@@ -66,7 +68,7 @@ class UnreadableImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def load_pixels(path: Path, resolution: int, most: int = IMAGE_LIMITS.pixels) -> np.ndarray:
+def load_pixels(path: Path, resolution: int, limits: Limits = IMAGE_LIMITS) -> np.ndarray:
     """The image at `path` as CLIP sees it, before pixels are scaled and normalised.
 
     Equals numpy.asarray(CenterCrop(n)(Resize(n, BICUBIC)(Image.open(path).convert("RGB")))) with
@@ -76,24 +78,24 @@ def load_pixels(path: Path, resolution: int, most: int = IMAGE_LIMITS.pixels) ->
     convert("RGB") would turn all but the 256 darkest greys white.
 
     path, resolution  the file, and n
-    most              pixels; an image that its header says has more is not decoded
+    limits            an image that by its header exceeds pixels or bytes is not decoded
     returns           (n, n, 3) uint8
     Raises UnreadableImage for whatever cannot be decoded, OSError when no file can be opened.
     """
-    return decode(path, resolution, most)[0]
+    return decode(path, resolution, limits)[0]
 
 
-def decode(path: Path, resolution: int, most: int = IMAGE_LIMITS.pixels) -> tuple[np.ndarray, bool]:
+def decode(path: Path, resolution: int, limits: Limits = IMAGE_LIMITS) -> tuple[np.ndarray, bool]:
     """load_pixels, and whether the file carries an EXIF orientation other than upright."""
     try:
         with warnings.catch_warnings(), _opened(path) as file:
             warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
-            _refuse_large_file(file, most)
+            whole = _read_whole(file, limits)
             with Image.open(file, formats=FORMATS) as image:
-                _refuse_large(image.size, most)
+                _refuse_large(image, whole, resolution, limits)
                 turned = _turned(image)
-                small = _resize(_to_rgb(image), resolution).convert("RGB")
-                return np.array(_crop(small, resolution)), turned
+                small = _crop(_resize(_to_rgb(image), resolution), resolution)
+                return np.array(small.convert("RGB")), turned
     except Exception as error:  # decoders raise nearly anything for a damaged file
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise  # that is not the image's fault
@@ -115,24 +117,71 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _refuse_large_file(file: IO[bytes], most: int) -> None:
+def _read_whole(file: IO[bytes], limits: Limits) -> int:
+    """Bytes of the file that are in memory at once, compressed; 0 where it is read in blocks."""
     start = file.read(12)
     file.seek(0)
-    size = os.fstat(file.fileno()).st_size
-    if {start[:4], start[4:8]} & WHOLE and size > BYTES_A_PIXEL * most:
-        raise ValueError(
-            f"{size / 1e6:,.0f} MB of file exceed what {_megapixels(most)} can take "
-            "(--max-megapixels)"
-        )
+    size = os.fstat(file.fileno()).st_size if {start[:4], start[4:8]} & WHOLE else 0
+    _refuse_bytes("this file", size, limits)
+    return size
 
 
-def _refuse_large(size: tuple[int, int], most: int) -> None:
-    width, height = size
-    if width * height > most:
+def _refuse_large(image: Image.Image, whole: int, resolution: int, limits: Limits) -> None:
+    width, height = image.size
+    if width * height > limits.pixels:
         raise ValueError(
             f"{width} x {height} pixels ({_megapixels(width * height)}) exceed --max-megapixels "
-            f"{most / 1e6:g}"
+            f"{limits.pixels / 1e6:g}"
         )
+    if image.format == "TIFF":
+        whole = max(
+            (*image.tag_v2.get(STRIP_BYTES, ()), *image.tag_v2.get(TILE_BYTES, ())), default=0
+        )
+    size = whole + width * height * _bytes_a_pixel(image) + _bytes_resized(image, resolution)
+    _refuse_bytes(f"{width} x {height} pixels of {image.format} ({image.mode})", size, limits)
+
+
+def _refuse_bytes(what: str, size: int, limits: Limits) -> None:
+    if size > limits.bytes:
+        raise ValueError(
+            f"{what} would take {size / MIB:,.0f} MiB of memory to decode, over --max-image-mib "
+            f"{limits.bytes / MIB:g}"
+        )
+
+
+def _bytes_a_pixel(image: Image.Image) -> int:
+    """Memory that decoding takes a pixel: the codec's samples, Pillow's image, its copy as RGB.
+
+    An upper bound; tests/encoder/test_image_memory.py measures each format and mode.
+    """
+    bands, wide = len(image.getbands()), 2 if image.mode.startswith("I;16") else 1
+    pillow = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if wide == 2 else 4)
+    copy = 0 if image.mode in ("RGB", "L") else 1 if image.mode[0] in "IF" else 4
+    if image.format == "JPEG2000":  # OpenJPEG: 32 bits a sample, then a buffer of them as stored
+        codec = bands * (4 + wide)
+    elif image.format == "WEBP":  # two canvases of RGBA, and the frame as bytes
+        codec = 12
+    elif image.format == "AVIF":  # up to 16 bits for each of Y, U, V and alpha; RGBA as bytes
+        codec = 12
+    elif image.format == "JPEG":  # coefficients of several scans, 16 bits each
+        codec = 2 * bands
+    elif image.format == "TIFF":  # a strip may be the whole image; JPEG in it becomes RGBA
+        codec = max(4, -(-sum(image.tag_v2.get(TIFF_BITS, (8,))) // 8))
+    elif image.format in ("PPM", "BMP"):  # all samples as bytes, twice
+        codec = 2 * (4 if image.mode == "I" else bands)
+    else:
+        codec = 1
+    return codec + pillow + copy
+
+
+def _bytes_resized(image: Image.Image, resolution: int) -> int:
+    """Memory of the two passes of Pillow's resize, which a long thin image makes large."""
+    width, height = _resized(image.size, resolution)
+    return (
+        width
+        * (image.size[1] + height)
+        * (1 if image.mode[0] in "LI" and image.mode != "LA" else 4)
+    )
 
 
 def _megapixels(pixels: int) -> str:
@@ -164,12 +213,13 @@ def _high_bytes(image: Image.Image) -> Image.Image:
 
 
 def _resize(image: Image.Image, resolution: int) -> Image.Image:
-    width, height = image.size
-    short, long = min(width, height), resolution * max(width, height) // min(width, height)
-    if resolution * long > LARGEST:
-        raise ValueError(f"{width} x {height} pixels are too thin for a shorter side {resolution}")
-    size = (resolution, long) if width == short else (long, resolution)
-    return image.resize(size, Image.Resampling.BICUBIC)
+    return image.resize(_resized(image.size, resolution), Image.Resampling.BICUBIC)
+
+
+def _resized(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    width, height = size
+    long = resolution * max(size) // min(size)
+    return (resolution, long) if width <= height else (long, resolution)
 
 
 def _crop(image: Image.Image, resolution: int) -> Image.Image:

@@ -153,7 +153,7 @@ def _tensors_of(root: Module, listed: dict[str, set[str]]) -> Iterator[tuple[str
         seen += len(module.attributes) + 1
         # A module may stand in several places, or in itself: few bytes can declare endless names.
         if seen > MOST_ATTRIBUTES or depth > DEEPEST or len(prefix) > LONGEST_NAME:
-            raise UnsafePickle("nests its modules without end; not loaded")
+            raise UnsafePickle("nests its modules endlessly; not loaded")
         names = listed.get(module.kind)
         for name, value in module.attributes.items():
             if isinstance(value, Module):
@@ -171,11 +171,11 @@ def _places(
     places: dict[str, tuple[int, int]] = {}
     for key in keys:
         if not isinstance(key, str) or key not in storages:
-            raise DamagedFile("it lists a storage that no tensor has")
+            raise DamagedFile("it lists a storage that no tensor uses")
         file.seek(at)
         size = int.from_bytes(file.read(8), "little") * _width(storages[key].dtype)
         if at + 8 + size > end:
-            raise DamagedFile(f"storage {key} ends behind the file; incomplete")
+            raise DamagedFile(f"storage {key} ends beyond the file; incomplete")
         places[key] = at + 8, size
         at += 8 + size
     return places
@@ -209,7 +209,7 @@ def _tensor(name: str, stored: Stored, filling: _Filling) -> torch.Tensor:
         raise UnsafePickle(f"has more numbers in {name[:80]} than in its storage; not loaded")
     last = stored.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) and last >= storage.count:
-        raise UnsafePickle(f"has a {name[:80]} that lies outside its storage; not loaded")
+        raise UnsafePickle(f"has a {name[:80]} outside its storage; not loaded")
     if storage.key not in filling.whole:
         filling.whole[storage.key] = _numbers(storage, filling)
     whole = filling.whole[storage.key]

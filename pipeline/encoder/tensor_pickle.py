@@ -1,8 +1,12 @@
-"""A pickle of tensors read as plain data: nothing that it names is imported, called or opened.
+"""Reads a pickle of tensors as plain data: nothing that it names is imported, called or opened.
 
 The format is a program for a stack machine, whose GLOBAL and REDUCE import and call what they name.
 Here each permitted instruction has its own case and the others are refused; a reference is text
 until it is one of the few that torch.save and torch.jit.save write for tensors.
+
+A pickle.Unpickler with find_class and persistent_load would be shorter and not as safe: in C it
+hashes any key of a dict (a tuple nested 400,000 deep crashes the process, equal hashes stall it),
+allocates its memo by the index that the file names, and sets attributes of what it was given.
 """
 
 import pickletools
@@ -110,7 +114,9 @@ def read_pickle(file: BytesIO) -> tuple[Any, dict[str, Storage]]:
             elif name == "BINPERSID":
                 storage = _storage(stack.pop())
                 if storages.setdefault(storage.key, storage) != storage:
-                    raise UnsafePickle(f"declares storage {storage.key} in two ways; not loaded")
+                    raise UnsafePickle(
+                        f"declares storage {storage.key} in two different ways; not loaded"
+                    )
                 stack.append(storage)
             elif name in _FROM_STACK:
                 _FROM_STACK[name](stack)
@@ -135,15 +141,15 @@ def _plain(value: Any) -> Any:
 def _reference(dotted: str) -> Global:
     if not (dotted in _FUNCTIONS or dotted in NUMBERS or dotted.startswith(TORCHSCRIPT)):
         raise UnsafePickle(
-            f"holds a reference to {dotted[:80]}, which weights never need; not loaded, for a "
-            "pickle may run any code; save model.state_dict() instead of the model"
+            f"holds a reference to {dotted[:80]}, which weights never need; not loaded, as a "
+            "pickle can run any code; save model.state_dict() instead of the model"
         )
     return Global(dotted)
 
 
 def _put_items(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict) or len(items) % 2:
-        raise DamagedFile("a pickle that puts items into what is no dict")
+        raise DamagedFile("a pickle that puts items into something that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
         # Others may have a hash that takes long, or is the same for many.
         if not (isinstance(key, str) or (isinstance(key, int) and abs(key) < 1 << 31)):
@@ -158,7 +164,7 @@ def _set_item(stack: list[Any]) -> None:
 
 def _extend(target: Any, items: list[Any]) -> None:
     if not isinstance(target, list):
-        raise DamagedFile("a pickle that appends to what is no list")
+        raise DamagedFile("a pickle that appends to something that is not a list")
     target.extend(items)
 
 
@@ -184,14 +190,14 @@ def _pop_two(stack: list[Any]) -> tuple[Any, Any]:
 def _stack_global(stack: list[Any]) -> None:
     module, name = _pop_two(stack)
     if not (isinstance(module, str) and isinstance(name, str)):
-        raise UnsafePickle("holds a reference whose name is no text; not loaded")
+        raise UnsafePickle("holds a reference whose name is not text; not loaded")
     stack.append(_reference(f"{module}.{name}"))
 
 
 def _new_object(stack: list[Any]) -> None:
     kind, arguments = _pop_two(stack)
     if not (isinstance(kind, Global) and kind.name.startswith(TORCHSCRIPT) and arguments == ()):
-        raise UnsafePickle("makes an object that is no TorchScript module; not loaded")
+        raise UnsafePickle("creates an object that is not a TorchScript module; not loaded")
     stack.append(Module(kind.name, {}))
 
 
@@ -212,21 +218,21 @@ def _build(stack: list[Any]) -> None:
 def _reduce(stack: list[Any]) -> None:
     function, arguments = _pop_two(stack)
     if not (isinstance(function, Global) and function.name in _FUNCTIONS):
-        raise UnsafePickle("calls what is no function of tensors; not loaded")
+        raise UnsafePickle("calls something that is not a function of tensors; not loaded")
     if not isinstance(arguments, tuple):
-        raise TypeError(f"arguments of {function.name} that are no tuple")
+        raise TypeError(f"arguments of {function.name} that are not a tuple")
     stack.append(_FUNCTIONS[function.name](*arguments))
 
 
 def _storage(found: Any) -> Storage:
     if not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage":
-        raise UnsafePickle("refers to data that are no storage of a tensor; not loaded")
+        raise UnsafePickle("refers to data other than the storage of a tensor; not loaded")
     _, kind, key, _, count, *view = found  # the fourth is the device that it was saved from
     if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 20):
         shown = repr(key[:60]) if isinstance(key, str) else f"a {type(key).__name__}"
         raise UnsafePickle(f"refers to data by {shown}, where digits are needed; not loaded")
     if not (isinstance(kind, Global) and kind.name in NUMBERS) or any(view):
-        raise UnsafePickle("has a storage of a kind that is not read")
+        raise UnsafePickle("has a storage of an unsupported kind")
     if type(count) is not int or count < 0:
         raise UnsafePickle("has a storage without a valid count of numbers")
     return Storage(key, NUMBERS[kind.name], count)

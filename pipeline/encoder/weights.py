@@ -112,7 +112,7 @@ def _refuse_strangers(path: Path, start: bytes) -> None:
     # A zip, a pickle of protocol 2 or later, or safetensors.
     if not (start.startswith((b"PK\x03\x04", b"\x80")) or _is_safetensors(start)):
         raise WeightsError(
-            f"{path} is no file of weights: it begins with {start[:12]!r}; "
+            f"{path} is not a file of weights: it begins with {start[:12]!r}; "
             "a TorchScript archive, a state dict by torch.save, or safetensors is needed"
         )
 

@@ -55,6 +55,6 @@ def find_cache(
     if "imported" in found:
         del asked["dataset"]
     asked = {field: value for field, value in asked.items() if found.get(field) is not None}
-    way_out = "./run.sh extract --force makes it anew; or name the file of another cache"
+    way_out = "./run.sh extract --force recreates it; or name the file of another cache"
     compare_identity(asked, {field: found[field] for field in asked}, path, way_out)
     return path

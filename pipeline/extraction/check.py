@@ -1,4 +1,4 @@
-"""Whether a cache holds what its images give: some rows encoded anew and compared."""
+"""Whether a cache holds what its images give: some rows encoded again and compared."""
 
 import logging
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ LIMITS = {"float32": (1e-3, 1e-6), "float16": (3e-2, 1e-3)}
 
 @dataclass(frozen=True)
 class Check:
-    """How far rows encoded anew lie from the cache's; differences are of the row's largest number.
+    """How far rows encoded again lie from the cache's; differences are of the row's largest number.
 
     rows        compared           gone     {path: why} of those whose image cannot be read now
     worst       path of the row with the largest difference
@@ -148,7 +148,7 @@ def _compare(
             "preprocessing": {k: v for k, v in made.items() if k not in DECODERS},
         },
         path,
-        "check it with the words that it was extracted with",
+        "pass the options that it was extracted with",
     )
     for name in DECODERS:
         if made.get(name) != PREPROCESSING[name]:

@@ -27,7 +27,7 @@ from pipeline.datasets.find import dataset_name, find_images, refuse_copies
 from pipeline.datasets.stated import Stated
 from pipeline.datasets.tree import ImageTree, image_digests
 from pipeline.encoder.model import ClipModel, encode_prompts, load_model
-from pipeline.encoder.pixels import IMAGE_LIMITS, LARGEST, PREPROCESSING, Limits
+from pipeline.encoder.pixels import IMAGE_LIMITS, LARGEST, MIB, PREPROCESSING, Limits
 from pipeline.encoder.towers import UNNAMED, Towers
 from pipeline.errors import ConfigError, Interrupted
 from pipeline.extraction.cache_files import TEMPLATES, cache_path
@@ -43,6 +43,7 @@ STORE = {"fp16": "float16", "fp32": "float32"}
 BATCH = {"cpu": 16, "cuda": 256}  # on the CPU a batch is one thread's, and 16 is as fast as 64
 NOTHING = Encoded(0, 0, {})
 MOST_SECONDS = 1e6
+MOST_MIB = 1e9
 SHOWN = 20  # unreadable images and stray files named one by one; the rest is a count
 
 
@@ -82,6 +83,7 @@ def extract(
     on_bad_image: str = "fail",
     max_megapixels: float = IMAGE_LIMITS.pixels / 1e6,
     max_image_seconds: float = IMAGE_LIMITS.seconds,
+    max_image_mib: float = IMAGE_LIMITS.bytes / MIB,
     force: bool = False,
     shard: str | None = None,
     card: int | None = None,
@@ -89,7 +91,7 @@ def extract(
     class_names: str | None = None,
     accept: tuple[str, ...] = (),
 ) -> ExtractReport:
-    """Encode what the cache does not have yet; killed at any moment, the next call goes on.
+    """Encode what the cache does not have yet; killed at any moment, the next call resumes.
 
     dataset       "demo", a known name (KNOWN) looked for in `root`, or a folder
     model         a name of MODEL_NAMES, or a file of weights
@@ -98,9 +100,9 @@ def extract(
     batch         images encoded together; None: 16 on the CPU, 256 on a GPU
     workers       processes that decode; 0: this one does; None: one a core
     on_bad_image  "fail" stops at an unreadable image, "skip" leaves its row without features
-    max_megapixels, max_image_seconds  an image that has or takes more is unreadable; decoding takes
-                  up to 20 bytes a pixel in each worker
-    force         make the cache anew, whatever is there
+    max_megapixels, max_image_seconds, max_image_mib  an image that has or takes more is unreadable;
+                  MiB are of memory, in each worker
+    force         recreate the cache, whatever is there
     shard         "2/8": only the rows of that part, which cache.store.merge_shards puts together
     card          of several GPUs, the number of the one to use
     layout        what the levels of the folder are, one of LAYOUTS; None: a guess, refused where
@@ -113,7 +115,7 @@ def extract(
     cache of other images, weights, prompts or settings, and Interrupted after SIGINT or SIGTERM.
     """
     _check_settings(templates, batch, workers, store, on_bad_image)
-    limits = _limits(max_megapixels, max_image_seconds)
+    limits = _limits(max_megapixels, max_image_seconds, max_image_mib)
     stated = Stated(layout, class_names, tuple(accept))
     part = parse_shard(shard) if shard else None
     where, pace = pick_card(pick_device(device), card), Pace()
@@ -167,7 +169,7 @@ def extract(
     ):
         partial = partial_of(out)
         if len(writer.todo) < len(tree.paths):
-            LOG.info(f"{partial}: going on, {len(writer.todo):,} images are left")
+            LOG.info(f"{partial}: resuming, {len(writer.todo):,} images are left")
         skip = on_bad_image == "skip"
         try:
             done = encode_rows(
@@ -175,7 +177,7 @@ def extract(
                 batch=batch, workers=workers, skip=skip, limits=limits,
             )  # fmt: skip
         except Interrupted as stopped:
-            told = f"stopped; the same command goes on from what {partial} has"
+            told = f"stopped; run the same command to resume from {partial}"
             raise Interrupted(told, stopped.number) from None
         with pace.part("publishing"):
             writer.publish()
@@ -205,7 +207,7 @@ def _check_settings(
         if template.count("{}") != 1:
             raise ConfigError(f"--prompt {template!r}: needs one {{}}, where the class name goes")
     if batch is not None and batch < 1:
-        raise ConfigError(f"--batch {batch}: at least 1 image is encoded at a time")
+        raise ConfigError(f"--batch {batch}: must be at least 1")
     if workers is not None and workers < 0:
         raise ConfigError(f"--workers {workers}: give 0 to decode in this process, or 1 and more")
     if store not in STORE:
@@ -214,7 +216,7 @@ def _check_settings(
         raise ConfigError(f"--on-bad-image {bad}: there are fail, skip")
 
 
-def _limits(megapixels: float, seconds: float) -> Limits:
+def _limits(megapixels: float, seconds: float, mib: float) -> Limits:
     if not 0 < megapixels * 1e6 <= LARGEST:
         raise ConfigError(
             f"--max-megapixels {megapixels:g}: above 0 and at most {LARGEST // 10**6}, where "
@@ -222,7 +224,9 @@ def _limits(megapixels: float, seconds: float) -> Limits:
         )
     if not 0 < seconds < MOST_SECONDS:
         raise ConfigError(f"--max-image-seconds {seconds:g}: above 0 and below {MOST_SECONDS:g}")
-    return Limits(int(megapixels * 1e6), seconds)
+    if not 1 <= mib < MOST_MIB:
+        raise ConfigError(f"--max-image-mib {mib:g}: at least 1 and below {MOST_MIB:g}")
+    return Limits(int(megapixels * 1e6), seconds, int(mib * MIB))
 
 
 def _identity(
@@ -271,7 +275,8 @@ def _warn_of_odd_images(done: Encoded) -> None:
         LOG.warning(f"... and {len(done.unreadable) - SHOWN:,} more unreadable images")
     if done.turned:
         LOG.warning(
-            f"{done.turned:,} images carry an EXIF turn; as in CLIP's preprocessing it is ignored"
+            f"{done.turned:,} images have an EXIF orientation tag; it is ignored, as in CLIP's "
+            "preprocessing"
         )
 
 

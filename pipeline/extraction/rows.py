@@ -1,4 +1,4 @@
-"""Rows of images to rows of features: decoding, encoding and writing go on at the same time."""
+"""Rows of images to rows of features: decoding, encoding and writing at the same time."""
 
 import contextlib
 import time
@@ -212,6 +212,6 @@ def _bad_images(bad: dict[str, str], tree: ImageTree) -> DataError:
     named = "; ".join(f"{tree.root / path}: {why}" for path, why in list(bad.items())[:NAMED])
     more = f"; and {len(bad) - NAMED} more nearby" if len(bad) > NAMED else ""
     return DataError(
-        f"{named}{more}; mend or remove it, or pass --on-bad-image skip to leave such rows without "
-        "features (what is encoded so far is kept for that)"
+        f"{named}{more}; repair or delete it, or pass --on-bad-image skip to leave such rows "
+        "without features (what is encoded so far is kept for that)"
     )

@@ -3,12 +3,17 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from cache.store import shard_rows
+from cache.store import merge_shards, shard_rows
+from cache.table import FeatureTable
+from pipeline.datasets.find import refuse_copies
+from pipeline.datasets.stated import Stated
 from pipeline.datasets.tree import ImageTree
 from pipeline.errors import ConfigError
 
@@ -66,8 +71,8 @@ def launched_task(environment: Mapping[str, str], level: int = logging.INFO) -> 
             fits = False
         if not fits:
             raise ConfigError(
-                f"{rank}={environment[rank]} and {size}={environment[size]} name no process of a "
-                "group; unset them, or say --shard i/n"
+                f"{rank}={environment[rank]} and {size}={environment[size]} do not name a process "
+                "of a group; unset them, or pass --shard i/n"
             )
         if count > 1:
             LOG.log(
@@ -104,6 +109,37 @@ def part_of(tree: ImageTree, shard: Shard, batch: int) -> ImageTree:
         domains=tree.domains[mine],
         split=None if tree.split is None else tree.split[mine],
     )
+
+
+def merge(
+    files: Sequence[Path],
+    out: Path | None,
+    *,
+    force: bool = False,
+    accept: Sequence[str] = (),
+) -> Path:
+    """cache.store.merge_shards, once no image has a copy in another domain or split of the whole.
+
+    Each shard's own extraction has compared its images; here those of all are.
+    Raises Doubtful for copies, unless `accept` has "duplicates" or the data set is a known one.
+    """
+    stated = Stated(accept=tuple(accept))
+
+    def check(whole: FeatureTable, paths: list[str], digests: np.ndarray) -> None:
+        tree = ImageTree(
+            root=Path(files[0]).parent,
+            domain_names=whole.domain_names,
+            class_names=whole.class_names,
+            paths=tuple(paths),
+            labels=whole.labels,
+            domains=whole.domains,
+            ignored=(),
+            layout=whole.identity.get("layout", "domain/class"),
+            split=whole.split,
+        )
+        refuse_copies(str(whole.identity.get("dataset", "")), tree, digests, stated, LOG.warning)
+
+    return merge_shards(files, out, force=force, check=check)
 
 
 def pick_card(device: torch.device, local: int | None) -> torch.device:

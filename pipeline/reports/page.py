@@ -47,7 +47,9 @@ def read(path: str | PathLike[str]) -> Data:
     try:
         return _read(path)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise ConfigError(
+            f"{error.filename or path}: cannot be read ({error.strerror or error})"
+        ) from error
 
 
 def _read(path: Path) -> Data:

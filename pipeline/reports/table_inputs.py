@@ -75,7 +75,9 @@ def read_tested(
             notes += found.notes
             left_out += found.left_out
     except OSError as error:
-        raise ConfigError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        raise ConfigError(
+            f"{error.filename or paths[0]}: cannot be read ({error.strerror or error})"
+        ) from error
     if best_by is not None and not sweeps:
         raise ConfigError("--best chooses among a sweep's configurations, and no sweep was named")
     if not tested:

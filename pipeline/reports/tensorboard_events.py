@@ -29,7 +29,9 @@ def write_events(run: RunData, folder: Path) -> Path:
                             if value is not None:
                                 writer.add_scalar(f"{what}/{name}", value, round)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise ConfigError(
+            f"{error.filename or target}: cannot be written ({error.strerror or error})"
+        ) from error
     return target
 
 

@@ -124,9 +124,7 @@ def read_bench(file: Path) -> BenchData:
     """
     lines, notes = read_lines(file)
     if not lines or "machine" not in lines[0]:
-        raise ConfigError(
-            f"{file}: its first line names no machine, so it is not a result of bench"
-        )
+        raise ConfigError(f"{file}: its first line names no machine; it is not a result of bench")
     with content_of(file):
         machine = dict(lines[0]["machine"])
         cases = tuple(_case(line) for line in lines[1:])

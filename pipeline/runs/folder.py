@@ -23,7 +23,14 @@ from cache.container.disk import sync_folder
 from kernels.heads.plain import Kind, as_rows
 from pipeline.digests import KEY, LARGEST, NAME, check_done, digest, digests_of
 from pipeline.errors import ConfigError, DamagedDone
-from pipeline.files import cannot_write, first_difference, locked, replace_whole, set_aside
+from pipeline.files import (
+    errors_of,
+    first_difference,
+    locked,
+    naming,
+    replace_whole,
+    set_aside,
+)
 from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, read_plain
 from pipeline.runs.checkpoint_facts import check_facts
 
@@ -151,9 +158,10 @@ class RunFolder:
             self._rounds = (self.folder / "rounds.jsonl").open("ab")
             sync_folder(self.folder)
             self._saved = time.perf_counter()
-        self._rounds.write(line.encode() + b"\n")
-        self._log.update(line.encode() + b"\n")
-        self._rounds.flush()
+        with naming(self.folder / "rounds.jsonl"):
+            self._rounds.write(line.encode() + b"\n")
+            self._log.update(line.encode() + b"\n")
+            self._rounds.flush()
 
     def due(self) -> bool:
         """Whether a checkpoint would cost under 5 % of the time since the last one."""
@@ -177,7 +185,8 @@ class RunFolder:
 
     def _sync_log(self) -> None:
         if self._rounds is not None:
-            os.fsync(self._rounds.fileno())
+            with naming(self.folder / "rounds.jsonl"):
+                os.fsync(self._rounds.fileno())
 
     def close(self) -> None:
         """Closes rounds.jsonl."""
@@ -191,14 +200,13 @@ class RunFolder:
 def open_run(folder: Path) -> Iterator[RunFolder]:
     """The folder of one run, made when missing and locked against a second writer.
 
-    Raises ConfigError when another process trains in it or it cannot be written.
+    Raises ConfigError when another process trains in it or a file in it cannot be written; an
+    OSError about anything else passes.
     """
-    with locked(folder, "training"):
+    with locked(folder, "training"), errors_of(folder):
         run = RunFolder(folder)
         try:
             yield run
-        except OSError as error:
-            raise ConfigError(cannot_write(folder, error)) from error
         finally:
             run.close()
 

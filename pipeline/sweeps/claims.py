@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.files import cannot_write
+from pipeline.files import cannot_write, errors_of, naming
 from pipeline.plain_files import OBJECT, read_plain
 
 BEAT = 5.0
@@ -71,12 +71,10 @@ class Claims:
 
     def begin(self) -> None:
         """Makes the first heartbeat; ConfigError where the folder cannot be written."""
-        try:
+        with errors_of(self._members.parent), naming(self._beat):
             self._members.mkdir(exist_ok=True)
             self._claims.mkdir(exist_ok=True)
             self._beat.write_bytes(b"0\n")
-        except OSError as error:
-            raise ConfigError(cannot_write(self._members.parent, error)) from error
         for name in self._names():
             if self._is_gone(name):
                 _remove(self._members / name)
@@ -100,7 +98,7 @@ class Claims:
             return True
         claim = self._claims / f"{id}.{latest + 1}"
         try:
-            with claim.open("xb") as file:
+            with naming(claim), claim.open("xb") as file:
                 file.write(self.name.encode())
         except (FileExistsError, FileNotFoundError):  # another was first; all has ended
             return False

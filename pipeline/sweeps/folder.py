@@ -11,7 +11,14 @@ from pathlib import Path
 from cache.container.disk import sync_folder
 from pipeline.digests import sealed, unsealed
 from pipeline.errors import ConfigError
-from pipeline.files import cannot_write, first_difference, locked, replace_whole, set_aside
+from pipeline.files import (
+    errors_of,
+    first_difference,
+    locked,
+    naming,
+    replace_whole,
+    set_aside,
+)
 from pipeline.plain_files import LOG, OBJECT, read_plain
 from pipeline.sweeps.trials import (
     STATUSES,
@@ -55,19 +62,15 @@ class SweepFolder:
         said = finite(dataclasses.asdict(ended))
         fresh = Record(**said)
         if self.records.get(ended.id) != fresh:
-            try:
+            with errors_of(self.folder), naming(self.folder / self._own):
                 self._lines.write(line_of(said))
                 self._lines.flush()
-            except OSError as error:
-                raise ConfigError(cannot_write(self.folder, error)) from error
         self.records[ended.id] = fresh
 
     def sync(self) -> None:
         """Brings what was added onto the disk, where other machines see it, too."""
-        try:
+        with errors_of(self.folder), naming(self.folder / self._own):
             os.fsync(self._lines.fileno())
-        except OSError as error:
-            raise ConfigError(cannot_write(self.folder, error)) from error
 
     def refresh(self) -> None:
         """Takes up what other members have added since; ConfigError for lines that are none."""
@@ -91,10 +94,8 @@ class SweepFolder:
         self.records = read_all(self.folder)
         ended = sorted(self.records.values(), key=lambda each: each.number)
         whole = b"".join(line_of(dataclasses.asdict(each)) for each in ended)
-        try:
+        with errors_of(self.folder):
             replace_whole(self.folder / TRIALS, whole)
-        except OSError as error:
-            raise ConfigError(cannot_write(self.folder, error)) from error
 
     def close(self) -> None:
         """Closes its file of trials, and removes one of a member that ended none."""
@@ -118,15 +119,12 @@ def open_sweep(folder: Path, described: dict, *, force: bool = False) -> Iterato
     no trial.
     """
     way_out = f"wait for it, help it with ./run.sh sweep --join {folder}, or pass another --out"
-    with locked(folder, "sweeping", way_out):
+    with locked(folder, "sweeping", way_out), errors_of(folder):
+        sweep = SweepFolder(folder, _prepare(folder, described, force))
         try:
-            sweep = SweepFolder(folder, _prepare(folder, described, force))
-            try:
-                yield sweep
-            finally:
-                sweep.close()
-        except OSError as error:
-            raise ConfigError(cannot_write(folder, error)) from error
+            yield sweep
+        finally:
+            sweep.close()
 
 
 def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:

@@ -189,7 +189,7 @@ def test_names_are_found_or_the_nearest_is_named(tmp_path):
         ({"domains": np.full(50, 2)}, "domains must be 0 to 1"),
         ({"labels": np.zeros(49, int)}, "must be"),
         ({"class_names": []}, "no class names"),
-        ({"class_names": ["a", "b", "a"]}, "'a' stands there more than once"),
+        ({"class_names": ["a", "b", "a"]}, "'a' is listed twice"),
         ({"class_names": ["a", "", "b"]}, "printable"),
         ({"class_names": ["a", "b\x1b[2J", "c"]}, "printable"),
         ({"class_names": ["a", "b"]}, "text_features must be"),

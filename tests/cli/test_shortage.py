@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,91 @@ def test_no_shared_memory_is_needed(tree, weights, tmp_path):
     assert done.returncode == 0 and "in this process" not in done.stderr, done.stderr
     run(tree, weights, tmp_path / "whole.h5")
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+AS_NOBODY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups",
+             "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]  # fmt: skip
+
+
+@pytest.fixture
+def nobody(cache):
+    """A folder, with the cache, for a user without processes: root `ulimit -u` does not bind."""
+    if os.geteuid() or not (shutil.which("setpriv") and shutil.which("bash")):
+        pytest.skip("needs root, setpriv and bash, to become another user")
+    if subprocess.run([*AS_NOBODY, sys.executable, "-c", ""], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody become another user")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(cache, folder / "x.h5")
+        for path in (folder, folder / "x.h5"):
+            path.chmod(0o777)
+        yield folder
+
+
+def as_nobody(words: str, command: list, where: Path) -> subprocess.CompletedProcess:
+    own = " ".join(map(str, ["exec", sys.executable, "-m", "pipeline", *command]))
+    return subprocess.run(
+        [*AS_NOBODY, "bash", "-c", f"{words} {own}"], cwd=where, capture_output=True, text=True,
+        env={**ENVIRONMENT, "NUMBA_CACHE_DIR": str(where / "kept")}, timeout=PATIENCE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("command", ["federate", "extract", "sweep"])
+def test_too_few_processes_are_refused_at_once(nobody, command, processes):
+    named = {
+        "federate": ["x.h5", "--rounds", 1, "--out", "run"],
+        "sweep": ["x.h5", "--rounds", 1, "--grid", "lr=1e-3,1e-2", "--out", "sweep"],
+        "extract": ["--dataset", nobody, "--model", "demo", "--out", "new.h5"],
+    }[command]
+    words = f"export OMP_NUM_THREADS=2; ulimit -u {processes};"
+    done = as_nobody(words, [command, *named], nobody)
+    assert done.returncode == 1 and not done.stdout, done.stderr
+    assert f"Error: {command} needs 7 threads, and only {processes - 1} can" in last_line(done)
+    assert f"(ulimit -u is {processes})" in last_line(done)
+    assert [file.name for file in nobody.iterdir()] == ["x.h5"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_federate_runs_with_the_threads_it_asks_for(nobody, threads):
+    limit = 1 + 3 * threads + 1
+    words = f"export OMP_NUM_THREADS={threads}; ulimit -u {limit};"
+    done = as_nobody(words, ["federate", "x.h5", "--rounds", 1, "--out", "run"], nobody)
+    assert done.returncode == 0 and (nobody / "run" / "done").exists(), done.stderr
+
+
+@pytest.mark.parametrize("allowed", range(6))
+def test_threads_that_can_be_started_are_counted(monkeypatch, allowed):
+    left, start = [None] * allowed, shortage.threading.Thread.start
+
+    def limited_start(thread):
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(thread)
+
+    monkeypatch.setattr(shortage.threading.Thread, "start", limited_start)
+    assert shortage._startable(4) == min(4, allowed)
+
+
+ABORTS = {
+    "here": "os.abort()",
+    "in a thread": "threading.Thread(target=os.abort).start(); threading.Event().wait()",
+    "in a thread of a library": (
+        "ctypes.CDLL(None).abort.restype = None; ctypes.PyDLL(None).abort()"
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ABORTS)
+def test_an_abort_is_explained_in_one_line(where):
+    code = (
+        "import ctypes, os, threading; from pipeline.shortage import prepare_for_limit\n"
+        f"prepare_for_limit('federate'); {ABORTS[where]}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 134 and done.stderr == shortage.ABORTED, done.stderr
+    assert done.stderr.count("\n") == 1

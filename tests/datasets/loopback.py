@@ -12,7 +12,7 @@ import threading
 import time
 import zipfile
 
-from pipeline.datasets.transfer import Patience
+from pipeline.transfer.connection import Patience
 from tests.conftest import ROOT
 
 HASTY = Patience(seconds=10.0, bytes_per_second=1000.0, retries=4, pause=0.01)

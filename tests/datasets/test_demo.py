@@ -1,5 +1,6 @@
 """The built-in data is drawn alike everywhere and survives kills; its CLIP is small and no sage."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,9 +17,11 @@ from PIL import Image
 from pipeline.datasets.demo.draw import PICTURES, draw_dataset, draw_picture, picture_counts
 from pipeline.datasets.demo.shapes import SHAPES
 from pipeline.datasets.demo.styles import STYLES
+from pipeline.datasets.find import find_folder
 from pipeline.encoder.model import encode_images, encode_prompts, import_clip, load_model
 from pipeline.encoder.pixels import load_pixels
 from pipeline.encoder.weights import WEIGHTS, read_state_dict
+from pipeline.errors import DataError
 from pipeline.extraction import demo_clip as train
 from tests.conftest import ROOT
 
@@ -48,6 +51,40 @@ def drawn(tmp_path_factory) -> Path:
 def test_drawing_twice_gives_the_same_bytes_with_any_number_of_workers(drawn, tmp_path):
     alone = draw_dataset(tmp_path / "alone", pictures=800, workers=1)
     assert digests(alone) == digests(drawn)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EAGAIN, "Resource temporarily unavailable"), OSError(errno.ENOSPC, "/dev/shm"),
+     RuntimeError("can't start new thread"), ImportError("no semaphores")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("at", ["__init__", "map"])
+def test_where_no_process_can_be_started_this_one_draws(tmp_path, monkeypatch, error, at):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(f"pipeline.datasets.demo.draw.ProcessPoolExecutor.{at}", refuse)
+    monkeypatch.setattr("pipeline.datasets.demo.draw.ALONE", 10)
+    alone = draw_dataset(tmp_path / "alone", pictures=FEW, workers=1)
+    assert digests(draw_dataset(tmp_path / "x", pictures=FEW, workers=2)) == digests(alone)
+
+
+def test_a_picture_that_cannot_be_written_is_named_and_a_lack_of_processes_is_not(
+    tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.datasets.demo.draw.ALONE", 10**6)  # this process draws
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        with pytest.raises(DataError, match=r"demo: .*\.png: No space left on device; free space"):
+            find_folder("demo", tmp_path)
+    monkeypatch.setattr("pipeline.datasets.demo.draw._missing", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        find_folder("demo", tmp_path)
+    assert not isinstance(caught.value, DataError)
 
 
 def test_another_seed_draws_other_pictures(tmp_path):

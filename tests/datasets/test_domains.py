@@ -90,8 +90,8 @@ def test_each_difference_is_a_line():
     del counts["sketch"]["guitar"], counts["art_painting"]
     counts["clipart"] = {"dog": 1}
     assert compare_counts(Counts(counts), "PACS") == [
-        "clipart: this is no domain of PACS (1 images)",
-        "cat: this is no class of PACS (1 images)",
+        "clipart: this is not a domain of PACS (1 images)",
+        "cat: this is not a class of PACS (1 images)",
         "art_painting: this domain is missing (2,048 images published)",
         "cartoon/house: 289 images, 1 more than the 288 published",
         "photo/dog: 186 images, 3 short of the 189 published",
@@ -114,7 +114,7 @@ def test_two_spellings_of_one_class_are_told():
     counts = published("office_home")
     counts["Art"]["Trash Can"] = counts["Art"].pop("Trash_Can")
     lines = compare_counts(Counts(counts), "office_home")
-    assert lines == ["Trash_Can: there are 2 folders of it, Trash Can, Trash_Can"]
+    assert lines == ["Trash_Can: it has 2 folders, Trash Can, Trash_Can"]
 
 
 def test_two_spellings_of_one_domain_are_told():
@@ -122,7 +122,7 @@ def test_two_spellings_of_one_domain_are_told():
     counts["PASCAL"] = {"bird": 2}
     lines = compare_counts(Counts(counts), "vlcs")
     assert lines == [
-        "VOC2007: there are 2 folders of it, PASCAL, VOC2007",
+        "VOC2007: it has 2 folders, PASCAL, VOC2007",
         "VOC2007/bird: 332 images, 2 more than the 330 published",
     ]
 

@@ -86,7 +86,7 @@ def test_wrong_counts_are_said_and_the_files_kept(server, tmp_path):
             download_dataset("pacs", tmp_path, server.url, said)
         assert "photo/dog: 8 images, 1 short of the 9 published" in said
         assert "sketch/house: 5 images, 1 more than the 4 published" in said
-        assert "cat: this is no class of PACS (1 images)" in said
+        assert "cat: this is not a class of PACS (1 images)" in said
     advised = re.search(r"run \./run\.sh (extract .*)", str(caught.value))[1]
     call(*shlex.split(advised), "--dry-run")
     assert (tmp_path / "PACS/kfold/photo/cat/1.jpg").exists() and len(server.asked) == 1
@@ -97,7 +97,7 @@ def test_a_damaged_archive_is_not_kept(server, tmp_path):
     sound = pacs_zip()
     server.content = sound[:5_000] + b"\xff" * 8 + sound[5_008:]
     for _ in range(2):
-        with pytest.raises(DataError, match="PACS.zip.part.* (no sound zip|its member)"):
+        with pytest.raises(DataError, match="PACS.zip.part.* (not a valid zip|its member)"):
             download_dataset("pacs", tmp_path, server.url, Said())
         assert not (tmp_path / "PACS.zip").exists() and not (tmp_path / "PACS").exists()
     server.content = sound
@@ -114,7 +114,7 @@ def test_an_archive_is_no_larger_than_its_images_can_be(server, tmp_path, small_
 
 def test_an_archive_of_something_else_is_told(server, tmp_path):
     server.content = zipped(tmp_path / "other.zip", [("mnist/0/1.png", b"")]).read_bytes()
-    with pytest.raises(DataError, match="holds no PACS.*the files are kept"):
+    with pytest.raises(DataError, match="does not contain PACS.*the files are kept"):
         download_dataset("pacs", tmp_path / "data", server.url, Said())
 
 

@@ -3,7 +3,11 @@
 import hashlib
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from cache.identity import manifest_sha256 as manifest
 from pipeline.datasets.known import image_digests, scan
 from pipeline.encoder.model import import_clip
 from pipeline.errors import DataError
+from tests.conftest import ROOT
 
 
 def manifest_sha256(tree, progress=None) -> str:
@@ -283,3 +288,60 @@ def test_the_manifest_reports_every_file_once(tmp_path):
 def test_the_real_subset(shared, image_folder):
     tree = assert_equals_image_folder(image_folder, shared / "data/pacs-subset")
     assert len(tree.paths) == 840 and tree.ignored == ()
+
+
+def drawn_tree(root, count=200):
+    for number in range(count):
+        path = root / "photo" / "dog" / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([number % 256]) * (number + 1))
+    return scan(root)
+
+
+HASHED = """
+import os, sys
+from pathlib import Path
+from pipeline.datasets.tree import image_digests, scan
+tree = scan(Path(sys.argv[1]))
+for path in tree.paths[: int(sys.argv[2])]:  # as on a disk that does not answer any more
+    os.unlink(tree.root / path)
+    os.mkfifo(tree.root / path)
+print("hashing", flush=True)
+image_digests(tree)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes pipes")
+@pytest.mark.parametrize("dead", [1, 200])
+def test_ctrl_c_ends_hashing_while_a_disk_does_not_answer(tmp_path, dead):
+    drawn_tree(tmp_path)
+    command = [sys.executable, "-c", HASHED, str(tmp_path), str(dead)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as one:
+        assert one.stdout.readline() == b"hashing\n"
+        time.sleep(0.5)
+        one.send_signal(signal.SIGINT)
+        assert one.wait(60) != 0
+        assert b"KeyboardInterrupt" in one.stderr.read()
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_fewer_threads_than_asked_for_hash_all_the_same(tmp_path, monkeypatch, allowed):
+    tree = drawn_tree(tmp_path)
+    ref = image_digests(tree)
+    left, start = [None] * allowed, threading.Thread.start
+
+    def limited(thread):
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert np.array_equal(image_digests(tree), ref)
+
+
+def test_an_error_in_a_thread_that_hashes_is_raised(tmp_path, monkeypatch):
+    tree = drawn_tree(tmp_path)
+    monkeypatch.setattr("pipeline.datasets.tree.hashlib", None)
+    with pytest.raises(AttributeError):
+        image_digests(tree)

@@ -109,7 +109,7 @@ REFUSED = {  # paths, what is said, what the first advised words make of it: lay
     "numbers in splits": (trees("art/train", "real/test", classes="01"), "are numbers or codes",
                           "domain/split/class", 2),
     "one letter": (trees("A", "C", "P"), "'A', 'C', 'P' are single characters", "domain/class", 2),
-    "one class": (trees("photo", "art", classes=("dog",)), "one class only, 'dog'",
+    "one class": (trees("photo", "art", classes=("dog",)), "only one class, 'dog'",
                   "domain/class", 1),
     "nothing in common": (trees("pets") + trees("cars", classes=("vw", "bmw")),
                           "no class in common", "domain/class", 4),

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from pipeline.datasets import fetch as download_module
-from pipeline.datasets.fetch import download
-from pipeline.datasets.transfer import Patience
 from pipeline.errors import DataError
+from pipeline.transfer import download as download_module
+from pipeline.transfer.connection import Patience
+from pipeline.transfer.download import download
 from tests.datasets.loopback import DATA, HASTY, Said, kill, left, serving, start_killable
 
 
@@ -161,7 +161,7 @@ def test_a_length_that_never_comes_is_told(server, tmp_path):
 def test_refusals_come_at_once(server, tmp_path):
     for status, words in ((404, "404 Not Found"), (403, "403 Forbidden"), (409, "409 Conflict")):
         server.status = status
-        refused(server.url, tmp_path / "f", words, "--url", str(tmp_path / "f"))
+        refused(server.url, tmp_path / "f", words, "check the address", str(tmp_path / "f"))
     assert len(server.asked) == 3
 
 
@@ -241,7 +241,7 @@ def test_killed_downloads_go_on_to_the_same_bytes(server, tmp_path):
     server.content = random.Random(2).randbytes(3_000_000)
     server.block, server.pause = 20_000, 0.002
     code = (
-        "import sys; from pathlib import Path; from pipeline.datasets.fetch import download\n"
+        "import sys; from pathlib import Path; from pipeline.transfer.download import download\n"
         "download(sys.argv[1], Path(sys.argv[2]), print)"
     )
     part = tmp_path / "f.part"

@@ -15,9 +15,9 @@ import zipfile
 
 import pytest
 
-from pipeline.datasets.fetch import download
-from pipeline.datasets.transfer import Patience
 from pipeline.errors import DataError
+from pipeline.transfer.connection import Patience
+from pipeline.transfer.download import download
 from tests.datasets.loopback import DATA, HASTY, ROOT, Said, chunk, head, left, replying
 
 QUICK = Patience(seconds=0.4, bytes_per_second=1000.0, retries=1, pause=0.01)
@@ -32,7 +32,7 @@ def loopback(monkeypatch):
 @pytest.fixture
 def full(monkeypatch):
     """A disk with ROOM bytes left but for what a download keeps free."""
-    from pipeline.datasets.transfer import _RESERVE
+    from pipeline.transfer.connection import _RESERVE
 
     usage = shutil.disk_usage("/")._replace(free=ROOM + _RESERVE)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
@@ -237,7 +237,7 @@ def test_a_damaged_archive_is_never_published(tmp_path, damage):
     else:
         del content[150_000:]
     with replying(lambda *_: [head(), bytes(content)]) as server:
-        refused(server.url, tmp_path / "f", "no sound zip")
+        refused(server.url, tmp_path / "f", "not a valid zip")
         assert len(server.asked) == 1
 
 
@@ -322,7 +322,7 @@ def test_endless_framing_ends(tmp_path, name):
 
 def test_a_stalled_download_can_be_interrupted(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from pipeline.datasets.fetch import download\n"
+        "import sys; from pathlib import Path; from pipeline.transfer.download import download\n"
         "download(sys.argv[1], Path(sys.argv[2]), print)"
     )
     with replying(trickle(head(Content_Length=10**6) + b"x", b"x")) as server:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.datasets import unpack as unpack_module
-from pipeline.datasets.unpack import check_archive, unpack
 from pipeline.errors import DataError
+from pipeline.transfer import unpack as unpack_module
+from pipeline.transfer.unpack import check_archive, unpack
 from tests.datasets.loopback import DATA, kill, left, start_killable, zipped
 
 
@@ -99,7 +99,7 @@ def test_sizes_that_lie_are_refused(tmp_path, declared):
     content = bytes(20_000_000) if declared == 10 else random.Random(0).randbytes(1_000_000)
     zipped(tmp_path / "a.zip", [("0.bin", content)], zipfile.ZIP_DEFLATED)
     patched(tmp_path / "a.zip", "0.bin", declared)
-    assert_refused(tmp_path / "a.zip", tmp_path / "out", "no sound zip")
+    assert_refused(tmp_path / "a.zip", tmp_path / "out", "not a valid zip")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_damaged_archives_are_refused(tmp_path, damage):
     elif damage == "method":
         data[data.index(b"PK\x01\x02") + 10] = 97
     archive.write_bytes(data)
-    words = "is encrypted" if damage == "encrypted" else "no sound zip"
+    words = "is encrypted" if damage == "encrypted" else "not a valid zip"
     assert_refused(archive, tmp_path / "out", words)
 
 
@@ -176,7 +176,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 def test_a_killed_unpacking_leaves_no_half_folder(tmp_path):
     zipped(tmp_path / "a.zip", [(f"photo/dog/{i}.jpg", b"x" * 100) for i in range(10_000)])
     code = (
-        "import sys; from pathlib import Path; from pipeline.datasets.unpack import unpack\n"
+        "import sys; from pathlib import Path; from pipeline.transfer.unpack import unpack\n"
         "unpack(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     process = start_killable(code, tmp_path / "a.zip", tmp_path / "out")

@@ -107,11 +107,11 @@ HOSTILE: dict[str, tuple[bytes, str]] = {  # name -> the pickle, what is said of
     "dup": (b"\x80\x02N2.", "DUP"),
     "new of a function": (
         Program().name("torch._utils _rebuild_parameter").raw(b")\x81").end(),
-        "no TorchScript module",
+        "not a TorchScript module",
     ),
-    "call of a class": (Program().name("__torch__ M").raw(b")R").end(), "no function"),
-    "call of a text": (Program().text("os.system").raw(b")R").end(), "no function"),
-    "call of a storage": (Program().name("torch FloatStorage").raw(b")R").end(), "no function"),
+    "call of a class": (Program().name("__torch__ M").raw(b")R").end(), "not a function"),
+    "call of a text": (Program().text("os.system").raw(b")R").end(), "not a function"),
+    "call of a storage": (Program().name("torch FloatStorage").raw(b")R").end(), "not a function"),
     "state of a list": (Program().raw(b"]").dict().build().end(), "state of a list"),
     "state of a function": (
         Program().name("torch._utils _rebuild_tensor_v2").dict().build().end(),
@@ -139,7 +139,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {  # name -> the pickle, what is said of
         .then(tensor(count=2))
         .set_item()
         .end(),
-        "two ways",
+        "two different ways",
     ),
     "an endless integer": (
         Program(b"\x8b" + struct.pack("<i", 99) + b"\x01" * 99).end(),

@@ -1,5 +1,6 @@
 """The CLIP package and its weights: one result for every form, one line for every failure."""
 
+import hashlib
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pipeline.encoder.model import (
 from pipeline.encoder.weights import OPENAI_NAMES
 from pipeline.errors import WeightsError
 from tests.conftest import ROOT
+from tests.datasets.loopback import head, replying
 from tests.encoder import clips
 
 CPU = torch.device("cpu")
@@ -162,25 +164,74 @@ def test_loading_leaves_no_trace_and_no_warning(tmp_path):
 
 
 @pytest.fixture
-def unreachable(monkeypatch, tmp_path) -> Path:
-    """A home folder without weights, and a network in which nobody answers."""
-
-    def silent(*_, **__):
-        raise OSError(f"timed out after {socket.getdefaulttimeout()} s")
-
-    monkeypatch.setattr("urllib.request.urlopen", silent)
+def home(monkeypatch, tmp_path) -> Path:
+    """A home folder without weights; returns where clip keeps them in it."""
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     return tmp_path / ".cache" / "clip"
 
 
-def test_weights_that_cannot_be_had_say_from_where_and_to_where(unreachable):
+def test_weights_that_cannot_be_had_say_from_where_and_to_where(home, monkeypatch):
+    def silent(*_, **__):
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
     for name in OPENAI_NAMES:
         with pytest.raises(WeightsError) as caught:
             load_model(name.lower(), CPU)
-        said, file = str(caught.value), unreachable / Path(import_clip().clip._MODELS[name]).name
+        said, file = str(caught.value), home / Path(import_clip().clip._MODELS[name]).name
         assert f"--model {name}: " in said and import_clip().clip._MODELS[name] in said
-        assert f"put it at {file}, or" in said and "timed out after 20.0 s" in said
+        assert f"put it at {file}, or" in said and "cannot be reached" in said
+        assert "name resolution" in said and "--url" not in said
     file.write_bytes(b"half")
-    with pytest.raises(WeightsError, match="another or incomplete file that is there"):
+    with pytest.raises(WeightsError, match="in the place of the damaged or other file"):
         load_model(name, CPU)
-    assert file.read_bytes() == b"half" and socket.getdefaulttimeout() is None
+    assert file.read_bytes() == b"half"
+
+
+@pytest.fixture
+def weights_file(tmp_path) -> bytes:
+    return clips.save(clips.build(), tmp_path / "made.pt", "state dict").read_bytes()
+
+
+def served(server, content: bytes, monkeypatch) -> None:
+    """Let ViT-B/32 be what a server of this machine has."""
+    url = f"{server.url.rsplit('/', 1)[0]}/{hashlib.sha256(content).hexdigest()}/small.pt"
+    monkeypatch.setitem(import_clip().clip._MODELS, "ViT-B/32", url)
+
+
+@pytest.mark.parametrize("there", [None, b"", b"half a file"])
+def test_weights_arrive_once_and_replace_what_is_damaged(home, weights_file, monkeypatch, there):
+    said: list[str] = []
+    if there is not None:
+        home.mkdir(parents=True)
+        (home / "small.pt").write_bytes(there)
+    with replying(lambda *_: [head(Content_Length=len(weights_file)), weights_file]) as server:
+        served(server, weights_file, monkeypatch)
+        for _ in range(2):
+            assert load_model("ViT-B/32", CPU, say=said.append).width == clips.WIDTH
+        assert len(server.asked) == 1
+    assert (home / "small.pt").read_bytes() == weights_file
+    assert any("damaged" in line for line in said) == (there is not None)
+
+
+LIES = {
+    "other content": lambda good: [head(Content_Length=len(good)), bytes(len(good))],
+    "cut": lambda good: [head(Content_Length=len(good) // 2), good[: len(good) // 2]],
+    "empty": lambda good: [head(Content_Length=0)],
+    "a web page": lambda good: [head(), b"<html>sign in</html>"],
+    "no such file": lambda good: [head("404 Not Found", Content_Length=0)],
+    "too long": lambda good: [head(Content_Length=10**15), bytes(1000)],
+    "ftp": lambda good: [head("302 Found", Location="ftp://127.0.0.1/x", Content_Length=0)],
+    "packed": lambda good: [head(Content_Encoding="gzip"), good],
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_a_server_sends_instead_of_weights_is_not_kept(home, weights_file, monkeypatch, lie):
+    with replying(lambda *_: LIES[lie](weights_file)) as server:
+        served(server, weights_file, monkeypatch)
+        with pytest.raises(WeightsError, match="could not be downloaded") as caught:
+            load_model("ViT-B/32", CPU)
+    assert f"put it at {home / 'small.pt'}" in str(caught.value) or lie == "too long"
+    assert not (home / "small.pt").exists() and "\n" not in str(caught.value)

@@ -314,4 +314,4 @@ def test_extract_ends_at_once_beside_a_worker_that_stands_still(
         process.send_signal(number)
         rest = process.stderr.read()
         assert process.wait(PATIENCE) == 128 + number
-    assert "Traceback" not in rest and "stopped; the same command" in rest
+    assert "Traceback" not in rest and "stopped; run the same command" in rest

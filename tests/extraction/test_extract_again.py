@@ -139,7 +139,9 @@ cli(["extract", "--dataset", {str(tree)!r}, "--model", {str(weights)!r}, "--out"
     )  # fmt: skip
     assert done.returncode == 128 + number, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("Error: stopped; the same command goes on") and "x.h5.partial" in last
+    assert (
+        last.startswith("Error: stopped; run the same command to resume") and "x.h5.partial" in last
+    )
     assert "Traceback" not in done.stderr and not done.stdout
     found = info(out.with_name("x.h5.partial"))
     assert 2 <= found["rows_done"] < 23

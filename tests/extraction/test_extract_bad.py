@@ -75,7 +75,7 @@ def test_turned_images_are_counted_and_said(tree, weights, tmp_path):
     for name in ("x.jpg", "y.jpg"):
         Image.new("RGB", (40, 30)).save(tree / "art" / "cat" / name, exif=exif)
     report, said = run(tree, weights, tmp_path / "x.h5")
-    assert report.turned == 2 and any(line.startswith("2 images carry an EXIF") for line in said)
+    assert report.turned == 2 and any(line.startswith("2 images have an EXIF") for line in said)
 
 
 def test_stray_files_are_said_and_a_class_may_lack_in_a_domain(tree, weights, tmp_path):
@@ -115,6 +115,8 @@ def test_a_killed_decoder_is_replaced_and_changes_no_byte(tree, weights, tmp_pat
         ({"max_megapixels": 0}, ConfigError, "--max-megapixels 0"),
         ({"max_megapixels": float("nan")}, ConfigError, "--max-megapixels nan"),
         ({"max_megapixels": 1000}, ConfigError, "at most 178"),
+        ({"max_image_mib": 0.5}, ConfigError, "--max-image-mib 0.5"),
+        ({"max_image_mib": float("nan")}, ConfigError, "--max-image-mib nan"),
         ({"max_image_seconds": -1}, ConfigError, "--max-image-seconds -1"),
         ({"max_image_seconds": float("inf")}, ConfigError, "--max-image-seconds inf"),
         ({"store": "bf16"}, ConfigError, "fp16, fp32"),

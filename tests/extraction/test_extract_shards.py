@@ -13,10 +13,11 @@ from cache.store import info, merge_shards, partial_of, read_table, shard_rows, 
 from cache.table import CacheError, StaleCache
 from pipeline.errors import DataError
 from pipeline.extraction import rows as encode_rows
+from pipeline.extraction.shards import merge
 from tests.cache import caches
 from tests.conftest import ROOT
 from tests.encoder import clips
-from tests.extraction.extraction import run
+from tests.extraction.extraction import Said, run
 from tests.extraction.test_extract_bad import spoil
 
 
@@ -259,3 +260,39 @@ print(peak() - before)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.h5").stat().st_size > 61_000_000
     assert int(done.stdout) < 30 << 10  # KiB
+
+
+@pytest.mark.parametrize("levels", [("art", "photo"), ("train/art", "test/art")])
+def test_a_copy_in_another_shard_is_found_on_merging(tree, weights, tmp_path, levels):
+    """No shard has both images; the whole, extracted in one piece, is refused for them."""
+    if levels[0] == "train/art":
+        (tree.parent / "new" / "train").mkdir(parents=True)
+        (tree.parent / "new" / "test").mkdir()
+        (tree / "art").rename(tree.parent / "new" / "train" / "art")
+        (tree / "photo").rename(tree.parent / "new" / "test" / "art")
+        tree = tree.parent / "new"
+    one = sorted((tree / levels[0] / "cat").iterdir())[0]
+    shutil.copy(one, tree / levels[1] / "cat" / f"copy{one.suffix}")
+    settings = {"batch": 12}
+    with pytest.raises(DataError, match="2 images have a copy in another") as whole:
+        run(tree, weights, tmp_path / "whole.h5", **settings)
+    files = cut(tree, weights, tmp_path / "x.h5", 2, **settings)
+    with pytest.raises(DataError, match="2 images have a copy in another") as caught:
+        merge(files, None)
+    assert "--accept duplicates" in str(caught.value) and f"copy{one.suffix}" in str(caught.value)
+    assert whole.value.exit_code == caught.value.exit_code
+    assert not (tmp_path / "x.h5").exists() and not partial_of(tmp_path / "x.h5").exists()
+    said = Said()
+    merged = merge(files, None, accept=("duplicates",), say=said)
+    assert any("have a copy" in line for line in said)
+    run(tree, weights, tmp_path / "whole.h5", accept=("duplicates",), **settings)
+    assert merged.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_copies_in_a_known_data_set_are_said_and_merged(tree, weights, tmp_path):
+    one = sorted((tree / "art" / "cat").iterdir())[0]
+    shutil.copy(one, tree / "photo" / "cat" / f"copy{one.suffix}")
+    tree = tree.rename(tree.with_name("pacs"))
+    said = Said()
+    merge(cut(tree, weights, tmp_path / "x.h5", 2, batch=12), None, say=said)
+    assert any("have a copy in another domain" in line for line in said)

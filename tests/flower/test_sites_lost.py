@@ -208,8 +208,8 @@ def test_a_bad_site_setting_is_told(files, tmp_path):
         ({"method": "ditto"}, P, "method ditto cannot go to sites"),
         ({"method": "fedavg!"}, P, "is unknown"),
         ({"lr": "much"}, P, "lr must be a number"),
-        ({"strange": 1}, P, "no settings of a run"),
-        ({"held_out": 3}, P, "no settings of a run"),
+        ({"strange": 1}, P, "invalid run settings"),
+        ({"held_out": 3}, P, "invalid run settings"),
     ],
 )
 def test_a_site_refuses_what_makes_no_sense(files, settings, numbers, why):

@@ -2,19 +2,24 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from click.testing import CliRunner
 
 from cache.store import read_table, write_table
 from pipeline import files as locked_folder
+from pipeline.cli.app import cli
 from pipeline.errors import ConfigError
 from pipeline.runs import federate as runner
 from pipeline.runs import folder as run_folder
 from pipeline.runs.folder import open_run
+from pipeline.sweeps.folder import open_sweep
 from tests.conftest import ROOT
 from tests.runs.small_runs import FILES, config, run, small
 
@@ -117,3 +122,63 @@ def test_a_round_without_a_checkpoint_gathers_nothing_for_one(table, tmp_path, m
     monkeypatch.setattr(run_folder.RunFolder, "due", lambda _: False)
     run(table, tmp_path / "run", config(rounds=3))
     assert len(gathered) == 1  # at the end
+
+
+OPENED = {
+    "run": open_run,
+    "sweep": lambda folder: open_sweep(folder, {"base": {}}),
+}
+
+
+@pytest.mark.parametrize("kind", OPENED)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("inside", ["rounds.jsonl", "deep/x.bin", "."])
+def test_a_file_of_the_folder_that_is_refused_is_named(tmp_path, kind, number, inside):
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match=r"out: cannot write here") as caught, OPENED[kind](out):
+        raise OSError(number, os.strerror(number), str(out / inside))
+    assert os.strerror(number) in str(caught.value) and "--out" in str(caught.value)
+    assert inside == "." or f": {inside};" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", OPENED)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO, errno.ECONNRESET])
+@pytest.mark.parametrize("named", ["/elsewhere/kernel.nbi", None, "out-of-it/x", 7])
+def test_what_is_refused_elsewhere_is_not_blamed_on_the_folder(tmp_path, kind, number, named):
+    """A compiled kernel that cannot be kept, a broken connection: another --out helps neither."""
+    named = str(tmp_path / named) if named == "out-of-it/x" else named
+    more = () if named is None else (named,)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
+        with OPENED[kind](tmp_path / "out"):
+            raise OSError(number, os.strerror(number), *more)
+    assert caught.value.filename == named
+
+
+@pytest.mark.parametrize("named", ["/elsewhere/kernel.nbi", None])
+def test_a_command_says_what_was_refused(table, tmp_path, monkeypatch, named):
+    """The file, or where none is named the function that met it."""
+
+    def refuse_to_train(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", *([named] if named else []))
+
+    monkeypatch.setattr("pipeline.runs.federate.capture_rounds", refuse_to_train)
+    done = CliRunner().invoke(cli, ["federate", str(table.source), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1 and done.output.splitlines()[-1].startswith("Error: ")
+    assert (named or "refuse_to_train") in done.output and "cannot write here" not in done.output
+
+
+@pytest.mark.parametrize("fails", ["write", "flush", "fsync"])
+def test_an_error_without_a_name_gets_the_files(tmp_path, monkeypatch, fails):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with open_run(tmp_path / "run") as opened:
+        opened.add_round("{}")
+        if fails == "fsync":
+            monkeypatch.setattr(os, "fsync", full)
+        else:
+            opened._rounds.close()
+            monkeypatch.setattr(opened, "_rounds", mock.Mock(**{f"{fails}.side_effect": full}))
+        with pytest.raises(OSError) as caught:
+            opened.checkpoint({}, {}, now=True) if fails == "fsync" else opened.add_round("{}")
+    assert caught.value.filename == str(tmp_path / "run" / "rounds.jsonl")

@@ -15,6 +15,7 @@ from pipeline.cores import cores
 from pipeline.datasets.demo.scenes import OTHER_HABITS, Habit, compose
 from pipeline.datasets.demo.shapes import SHAPES
 from pipeline.datasets.demo.styles import STYLES
+from pipeline.files import naming
 
 VERSION = 1  # a change of what is drawn is a new version, and folders of an old one are redrawn
 PICTURES = 3000
@@ -108,13 +109,13 @@ def _draw_all(
         return
     spawn = multiprocessing.get_context("spawn")  # the only way there is on Windows
     try:
-        pool = ProcessPoolExecutor(workers, spawn, _leave_with_parent)
-    except (OSError, ImportError):  # no semaphores, as where /dev/shm cannot be written to
+        with ProcessPoolExecutor(workers, spawn, _leave_with_parent) as pool:
+            for _ in pool.map(_draw_some, tasks):
+                pass
+    except (OSError, ImportError, RuntimeError):
+        # No semaphores, as where /dev/shm cannot be written to; no process or thread can be
+        # started, or one was killed. What the disk refuses is met again and said.
         _draw_all(missing, folder, seed, 1)
-        return
-    with pool:
-        for _ in pool.map(_draw_some, tasks):
-            pass
 
 
 def _draw_some(task: tuple[Path, int, list[tuple[str, str, int]]]) -> None:
@@ -123,8 +124,9 @@ def _draw_some(task: tuple[Path, int, list[tuple[str, str, int]]]) -> None:
         image, _ = draw_picture(domain, thing, seed, number)
         target = folder / domain / thing / _name(number)
         partial = target.with_name(target.name + ".partial")
-        image.save(partial, "PNG", compress_level=3)
-        os.replace(partial, target)
+        with naming(target):
+            image.save(partial, "PNG", compress_level=3)
+            os.replace(partial, target)
 
 
 def _leave_with_parent() -> None:

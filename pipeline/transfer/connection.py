@@ -1,4 +1,4 @@
-"""One HTTP connection: it brings the part of a file nearer to the whole, from where that ends."""
+"""One HTTP connection, which resumes the part of a file where it ends."""
 
 import functools
 import http.client
@@ -66,7 +66,7 @@ def fetch_once(
     returns  whether bytes of an earlier connection are in it
 
     The part is resumed when the server still has the version that the note beside it describes,
-    otherwise it starts afresh; a whole one needs no connection. Raises Dropped for what another
+    otherwise it starts again; a whole one needs no connection. Raises Dropped for what another
     try may mend, DataError for what it will not: among that a redirect from https to http or to
     anything else, an encoded body, lengths that contradict each other, too many bytes.
     """
@@ -82,13 +82,13 @@ def fetch_once(
         if response.status == 206:
             if not (start and _continues(response, remote, start)):
                 part.unlink(missing_ok=True)
-                raise Dropped("the server sent another part than was asked for; starting afresh")
+                raise Dropped("the server sent another part than was requested; starting again")
             with part.open("ab") as file:
                 _copy(url, response, file, start, remote.length, target.name, patience, most)
             return True
         remote = _described(url, target, response)
         if size:
-            say(f"{target.name}: starting afresh, the server has no rest for {size:,} bytes")
+            say(f"{target.name}: starting again, the server cannot resume at {size:,} bytes")
         if (remote.length or 0) > most:
             raise DataError(f"{url}: " + _too_long(f"{remote.length:,} bytes", most, part))
         with part.open("wb") as file:
@@ -148,7 +148,8 @@ def _refuse_framing(url: str, target: Path, headers: http.client.HTTPMessage) ->
     ):  # fmt: skip
         found = ", ".join(ascii(one) for one in (*lengths, *chunked))
         raise DataError(
-            f"{url}: the server's answer has no one length ({found[:100]}); {by_hand(target)}"
+            f"{url}: the server's answer does not have one clear length ({found[:100]}); "
+            f"{by_hand(target)}"
         )
 
 
@@ -160,7 +161,7 @@ def _open(
         headers |= {"Range": f"bytes={start}-", "If-Range": remote.condition()}
     try:
         request = urllib.request.Request(url, headers=headers)
-        opener = urllib.request.build_opener(_Redirects, _Paced(patience), _PacedTls(patience))
+        opener = urllib.request.build_opener(_Redirects(target), _Paced(patience))
         response = opener.open(request, timeout=patience.seconds)
         try:
             _refuse_framing(url, target, response.headers)
@@ -175,7 +176,7 @@ def _open(
         elif error.code not in (408, 429) and error.code < 500:
             raise DataError(
                 f"{url}: the server answers {error.code} {_words(error.reason)}; "
-                f"check the address (--url), or {by_hand(target)}"
+                f"check the address, or {by_hand(target)}"
             ) from error
         # No URLError as the cause: the server was reached.
         raise Dropped(f"the server answers {error.code} {_words(error.reason)}") from None
@@ -227,13 +228,16 @@ def _copy(
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows to https, and from http to http; nowhere else."""
 
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
         """The next request. Raises DataError for an address that is less safe than this one's."""
         if not newurl.startswith(("https://", "http://")[: 1 + (req.type == "http")]):
             fp.close()
             raise DataError(
                 f"{req.full_url}: the server redirects to {ascii(newurl)[:300]}; only https:// is "
-                "followed, and http:// from http://. Check the address (--url)"
+                f"followed, and http:// from http://; {by_hand(self.target)}"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -241,7 +245,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 class _Stream(io.RawIOBase):
     """A socket's bytes, counted as they come: a trickle and endless framing end as OSError.
 
-    The socket's own timeout is for one read; a byte a minute keeps it content for ever.
+    The socket's own timeout is for one read; a byte a minute never exceeds it.
     """
 
     def __init__(self, sock: socket.socket, patience: Patience) -> None:
@@ -287,8 +291,8 @@ class _Response(http.client.HTTPResponse):
         self._stream.left = count
 
 
-class _Paced(urllib.request.HTTPHandler):
-    """http, its answers read as _Response."""
+class _Paced(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """http and https, their answers read as _Response."""
 
     def __init__(self, patience: Patience) -> None:
         super().__init__()
@@ -296,23 +300,16 @@ class _Paced(urllib.request.HTTPHandler):
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """As of HTTPHandler."""
-        return self.do_open(
-            functools.partial(_connection, http.client.HTTPConnection, self.patience), req
-        )
-
-
-class _PacedTls(urllib.request.HTTPSHandler):
-    """https, its answers read as _Response."""
-
-    def __init__(self, patience: Patience) -> None:
-        super().__init__()
-        self.patience = patience
+        return self._open(http.client.HTTPConnection, req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """As of HTTPSHandler."""
-        return self.do_open(
-            functools.partial(_connection, http.client.HTTPSConnection, self.patience), req
-        )
+        return self._open(http.client.HTTPSConnection, req)
+
+    def _open(
+        self, kind: type[http.client.HTTPConnection], req: urllib.request.Request
+    ) -> http.client.HTTPResponse:
+        return self.do_open(functools.partial(_connection, kind, self.patience), req)
 
 
 def _connection(

@@ -49,7 +49,7 @@ def unpack(archive: Path, folder: Path) -> None:
     Members go to `<folder>.unpacking` first; what a killed call left there is cleared away.
     A single top folder that is called like `folder` becomes `folder` itself.
 
-    Raises DataError, with nothing published, for a file that is no sound zip; a member that
+    Raises DataError, with nothing published, for a file that is not a valid zip; a member that
     would leave its folder, is a link or a device, is encrypted or there twice; declared sizes
     over 100 times the archive's; a member that is not as long as it declares; a full disk; a
     `folder` that is already there with something in it.
@@ -159,4 +159,4 @@ def _copy(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: BinaryIO | N
 
 def _unsound(archive: Path, error: Exception) -> DataError:
     why = "".join(c for c in str(error) if c.isprintable()) or type(error).__name__
-    return DataError(f"{archive} is no sound zip archive ({why}); {_AGAIN}")
+    return DataError(f"{archive} is not a valid zip archive ({why}); {_AGAIN}")

@@ -1,0 +1,1 @@
+"""Files from other machines: fetched, resumed, checked and unpacked; no server is trusted."""
