@@ -127,7 +127,11 @@ class RunConfig:
     strength: float = _number(
         0.0, 0, 1e6, "Weight of the solved logits next to zero-shot's; 0 means chosen."
     )
-    refit: str = _choice("no", ("no", "yes"), "Rows that the chosen head is solved on.")
+    refit: str = _choice(
+        "no",
+        ("no", "yes"),
+        "Whether validation rows train as well.",
+    )
 
     def __post_init__(self) -> None:
         """Raises ConfigError for the first invalid setting."""
@@ -156,6 +160,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "local_epochs": 3,
         "weighting": "rows",
         "choose": "last",
+        "refit": "yes",
         "rounds": 10,
     },
     "cosine": {
@@ -204,6 +209,7 @@ USED_BY: dict[str, tuple[Way, ...]] = {
         name: (*_ways_of_methods()[name], {"method": TRAINED, "start": ("closed-form",)})
         for name in ("solver", "tune_on", "shape", "strength")
     },
+    "refit": (*_ways_of_methods()["refit"], {"method": TRAINED, "choose": ("last",)}),
     "start": (
         {
             "method": TRAINED,
@@ -228,6 +234,10 @@ LATER = ("keep", "choose", "solver", "tune_on", "shape", "strength", "refit")
 
 _PRIVATE = [name for name, method in METHODS.items() if method.private]
 _CONFLICTS: tuple[Refusal, ...] = (
+    (
+        lambda c: c.refit == "yes" and c.choose != "last" and METHODS[c.method].trains,
+        "refit trains on the validation rows, so they cannot choose the round: pass --choose last",
+    ),
     (
         lambda c: (
             c.start == "closed-form" and not HEADS[c.head].closed_form and METHODS[c.method].trains

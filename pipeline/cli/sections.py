@@ -103,7 +103,10 @@ MEANINGS: dict[str, dict[str, str]] = {
         "domain": "Each domain, by the head of the other domains.",
         "validation": "Validation rows.",
     },
-    "refit": {"no": "Train rows.", "yes": "Train and validation rows."},
+    "refit": {
+        "no": "Train rows only.",
+        "yes": "Train and validation rows; validation figures are then of rows that trained.",
+    },
     "partition": {
         "domain": "Each domain is one client.",
         "iid": "Rows are dealt at random.",

@@ -27,7 +27,7 @@ from pipeline.federation.methods.closed_form_choice import (
     scored,
 )
 from pipeline.federation.methods.closed_form_privacy import released
-from pipeline.federation.plan import Fold, Plan
+from pipeline.federation.plan import Fold, Plan, train_rows
 from pipeline.settings import RunConfig
 
 BLOCK = 4096  # rows at a time
@@ -123,8 +123,7 @@ def closed_form(fold: Fold, cached: Cached) -> ClosedForm:
             "all of --solver, --shape and --strength"
         ) from error
     if config.refit == "yes":
-        own = [np.concatenate([client.train, client.val]) for client in fold.clients]
-        again = [_sums(cached, rows) for rows in own]
+        again = [_sums(cached, train_rows(client, config)) for client in fold.clients]
         sums = sum(again[1:], again[0])
     row = _row(cached, sums, chosen)
     trains = METHODS[config.method].trains
@@ -232,7 +231,7 @@ def _metric(fold: Fold, cached: Cached, sums: Sums, tried: Sequence[Tried]) -> M
     scale = (1 / values / (1 / values).mean() * width).sqrt()
     root, inverse = vectors * scale, vectors / scale
     centre = sums.by_class.sum(0) / total
-    rows = np.concatenate([client.train for client in fold.clients])
+    rows = np.concatenate([train_rows(client, fold.config) for client in fold.clients])
     own = torch.from_numpy(rows).to(cached.labels.device)
     place = torch.full((len(cached.labels),), -1, dtype=torch.int64)
     place[torch.from_numpy(rows)] = torch.arange(len(rows))

@@ -187,6 +187,11 @@ def steps_a_round(lane: Lane, epochs: int | None = None) -> int:
     return (full + (rest > 1)) * (epochs or lane.config.local_epochs)
 
 
+def train_rows(client: ClientSplit, config: RunConfig) -> np.ndarray:
+    """The rows a client trains on: with refit its validation rows too, behind its train rows."""
+    return np.concatenate([client.train, client.val]) if config.refit == "yes" else client.train
+
+
 def rounds_of(config: RunConfig) -> int:
     """Rounds of a run: its setting, 1 for method closed-form."""
     return 1 if METHODS[config.method].solved else config.rounds
@@ -309,11 +314,11 @@ def _groups(
     if method.lanes == "none":
         return []
     if method.lanes == "pooled":
-        rows = np.concatenate([client.train for client in clients])
+        rows = np.concatenate([train_rows(client, config) for client in clients])
         return [[Lane(config, fold, first, None, domains, rows)]]
     alone = method.lanes == "alone"
     lanes = [
-        Lane(config, fold, first + k * alone, k, client.stream, client.train)
+        Lane(config, fold, first + k * alone, k, client.stream, train_rows(client, config))
         for k, client in enumerate(clients)
     ]
     if alone:

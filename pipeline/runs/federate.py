@@ -223,6 +223,8 @@ def _doubts(table: FeatureTable, plan: Plan, first_adapter: torch.Tensor | None)
     config = plan.folds[0].config
     least = min((len(fold.clients) for fold in plan.folds), default=0)
     yield from plan.method.doubts(config, least)
+    if config.refit == "yes":
+        yield "refit: validation rows train too, so validation figures are of rows that trained"
     yield from unused(possible(config), table)
     if first_adapter is not None and config.start != RunConfig.start:
         yield "start has no effect with --init-adapter, which sets where training starts"

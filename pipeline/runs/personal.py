@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kernels.answers import top1
 from pipeline.federation.local import Engine, lane_steps
-from pipeline.federation.plan import Lane, round_rows, settings_of, steps_a_round
+from pipeline.federation.plan import Lane, round_rows, settings_of, steps_a_round, train_rows
 from pipeline.runs.metrics import spread_or_none
 
 
@@ -25,7 +25,7 @@ def personalised(engine: Engine, adapters: Tensor, f: int) -> dict | None:
         return None
     model_of = {k: m for m in fold.models for k in plan.models[m].clients}
     lanes = [
-        Lane(fold.config, f, -1, k, client.stream, client.train)
+        Lane(fold.config, f, -1, k, client.stream, train_rows(client, fold.config))
         for k, client in enumerate(fold.clients)
         if len(client.test)
     ]

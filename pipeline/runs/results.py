@@ -68,6 +68,8 @@ def table(document: dict[str, Any]) -> str:
         "uniform gate, 1 a single channel; changed: test rows answered unlike zero-shot; "
         f"round: {CHOSEN_BY[document['config'].get('choose', 'accuracy')]}"
     )
+    if document["config"].get("refit") == "yes":
+        note += "\nrefit: validation rows trained too; validation figures are of rows that trained"
     private = document.get("privacy")
     if private and private["epsilon"] is not None:
         note += (

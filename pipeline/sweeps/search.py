@@ -65,6 +65,13 @@ def check_search(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
 
     Raises ConfigError as open_search does, and where no settings at all can be, without a folder.
     """
+    refits = dict(spec.parameters).get("refit")
+    if spec.parameters and (base.refit == "yes" or refits is not None):
+        raise ConfigError(
+            "refit trains on the validation rows, by which a sweep compares its trials: sweep with "
+            "--refit no, then train the best with --refit yes --choose last; a sweep over seeds "
+            "alone may have it"
+        )
     if spec.method != "bayes":
         return listed_trials(spec, base)
     from pipeline.sweeps.bayes import distributions

@@ -28,6 +28,7 @@ from pipeline.federation.plan import build_plan
 from pipeline.federation.training import advance, begin, to_device
 from pipeline.runs.folder import read_adapters
 from pipeline.runs.results import mean_results
+from pipeline.runs.results import table as results_table
 from pipeline.settings import RunConfig
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
@@ -242,6 +243,28 @@ def test_refit_adds_the_validation_rows_after_all_choices():
     np.testing.assert_allclose(
         parts_of(comp.row, table)[0], ref.chosen.temperature * w, rtol=1e-4, atol=1e-6
     )
+
+
+def test_refit_trains_on_validation_rows_where_nothing_is_chosen_by_them(tmp_path):
+    table = small()
+    plain = {**ON, "choose": "last", "rounds": 2, "held_out": (("a",),)}
+    plan = build_plan(table, config(**plain, refit="yes"))
+    for lane in plan.lanes:
+        client = plan.folds[0].clients[lane.client]
+        assert sorted(lane.train) == sorted([*client.train, *client.val])
+    first = run(table, tmp_path / "no", config(**plain))
+    second = run(table, tmp_path / "yes", config(**plain, refit="yes"))
+    assert first["results"] != second["results"]
+    assert "validation figures are of rows that trained" in results_table(second)
+    assert "validation figures are" not in results_table(first)
+    with pytest.raises(ConfigError, match="choose last"):
+        config(refit="yes")
+    for grid in (["lr=0.1,0.2"], ["refit=no,yes"]):
+        base = config(**plain, refit="yes" if grid[0].startswith("lr") else "no")
+        with pytest.raises(ConfigError, match="by which a sweep compares"):
+            sweep(table, from_options(grid), base, runs=tmp_path, out=tmp_path / "s", device="cpu")
+    sweep(table, from_options(["seed=0,1"]), config(**plain, refit="yes"), runs=tmp_path,
+          out=tmp_path / "seeds", device="cpu")  # fmt: skip
 
 
 # --- training on from the head

@@ -42,6 +42,8 @@ def base(**changed) -> RunConfig:
         changed["clients"] = 1
     if changed.get("method") == "scaffold":
         changed |= {"optimizer": "sgd", "momentum": 0.0}
+    if changed.get("refit") == "yes":
+        changed["choose"] = "last"
     if changed.get("start") == "closed-form":
         changed |= {"head": "classifier", "mode": "FedAtTxt", "loss": "class"}
     return RunConfig(**changed)
