@@ -170,6 +170,11 @@ case "$1" in
     test)
         shift
         cd -- "$home"
+        # All tests: files of them side by side, a process for each CPU. A choice of tests: one by one.
+        cpus="$(nproc 2>/dev/null || echo 1)"
+        if [ $# -eq 0 ] && [ "$cpus" -gt 1 ] && "$python" -c 'import xdist' 2>/dev/null; then
+            set -- -n "$((cpus < 8 ? cpus : 8))" --dist loadfile
+        fi
         exec "$python" -m pytest "$@"
         ;;
     bench)
@@ -193,7 +198,7 @@ case "$1" in
         "$python" -m ruff format --check .
         "$python" -m ruff check .
         "$python" -m mypy
-        exec "$python" -m pytest
+        exec "$home/run.sh" test
         ;;
     *)
         # Files are named from where the caller stands, so the modules are found by PYTHONPATH;
