@@ -20,7 +20,7 @@ from pipeline.federation.evaluate import mean
 from pipeline.federation.local import Engine
 from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.privacy import epsilon, not_covered
-from pipeline.federation.plan import Orders, Plan, build_plan, rounds_of, seeded_order
+from pipeline.federation.plan import Fold, Orders, Plan, build_plan, rounds_of, seeded_order
 from pipeline.federation.record import RoundReport
 from pipeline.federation.training import Progress, begin, pick_plan_backend, to_device, train
 from pipeline.json_files import read_object
@@ -83,13 +83,16 @@ def federate(
             )
             return folder.summary
         cached = to_device(table, on)
+        loaded = time.perf_counter()
         plan = with_closed_form(plan, cached)
         graph = capture_rounds(plan, cached, backend)
         engine = Engine(plan, cached, backend, orders, table.identity.get("model"), graph)
-        loaded = time.perf_counter()
         progress = _resumed(folder, plan, begin(plan, cached, first_adapter))
         total = rounds_of(config)
         LOG.info("%s", _opening(table, plan, on, backend, folder.folder))
+        for fold in plan.folds:
+            if fold.closed_form:
+                LOG.info("%s", _solved(fold))
         for doubt in _doubts(table, plan, first_adapter):
             LOG.warning("%s", doubt)
         with (
@@ -196,6 +199,22 @@ def _resumed(folder: RunFolder, plan: Plan, first: Progress) -> Progress:
     tensors, facts = found
     LOG.info("%s: resuming after round %d", folder.folder, facts["rounds_done"] - 1)
     return from_tensors(plan, tensors, facts, first)
+
+
+def _solved(fold: Fold) -> str:
+    """A sentence on the closed-form head of a fold."""
+    found, where = fold.closed_form, ", ".join(fold.held_out) or "none"
+    chosen, sent = found.chosen, 8 * found.sent[0]
+    on = {"rows": "train rows left out one by one, and validation rows", "validation":
+          "validation rows", "domain": "train rows of domains left out one by one"}  # fmt: skip
+    reached = (
+        f": accuracy {chosen.accuracy:.2%}, cross-entropy {chosen.loss:.4f} on {chosen.rows:,} "
+        f"rows ({on[found.by]})" if chosen.rows else ""
+    )  # fmt: skip
+    return (
+        f"held out {where}: closed form {chosen.solver}, shape {chosen.shape:g}, strength "
+        f"{chosen.strength:.3g}{reached}; a client sends {sent:,} bytes"
+    )
 
 
 def _best_so_far(progress: Progress) -> str:

@@ -1,6 +1,7 @@
 """Where trials of a sweep train: what they share, which of them side by side, how they end."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,9 @@ def planned(
     for trial in asked:
         try:
             each = plan_trial(trial, base, floor.table, floor.device, floor.backend)
+            started = time.perf_counter()
             each.plan = with_closed_form(each.plan, floor.cached, floor.known)
+            each.seconds += time.perf_counter() - started
             live.append(each)
         except (ConfigError, BackendUnavailable) as error:
             broken.append((trial, str(error)))
