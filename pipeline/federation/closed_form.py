@@ -149,24 +149,26 @@ def tuned_on(fold: Fold) -> str:
 def _tried(fold: Fold, cached: Cached, parts: Sequence[Sums], sums: Sums, by: str) -> list[Tried]:
     """All heads of the grid, scored on the rows that choose."""
     config, found = fold.config, {}
-    for zero_shot, y, heads in _rows_to_score(fold, cached, parts, sums, by):
+    for zero_shot, y, heads, weight in _rows_to_score(fold, cached, parts, sums, by):
         for (solver, shape), added in heads:
             strengths = (config.strength,) if config.strength else STRENGTHS[solver]
             right, losses = scored(zero_shot, added, y, strengths)
             for g, strength in enumerate(strengths):
                 key = solver, shape, strength
-                before = found.get(key, (0, 0.0, (0.0,) * len(TEMPERATURES)))
+                before = found.get(key, (0.0, 0.0, (0.0,) * len(TEMPERATURES)))
+                more = (weight * losses[g]).tolist()
                 found[key] = (
-                    before[0] + len(y), before[1] + float(right[g]),
-                    tuple(a + b for a, b in zip(before[2], losses[g].tolist(), strict=True)),
+                    before[0] + weight * len(y), before[1] + weight * float(right[g]),
+                    tuple(a + b for a, b in zip(before[2], more, strict=True)),
                 )  # fmt: skip
     if not found and config.shape and config.strength and config.solver != "auto":
-        found[config.solver, config.shape, config.strength] = 0, 0.0, (0.0,) * len(TEMPERATURES)
-    return [Tried(*key, *reached) for key, reached in found.items()]
+        found[config.solver, config.shape, config.strength] = 0.0, 0.0, (0.0,) * len(TEMPERATURES)
+    return [Tried(*key, round(n), *reached) for key, (n, *reached) in found.items()]
 
 
-Scorable = tuple[Tensor, Tensor, Iterator[tuple[tuple[str, float], Tensor]]]
-"""Zero-shot logits (n, C) and classes (n,) of some rows, and what each head adds to them."""
+Scorable = tuple[Tensor, Tensor, Iterator[tuple[tuple[str, float], Tensor]], float]
+"""Zero-shot logits (n, C) and classes (n,) of some rows, what each head adds to them, and what each
+row counts."""
 
 
 def _rows_to_score(
@@ -174,7 +176,8 @@ def _rows_to_score(
 ) -> Iterator[Scorable]:
     config, scale = fold.config, cached.logit_scale
     if by == "domain":
-        for domain in sorted({client.domain for client in fold.clients}):
+        domains = sorted({client.domain for client in fold.clients})
+        for domain in domains:
             rest = [p for c, p in zip(fold.clients, parts, strict=True) if c.domain != domain]
             if not rest:
                 raise ConfigError(
@@ -183,15 +186,17 @@ def _rows_to_score(
                 )
             heads = list(heads_of(config.solver, sum(rest[1:], rest[0]), scale, config.shape))
             own = [c for c in fold.clients if c.domain == domain]
+            rows = sum(len(c.train) for c in own)
+            weight = float(sums.count.sum()) / (len(domains) * max(rows, 1))  # domains count alike
             for x, y, plain in _blocks(cached, own, "train"):
-                yield plain, y, (((s, p), head(x)) for s, p, head in heads)
+                yield plain, y, (((s, p), head(x)) for s, p, head in heads), weight
         return
     heads = list(heads_of(config.solver, sums, scale, config.shape))
     if by == "rows":
         for x, y, plain in _blocks(cached, fold.clients, "train"):
-            yield plain, y, (((s, p), head.left_out(x, y)) for s, p, head in heads)
+            yield plain, y, (((s, p), head.left_out(x, y)) for s, p, head in heads), 1.0
     for x, y, plain in _blocks(cached, fold.clients, "val"):
-        yield plain, y, (((s, p), head(x)) for s, p, head in heads)
+        yield plain, y, (((s, p), head(x)) for s, p, head in heads), 1.0
 
 
 def _blocks(

@@ -14,14 +14,14 @@ from cache.table import FeatureTable
 from kernels.backends import pick_device
 from pipeline.encoder.towers import towers_fact
 from pipeline.errors import ConfigError, Interrupted
-from pipeline.federation.closed_form import with_closed_form
+from pipeline.federation.closed_form import ClosedForm, with_closed_form
 from pipeline.federation.cuda_graph import capture_rounds
 from pipeline.federation.evaluate import mean
 from pipeline.federation.local import Engine
 from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.privacy import epsilon, not_covered
-from pipeline.federation.plan import Fold, Orders, Plan, build_plan, rounds_of, seeded_order
-from pipeline.federation.record import RoundReport
+from pipeline.federation.plan import Orders, Plan, build_plan, rounds_of, seeded_order
+from pipeline.federation.record import RoundReport, held_out_name
 from pipeline.federation.training import Progress, begin, pick_plan_backend, to_device, train
 from pipeline.json_files import read_object
 from pipeline.machine import threads
@@ -92,7 +92,7 @@ def federate(
         LOG.info("%s", _opening(table, plan, on, backend, folder.folder))
         for fold in plan.folds:
             if fold.closed_form:
-                LOG.info("%s", _solved(fold))
+                LOG.info("%s", _solved(held_out_name(fold.held_out), fold.closed_form))
         for doubt in _doubts(table, plan, first_adapter):
             LOG.warning("%s", doubt)
         with (
@@ -201,9 +201,8 @@ def _resumed(folder: RunFolder, plan: Plan, first: Progress) -> Progress:
     return from_tensors(plan, tensors, facts, first)
 
 
-def _solved(fold: Fold) -> str:
+def _solved(held_out: str | None, found: ClosedForm) -> str:
     """A sentence on the closed-form head of a fold."""
-    found, where = fold.closed_form, ", ".join(fold.held_out) or "none"
     chosen, sent = found.chosen, 8 * found.sent[0]
     on = {"rows": "train rows left out one by one, and validation rows", "validation":
           "validation rows", "domain": "train rows of domains left out one by one"}  # fmt: skip
@@ -212,7 +211,7 @@ def _solved(fold: Fold) -> str:
         f"rows ({on[found.by]})" if chosen.rows else ""
     )  # fmt: skip
     return (
-        f"held out {where}: closed form {chosen.solver}, shape {chosen.shape:g}, strength "
+        f"held out {held_out or 'none'}: closed form {chosen.solver}, shape {chosen.shape:g}, strength "
         f"{chosen.strength:.3g}{reached}; a client sends {sent:,} bytes"
     )
 

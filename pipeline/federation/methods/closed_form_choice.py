@@ -22,7 +22,7 @@ SHAPES: dict[str, tuple[float, ...]] = {
 }
 """By solver the values tried for its shape."""
 STRENGTHS: dict[str, tuple[float, ...]] = {
-    "gda": (0.0, *(0.01 * 1.5**n for n in range(16))),  # to 4.4
+    "gda": (0.0, *(0.01 * 1.5**n for n in range(18))),  # to 9.9
     "ridge": (0.0, *(0.02 * 1.5**n for n in range(16))),  # to 8.8
     "prototype": (0.0, *(0.02 * 1.5**n for n in range(14))),  # to 3.9
 }
