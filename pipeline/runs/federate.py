@@ -211,8 +211,8 @@ def _solved(held_out: str | None, found: ClosedForm) -> str:
         f"rows ({on[found.by]})" if chosen.rows else ""
     )  # fmt: skip
     return (
-        f"held out {held_out or 'none'}: closed form {chosen.solver}, shape {chosen.shape:g}, strength "
-        f"{chosen.strength:.3g}{reached}; a client sends {sent:,} bytes"
+        f"held out {held_out or 'none'}: closed form {chosen.solver}, shape {chosen.shape:g}, "
+        f"strength {chosen.strength:.3g}{reached}; a client sends {sent:,} bytes"
     )
 
 
