@@ -271,3 +271,37 @@ def test_other_uses_of_the_words_are_left_alone(code):
 
 def _within(here: Path, door: str) -> bool:
     return here.as_posix().startswith(door) if door.endswith("/") else here.match(door)
+
+
+def defined(file: Path) -> set[str]:
+    """Names that a module has at its top level, in any branch."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+    return found
+
+
+def test_every_name_imported_from_us_exists():
+    """Scripts that no test runs included: a moved function leaves none of them behind."""
+    missing = []
+    for file in [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]:
+        for module, name in imported(file):
+            if module.split(".")[0] not in {*OURS, "tests", "docs"}:
+                continue
+            place = ROOT.joinpath(*module.split("."))
+            source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            submodule = place / name if name else place
+            if name and (submodule.is_dir() or submodule.with_suffix(".py").is_file()):
+                continue
+            if not source.is_file() or (
+                name
+                and name not in defined(source) | {"__getattr__"}
+                and "__getattr__" not in defined(source)
+            ):
+                missing.append(f"{file.relative_to(ROOT)}: {module} {name}")
+    assert not missing

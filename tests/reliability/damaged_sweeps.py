@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import digests as seals
-from pipeline.datasets import transfer
 from pipeline.reports.page import read, report_html
 from pipeline.reports.trials import read_sweep
 from pipeline.settings import RunConfig
@@ -20,6 +19,7 @@ from pipeline.sweeps.run import sweep
 from pipeline.sweeps.search import listed_trials
 from pipeline.sweeps.spec import from_options
 from pipeline.sweeps.wandb import from_wandb, read_yaml
+from pipeline.transfer import connection
 from tests.reliability.taken import taken
 from tests.reports.report_folders import made_bench
 from tests.runs.small_runs import config, small
@@ -139,4 +139,6 @@ def make_note(place: Path) -> list[bytes]:
 def read_note(place: Path, data: bytes) -> dict[str, str]:
     """A note that says another version makes the download start afresh."""
     (place / "note").write_bytes(data)
-    return taken({"download": lambda: (n := transfer._read_note(place / "note")) and n.condition()})
+    return taken(
+        {"download": lambda: (n := connection._read_note(place / "note")) and n.condition()}
+    )

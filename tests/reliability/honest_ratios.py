@@ -16,8 +16,8 @@ from pathlib import Path
 from torch import Tensor
 
 from cache.store import read_table
-from pipeline.cli.console import HOME
 from pipeline.federation.methods import guard
+from pipeline.places import HOME
 from pipeline.runs.federate import federate
 from pipeline.settings import RunConfig
 
