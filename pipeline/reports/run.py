@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.errors import ConfigError
 from pipeline.extraction.rate import Rate
+from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.privacy import not_covered
 from pipeline.json_files import word
 from pipeline.reports.answers import answer_figures
@@ -41,7 +42,7 @@ def run_part(
         command=_command(run),
         notes=[*run.notes, *_doubts(run)],
         tiles=_tiles(run),
-        covered=not_covered(_choose(run)),
+        covered=not_covered(_choose(run), sums=_solved(run)),
         kept=CHOSEN_BY.get(_choose(run), "unknown"),
         done=[fold for fold in run.folds if fold.result],
         means=means_of(run),
@@ -69,6 +70,11 @@ def means_of(run: RunData) -> list[tuple[float | None, float | None]]:
     """By figure the mean over trainings, and zero-shot's."""
     results = [fold.result for fold in run.folds if fold.result]
     return [(mean_of(results, name), mean_of(results, name, start=True)) for name in ACCURACIES]
+
+
+def _solved(run: RunData) -> bool:
+    method = METHODS.get(str(run.settings.get("method")))
+    return method is not None and method.solved
 
 
 def _choose(run: RunData) -> str:

@@ -149,22 +149,20 @@ def privacy(config: RunConfig) -> dict[str, Any] | None:
     """What central DP guarantees; None without noise. epsilon None: no accountant is installed."""
     if not config.noise:
         return None
-    found = None
+    found, solved = None, METHODS[config.method].solved  # one release, of all clients' sums
+    note = not_covered(config.choose, sums=solved)
     try:
-        solved = METHODS[config.method].solved  # one release, of all clients' sums
         fraction = 1.0 if solved else config.client_fraction
         found = epsilon(config.noise, fraction, rounds_of(config), DELTA)
-        LOG.info(
-            "central DP: epsilon %.2f at delta %g after %d rounds; %s",
-            found, DELTA, rounds_of(config), not_covered(config.choose),
-        )  # fmt: skip
+        after = "" if solved else f" after {rounds_of(config)} rounds"
+        LOG.info("central DP: epsilon %.2f at delta %g%s; %s", found, DELTA, after, note)
     except ConfigError as error:
         LOG.warning("%s", error)
     return {
         "epsilon": found,
         "delta": DELTA,
-        "covers": "updates",
-        "note": not_covered(config.choose),
+        "covers": "sums" if solved else "updates",
+        "note": note,
     }
 
 
