@@ -154,7 +154,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "start": "closed-form",
         "loss": "class",
         "optimizer": "sgd",
-        "lr": 0.4,
+        "lr": 1.0,
         "schedule": "cosine",
         "weight_decay": 0.0,
         "local_epochs": 3,
