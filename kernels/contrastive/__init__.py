@@ -47,7 +47,7 @@ def contrastive(
     returns      () float32; float64 for float64 inputs, which backend "torch" alone takes
 
     Gradients have the dtype of their inputs and are the same bytes each time; there are no second
-    derivatives. Backend "triton" never holds an N x N matrix, "numba" one of `memory` bytes at most.
+    derivatives. Backend "triton" never holds an N x N matrix; "numba" one up to `memory` bytes.
     Raises ValueError for arguments that do not fit each other, BackendUnavailable for a named
     backend that cannot run here.
     Source: arXiv:2103.00020, figure 3.

@@ -1,4 +1,4 @@
-"""contrastive on the CPU in blocks of logits: products by torch.mm, two compiled passes beside them.
+"""contrastive on the CPU in blocks of logits: products by torch.mm, the rest in compiled passes.
 
 Forward and backward multiply 6 N^2 D where the blocks are kept between them, and 8 N^2 D where they
 take more than `memory` and are made again: the same blocks by the same calls, so the same bytes.
