@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from kernels.backends import load
 
 PRECISIONS = ("exact", "fast")
+KEPT = 2**28
+"""Bytes of logits kept on a CPU between forward and backward, at most: all those of 8,192 pairs."""
 
 
 def contrastive(
@@ -24,6 +26,7 @@ def contrastive(
     *,
     precision: str = "exact",
     backend: str = "auto",
+    memory: int = KEPT,
 ) -> Tensor:
     """CLIP's loss of N pairs, differentiable by image, text and logit_scale.
 
@@ -39,10 +42,12 @@ def contrastive(
                  products summed and logits kept in float32; on a CPU it is the same as "exact",
                  as nothing there is faster
     backend      "auto" or a name of kernels/backends.py; a named one is never swapped
+    memory       bytes: backend "numba" keeps the N x N logits for the backward pass where they fit,
+                 and makes them again where they do not: a third more products, the same bytes
     returns      () float32; float64 for float64 inputs, which backend "torch" alone takes
 
     Gradients have the dtype of their inputs and are the same bytes each time; there are no second
-    derivatives. Backends "numba" and "triton" never hold an N x N matrix.
+    derivatives. Backend "triton" never holds an N x N matrix; "numba" one up to `memory` bytes.
     Raises ValueError for arguments that do not fit each other, BackendUnavailable for a named
     backend that cannot run here.
     Source: arXiv:2103.00020, figure 3.
@@ -66,49 +71,54 @@ def contrastive(
     if scale.numel() != 1:
         raise ValueError(f"contrastive: logit_scale has {scale.numel()} values; give one")
     loss: Tensor = _Contrastive.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types
-        image, text, scale, precision, backend
+        image, text, scale, precision, backend, memory if torch.is_grad_enabled() else 0
     )
     return loss
 
 
 class _Contrastive(torch.autograd.Function):
-    """The backend's forward and backward; between them only the 2 N log-sum-exps are kept."""
+    """The backend's forward and backward; what forward returns behind the loss is kept for it."""
 
     @staticmethod
     def forward(
-        context: Any, image: Tensor, text: Tensor, scale: Tensor, precision: str, backend: str
+        context: Any,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        precision: str,
+        backend: str,
+        memory: int,
     ) -> Tensor:
-        """The loss; saves the log-sum-exps of rows and of columns."""
+        """The loss; saves the log-sum-exps of rows and of columns, and logits that fit memory."""
         context.module = load("contrastive", backend, image.device)
         context.precision = precision
         factor = _factor(scale, image)
         if isinstance(factor, float) and not math.isfinite(factor):
             raise ValueError(f"contrastive: logit_scale is {factor}; needs a finite number")
         loss: Tensor
-        loss, by_row, by_column = context.module.forward(image, text, factor, precision)
-        context.save_for_backward(image, text, scale, by_row, by_column)
+        loss, *kept = context.module.forward(image, text, factor, precision, memory)
+        context.save_for_backward(image, text, scale, *kept)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by image, text and scale."""
-        image, text, scale, by_row, by_column = context.saved_tensors
+        image, text, scale, *kept = context.saved_tensors
         factor = _factor(scale, image)
-        d_image, d_text = context.module.backward(
-            image, text, factor, by_row, by_column, context.precision
-        )
+        d_image, d_text = context.module.backward(image, text, factor, *kept, context.precision)
         by_scale = None
         if context.needs_input_grad[2]:
             if isinstance(factor, float) and not factor:
                 raise ValueError("contrastive: no gradient by a logit_scale of 0; start it above 0")
             # sum_ij G_ij Z_ij / scale = sum_i <image_i, d_image_i> / scale: that is all of it.
-            inner = torch.einsum("nd,nd->n", image.to(d_image.dtype), d_image).sum()
+            inner = torch.linalg.vecdot(image.to(d_image.dtype), d_image).sum()
             by_scale = (inner / factor * upstream).to(scale).view_as(scale)
         return (
             d_image.mul_(upstream).to(image.dtype),
             d_text.mul_(upstream).to(text.dtype),
             by_scale,
+            None,
             None,
             None,
         )

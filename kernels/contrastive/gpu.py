@@ -43,7 +43,7 @@ CHUNK = 4096
 
 
 def forward(
-    image: Tensor, text: Tensor, scale: Tensor | float, precision: str
+    image: Tensor, text: Tensor, scale: Tensor | float, precision: str, memory: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (), and log2 of the exponentials' sums over Z's rows (N,) and columns (N,)."""
     with torch.cuda.device_of(image):  # Triton launches on the current device, whatever it is given

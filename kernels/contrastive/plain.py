@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def forward(
-    image: Tensor, text: Tensor, scale: Tensor | float, precision: str
+    image: Tensor, text: Tensor, scale: Tensor | float, precision: str, memory: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (), and the log-sum-exps of Z's rows (N,) and of its columns (N,)."""
     logits = _product(image, text.mT, precision).mul_(scale)

@@ -111,13 +111,30 @@ def test_the_same_bytes_again_whatever_the_threads(backend):
 
 @pytest.mark.parametrize("size", [1, 7, 64, 150])
 def test_numba_is_right_at_any_block_size(size, monkeypatch):
-    """Many blocks and stripes at a count that a test can afford."""
+    """Many blocks at a count that a test can afford."""
     image, text = (v.float() for v in pairs(150, 24))
     truth = plain(image.double(), text.double(), 20.0, torch.float64)
     monkeypatch.setattr(contrastive_numba, "BLOCK", size)
-    monkeypatch.setattr(contrastive_numba, "STRIPES", 2)
+    monkeypatch.setattr(contrastive_numba, "LEAST_BLOCK", 1)
     found = ours(image, text, 20.0, "numba")
     assert_as_exact_as_torch(found, plain(image, text, 20.0, torch.float32), truth, 20.0)
+
+
+@pytest.mark.parametrize("count", [1, 64, 129, 300])
+def test_logits_kept_or_made_again_give_the_same_bytes(count):
+    """On either side of the bound, and again for a second backward of the same graph."""
+    image, text = (v.float() for v in pairs(count, 40))
+    block = contrastive_numba._block(count)
+    needed = 4 * (-(-count // block) * block) ** 2
+    found = []
+    for memory, kept in ((needed, True), (needed - 1, False), (0, False)):
+        assert bool(len(contrastive_numba.forward(image, text, 30.0, "exact", memory)[3])) == kept
+        x, y = (v.clone().requires_grad_() for v in (image, text))
+        loss = contrastive(x, y, 30.0, backend="numba", memory=memory)
+        first = torch.autograd.grad(loss, (x, y), retain_graph=True)
+        found += [(loss, *first), (loss, *torch.autograd.grad(loss, (x, y)))]
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_gradcheck_in_float64():
