@@ -23,7 +23,7 @@ from pipeline.digests import FINISHED
 from pipeline.errors import ConfigError
 from pipeline.json_files import replace_file
 from pipeline.plain_files import check_plain, open_plain, read_plain
-from pipeline.runs.folder import read_first_adapter
+from pipeline.runs.folder import RunFolder, read_first_adapter
 from tests.conftest import ROOT
 from tests.reports.report_folders import made_bench
 from tests.runs.small_runs import FILES, KIND, config, run, small
@@ -227,6 +227,7 @@ def test_a_disk_that_fails_leaves_nothing_behind_and_the_run_resumes(
     for code in ERRORS:
         out = tmp_path / str(code)
         with monkeypatch.context() as patched:
+            patched.setattr(RunFolder, "due", lambda folder: True)  # a checkpoint every round
             _fail(patched, fault, number, code)
             with pytest.raises(ConfigError, match="cannot write here") as error:
                 run(table, out, asked)
