@@ -83,6 +83,21 @@ def find_cache(job: Job) -> tuple[tuple[str, ...], Path]:
     return words, report.path
 
 
+def show_comparison(folder: Path) -> None:
+    """The table of a sweep's configurations, where several finished that differ in one setting and
+    have several seeds; all are shown, and it selects nothing."""
+    from pipeline.reports.table_formats import FORMATS
+    from pipeline.reports.tables import build_table
+
+    try:
+        table = build_table([folder])
+    except ConfigError:  # nothing finished: the report says so
+        return
+    rows = [row for row in table.rows if row.settings]
+    if len(rows) > 1 and len(table.by) == 1 and any(len(row.seeds) > 1 for row in rows):
+        show_table("\n" + FORMATS["text"](table))
+
+
 def show_report(folder: Path, cache: Path, as_json: bool) -> None:
     """Writes a run's or sweep's report.html and prints its path, the last line.
 

@@ -1,5 +1,6 @@
 """The report command: results as one page, tables for spreadsheets, event files."""
 
+import logging
 from pathlib import Path
 
 import click
@@ -7,6 +8,8 @@ import click
 from pipeline.cli.command import PATH, Command, option
 from pipeline.cli.console import show
 from pipeline.errors import ConfigError
+
+LOG = logging.getLogger(__name__)
 
 
 @click.command(cls=Command)
@@ -28,6 +31,10 @@ from pipeline.errors import ConfigError
 @option(
     "--tensorboard", metavar="DIR", type=PATH, help="Also write TensorBoard event files to DIR."
 )
+@option(
+    "--figures", metavar="DIR", type=PATH,
+    help="Also write figures for a paper to DIR, as PDF, SVG and PNG, one and two columns wide.",
+)  # fmt: skip
 def report(
     paths: tuple[Path, ...],
     out: Path | None,
@@ -35,6 +42,7 @@ def report(
     images_per_second: float | None,
     as_csv: bool,
     tensorboard: Path | None,
+    figures: Path | None,
 ) -> None:
     """Show runs, sweeps and benchmarks in one self-contained HTML page and print its path.
 
@@ -61,6 +69,14 @@ def report(
         from pipeline.reports.tensorboard_events import write_events
 
         written += [write_events(one, tensorboard) for one in data if isinstance(one, RunData)]
+    if figures is not None:
+        from pipeline.reports.figure_data import collect
+        from pipeline.reports.figures import write_figures
+
+        found = collect(data, [path for path in paths if path.is_dir()])
+        for note in found.notes:
+            LOG.warning("%s", note)
+        written += write_figures(found.pictures, figures)
     for file in [*written, replace_file(page, html)]:
         show(file)
 

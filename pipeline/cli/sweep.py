@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.command import PATH, Command, option
-from pipeline.cli.console import find_cache, show_report, show_table
+from pipeline.cli.console import find_cache, show_comparison, show_report, show_table
 from pipeline.cli.options import Job, job_options
 from pipeline.errors import ConfigError
 from pipeline.places import RUNS
@@ -139,6 +139,8 @@ def sweep(
         force=job.force,
     )
     show_table(json.dumps(document, allow_nan=False) if job.as_json else sweep_table(document))
+    if not job.as_json:
+        show_comparison(Path(document["sweep"]))
     show_report(Path(document["sweep"]), file, job.as_json)
 
 
@@ -157,6 +159,8 @@ def _join(folder: Path, job: Job, limit: float, room: int | None, select: str) -
 
     document = join(folder, cache=job.cache, memory=room, budget=limit, select=select)
     show_table(json.dumps(document, allow_nan=False) if job.as_json else sweep_table(document))
+    if not job.as_json:
+        show_comparison(folder)
     show_report(folder, job.cache or Path(read_shared(folder).cache), job.as_json)
 
 

@@ -55,6 +55,30 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Head:
+    """A closed-form head that was tried; accuracy on the rows that choose, None without any."""
+
+    solver: str
+    shape: float
+    strength: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """The head that was chosen, by which rows; bytes of all clients together, once."""
+
+    chosen: Head
+    temperature: float | None
+    tuned_on: str
+    rows: int
+    up: int
+    down: int
+    clients: int | None  # older results do not say how many
+    tried: tuple[Head, ...]
+
+
+@dataclass(frozen=True)
 class Result:
     """A fold's end: the chosen round and what it reaches, next to zero-shot where known."""
 
@@ -64,6 +88,7 @@ class Result:
     gate: Gate | None
     traffic: Traffic | None = None
     val_changed: dict[str, Any] | None = None  # pipeline/runs/advice.py; where validation got worse
+    closed_form: ClosedForm | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +189,7 @@ def read_result(found: dict[str, Any]) -> Result:
         }
         if changed
         else None,
+        _closed_form(found["closed_form"]) if found.get("closed_form") else None,
     )
 
 
@@ -221,6 +247,26 @@ def _so_far(round: int, found: dict[str, Any], held_out: tuple[str, ...]) -> Res
     val_accuracy = None if None in val else mean([value for value in val if value is not None])
     scores = Scores(**means, val_accuracy=val_accuracy, per_domain=tested, per_client={})
     return Result(round, scores, None, None)
+
+
+def _closed_form(found: dict[str, Any]) -> ClosedForm:
+    sent, clients = found["bytes"], found.get("clients")
+    return ClosedForm(
+        _head(found),
+        fraction(found.get("temperature")),
+        str(found["tuned_on"]),
+        whole(found["rows"]),
+        *(whole(sent[way]) for way in ("up", "down")),
+        None if clients is None else whole(clients),
+        tuple(_head(each) for each in found["tried"]),
+    )
+
+
+def _head(found: dict[str, Any]) -> Head:
+    shape, strength = (fraction(found[name]) for name in ("shape", "strength"))
+    if shape is None or strength is None:
+        raise ValueError("a closed-form head has no finite shape and strength")
+    return Head(str(found["solver"]), shape, strength, fraction(found.get("accuracy")))
 
 
 def _scores(found: dict[str, Any]) -> Scores:

@@ -10,6 +10,7 @@ from pipeline.json_files import word
 from pipeline.reports.answers import answer_figures
 from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.svg import Markup, percent
+from pipeline.reports.closed_form import TUNED_ON, bytes_a_client, closed_form_figures
 from pipeline.reports.costs import costs_of
 from pipeline.reports.data import ACCURACIES, FoldData, Result, RunData, Scores, mean_of
 from pipeline.reports.maps import Answers
@@ -48,6 +49,10 @@ def run_part(
         means=means_of(run),
         rounds=round_figures(run),
         drawn=FOLDS,
+        solved=[fold for fold in run.folds if fold.result and fold.result.closed_form],
+        maps=closed_form_figures(run),
+        tuned_on=TUNED_ON,
+        bytes_a_client=bytes_a_client,
         every=run.settings.get("eval") == "every",
         clients=[_bars(fold, fold.result) for fold in tested[:FOLDS] if fold.result],
         tested=len(tested),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.federation.methods import METHODS
 from pipeline.json_files import content_of, fraction, whole, word
 from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, read_run
 from pipeline.reports.trials import SweepData, Trial, read_sweep, score
@@ -27,6 +28,9 @@ class Tested:
                `model`, and `cache` where two caches of a data set and model have other features
     accuracy   by figure (unseen, participants, overall) a fraction; zero_shot: CLIP's
     held_out   domains joined by commas; "" for none
+    clients    test accuracy of each participant, as far as it is known
+    sent       bytes of all clients and rounds, both ways (client_fraction of those of a round in
+               which all take part); None: unknown
     """
 
     source: str
@@ -37,6 +41,8 @@ class Tested:
     settings: dict[str, Any]
     accuracy: dict[str, float | None]
     zero_shot: dict[str, float | None]
+    clients: dict[str, float]
+    sent: float | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,24 @@ def read_tested(
     return Read(tuple(_with_cache(tested)), tuple(notes), left_out)
 
 
+def settings_of(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The seed, and the other settings of a RunConfig, None for what plays no part.
+
+    Raises what content_of turns.
+    """
+    found: dict[str, Any] = {}
+    for name, each in FIELDS.items():
+        if name == "held_out":
+            continue
+        value = given.get(name, each.default)
+        if each.type is str:
+            found[name] = str(value)
+        else:
+            found[name] = whole(value) if each.type is int else fraction(value)
+    seed = found.pop("seed")
+    return seed, {n: value if plays_part(n, found) else None for n, value in found.items()}
+
+
 def _folders(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
     """Each folder of a run or sweep once, by name; and whether it was named itself."""
     found: dict[Path, tuple[Path, bool]] = {}
@@ -122,11 +146,11 @@ def _of_run(run: RunData) -> Read:
         return Read((), (f"{run.folder} is left out: it is not finished; its own command resumes "
                          "it",), 1)  # fmt: skip
     with content_of(run.folder / "config.json"):
-        seed, settings = _settings(run.settings)
+        seed, settings = settings_of(run.settings)
         dataset, settings["model"], content = _cache(run.cache)
     tested = [
         _tested(str(run.folder), dataset, content, ",".join(fold.held_out), seed, settings,
-                fold.result)
+                fold.result, run.rounds_done)
         for fold in run.folds
         if fold.result is not None
     ]  # fmt: skip
@@ -151,7 +175,7 @@ def _of_sweep(sweep: SweepData, best_by: Sequence[str] | None) -> Read:
     full: list[tuple[Trial, int, dict[str, Any]]] = []
     for trial in sweep.trials:
         with content_of(sweep.folder / "trials.jsonl"):
-            seed, settings = _settings({**base, **trial.settings, "seed": trial.seed or 0})
+            seed, settings = settings_of({**base, **trial.settings, "seed": trial.seed or 0})
             full.append((trial, seed, {**settings, "model": model}))
     chosen = {trial.number for trial, _, _ in full if trial.status == "done"}
     if best_by is not None:
@@ -163,7 +187,8 @@ def _of_sweep(sweep: SweepData, best_by: Sequence[str] | None) -> Read:
             )
     tested = [
         _tested(f"trial {trial.number} of {sweep.folder}", dataset, content,
-                "" if held_out == "nothing" else held_out, seed, settings, result)
+                "" if held_out == "nothing" else held_out, seed, settings, result,
+                trial.rounds)
         for trial, seed, settings in full
         if trial.number in chosen
         for held_out, result in zip(trial.held_out, trial.results, strict=True)
@@ -183,21 +208,6 @@ def _chosen(full: Sequence[tuple[Trial, dict[str, Any]]], by: Sequence[str]) -> 
     return {trial.number for ranked in best if ranked for trial in ranked[0].records}
 
 
-def _settings(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The seed, and the other settings of a RunConfig; raises what content_of turns."""
-    found: dict[str, Any] = {}
-    for name, each in FIELDS.items():
-        if name == "held_out":
-            continue
-        value = given.get(name, each.default)
-        if each.type is str:
-            found[name] = str(value)
-        else:
-            found[name] = whole(value) if each.type is int else fraction(value)
-    seed = found.pop("seed")
-    return seed, {n: value if plays_part(n, found) else None for n, value in found.items()}
-
-
 def _cache(facts: Mapping[str, Any]) -> tuple[str, str, str]:
     """Data set, model and a digest of the features."""
     dataset, model, content = (facts.get(n) for n in ("dataset", "model", "content_sha256"))
@@ -206,10 +216,25 @@ def _cache(facts: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _tested(
     source: str, dataset: str, content: str, held_out: str, seed: int, settings: dict[str, Any],
-    result: Result,
+    result: Result, rounds: int | None,
 ) -> Tested:  # fmt: skip
     return Tested(source, dataset, content, held_out, seed, settings,
-                  _figures(result.scores), _figures(result.zero_shot))  # fmt: skip
+                  _figures(result.scores), _figures(result.zero_shot),
+                  {n: v for n, v in result.scores.per_client.items() if v is not None},
+                  _sent(result, settings, rounds))  # fmt: skip
+
+
+def _sent(result: Result, settings: Mapping[str, Any], rounds: int | None) -> float | None:
+    """Bytes of all rounds, and of a closed form's sums, which are sent once."""
+    method = METHODS.get(str(settings["method"]))
+    head = result.closed_form
+    once = float(head.up + head.down) if head else 0.0
+    if method is not None and method.solved:
+        return once or None
+    if result.traffic is None or rounds is None:
+        return None
+    share = settings.get("client_fraction") or 1.0
+    return once + share * rounds * (result.traffic.up + result.traffic.down)
 
 
 def _figures(scores: Scores | None) -> dict[str, float | None]:

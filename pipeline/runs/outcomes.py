@@ -168,6 +168,7 @@ def solved(fold: Fold) -> dict:
         "tuned_on": found.by,
         "rows": found.chosen.rows,
         "bytes": {"up": up, "down": down},
+        "clients": len(fold.clients),
         "tried": [figures(each) for each in found.tried],
     }
 

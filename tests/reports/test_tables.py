@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.cli.console import show_comparison
 from pipeline.errors import ConfigError
 from pipeline.reports.spread import interval, spread
 from pipeline.reports.table_formats import FORMATS, escaped_latex
@@ -361,6 +362,31 @@ def sound_latex(text: str) -> None:
         aligns = re.match(r"\{([lr]+)\}", part)[1]
         lines = [re.sub(r"\\[^a-zA-Z]", "", line) for line in part.splitlines() if " & " in line]
         assert lines and {line.count("&") for line in lines} == {len(aligns) - 1}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("values", [{"method": ("fedavg",)}, {"method": ("fedavg", "median")},
+                                    {"lr": (1e-3, 1e-2, 1e-1)}])  # fmt: skip
+def test_a_sweep_over_one_setting_ends_with_its_table(tmp_path, capsys, values, seeds):
+    ((name, own),) = values.items()
+    trials = [{"settings": {name: value}, "seed": seed, "val_accuracy": 0.5,
+               "results": [result("x", 0.5 + seed / 10)]}
+              for value in own for seed in range(seeds)]  # fmt: skip
+    show_comparison(swept(tmp_path / "s", trials))
+    shown = capsys.readouterr().out
+    assert bool(shown) == (len(own) > 1 and seeds > 1)
+    if shown:
+        assert all(f"\n{value}" in shown for value in own)
+        assert "Test accuracy selected nothing" in shown and "compared, not selected" in shown
+
+
+def test_a_sweep_over_two_settings_or_without_results_ends_without(tmp_path, capsys):
+    trials = [{"settings": {"method": m, "lr": lr}, "seed": seed, "val_accuracy": 0.5,
+               "results": [result("x", 0.5)]}
+              for m, lr in (("fedavg", 1e-3), ("median", 1e-2)) for seed in range(2)]  # fmt: skip
+    show_comparison(swept(tmp_path / "s", trials))
+    show_comparison(swept(tmp_path / "t", [{"settings": {}, "seed": 0, "status": "failed"}]))
+    assert not capsys.readouterr().out
 
 
 def test_latex_escapes_one_character_at_a_time():
