@@ -181,3 +181,14 @@ def test_strange_names_are_drawn_as_they_are(tmp_path, monkeypatch):
     files = figures.write_figures(drawn, tmp_path / "f")
     assert len(set(files)) == 4
     assert all(file.parent == tmp_path / "f" and file.stat().st_size > 1000 for file in files)
+
+
+def test_a_run_s_page_has_the_map_and_how_it_was_chosen(tmp_path):
+    run = made(tmp_path / "r", [solved()], method="closed-form")
+    call("report", run)
+    page = (run / "report.html").read_text("utf-8")
+    part = page.split("<h3>Closed-form head</h3>")[1].split("<h3>")[0]
+    assert part.count('class="right"') == 4 + 6 and part.count('<rect class="picked"') <= 2
+    assert "shape 10, strength 0.5: 100.00 %" in part
+    for said in ("gda", "0.250", "each left out in turn", "1,000", "2,000"):
+        assert said in part
