@@ -98,6 +98,8 @@ def plan(command: str) -> Plan:
         return Plan(
             words, run=False, why="needs several machines; tests/flower/test_flower_loopback.py"
         )
+    if "--figures" in words and not importlib.util.find_spec("matplotlib"):
+        return Plan(words, run=False, why="matplotlib is not installed (requirements-figures.txt)")
     if name == "gpu-check":
         return Plan(words, run=False, why="needs a GPU; tests/test_gpu_check.py")
     if "--help" in words or name not in ("test", "check", "docs-check", "bench", *cli.commands):
