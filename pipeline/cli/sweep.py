@@ -139,7 +139,7 @@ def sweep(
         force=job.force,
     )
     show_table(json.dumps(document, allow_nan=False) if job.as_json else sweep_table(document))
-    if not job.as_json:
+    if not job.as_json and select != "oracle":  # its words are that test accuracy selected nothing
         show_comparison(Path(document["sweep"]))
     show_report(Path(document["sweep"]), file, job.as_json)
 
@@ -159,7 +159,7 @@ def _join(folder: Path, job: Job, limit: float, room: int | None, select: str) -
 
     document = join(folder, cache=job.cache, memory=room, budget=limit, select=select)
     show_table(json.dumps(document, allow_nan=False) if job.as_json else sweep_table(document))
-    if not job.as_json:
+    if not job.as_json and select != "oracle":
         show_comparison(folder)
     show_report(folder, job.cache or Path(read_shared(folder).cache), job.as_json)
 
