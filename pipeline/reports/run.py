@@ -139,7 +139,8 @@ def _tiles(run: RunData) -> list[Tile]:
         if value is not None:
             beside = "" if start is None else f"zero-shot {_with_gain(start, value, start)}"
             shown.append(Tile(LABELS[which], f"{percent(value)} %", beside))
-    shown.append(Tile("Rounds", f"{run.rounds_done:,}", f"of {run.settings.get('rounds', '?')}"))
+    asked = 1 if _solved(run) else run.settings.get("rounds", "?")
+    shown.append(Tile("Rounds", f"{run.rounds_done:,}", f"of {asked}"))
     train, total = run.seconds.get("train"), run.seconds.get("total")
     if train is not None:
         beside = "" if total is None else f"{duration(total)} including loading"
