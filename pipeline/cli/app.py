@@ -30,6 +30,7 @@ from pipeline.cli.options import (
     job_options,
     json_option,
     layout_options,
+    limit_options,
     model_option,
     root_option,
     tower_options,
@@ -144,19 +145,7 @@ def cli() -> None:
     "--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]), show_default=True,
     section=DATA, help="Whether an unreadable image ends the extraction or is skipped.",
 )  # fmt: skip
-@option(
-    "--max-megapixels", type=float, default=100, show_default=True, section=DATA,
-    help="Treat images with more pixels as unreadable.",
-)  # fmt: skip
-@option(
-    "--max-image-mib", type=float, default=1024, show_default=True, section=DATA,
-    help="Treat images that need more memory to decode as unreadable: pixels times channels times "
-    "bytes, as their codec holds them.",
-)  # fmt: skip
-@option(
-    "--max-image-seconds", type=float, default=60, show_default=True, section=DATA,
-    help="Treat images that take longer to decode as unreadable.",
-)  # fmt: skip
+@limit_options
 @device_option
 @option(
     "--batch", type=click.IntRange(1), section=HARDWARE, note="depends on the device",

@@ -19,15 +19,19 @@ def run_check(
 ) -> None:
     """Compares rows with the cache and prints how far they lie apart.
 
-    settings  extract's other options; root, out, device and towers count, others do not
+    settings  extract's other options; root, out, device, towers and the limits of an image count
 
     Raises CacheError when they are further apart than arithmetic explains.
     """
     from cache.table import CacheError
+    from pipeline.encoder.pixels import image_limits
     from pipeline.extraction.check import check_cache
 
     used = {name: settings[name] for name in ("root", "out", "device", "towers")}
-    found = check_cache(dataset, rows, model=model, templates=prompts, **used)
+    limits = image_limits(
+        settings["max_megapixels"], settings["max_image_seconds"], settings["max_image_mib"]
+    )
+    found = check_cache(dataset, rows, model=model, templates=prompts, limits=limits, **used)
     if as_json:
         told = {**dataclasses.asdict(found), "as_expected": found.as_expected}
         show(json.dumps(told, default=str, allow_nan=False))

@@ -134,6 +134,21 @@ workers_option = option(
     "--workers", type=click.IntRange(0), section=HARDWARE, note="one for each CPU",
     help="Number of processes that decode images; 0 decodes in the main process.",
 )  # fmt: skip
+limit_options = together(
+    option(
+        "--max-megapixels", type=float, default=100, show_default=True, section=DATA,
+        help="Treat images with more pixels as unreadable.",
+    ),
+    option(
+        "--max-image-seconds", type=float, default=60, show_default=True, section=DATA,
+        help="Treat images that take longer to decode as unreadable.",
+    ),
+    option(
+        "--max-image-mib", type=float, default=1024, show_default=True, section=DATA,
+        help="Treat images that need more memory to decode as unreadable: pixels times channels "
+        "times bytes, as their codec holds them.",
+    ),
+)  # fmt: skip
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 layout_options = together(
     option(

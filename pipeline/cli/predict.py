@@ -8,7 +8,7 @@ import click
 
 from pipeline.cli.command import PATH, Command, option
 from pipeline.cli.console import show_table
-from pipeline.cli.options import device_option, json_option
+from pipeline.cli.options import device_option, json_option, limit_options
 
 NAMED = 3  # bad images in the last line; each has its own line above it
 ADAPTER = "Adapter"
@@ -40,6 +40,7 @@ ADAPTER = "Adapter"
     "--model", "--net", metavar="FILE", section=ADAPTER, note="the run's",
     help="File of weights of the run's CLIP model.",
 )  # fmt: skip
+@limit_options
 @device_option
 @json_option
 def predict(
@@ -51,6 +52,9 @@ def predict(
     top: int,
     model: str | None,
     device: str,
+    max_megapixels: float,
+    max_image_seconds: float,
+    max_image_mib: float,
     as_json: bool,
 ) -> None:
     """Classify images with a trained adapter, shown next to zero-shot CLIP's answers.
@@ -64,12 +68,14 @@ def predict(
         ./run.sh predict photo.jpg --run runs/0a1b2c3d4e5f --classes cat,dog,otter
     """
     from kernels.backends import pick_device
+    from pipeline.encoder.pixels import image_limits
     from pipeline.errors import DataError
     from pipeline.progress import progress_bar
     from pipeline.runs.adapters import load_its_model, read_trained
     from pipeline.runs.predict import choose_classes, find_pictures
     from pipeline.runs.predict import predict as answers_for
 
+    limits = image_limits(max_megapixels, max_image_seconds, max_image_mib)
     where = pick_device(device)
     trained = read_trained(run, held_out, client)
     names = choose_classes(trained, classes)
@@ -79,7 +85,7 @@ def predict(
         clip = load_its_model(trained, model, where)
         answers = list(
             progress_bar(
-                iterable=answers_for(files, trained, clip, names, top=top),
+                iterable=answers_for(files, trained, clip, names, top=top, limits=limits),
                 total=len(files),
                 unit=" images",
             )

@@ -15,6 +15,8 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from pipeline.errors import ConfigError
+
 # clip/clip.py, _transform: the numbers of its Normalize.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,6 +57,21 @@ class Limits(NamedTuple):
 
 
 IMAGE_LIMITS = Limits()
+MOST_SECONDS, MOST_MIB = 1e6, 1e9
+
+
+def image_limits(megapixels: float, seconds: float, mib: float) -> Limits:
+    """The limits of --max-megapixels, --max-image-seconds and --max-image-mib; ConfigError."""
+    if not 0 < megapixels * 1e6 <= LARGEST:
+        raise ConfigError(
+            f"--max-megapixels {megapixels:g}: above 0 and at most {LARGEST // 10**6}, where "
+            "Pillow refuses to decode"
+        )
+    if not 0 < seconds < MOST_SECONDS:
+        raise ConfigError(f"--max-image-seconds {seconds:g}: above 0 and below {MOST_SECONDS:g}")
+    if not 1 <= mib < MOST_MIB:
+        raise ConfigError(f"--max-image-mib {mib:g}: at least 1 and below {MOST_MIB:g}")
+    return Limits(int(megapixels * 1e6), seconds, int(mib * MIB))
 
 
 class UnreadableImage(Exception):

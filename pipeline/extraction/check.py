@@ -16,7 +16,7 @@ from kernels.backends import pick_device
 from pipeline.datasets.find import dataset_name, find_folder
 from pipeline.encoder.decoding import decoded_images
 from pipeline.encoder.model import ClipModel, encode_images, encode_prompts, load_model
-from pipeline.encoder.pixels import DECODERS, IMAGE_LIMITS, PREPROCESSING
+from pipeline.encoder.pixels import DECODERS, IMAGE_LIMITS, PREPROCESSING, Limits
 from pipeline.encoder.towers import UNNAMED, Towers, towers_fact
 from pipeline.errors import DataError
 from pipeline.extraction.cache_files import TEMPLATES, cache_path
@@ -74,6 +74,7 @@ def check_cache(
     templates: tuple[str, ...] = TEMPLATES,
     device: str = "auto",
     seed: int | None = None,
+    limits: Limits = IMAGE_LIMITS,
 ) -> Check:
     """Encodes `rows` rows, drawn without replacement, again and compares them with a cache.
 
@@ -110,7 +111,7 @@ def check_cache(
     gone = {paths[row]: "not in the data set now" for row in {*drawn.tolist()} - {*rows_there}}
     files = [str(folder / paths[row]) for row in rows_there]
     pixels, kept = [], []
-    with decoded_images(files, clip.resolution, workers=0, limits=IMAGE_LIMITS) as images:
+    with decoded_images(files, clip.resolution, workers=0, limits=limits) as images:
         for row, one in zip(rows_there, images, strict=True):
             if one.pixels is None:
                 gone[paths[row]] = one.reason

@@ -27,7 +27,7 @@ from pipeline.datasets.find import dataset_name, find_images, refuse_copies
 from pipeline.datasets.stated import Stated
 from pipeline.datasets.tree import ImageTree, image_digests
 from pipeline.encoder.model import ClipModel, encode_prompts, load_model
-from pipeline.encoder.pixels import IMAGE_LIMITS, LARGEST, MIB, PREPROCESSING, Limits
+from pipeline.encoder.pixels import IMAGE_LIMITS, MIB, PREPROCESSING, image_limits
 from pipeline.encoder.towers import UNNAMED, Towers
 from pipeline.errors import ConfigError, Interrupted
 from pipeline.extraction.cache_files import TEMPLATES, cache_path
@@ -42,8 +42,6 @@ LOG = logging.getLogger(__name__)
 STORE = {"fp16": "float16", "fp32": "float32"}
 BATCH = {"cpu": 16, "cuda": 256}  # on the CPU a batch is one thread's, and 16 is as fast as 64
 NOTHING = Encoded(0, 0, {})
-MOST_SECONDS = 1e6
-MOST_MIB = 1e9
 SHOWN = 20  # unreadable images and stray files named one by one; the rest is a count
 
 
@@ -115,7 +113,7 @@ def extract(
     cache of other images, weights, prompts or settings, and Interrupted after SIGINT or SIGTERM.
     """
     _check_settings(templates, batch, workers, store, on_bad_image)
-    limits = _limits(max_megapixels, max_image_seconds, max_image_mib)
+    limits = image_limits(max_megapixels, max_image_seconds, max_image_mib)
     stated = Stated(layout, class_names, tuple(accept))
     part = parse_shard(shard) if shard else None
     where, pace = pick_card(pick_device(device), card), Pace()
@@ -214,19 +212,6 @@ def _check_settings(
         raise ConfigError(f"--store {store}: there are {', '.join(STORE)}")
     if bad not in ("fail", "skip"):
         raise ConfigError(f"--on-bad-image {bad}: there are fail, skip")
-
-
-def _limits(megapixels: float, seconds: float, mib: float) -> Limits:
-    if not 0 < megapixels * 1e6 <= LARGEST:
-        raise ConfigError(
-            f"--max-megapixels {megapixels:g}: above 0 and at most {LARGEST // 10**6}, where "
-            "Pillow refuses to decode"
-        )
-    if not 0 < seconds < MOST_SECONDS:
-        raise ConfigError(f"--max-image-seconds {seconds:g}: above 0 and below {MOST_SECONDS:g}")
-    if not 1 <= mib < MOST_MIB:
-        raise ConfigError(f"--max-image-mib {mib:g}: at least 1 and below {MOST_MIB:g}")
-    return Limits(int(megapixels * 1e6), seconds, int(mib * MIB))
 
 
 def _identity(

@@ -18,7 +18,7 @@ from pipeline.cores import cores
 from pipeline.datasets.image_files import converter, images_below, kind_of, read_folder
 from pipeline.encoder.decoding import decoded_images
 from pipeline.encoder.model import ClipModel, encode_images, encode_prompts
-from pipeline.encoder.pixels import IMAGE_LIMITS
+from pipeline.encoder.pixels import IMAGE_LIMITS, Limits
 from pipeline.errors import ConfigError
 from pipeline.runs.adapters import Trained
 
@@ -105,6 +105,7 @@ def predict(
     class_names: Sequence[str] | None = None,
     *,
     top: int = 1,
+    limits: Limits = IMAGE_LIMITS,
 ) -> Iterator[Answer]:
     """Answers for image files in their order, softmax_c(s <u, v_c>) by adapter and by CLIP alone.
 
@@ -114,6 +115,7 @@ def predict(
     clip         the model that the adapter belongs to (pipeline.runs.adapters.refuse_other_model)
     class_names  see choose_classes; None: the run's own
     top          guesses for each image; no more than classes
+    limits       what an image may cost to decode; with more it is an Answer with an error
 
     A file that cannot be decoded is an Answer with an error. Raises WeightsError for a class name
     that is too long for a prompt, ConfigError as choose_classes.
@@ -128,7 +130,7 @@ def predict(
     size = BATCH[clip.device.type]
     files = [Path(image) for image in images]
     with decoded_images(
-        [*map(str, files)], clip.resolution, workers=-cores(), limits=IMAGE_LIMITS
+        [*map(str, files)], clip.resolution, workers=-cores(), limits=limits
     ) as decoded:
         for block in (files[start : start + size] for start in range(0, len(files), size)):
             pixels = [next(decoded) for _ in block]
