@@ -99,7 +99,7 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
         LOG.warning(
-            f"warning: class names are listed more than once: {shown(twice)}; the later ones get a "
+            f"class names are listed more than once: {shown(twice)}; the later ones get a "
             f"number: {shown([name for name in found if name not in names])}"
         )
     return tuple(found)

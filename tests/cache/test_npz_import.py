@@ -1,5 +1,6 @@
 """What cache import makes of files as people save them: understood and said, or refused."""
 
+import logging
 import math
 import re
 
@@ -231,9 +232,9 @@ SURPRISES = {
 @pytest.mark.parametrize("name", SURPRISES)
 def test_what_was_probably_not_meant_is_a_warning(tmp_path, name):
     changes, message = SURPRISES[name]
-    said = heard(save(tmp_path, **changes))[1]
-    with pytest.raises(ValueError, match=f"warning: .*{message}"):
-        raise ValueError(said)
+    with logged(logging.WARNING) as said:
+        read_npz(save(tmp_path, **changes))
+    assert any(re.search(message, sentence) for sentence in said), said
 
 
 def unit_rows(dtype: str = "float16") -> np.ndarray:

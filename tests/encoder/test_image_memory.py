@@ -105,7 +105,8 @@ def test_the_bound_by_the_header_holds_and_is_near(peaks, form, mode):
         load_pixels(path, 32)
     slack = SIZE[0] * SIZE[1]  # a byte a pixel: blocks that are read, and what Python itself takes
     assert peak <= asked[-1] + slack, (peak / slack, asked[-1] / slack)
-    if form != "tiles.jp2":  # tiles are not told from a whole image by Pillow's header
+    # Tiles are not told from a whole image by Pillow's header; an uncompressed TIFF may be mapped.
+    if form not in ("tiles.jp2", "plain.tif"):
         assert asked[-1] <= 3 * peak + 2 * slack, (peak / slack, asked[-1] / slack)
 
 

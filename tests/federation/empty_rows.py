@@ -81,7 +81,8 @@ def run_and_report(
     if not page:
         return document
     run = read_run(out)
-    html = str(run_part(run, "run", answers_of(run))).replace("--held-out none", "")
+    html = str(run_part(run, "run", answers_of(run)))
+    html = html.replace("<span>--held-out</span> <span>none</span>", "")  # of the command
     assert not re.search(r"\b(nan|inf|none)\b", html, re.IGNORECASE), html
     for written in write_csv(run, out):
         with written.open(encoding="utf-8-sig", newline="") as opened:

@@ -180,5 +180,5 @@ def test_an_error_without_a_name_gets_the_files(tmp_path, monkeypatch, fails):
             opened._rounds.close()
             monkeypatch.setattr(opened, "_rounds", mock.Mock(**{f"{fails}.side_effect": full}))
         with pytest.raises(OSError) as caught:
-            opened.checkpoint({}, {}, now=True) if fails == "fsync" else opened.add_round("{}")
+            opened.checkpoint({}, {}) if fails == "fsync" else opened.add_round("{}")
     assert caught.value.filename == str(tmp_path / "run" / "rounds.jsonl")
