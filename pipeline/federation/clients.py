@@ -40,7 +40,7 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
     Raises RowsError for "holdout" where the cache fixes no split, and for a client that could not
     be trained or chosen by: under two train rows (a batch of one row is skipped), or no validation
     row in the whole domain unless choose is "last". Method zero-shot trains and chooses nothing, so
-    it takes any rows; so does closed-form, whose sums may be of no row.
+    it takes any rows; closed-form needs one train row in each domain.
     Source: PersonalizedFL fedclip/datautil/datasplit, np.random.seed(seed) for each data set.
     """
     name = table.domain_names[domain]
@@ -72,8 +72,9 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
 
 def needed(config: RunConfig) -> dict[str, int]:
     """Rows that every domain must have of each use."""
-    if not METHODS[config.method].trains:
-        return {}
+    method = METHODS[config.method]
+    if not method.trains:
+        return {"train": 1} if method.solved else {}
     return {"train": 2, "val": 0 if config.choose == "last" else 1}
 
 
@@ -112,7 +113,8 @@ def _share_out(table: FeatureTable, whole: ClientSplit, config: RunConfig) -> li
         whole.domain,
         alpha=config.alpha,
         classes_per_client=config.classes_per_client,
-        least={"train": needed(config).get("train", 0)},
+        # A client without a row sends sums of nothing; one that trains needs a batch.
+        least={"train": 0 if METHODS[config.method].solved else needed(config).get("train", 0)},
         name=f"{table.source}: domain {whole.name!r}",
     )
     first = len(table.domain_names) + 1 + whole.domain * config.clients  # behind the domains' own

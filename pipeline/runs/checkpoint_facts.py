@@ -41,7 +41,8 @@ def _check_chosen(chosen: Any, done: int) -> None:
         raise ValueError(f"chosen has round {_shown(round)}, not one of the {done} that are done")
     if not isinstance(tested, dict):
         raise ValueError(f"chosen has test_accuracy {_shown(tested)}, not an object")
-    for value in (chosen["val_accuracy"], *(v for v in tested.values() if v is not None)):
+    # Without validation rows (choose last, closed-form) there is no val_accuracy.
+    for value in (v for v in (chosen["val_accuracy"], *tested.values()) if v is not None):
         if type(value) not in (int, float) or not 0 <= value <= 1:
             raise ValueError(f"chosen has accuracy {_shown(value)}, not a fraction from 0 to 1")
     loss = chosen.get("val_loss")
