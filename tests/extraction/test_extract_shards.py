@@ -15,9 +15,9 @@ from pipeline.errors import DataError
 from pipeline.extraction import rows as encode_rows
 from pipeline.extraction.shards import merge
 from tests.cache import caches
-from tests.conftest import ROOT
+from tests.conftest import ROOT, logged
 from tests.encoder import clips
-from tests.extraction.extraction import Said, run
+from tests.extraction.extraction import run
 from tests.extraction.test_extract_bad import spoil
 
 
@@ -282,8 +282,8 @@ def test_a_copy_in_another_shard_is_found_on_merging(tree, weights, tmp_path, le
     assert "--accept duplicates" in str(caught.value) and f"copy{one.suffix}" in str(caught.value)
     assert whole.value.exit_code == caught.value.exit_code
     assert not (tmp_path / "x.h5").exists() and not partial_of(tmp_path / "x.h5").exists()
-    said = Said()
-    merged = merge(files, None, accept=("duplicates",), say=said)
+    with logged() as said:
+        merged = merge(files, None, accept=("duplicates",))
     assert any("have a copy" in line for line in said)
     run(tree, weights, tmp_path / "whole.h5", accept=("duplicates",), **settings)
     assert merged.read_bytes() == (tmp_path / "whole.h5").read_bytes()
@@ -293,6 +293,7 @@ def test_copies_in_a_known_data_set_are_said_and_merged(tree, weights, tmp_path)
     one = sorted((tree / "art" / "cat").iterdir())[0]
     shutil.copy(one, tree / "photo" / "cat" / f"copy{one.suffix}")
     tree = tree.rename(tree.with_name("pacs"))
-    said = Said()
-    merge(cut(tree, weights, tmp_path / "x.h5", 2, batch=12), None, say=said)
+    files = cut(tree, weights, tmp_path / "x.h5", 2, batch=12)
+    with logged() as said:
+        merge(files, None)
     assert any("have a copy in another domain" in line for line in said)

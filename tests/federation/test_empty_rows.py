@@ -169,6 +169,10 @@ CONFLICTS = [
     {"noise": 1.0, "clip": 1.0, "weighting": "rows"},
     {"noise": 1.0, "clip": 1.0, "method": "median"},
     {"noise": 1.0, "clip": 1.0, "method": "local", "weighting": "rows"},
+    {"head": "classifier"},
+    {"start": "closed-form"},
+    {"start": "closed-form", "head": "classifier", "mode": "FedAtTxt", "noise": 1.0, "clip": 1.0},
+    {"refit": "yes"},
 ]
 
 
@@ -227,7 +231,7 @@ def test_a_cure_is_the_most_clients_that_the_rows_suffice_for():
         (
             "nothing",
             {"partition": "pathological", "classes_per_client": 9},
-            "domain a: 9 classes a client are asked for and there are 3",
+            "domain a: 9 classes per client requested, but there are 3",
         ),
         (
             "all but a class",

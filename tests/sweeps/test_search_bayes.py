@@ -253,7 +253,7 @@ def test_a_small_space_is_searched_through_and_then_it_ends(tmp_path, space):
 
 
 def test_what_tpe_cannot_draw_and_what_cannot_be_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no normal"):
+    with pytest.raises(ConfigError, match="does not support normal"):
         open_search(spec_of(space=(("lr", Normal(1, 1)),)), BASE, tmp_path, {})
     with pytest.raises(ConfigError, match="lr must lie in"):
         open_search(spec_of(space=(("lr", Range(-1.0, 1.0)),)), BASE, tmp_path, {})
