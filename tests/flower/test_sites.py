@@ -176,7 +176,7 @@ def test_done_runs_are_not_trained_again(files, tmp_path):
     said = []
     assert run(network, config(rounds=1), tmp_path / "run", said=said) == ref
     assert len(network.asked) == 4 and "already finished" in said[-1]
-    with pytest.raises(ConfigError, match="rounds = 1, but 2 is asked for"):
+    with pytest.raises(ConfigError, match="rounds = 1, but 2 was requested"):
         run(network, config(rounds=2), tmp_path / "run")
     run(network, config(rounds=2), tmp_path / "run", force=True)
     assert len(lines(tmp_path / "run")) == 2
