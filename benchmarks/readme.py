@@ -15,6 +15,8 @@ WORDS = {
     "contrastive": "contrastive loss and gradients",
     "round": "the blog's four commands",
     "compile": "compiling",
+    "sums": "sums of features",
+    "heads": "a grid of closed-form heads",
     "extract": "extraction",
 }
 DEVICES = ("CPU", "GPU")

@@ -131,7 +131,7 @@ def test_a_cache_whose_numbers_are_others_shows(demo, tmp_path):
 def test_what_cannot_be_compared_is_named(demo, tmp_path):
     tree, cache = demo / "few", demo / "fp16.h5"
     other = clips.save(clips.build(), tmp_path / "other.pt", "state dict")
-    with pytest.raises(StaleCache, match="weights_sha256.*words that it was extracted with"):
+    with pytest.raises(StaleCache, match="weights_sha256.*options that it was extracted with"):
         check(tree, 5, cache, model=str(other))
     with pytest.raises(StaleCache, match="templates"):
         check(tree, 5, cache, templates=("a {}",))

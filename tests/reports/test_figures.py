@@ -138,8 +138,8 @@ def test_what_has_no_figure_is_one_line(tmp_path):
 
 def test_missing_matplotlib_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    refused(1, "requirements-figures.txt", "report", methods(tmp_path / "s"), "--figures",
-            tmp_path / "f")  # fmt: skip
+    words = ("report", methods(tmp_path / "s"), "--figures", tmp_path / "f")
+    refused(*words, code=1, match="requirements-figures.txt")
     assert not (tmp_path / "f").exists()
 
 
