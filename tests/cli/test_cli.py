@@ -67,7 +67,7 @@ def test_help_answers_without_the_heavy_packages(command):
 def test_bare_run_sh_lists_the_commands_there_are():
     shown = subprocess.run([ROOT / "run.sh"], capture_output=True, text=True, check=True).stdout
     listed = set(re.findall(r"^  ([\w-]+) ", shown, re.MULTILINE))
-    assert listed == set(cli.commands) | {"bench", "test", "check", "docs-check"}
+    assert listed == set(cli.commands) | {"bench", "test", "check", "docs-check", "gpu-check"}
 
 
 def test_released_spellings():

@@ -185,7 +185,7 @@ ODD_FACTS = {
 }
 ODD_CHOSEN = {
     "round": (1.5, None, [], -1, 10**30, True, "0", 4, math.nan),
-    "val_accuracy": (None, True, "1", [], math.nan, math.inf, -0.1, 1.5, 10**400),
+    "val_accuracy": (True, "1", [], math.nan, math.inf, -0.1, 1.5, 10**400),
     "test_accuracy": (None, [], 1, {"a": "1"}, {"a": math.nan}, {"a": [1]}, {"a": True}, {"a": 2}),
     "more": (1,),
 }
