@@ -233,7 +233,7 @@ def test_what_cannot_be_joined_is_refused_by_name(table, tmp_path):
         join(out / "grid", cache=moved)
     for damaged in ("{", "[]", "{}", '{"cache": 1}'):
         shared.write_text(damaged)
-        with pytest.raises(ConfigError, match="once more"):
+        with pytest.raises(ConfigError, match="command again"):
             join(out / "grid", cache=moved)
     shared.write_text(json.dumps(content))
     done = command(moved, "--join", out / "grid", "--json", "--memory", "1M")
