@@ -38,8 +38,7 @@ class Metric:
     """Whitened features z = (x - mean) root of a fold's train rows, x at length 1.
 
     root root^T = D P / tr(P) with P = (A + eps tr(A) / D I)^-1, the precision of gda: the mean of
-    its eigenvalues is D, so that one learning rate fits data sets. Equal to the CPU's last bit
-    for equal sums only.
+    its eigenvalues is D, so that one learning rate fits data sets.
 
     root, inverse  (D, D) float32, root inverse^T = I;  mean (D,) float32
     features       (n, D) float32, z of the train rows;  labels (n,) int64

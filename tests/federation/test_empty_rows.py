@@ -173,6 +173,8 @@ CONFLICTS = [
     {"start": "closed-form"},
     {"start": "closed-form", "head": "classifier", "mode": "FedAtTxt", "noise": 1.0, "clip": 1.0},
     {"refit": "yes"},
+    {"method": "closed-form", "noise": 1.0, "refit": "yes"},
+    {"method": "closed-form", "noise": 1.0, "tune_on": "domain"},
 ]
 
 

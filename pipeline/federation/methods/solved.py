@@ -13,6 +13,13 @@ METHODS = (
         settings={
             name: {} for name in ("solver", "tune_on", "shape", "strength", "refit", "noise")
         },
+        refusals=(
+            (
+                lambda c: c.noise > 0 and (c.refit == "yes" or c.tune_on in ("rows", "domain")),
+                "noise covers one release of the train rows' sums, and no other use of them: pass "
+                "--refit no --tune-on validation, or --noise 0",
+            ),
+        ),
         at_home="Flower's rounds carry adapters, not sums; use ./run.sh federate on a merged cache",
     ),
 )
