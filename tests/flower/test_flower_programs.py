@@ -159,5 +159,5 @@ def test_sites_are_not_averaged_unless_asked(monkeypatch, words, method):
     monkeypatch.setattr(cli_flower, "_followed", lambda *_: 0)
     told = CliRunner().invoke(cli, ["flower", "run", "--sites", "2", *words])
     assert told.exit_code == 0 and asked[0]["settings"]["method"] == method
-    said = "sites are not trusted: method median; pass --method fedavg to average"
+    said = "sites are not trusted, so the method is median; pass --method fedavg to average"
     assert (said in told.output) == (method == "median")
