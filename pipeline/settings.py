@@ -91,9 +91,11 @@ class RunConfig:
     stragglers: float = _number(
         0.0, 0, 1, "Probability that a client completes only part of its steps."
     )
-    clip: float = _number(0.0, 0, 1e12, "Largest norm of a client's update; 0 means no limit.")
+    clip: float = _number(
+        0.0, 0, 1e12, "Largest norm of a client's update, or of its sums; 0 means no limit."
+    )
     noise: float = _number(
-        0.0, 0, 1e6, "Noise multiplier of central differential privacy; needs clip."
+        0.0, 0, 1e6, "Noise multiplier of central differential privacy; updates need clip."
     )
     payload: str = _choice("fp32", ("fp32", "fp16", "int8"), "Encoding of client updates.")
     partition: str = _choice(

@@ -26,7 +26,11 @@ from pipeline.federation.methods.closed_form_choice import (
     heads_of,
     scored,
 )
-from pipeline.federation.methods.closed_form_privacy import released
+from pipeline.federation.methods.closed_form_privacy import (
+    SENSITIVITY,
+    clipped_sums,
+    released,
+)
 from pipeline.federation.plan import Fold, Plan, train_rows
 from pipeline.settings import RunConfig
 
@@ -106,10 +110,11 @@ def with_closed_form(plan: Plan, cached: Cached, known: Known | None = None) -> 
 def closed_form(fold: Fold, cached: Cached) -> ClosedForm:
     """The head of one fold: its clients' sums, the choice among heads, and the metric."""
     config, classes = fold.config, len(cached.text)
-    parts = [_sums(cached, client.train) for client in fold.clients]
+    clip = config.clip if METHODS[config.method].solved else 0.0  # else it bounds updates
+    parts = [_sums(cached, client.train, clip) for client in fold.clients]
     sums = sum(parts[1:], parts[0])
     if config.noise:
-        sums = released(sums, config.noise, config.seed)
+        sums = released(sums, config.noise * (clip or SENSITIVITY), config.seed)
     by = tuned_on(fold)
     tried = _tried(fold, cached, parts, sums, by)
     try:
@@ -120,7 +125,7 @@ def closed_form(fold: Fold, cached: Cached) -> ClosedForm:
             "all of --solver, --shape and --strength"
         ) from error
     if config.refit == "yes":
-        again = [_sums(cached, train_rows(client, config)) for client in fold.clients]
+        again = [_sums(cached, train_rows(client, config), clip) for client in fold.clients]
         sums = sum(again[1:], again[0])
     row = _row(cached, sums, chosen)
     trains = METHODS[config.method].trains
@@ -139,8 +144,11 @@ def tuned_on(fold: Fold) -> str:
     if config.tune_on != "auto":
         return config.tune_on
     if config.noise:
-        return "validation"  # left-out heads are exact for exact sums only
-    return "domain" if len({client.domain for client in fold.clients}) > 1 else "rows"
+        return "validation"  # the release covers the sums once: scores of train rows are not in it
+    if len({client.domain for client in fold.clients}) > 1:
+        return "domain"
+    # A left-out row is exact only where it is whole in the sums.
+    return "validation" if config.clip and METHODS[config.method].solved else "rows"
 
 
 def _tried(fold: Fold, cached: Cached, parts: Sequence[Sums], sums: Sums, by: str) -> list[Tried]:
@@ -207,9 +215,11 @@ def _blocks(
             yield x, cached.labels[own], cached.logit_scale * (x.float() @ cached.unit_text.mT)
 
 
-def _sums(cached: Cached, rows: np.ndarray) -> Sums:
+def _sums(cached: Cached, rows: np.ndarray, clip: float) -> Sums:
+    """What a client sends: the sums over its rows; clip 0: whole."""
     own = torch.from_numpy(rows).to(cached.labels.device)
-    return sums_of(cached.features, cached.labels, len(cached.text), own)
+    sums = sums_of(cached.features, cached.labels, len(cached.text), own)
+    return clipped_sums(sums, clip) if clip else sums
 
 
 def _row(cached: Cached, sums: Sums, chosen: Tried) -> Tensor:
@@ -252,7 +262,7 @@ def _key(fold: Fold) -> tuple[object, ...]:
     c: RunConfig = fold.config
     return (
         c.solver, c.tune_on, c.shape, c.strength, c.refit, c.noise, c.seed if c.noise else None,
-        METHODS[c.method].solved,
+        METHODS[c.method].solved, METHODS[c.method].solved and c.clip,
         tuple((k.domain, k.train.tobytes(), k.val.tobytes()) for k in fold.clients),
     )  # fmt: skip
 

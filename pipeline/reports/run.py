@@ -43,7 +43,7 @@ def run_part(
         command=_command(run),
         notes=[*run.notes, *_doubts(run)],
         tiles=_tiles(run),
-        covered=not_covered(_choose(run), sums=_solved(run)),
+        covered=not_covered(_choose(run), sums_of=_sums_of(run)),
         kept=CHOSEN_BY.get(_choose(run), "unknown"),
         done=[fold for fold in run.folds if fold.result],
         means=means_of(run),
@@ -80,6 +80,11 @@ def means_of(run: RunData) -> list[tuple[float | None, float | None]]:
 def _solved(run: RunData) -> bool:
     method = METHODS.get(str(run.settings.get("method")))
     return method is not None and method.solved
+
+
+def _sums_of(run: RunData) -> str:
+    """What one release of sums hides one more or less of; "" where updates were released."""
+    return ("client" if run.settings.get("clip") else "row") if _solved(run) else ""
 
 
 def _choose(run: RunData) -> str:

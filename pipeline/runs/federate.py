@@ -150,7 +150,8 @@ def privacy(config: RunConfig) -> dict[str, Any] | None:
     if not config.noise:
         return None
     found, solved = None, METHODS[config.method].solved  # one release, of all clients' sums
-    note = not_covered(config.choose, sums=solved)
+    hidden = ("client" if config.clip else "row") if solved else ""
+    note = not_covered(config.choose, sums_of=hidden)
     try:
         fraction = 1.0 if solved else config.client_fraction
         found = epsilon(config.noise, fraction, rounds_of(config), DELTA)

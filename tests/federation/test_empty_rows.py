@@ -175,6 +175,7 @@ CONFLICTS = [
     {"refit": "yes"},
     {"method": "closed-form", "noise": 1.0, "refit": "yes"},
     {"method": "closed-form", "noise": 1.0, "tune_on": "domain"},
+    {"method": "closed-form", "clip": 1.0, "tune_on": "rows"},
 ]
 
 

@@ -1,4 +1,4 @@
-"""The sums of closed-form heads released once with Gaussian noise: record-level central DP."""
+"""Sums of closed-form heads, released once with Gaussian noise: DP of rows or of clients."""
 
 import math
 
@@ -14,8 +14,25 @@ SENSITIVITY = math.sqrt(3)
 _STREAM = 41  # keeps this noise apart from other draws of the same seed
 
 
-def released(sums: Sums, noise: float, seed: int) -> Sums:
-    """Sums plus Gaussian noise of standard deviation noise * SENSITIVITY, then made possible again.
+def clipped_sums(sums: Sums, clip: float) -> Sums:
+    """A client's (n, S, G) times min(1, clip / length), its length sqrt(|n|^2 + |S|^2 + |G|^2).
+
+    One client, whatever its rows, then moves the sum over clients by at most clip. All three are
+    scaled alike: the client counts as fewer rows with the same means and second moments.
+    """
+    length = math.sqrt(
+        sum(float((part**2).sum()) for part in (sums.count, sums.by_class, sums.gram))
+    )
+    if length <= clip:
+        return sums
+    return Sums(*(part * (clip / length) for part in (sums.count, sums.by_class, sums.gram)))
+
+
+def released(sums: Sums, sigma: float, seed: int) -> Sums:
+    """Sums plus Gaussian noise of standard deviation sigma, then made possible again.
+
+    sigma is the noise multiplier times the sensitivity: SENSITIVITY for rows; for clients whose
+    sums went through clipped_sums, their clip.
 
     The gram's noise is symmetric: standard deviation sigma on the diagonal and sigma / sqrt(2) off
     it, so that its Frobenius norm in the D (D + 1) / 2 free directions is that of white noise.
@@ -24,7 +41,6 @@ def released(sums: Sums, noise: float, seed: int) -> Sums:
     matrix in Frobenius norm. Source: Dwork and Roth, 2014, A.1; Higham, 1988.
     """
     draw = np.random.RandomState([seed, _STREAM])
-    sigma = noise * SENSITIVITY
 
     def white(like: Tensor) -> Tensor:
         return torch.from_numpy(sigma * draw.standard_normal(tuple(like.shape))).to(like.device)

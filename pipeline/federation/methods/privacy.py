@@ -124,15 +124,16 @@ def epsilon(noise: float, client_fraction: float, rounds: int, delta: float) -> 
         talk.setLevel(level)
 
 
-def not_covered(choose: str, *, sums: bool = False) -> str:
+def not_covered(choose: str, *, sums_of: str = "") -> str:
     """What of a run's published figures its epsilon says nothing about; choose: the setting.
 
-    sums  whether sums of rows were released once (closed-form), and no updates
+    sums_of  "row" or "client": sums were released once (closed-form), and no updates; of what one
+             more or less is hidden
     """
-    if sums:
+    if sums_of:
         return (
-            "for one row more or less; it covers the sums only, not what validation rows choose, "
-            "the results, nor several runs or a sweep's trials on the same rows"
+            f"for one {sums_of} more or less; it covers the sums only, not what validation rows "
+            "choose, the results, nor several runs or a sweep's trials on the same rows"
         )
     by = choose if choose in ("accuracy", "loss") else None
     chosen = f"the choice of the round by {by} on private validation rows, " if by else ""
