@@ -7,9 +7,11 @@ some thirteen passes over float32 N x N matrices. No atomics and no locks: one o
 
 Fast mode takes bfloat16 operands, keeps logits in float32 registers, and gives G in bfloat16 to
 cuBLAS, which reaches more of the hardware in such products than a Triton kernel does. Exact mode
-multiplies the gradients in a kernel of its own, with the three TF32 products of all other exact
-ones: cuBLAS has no such mode, its float32 runs at an eighth of TF32's rate by the data sheets, and
-three products of two bfloat16 parts err 16 times as much as float32 (docs/kernels-gpu.md).
+holds x, y and G as two scaled float16 parts each, made once, and takes three products of them:
+float32's error at twice the rate of TF32, whose three products could not do N = 32k in 25 ms. The
+gradients' products are a kernel of its own: cuBLAS has no such mode, its float32 runs at an eighth
+of TF32's rate by the data sheets, and three products of two bfloat16 parts err 16 times as much as
+float32 (docs/kernels-gpu.md).
 """
 
 import functools
@@ -53,17 +55,17 @@ def forward(
 def _forward(
     image: Tensor, text: Tensor, scale: Tensor | float, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, y = _operands(image, text, precision)
+    x, y, units = _operands(image, text, precision)
     scale = _on_device(scale, x.device)
     tile = tiles(x.device)[precision]
-    count, width = x.shape
+    count, width = image.shape
     above, left = triton.cdiv(count, tile["BM"]), triton.cdiv(count, tile["BN"])
     by_row = torch.empty(2, left, count, device=x.device)  # peaks, sums
     by_column = torch.empty(2, above, count, device=x.device)
     sums = torch.empty(2, count, device=x.device)
     at_pair = torch.empty(count, device=x.device)
     statistics[(above * left,)](
-        x, y, *by_row, *by_column, at_pair, scale, count, width,
+        x, y, units, *by_row, *by_column, at_pair, scale, count, width,
         **tile, **UNFUSED,
     )  # fmt: skip
     for parts, out in zip((by_row, by_column), sums, strict=True):
@@ -94,28 +96,29 @@ def _backward(
     by_column: Tensor,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    x, y = _operands(image, text, precision)
+    x, y, units = _operands(image, text, precision)
     scale = _on_device(scale, x.device)
     tile = tiles(x.device)[precision]
-    count, width = x.shape
+    count, width = image.shape
     rows = min(CHUNK, tile["BM"] * triton.cdiv(count, 4 * tile["BM"]))
     stride = 16 * triton.cdiv(count, 16)  # rows of G begin where 16-byte loads can
-    chunk = torch.empty(rows, stride, dtype=x.dtype, device=x.device)
+    fast, share = precision == "fast", 0.5 / count
+    chunk = torch.empty((1 if fast else 2) * rows, stride, dtype=x.dtype, device=x.device)
     d_image = torch.empty(count, width, device=x.device)
     d_text = torch.zeros(count, width, device=x.device)
     for start in range(0, count, rows):
         here = min(rows, count - start)
         gradient[(triton.cdiv(here, tile["BM"]) * triton.cdiv(count, tile["BN"]),)](
-            x, y, by_row, by_column, chunk, scale, 0.5 / count,
+            x, y, units, by_row, by_column, chunk, scale, share,
             start, here, count, stride, width, **tile, **UNFUSED,
         )  # fmt: skip
         g, part = chunk[:here, :count], slice(start, start + here)
-        if precision == "fast":
+        if fast:
             d_image[part] = _product(g, y)
             _add_product(g.mT, x[part], d_text)
         else:
-            _multiply(g, y, d_image[part], turned=False, add=False)
-            _multiply(g, x[part], d_text, turned=True, add=True)
+            _multiply(chunk, y, units[1], scale, share, d_image[part], turned=False, add=False)
+            _multiply(chunk, x[:, part], units[0], scale, share, d_text, turned=True, add=True)
     return d_image, d_text
 
 
@@ -129,13 +132,31 @@ def generation(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
 
 
-def _operands(image: Tensor, text: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+def _operands(image: Tensor, text: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x and y as the kernels read them: (N, D) bfloat16; exact, (2, N, D) float16 and units (2,).
+
+    A power of two takes the largest number of each to 2^14 or above. x = unit (high + 2^-11 low)
+    then holds to 2^-22 of each number down to 2^-28 of the largest.
+    """
     if image.dtype == torch.float64:
         raise ValueError(
             "contrastive: backend 'triton' computes in float32; pass .float(), or backend='torch'"
         )
-    dtype = torch.bfloat16 if precision == "fast" else torch.float32
-    return image.detach().to(dtype).contiguous(), text.detach().to(dtype).contiguous()
+    if precision == "fast":
+        x, y = (side.detach().to(torch.bfloat16).contiguous() for side in (image, text))
+        return x, y, None
+    parts, units = zip(*map(_parts, (image, text)), strict=True)
+    return *parts, torch.stack(units)
+
+
+def _parts(v: Tensor) -> tuple[Tensor, Tensor]:
+    """(2, N, D) float16 and the unit () float32; no value is read by the CPU."""
+    v = v.detach().float()
+    exponent = torch.frexp(v.abs().amax()).exponent.clamp(-100, 128)
+    v = torch.ldexp(v, 15 - exponent)
+    high = v.half()
+    low = (v - high.float()) * 2**11
+    return torch.stack([high, low.half()]), torch.ldexp(torch.ones_like(v[0, 0]), exponent - 15)
 
 
 def _on_device(scale: Tensor | float, device: torch.device) -> Tensor:
@@ -170,9 +191,14 @@ def _adds_in_product(device: torch.device) -> bool:
     return True
 
 
-def _multiply(g: Tensor, other: Tensor, out: Tensor, *, turned: bool, add: bool) -> None:
-    """out = g @ other (turned: g.mT @ other), or that added to out."""
+def _multiply(
+    g: Tensor, other: Tensor, unit: Tensor, scale: Tensor, share: float, out: Tensor, *,
+    turned: bool, add: bool,
+) -> None:  # fmt: skip
+    """out = G @ other (turned: G.mT @ other), or that added to out; both in two parts."""
     tile = tiles(g.device)["multiply"]
-    inner, (rows, width) = len(other), out.shape
+    inner, (rows, width) = other.shape[1], out.shape
     grid = (triton.cdiv(rows, tile["BM"]) * triton.cdiv(width, tile["BN"]),)
-    multiply[grid](g, other, out, rows, inner, g.stride(0), width, turned, add, **tile)
+    multiply[grid](
+        g, *other, out, unit, scale, share, rows, inner, g.stride(0), width, turned, add, **tile
+    )

@@ -6,32 +6,70 @@ import triton
 import triton.language as tl
 
 from kernels import backends
-from kernels.gpu.layer import LEAST, PRECISION
+from kernels.gpu.layer import LEAST
 
 INTERPRETED = tl.constexpr(backends.INTERPRETED)
 LOG2_E_64 = tl.constexpr(math.log2(math.e))
 GROUP = tl.constexpr(8)
 """Row tiles whose programs follow each other, so that they find operands in L2."""
+LOW = tl.constexpr(2.0**-11)
+"""What the second of an exact operand's two float16 parts counts."""
+LARGEST = tl.constexpr(2.0**13)
+"""G / (scale share) lies in -2 to 2; times this it is held as two float16 parts."""
 
 
 @triton.jit
-def _logits(x, y, i, j, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+def _parts(v):
+    """v, below 2^15 in size, as float16 parts: v = high + LOW low, up to 2^-22 of it."""
+    high = v.to(tl.float16)
+    return high, ((v - high.to(tl.float32)) / LOW).to(tl.float16)
+
+
+@triton.jit
+def _add_product(sums, a, a_low, b, b_low):
+    """sums + (a + LOW a_low) @ (b + LOW b_low) without the product of the low parts.
+
+    Each block of K is summed in the tensor core from zero: its adder cuts digits off, which over
+    all of K would err 20 times as much as float32.
+    """
+    if INTERPRETED:  # it would multiply in float16
+        a, a_low, b, b_low = (a.to(tl.float32), a_low.to(tl.float32), b.to(tl.float32),
+                              b_low.to(tl.float32))  # fmt: skip
+    cross = tl.dot(a, b_low, tl.dot(a_low, b))
+    return sums + cross * LOW + tl.dot(a, b)
+
+
+@triton.jit
+def _logits(x, y, units, i, j, count, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
             BK: tl.constexpr):  # fmt: skip
-    """(BM, BN) x[i] @ y[j].T."""
+    """(BM, BN) x[i] @ y[j].T of bfloat16 (N, D), or of two parts (2, N, D) in units of units."""
+    EXACT: tl.constexpr = x.dtype.element_ty == tl.float16
+    low = tl.cast(count, tl.int64) * D
     x_rows = x + i[:, None] * D
     y_rows = y + j[None, :] * D
     sums = tl.zeros((BM, BN), tl.float32)
     for start in range(0, D, BK):
         k = start + tl.arange(0, BK)
-        if D % BK == 0:
-            a, b = tl.load(x_rows + k[None, :]), tl.load(y_rows + k[:, None])
+        a, b = _loaded(x_rows, y_rows, k, D, BK)
+        if EXACT:
+            a_low, b_low = _loaded(x_rows + low, y_rows + low, k, D, BK)
+            sums = _add_product(sums, a, a_low, b, b_low)
         else:
-            a = tl.load(x_rows + k[None, :], mask=(k < D)[None, :], other=0.0)
-            b = tl.load(y_rows + k[:, None], mask=(k < D)[:, None], other=0.0)
-        if INTERPRETED:  # it would multiply the bits of bfloat16 as integers
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+            if INTERPRETED:  # it would multiply the bits of bfloat16 as integers
+                a, b = a.to(tl.float32), b.to(tl.float32)
+            sums = tl.dot(a, b, sums)
+    if EXACT:
+        sums *= tl.load(units) * tl.load(units + 1)
     return sums
+
+
+@triton.jit
+def _loaded(x_rows, y_rows, k, D: tl.constexpr, BK: tl.constexpr):
+    if D % BK == 0:
+        return tl.load(x_rows + k[None, :]), tl.load(y_rows + k[:, None])
+    else:
+        a = tl.load(x_rows + k[None, :], mask=(k < D)[None, :], other=0.0)
+        return a, tl.load(y_rows + k[:, None], mask=(k < D)[:, None], other=0.0)
 
 
 @triton.jit
@@ -51,7 +89,7 @@ def _place(program, rows, columns):
 
 @triton.jit(do_not_specialize_on_alignment=["scale"])
 def statistics(
-    x, y, row_peaks, row_sums, column_peaks, column_sums, at_pair, scale, count,
+    x, y, units, row_peaks, row_sums, column_peaks, column_sums, at_pair, scale, count,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Of a tile of Z / ln 2: maxima and sums of 2^(z - maximum), each way; at_pair its diagonal.
@@ -62,7 +100,8 @@ def statistics(
     above, left = _place(tl.program_id(0), rows, tl.cdiv(count, BN))
     i = above * BM + tl.arange(0, BM)
     j = left * BN + tl.arange(0, BN)
-    z = _logits(x, y, tl.minimum(i, count - 1), tl.minimum(j, count - 1), D, BM, BN, BK)
+    at_i, at_j = tl.minimum(i, count - 1), tl.minimum(j, count - 1)
+    z = _logits(x, y, units, at_i, at_j, count, D, BM, BN, BK)
     z *= _base2(scale)
     both = (i < count)[:, None] & (j < count)[None, :]
     z = tl.where(both, z, LEAST)
@@ -98,33 +137,48 @@ def combine(peaks, sums, out, count, tiles, BN: tl.constexpr):
 
 @triton.jit(do_not_specialize_on_alignment=["scale"])
 def gradient(
-    x, y, by_row, by_column, chunk, scale, share, first, here, count, stride,
+    x, y, units, by_row, by_column, chunk, scale, share, first, here, count, stride,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Rows first..first+here-1 of G: scale * share * (2^(z - by_row) + 2^(z - by_column) - 2 I)."""
+    """Rows first..first+here-1 of G: scale * share * (2^(z - by_row) + 2^(z - by_column) - 2 I).
+
+    Exact: two parts of LARGEST G / (scale * share), (2, here, stride).
+    """
     above, left = _place(tl.program_id(0), tl.cdiv(here, BM), tl.cdiv(count, BN))
     local = above * BM + tl.arange(0, BM)
     i = first + local
     j = left * BN + tl.arange(0, BN)
-    z = _logits(x, y, tl.minimum(i, count - 1), tl.minimum(j, count - 1), D, BM, BN, BK)
+    at_i, at_j = tl.minimum(i, count - 1), tl.minimum(j, count - 1)
+    z = _logits(x, y, units, at_i, at_j, count, D, BM, BN, BK)
     z *= _base2(scale)
     rows = tl.load(by_row + i, mask=i < count, other=-LEAST)
     columns = tl.load(by_column + j, mask=j < count, other=-LEAST)
     g = tl.exp2(z - rows[:, None]) + tl.exp2(z - columns[None, :])
-    g = (g - tl.where(i[:, None] == j[None, :], 2.0, 0.0)) * (tl.load(scale).to(tl.float32) * share)
-    chunk += above.to(tl.int64) * BM * stride
-    at = chunk + tl.arange(0, BM)[:, None] * stride + j[None, :]
+    g -= tl.where(i[:, None] == j[None, :], 2.0, 0.0)
+    at = (above.to(tl.int64) * BM * stride + tl.arange(0, BM)[:, None] * stride) + j[None, :]
     mask = (local < here)[:, None] & (j < count)[None, :]
-    tl.store(at, g.to(chunk.dtype.element_ty), mask=mask)
+    if chunk.dtype.element_ty == tl.float16:
+        high, low = _parts(g * LARGEST)
+        tl.store(chunk + at, high, mask=mask)
+        tl.store(chunk + tl.cast(here, tl.int64) * stride + at, low, mask=mask)
+    else:
+        g *= tl.load(scale).to(tl.float32) * share
+        tl.store(chunk + at, g.to(chunk.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["scale", "unit"])
 def multiply(
-    a, b, out, rows, inner, stride,
+    a, b, b_low, out, unit, scale, share, rows, inner, stride,
     W: tl.constexpr, TURNED: tl.constexpr, ADD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """out = a @ b, or out + a @ b: a (rows, inner), TURNED (inner, rows); b (inner, W)."""
+    """out = G @ B, or out + G @ B: G (rows, inner), TURNED (inner, rows); B (inner, W).
+
+    a      LARGEST G / (scale share) in two parts, as gradient leaves it
+    b      B / unit, its high part; b_low its low one
+    """
+    here = inner if TURNED else rows
+    low = tl.cast(here, tl.int64) * stride
     COLUMNS: tl.constexpr = (W + BN - 1) // BN
     i = tl.program_id(0) // COLUMNS * BM + tl.arange(0, BM)
     n = tl.program_id(0) % COLUMNS * BN + tl.arange(0, BN)
@@ -135,12 +189,14 @@ def multiply(
             a_at = a + k.to(tl.int64)[None, :] * stride + i[:, None]
         else:
             a_at = a + i.to(tl.int64)[:, None] * stride + k[None, :]
-        left = tl.load(a_at, mask=(i < rows)[:, None] & (k < inner)[None, :], other=0.0)
-        right = tl.load(
-            b + k[:, None] * W + n[None, :],
-            mask=(k < inner)[:, None] & (n < W)[None, :], other=0.0,
-        )  # fmt: skip
-        sums = tl.dot(left, right, sums, input_precision=PRECISION)
+        mask = (i < rows)[:, None] & (k < inner)[None, :]
+        left = tl.load(a_at, mask=mask, other=0.0)
+        left_low = tl.load(a_at + low, mask=mask, other=0.0)
+        b_at, mask = k[:, None] * W + n[None, :], (k < inner)[:, None] & (n < W)[None, :]
+        right = tl.load(b + b_at, mask=mask, other=0.0)
+        right_low = tl.load(b_low + b_at, mask=mask, other=0.0)
+        sums = _add_product(sums, left, left_low, right, right_low)
+    sums *= tl.load(unit) * (tl.load(scale).to(tl.float32) * share) * (1 / LARGEST)
     at = out + i[:, None] * W + n[None, :]
     mask = (i < rows)[:, None] & (n < W)[None, :]
     if ADD:

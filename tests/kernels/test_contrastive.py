@@ -84,6 +84,32 @@ def test_loss_and_gradients_are_as_exact_as_plain_torch(count, scale, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sizes", [(1e-12, 1e12), (3e4, 7e-6), (1e-30, 1.0)], ids=str)
+def test_operands_of_any_size_and_rows_of_any_length(backend, sizes):
+    """What a backend scales by itself (float16 parts on a GPU) must not show."""
+    image, text = (v * size for v, size in zip(pairs(70, 40), sizes, strict=True))
+    image = image * torch.logspace(-4, 0, 70, dtype=torch.float64)[:, None]
+    image, text = image.float().double(), text.float().double()
+    scale = 30.0 / float((image @ text.T).abs().max())
+    truth = plain(image, text, scale, torch.float64)
+    found, theirs = ours(image, text, scale, backend), plain(image, text, scale, torch.float32)
+    for mine, other, true in zip(found[:3], theirs, truth, strict=False):
+        error, budget = (float((v - true).abs().max() / true.abs().max()) for v in (mine, other))
+        assert error <= 2 * budget + 4e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("zero", ["image", "text", "both"])
+def test_features_of_zeros_give_the_uniform_loss(backend, zero):
+    image, text = (v.float() for v in pairs(9, 16))
+    image = image * 0 if zero != "text" else image
+    text = text * 0 if zero != "image" else text
+    loss, d_image, d_text, _ = ours(image, text, 5.0, backend)
+    assert math.isclose(float(loss), math.log(9), rel_tol=1e-6)
+    assert d_image.isfinite().all() and d_text.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_orthogonal_features_do_not_underflow(backend):
     # With a fixed maximum of the scale, exp(z - 100) of cosines near 0 vanishes in float32.
     eye = torch.eye(40, 64, dtype=torch.float64)
