@@ -119,11 +119,16 @@ def encode_images(model: ClipModel, pixels: Tensor) -> Tensor:
         shape = tuple(pixels.shape)
         raise ValueError(f"pixels must be (B, {size[0]}, {size[1]}, 3) uint8; got {shape}")
     images = pixels.to(model.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-    mean, std = (
-        torch.tensor(numbers, device=model.device).view(3, 1, 1) for numbers in (MEAN, STD)
-    )
+    mean, std = _mean_and_std(model.device)
     images = images.float().div_(255).sub_(mean).div_(std)
     return model.module.encode_image(images).float().cpu()
+
+
+@functools.cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each, copied once: a copy from unpinned memory waits for the device."""
+    mean, std = (torch.tensor(numbers).view(3, 1, 1).to(device) for numbers in (MEAN, STD))
+    return mean, std
 
 
 @torch.inference_mode()

@@ -176,12 +176,14 @@ def _encode(
     On the CPU a block is one thread's work, and there are as many threads as torch would use: with
     one block over all of them, each layer waits for the slowest, which the decoders interrupt.
     Measured on 2 busy cores: ViT-B/32 10 instead of 5 images/s, small models 10 to 100 times more.
+    A GPU gets two threads with a stream each: one block is copied while another is encoded (38 MB
+    at batch 256, a seventh of the time that an H200 takes to encode them; not measured yet).
     """
     threads = torch.get_num_threads()
-    at_once = threads if clip.device.type == "cpu" else 1
+    at_once = threads if clip.device.type == "cpu" else 2
     ahead: deque[tuple[Block, Future]] = deque()
     try:
-        with ThreadPoolExecutor(at_once, "encode", torch.set_num_threads, (1,)) as encoders:
+        with ThreadPoolExecutor(at_once, "encode", _begin_encoding, (clip.device,)) as encoders:
             more = True
             while more or ahead:
                 if more and len(ahead) <= at_once:
@@ -196,6 +198,15 @@ def _encode(
                 yield block, found
     finally:
         torch.set_num_threads(threads)  # some of its libraries share the setting among threads
+
+
+def _begin_encoding(device: torch.device) -> None:
+    """Settings of the calling thread: one CPU thread, on a GPU a stream of its own."""
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.default_stream(device))  # which copied the weights
+        torch.cuda.set_stream(stream)
 
 
 @contextlib.contextmanager

@@ -273,6 +273,7 @@ def _pretend_torch() -> None:
     cuda.Stream = cuda.Event = _Ordered
     cuda.current_stream = cuda.default_stream = _Ordered
     cuda.CUDAGraph, cuda.graph = Graph, _capture
+    cuda.set_stream = lambda *_: None
     cuda.stream = cuda.device = cuda.device_of = contextlib.nullcontext
     # A subclass's tensors can neither be an inference tensor nor become a Parameter's .data.
     torch.inference_mode = lambda *_: torch.no_grad()
