@@ -10,6 +10,7 @@ from pipeline.reports.data import ACCURACIES, mean_of
 from pipeline.reports.render import Tile, duration, render
 from pipeline.reports.reproduced import read_reproduced
 from pipeline.reports.spread import Spread, spread
+from pipeline.reports.sweep_figures import sweep_figures, zero_shot_validation
 from pipeline.reports.threads import parallel_figures
 from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking, setting_heads
 from pipeline.settings import from_json
@@ -59,7 +60,8 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
         settings=_settings(sweep, chosen),
         chosen_tested=_tested(chosen),
         failures=failures(sweep.trials)[:LISTED],
-        threads=parallel_figures(sweep, chosen),
+        threads=parallel_figures(sweep, chosen, zero_shot_validation(sweep.trials)),
+        searched=sweep_figures(sweep, chosen),
         configurations=found[:LISTED],
         heads=setting_heads(sweep.varied, [trial.settings for trial in sweep.trials]),
         trials=sorted(sweep.trials, key=lambda t: (_rank(t), t.number))[:LISTED],

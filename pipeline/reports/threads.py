@@ -15,8 +15,13 @@ SHADES = 5  # classes q0 to q4 of the style sheet
 WORDS = 9  # labels of an axis
 
 
-def parallel_figures(sweep: SweepData, chosen: Sequence[Trial]) -> list[Figure]:
-    """One picture of all trials with a validation accuracy; none for under two."""
+def parallel_figures(
+    sweep: SweepData, chosen: Sequence[Trial], zero_shot: float | None
+) -> list[Figure]:
+    """One picture of all trials with a validation accuracy; none for under two.
+
+    zero_shot  its validation accuracy, marked on that axis
+    """
     scored = [(t.val_accuracy, t) for t in sweep.trials if t.val_accuracy is not None]
     if len(scored) < 2 or not sweep.varied:
         return []
@@ -24,9 +29,15 @@ def parallel_figures(sweep: SweepData, chosen: Sequence[Trial]) -> list[Figure]:
     names = sweep.varied[:AXES]
     heights = [_heights([trial.settings.get(name) for _, trial in scored]) for name in names]
     values = [value for value, _ in scored]
-    low, high = values[0], values[-1]
+    marked = [] if zero_shot is None else [zero_shot]
+    low, high = min(values[:1] + marked), max(values[-1:] + marked)
     axes = [Axis(name, words) for name, (words, _) in zip(names, heights, strict=True)]
-    axes.append(Axis("validation %", [(0.0, percent(low)), (1.0, percent(high))]))
+    ends = ((low, percent(low)), (high, percent(high)))
+    words = [(float(at == high), text) for at, text in ends if at != zero_shot]
+    if zero_shot is not None:
+        up = (zero_shot - low) / (high - low) if high > low else 0.5
+        words.append((up, f"zero-shot {percent(zero_shot, 1)}"))
+    axes.append(Axis("validation %", words))
     numbers = {trial.number for trial in chosen}
     threads = []
     for value, trial in scored if len(scored) <= THREADS else _some(scored):
@@ -62,12 +73,17 @@ def _heights(values: Sequence[object]) -> tuple[list[tuple[float, str]], dict[st
     A grid's values are few and often powers of ten apart: in order, evenly, each can be told.
     Many numbers (a random search) are placed by rank for the same reason.
     """
-    by_word = {word(value): value for value in values}
-    ordered = sorted(by_word, key=lambda one: _order(by_word[one]))
+    ordered = [word(value) for value in in_order(values)]
     last = max(len(ordered) - 1, 1)
     at = {w: (n / last if len(ordered) > 1 else 0.5) for n, w in enumerate(ordered)}
     step = max(1, -(-len(ordered) // WORDS))
     return [(at[w], w) for n, w in enumerate(ordered) if n % step == 0], at
+
+
+def in_order(values: Sequence[object]) -> list[object]:
+    """The distinct values, as their words tell them apart: None, then numbers, then words."""
+    by_word = {word(value): value for value in values}
+    return sorted(by_word.values(), key=_order)
 
 
 def _order(value: object) -> tuple[int, float, str]:

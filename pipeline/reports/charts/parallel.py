@@ -6,8 +6,8 @@ from typing import NamedTuple
 from pipeline.reports.charts.svg import chart, element, number, short
 
 WIDE, STEP = 1200, 130  # units across, and the least between two axes
-TOP, DEEP, SIDE = 30, 260, 70  # units above, along and beside the axes
-LETTERS = 13
+TOP, DEEP, SIDE = 30, 260, 95  # units above, along and beside the axes
+LETTERS = 14
 
 
 class Axis(NamedTuple):
