@@ -4,18 +4,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.digests import unsealed
-from pipeline.json_files import content_of, fraction, read_object
+from pipeline.json_files import content_of, fraction, read_object, whole
+from pipeline.reports.charts.bars import Bar, bar_chart
+from pipeline.reports.charts.svg import percent
+from pipeline.reports.render import Figure, Key, Tile
 from pipeline.sweeps.reproduced import FIGURES, NAME, doubts
 
-Line = tuple[str, list[tuple[float | None, float | None]], float | None, float | None]
-"""What is held out; reached and zero-shot by figure; std of overall; the released overall."""
+
+class Reached(NamedTuple):
+    """One accuracy: the mean over seeds, its std, and zero-shot's."""
+
+    mean: float | None
+    std: float | None
+    zero_shot: float | None
+
+
+class Line(NamedTuple):
+    """What is held out, what is reached by figure, and the released overall accuracy."""
+
+    held_out: str
+    figures: tuple[Reached, ...]
+    released: float | None
 
 
 class Reproduced(NamedTuple):
     """The paper's table again, its mean last; released: whether released figures are known."""
 
+    title: str
     lines: list[Line]
     seeds: int
+    rounds: int
     released: bool
     doubts: list[str]
 
@@ -32,10 +50,56 @@ def read_reproduced(folder: Path) -> Reproduced | None:
         document = unsealed(read_object(file))
         released = any(row["released"] is not None for row in document["rows"])
         found = [_line(row) for row in [*document["rows"], document["mean"]]]
-        return Reproduced(found, len(document["seeds"]), released, doubts(document))
+        name = str(document["dataset"])
+        return Reproduced(
+            f"{name.upper() if released else name} reproduced", found, len(document["seeds"]),
+            whole(document["rounds"]), released, doubts(document),
+        )  # fmt: skip
+
+
+def reproduced_tiles(found: Reproduced) -> list[Tile]:
+    """Overall accuracy beside zero-shot's and the released one, and over how many seeds."""
+    mean = found.lines[-1]
+    overall = mean.figures[-1]
+    std = "" if overall.std is None else f", std {percent(overall.std)}"
+    tiles = [Tile("Overall accuracy", f"{percent(overall.mean)} %", f"{found.seeds} seed(s){std}"),
+             Tile("Zero-shot CLIP", f"{percent(overall.zero_shot)} %", "the same test rows")]  # fmt: skip
+    if mean.released is not None and overall.mean is not None:
+        by = 100 * (overall.mean - mean.released)
+        small = f"ours {by:+.2f} points"
+        tiles.append(Tile("Released", f"{percent(mean.released)} %", small))
+    tiles.append(Tile("Rounds", f"{found.rounds:,}", f"{len(found.lines) - 1} trainings a seed"))
+    return tiles
+
+
+def reproduced_figures(found: Reproduced) -> list[Figure]:
+    """Bars of overall accuracy by what is held out, beside zero-shot's; released ones as bars."""
+    bars = []
+    for line in found.lines:
+        overall = line.figures[-1]
+        if overall.mean is None:
+            continue
+        std = "" if overall.std is None else f" ± {percent(overall.std)}"
+        ends = None if overall.std is None else (
+            max(overall.mean - overall.std, 0.0), min(overall.mean + overall.std, 1.0)
+        )  # fmt: skip
+        words = f"{percent(overall.mean)}{std}"
+        bars.append(Bar(line.held_out, "c0", overall.mean, words, overall.zero_shot, ends))
+        if line.released is not None:
+            name = f"{line.held_out}, released"
+            bars.append(Bar(name, "rest", line.released, percent(line.released)))
+    if not bars:
+        return []
+    keys = [Key("ours, mean ± std over seeds", "c0", "bar"), Key("zero-shot", "", "mark")]
+    keys += [Key("released", "rest", "bar")] * found.released
+    title = "Overall accuracy by held-out domain, %"
+    picture = bar_chart(title, f"{len(bars)} bars", bars, high=1.0)
+    return [Figure(title, picture, keys)]
 
 
 def _line(row: dict[str, Any]) -> Line:
-    pairs = [(fraction(row[n]["mean"]), fraction(row["zero_shot"][n])) for n in FIGURES]
-    std = fraction(row["overall"]["std"])
-    return str(row["held_out"]), pairs, std, fraction(row["released"])
+    figures = tuple(
+        Reached(fraction(row[n]["mean"]), fraction(row[n]["std"]), fraction(row["zero_shot"][n]))
+        for n in FIGURES
+    )
+    return Line(str(row["held_out"]), figures, fraction(row["released"]))

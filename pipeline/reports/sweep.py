@@ -8,7 +8,11 @@ from pipeline.json_files import word
 from pipeline.reports.charts.svg import Markup, percent
 from pipeline.reports.data import ACCURACIES, mean_of
 from pipeline.reports.render import Tile, duration, render
-from pipeline.reports.reproduced import read_reproduced
+from pipeline.reports.reproduced import (
+    read_reproduced,
+    reproduced_figures,
+    reproduced_tiles,
+)
 from pipeline.reports.spread import Spread, spread
 from pipeline.reports.sweep_figures import sweep_figures, zero_shot_validation
 from pipeline.reports.threads import parallel_figures
@@ -43,17 +47,19 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
     best = ranked[0] if ranked else None
     chosen = best.records if best else ()
     found = _configurations(sweep)
+    again = read_reproduced(sweep.folder)
     return render(
         "sweep.html",
         anchor=anchor,
         sweep=sweep,
-        title=f"Sweep {sweep.name}",
+        title=again.title if again else f"Sweep {sweep.name}",
         about=_about(sweep),
         oracle=sweep.select == "oracle",
         notes=[*sweep.notes, *_doubts(sweep, ranked)],
-        tiles=_tiles(sweep, best) if sweep.trials else [],
+        tiles=reproduced_tiles(again) if again else _tiles(sweep, best) if sweep.trials else [],
         command=_command(sweep, chosen),
-        reproduced=read_reproduced(sweep.folder),
+        reproduced=again,
+        compared=reproduced_figures(again) if again else [],
         chosen=chosen,
         called=_called(chosen),
         numbers={trial.number for trial in chosen},

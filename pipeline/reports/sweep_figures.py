@@ -31,7 +31,9 @@ def zero_shot_validation(trials: Sequence[Trial]) -> float | None:
 
 
 def sweep_figures(sweep: SweepData, chosen: Sequence[Trial]) -> list[Figure]:
-    """Importance of each setting, validation accuracy by setting, and by trial; few trials: none.
+    """Importance of each setting, validation accuracy by setting, and by trial.
+
+    None for fewer than three trials, or for seeds alone.
 
     Of more than THREADS trials every so many-th is drawn, and all that were chosen.
     """
@@ -40,7 +42,7 @@ def sweep_figures(sweep: SweepData, chosen: Sequence[Trial]) -> list[Figure]:
         for t in sweep.trials
         if t.status == "done" and t.val_accuracy is not None
     ]
-    if len(scored) < 3:
+    if len(scored) < 3 or not sweep.varied:
         return []
     step = -(-len(scored) // THREADS)
     numbers = {trial.number for trial in chosen}

@@ -147,6 +147,13 @@ def test_the_report_has_the_released_cells(made, tmp_path):
     (folder / "reproduced.json").write_text(document)
     page = write_report(folder).read_text("utf-8")
     assert ">difference<" in page and page.count(">+1.23<") == 5 and ">95.46<" in page
+    assert "PACS reproduced" in page and 'class="unknown"' not in page
+    assert page.count(", released<") == 2 * len(RELEASED_PACS) + 2  # each bar's name and hover text
+    some = {name: value for name, value in RELEASED_PACS.items() if name != "sketch"}
+    document = json.dumps(sealed({**facts, "dataset": "<i>x", **compared(ours, some)}))
+    (folder / "reproduced.json").write_text(document)
+    page = write_report(folder).read_text("utf-8")
+    assert page.count('class="unknown"') == 4 and "&lt;I&gt;X reproduced" in page
 
 
 def test_a_part_of_the_released_table_has_no_mean():
