@@ -62,8 +62,10 @@ def reproduced_tiles(found: Reproduced) -> list[Tile]:
     mean = found.lines[-1]
     overall = mean.figures[-1]
     std = "" if overall.std is None else f", std {percent(overall.std)}"
-    tiles = [Tile("Overall accuracy", f"{percent(overall.mean)} %", f"{found.seeds} seed(s){std}"),
-             Tile("Zero-shot CLIP", f"{percent(overall.zero_shot)} %", "the same test rows")]  # fmt: skip
+    tiles = [
+        Tile("Overall accuracy", f"{percent(overall.mean)} %", f"{found.seeds} seed(s){std}"),
+        Tile("Zero-shot CLIP", f"{percent(overall.zero_shot)} %", "the same test rows"),
+    ]
     if mean.released is not None and overall.mean is not None:
         by = 100 * (overall.mean - mean.released)
         small = f"ours {by:+.2f} points"
