@@ -1,7 +1,7 @@
 """A run folder -> frozen data for its report; nothing is recomputed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class Result:
     traffic: Traffic | None = None
     val_changed: dict[str, Any] | None = None  # pipeline/runs/advice.py; where validation got worse
     closed_form: ClosedForm | None = None
+    client_rows: dict[str, int] = field(default_factory=dict)  # test rows; older results: none
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def read_result(found: dict[str, Any]) -> Result:
         if changed
         else None,
         _closed_form(found["closed_form"]) if found.get("closed_form") else None,
+        {str(name): whole(count) for name, count in (found.get("client_rows") or {}).items()},
     )
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from pipeline.reports.charts.lines import Level, Line, Mark, line_chart
+from pipeline.reports.charts.lines import Band, Level, Line, Mark, line_chart
 from pipeline.reports.charts.svg import colour, percent, span
 from pipeline.reports.data import Curve, FoldData, RunData
 from pipeline.reports.render import Figure, Key
 
 FOLDS = 12  # trainings drawn, three charts each
+MANY = 20  # clients whose losses are drawn one by one; of more the median and a band
 QUIET = 60  # further domains drawn in grey
 
 
@@ -28,8 +29,7 @@ def round_figures(run: RunData) -> list[Figure]:
         if fold.test:
             found.append(_test(fold, styles, limits["test"], last, kept))
         if fold.loss:
-            lines = _lines(fold.loss, styles, ())
-            found.append(_figure("training loss", fold, lines, limits["loss"], last))
+            found.append(_loss(fold, styles, limits["loss"], last))
     return found
 
 
@@ -48,6 +48,28 @@ def _validation(
         name = f"kept: round {result.best_round}"
         marks = [Mark(name, "strong", result.best_round, result.scores.val_accuracy)]
     return _figure("validation accuracy", fold, lines, limits, last, levels, marks)
+
+
+def _loss(fold: FoldData, styles: dict[str, str], limits: tuple[float, float], last: int) -> Figure:
+    if len(fold.loss) <= MANY:
+        return _figure("training loss", fold, _lines(fold.loss, styles, ()), limits, last)
+    by_round: dict[int, list[float]] = {}
+    for curve in fold.loss.values():
+        for round, value in zip(curve.rounds, curve.values, strict=True):
+            if value is not None:
+                by_round.setdefault(round, []).append(value)
+    rounds = sorted(by_round)
+    tenths = [_tenths(by_round[round]) for round in rounds]
+    median = Line("median client", "strong", rounds, [middle for _, middle, _ in tenths])
+    band = Band("80 % of the clients", "c0", rounds, [(low, high) for low, _, high in tenths])
+    return _figure("training loss", fold, [median], limits, last, bands=[band])
+
+
+def _tenths(values: Sequence[float]) -> tuple[float, float, float]:
+    """The values a tenth, half and nine tenths of the way up."""
+    ordered = sorted(values)
+    low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.5, 0.9))
+    return low, middle, high
 
 
 def _test(
@@ -76,16 +98,18 @@ def _figure(
     last: int,
     levels: Sequence[Level] = (),
     marks: Sequence[Mark] = (),
+    bands: Sequence[Band] = (),
 ) -> Figure:
     title = f"{fold.name} held out: {what}"
     text = f"{len(lines)} lines by round: {', '.join(line.name for line in lines[-8:])}"
     written = {} if what == "training loss" else {"value_text": _percent_tick}
     picture = line_chart(
-        title, text, lines, levels, marks, limits=limits, last_round=last, **written
+        title, text, lines, levels, marks, limits=limits, last_round=last, bands=bands, **written
     )
     named = [line for line in lines if line.style != "rest"]
     named.sort(key=lambda line: (not _leads(line), line.style))
     keys = [Key(line.name, line.style, "line") for line in named]
+    keys += [Key(band.name, band.style, "band") for band in bands]
     grey = len(lines) - len(named)
     if grey:
         keys.append(Key(f"{grey} more", "rest", "line"))

@@ -1,27 +1,24 @@
 """What the page of one run shows."""
 
-from collections.abc import Sequence
-
 from pipeline.errors import ConfigError
 from pipeline.extraction.rate import Rate
 from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.privacy import not_covered
 from pipeline.json_files import word
 from pipeline.reports.answers import answer_figures
-from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.svg import Markup, percent
+from pipeline.reports.clients import client_bars, client_spread, with_gain
 from pipeline.reports.closed_form import TUNED_ON, bytes_a_client, closed_form_figures
 from pipeline.reports.costs import costs_of
-from pipeline.reports.data import ACCURACIES, FoldData, Result, RunData, Scores, mean_of
+from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, mean_of
 from pipeline.reports.maps import Answers
-from pipeline.reports.render import Figure, Key, Tile, duration, points, render
+from pipeline.reports.render import Tile, duration, render
 from pipeline.reports.rounds import FOLDS, round_figures
 from pipeline.runs.advice import said_of_worse
 from pipeline.runs.results import CHOSEN_BY
 from pipeline.settings import from_json
 from pipeline.sweeps.best import federate_command
 
-CLIENTS = 30  # bars of a training: the largest losses and gains
 STILL = 0.005  # a gate this near to uniform is zero-shot for every practical purpose
 LABELS = {
     "unseen": "Unseen domains",
@@ -54,7 +51,13 @@ def run_part(
         tuned_on=TUNED_ON,
         bytes_a_client=bytes_a_client,
         every=run.settings.get("eval") == "every",
-        clients=[_bars(fold, fold.result) for fold in tested[:FOLDS] if fold.result],
+        clients=[client_bars(fold, fold.result) for fold in tested[:FOLDS] if fold.result],
+        spreads=[
+            figure
+            for fold in tested[:FOLDS]
+            if fold.result
+            for figure in client_spread(fold, fold.result)
+        ],
         tested=len(tested),
         answers=answer_figures(run, answers),
         costs=costs_of(run, answers, rate),
@@ -142,7 +145,7 @@ def _tiles(run: RunData) -> list[Tile]:
     shown = []
     for which, (value, start) in zip(ACCURACIES, means_of(run), strict=True):
         if value is not None:
-            beside = "" if start is None else f"zero-shot {_with_gain(start, value, start)}"
+            beside = "" if start is None else f"zero-shot {with_gain(start, value, start)}"
             shown.append(Tile(LABELS[which], f"{percent(value)} %", beside))
     asked = 1 if _solved(run) else run.settings.get("rounds", "?")
     shown.append(Tile("Rounds", f"{run.rounds_done:,}", f"of {asked}"))
@@ -151,44 +154,3 @@ def _tiles(run: RunData) -> list[Tile]:
         beside = "" if total is None else f"{duration(total)} including loading"
         shown.append(Tile("Training time", duration(train), beside))
     return shown
-
-
-def _with_gain(shown: float, value: float, start: float | None) -> str:
-    return percent(shown) + ("" if start is None else f" ({points(value, start):+.2f})")
-
-
-def _bars(fold: FoldData, result: Result) -> Figure:
-    start = _by_client(fold, result.zero_shot) if result.zero_shot else {}
-    reached = _by_client(fold, result.scores)
-    known = [(n, v, start.get(n)) for n, v in reached.items() if v is not None]
-    left = len(known) - CLIENTS
-    if left > 0:
-        unseen = [one for one in known if one[0] in fold.held_out][: CLIENTS // 2]
-        others = [one for one in known if one not in unseen]
-        by_gain = sorted(others, key=lambda one: one[1] - (one[2] or 0.0))
-        half = (CLIENTS - len(unseen)) // 2
-        known = [*unseen, *by_gain[:half], *by_gain[-half:]]
-    bars = [
-        Bar(name, "c1" if name in fold.held_out else "c0", value, _with_gain(value, value, zero),
-            zero)
-        for name, value, zero in known
-    ]  # fmt: skip
-    note = f"The smallest and largest gains of {left + CLIENTS} are drawn." if left > 0 else ""
-    keys = [Key("held out", "c1", "bar")] if any(b.style == "c1" for b in bars) else []
-    keys += [Key("participant", "c0", "bar")] if any(b.style == "c0" for b in bars) else []
-    keys += [Key("zero-shot", "", "mark")] if start else []
-    return bar_figure(f"{fold.name} held out: test accuracy", bars, keys, note, high=1.0)
-
-
-def bar_figure(
-    title: str, bars: Sequence[Bar], keys: Sequence[Key] = (), note: str = "", **options: float
-) -> Figure:
-    """A card of bars; its first ten are read out by screen readers."""
-    text = "; ".join(f"{bar.name} {bar.text}" for bar in bars[:10])
-    return Figure(title, bar_chart(title, text, bars, **options), keys, note)
-
-
-def _by_client(fold: FoldData, scores: Scores) -> dict[str, float | None]:
-    """Held-out domains, then clients; a client is a domain where the files name domains only."""
-    unseen = {n: v for n, v in scores.per_domain.items() if n in fold.held_out}
-    return unseen | (scores.per_client or scores.per_domain) | unseen

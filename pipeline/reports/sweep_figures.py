@@ -8,7 +8,7 @@ from pipeline.json_files import word
 from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.lines import Level
 from pipeline.reports.charts.points import Dot, points_chart
-from pipeline.reports.charts.svg import percent, span
+from pipeline.reports.charts.svg import percent, short, span
 from pipeline.reports.data import mean_of
 from pipeline.reports.render import Figure, Key
 from pipeline.reports.threads import THREADS, in_order
@@ -71,7 +71,8 @@ def _importance(sweep: SweepData, scored: Sequence[Scored]) -> list[Figure]:
     if not found:
         return []
     bars = [
-        Bar(i.name, "c2", i.share or 0.0, f"{percent(i.share, 1)} %; best {i.best}") for i in found
+        Bar(i.name, "c2", i.share or 0.0, f"{percent(i.share, 1)} %; best {short(i.best, 20)}")
+        for i in found
     ]
     title = "Importance of each setting"
     note = (

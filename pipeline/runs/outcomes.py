@@ -113,6 +113,7 @@ def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> d
         **summarise(per_domain, fold.held_out),
         "per_domain": per_domain,
         **_quality(fold, seen, labels),
+        "client_rows": _client_rows(fold, seen),
         "gate": _gate(engine, progress.best, f, seen, zero_shot) if chosen else None,
         "personalised": personalised(engine, progress.best, f) if chosen else None,
         "bytes_a_round": _bytes(engine, fold),
@@ -135,6 +136,12 @@ def _quality(fold: Fold, seen: Tested, labels: np.ndarray) -> dict:
             "accuracy": {fold.clients[k].name: value for k, value in by_client.items()},
         },
     }
+
+
+def _client_rows(fold: Fold, seen: Tested) -> dict[str, int]:
+    """Test rows by client, of those that have any."""
+    counts = np.bincount(seen.clients[seen.clients >= 0], minlength=len(fold.clients))
+    return {c.name: int(n) for c, n in zip(fold.clients, counts, strict=True) if n}
 
 
 def _bytes(engine: Engine, fold: Fold) -> dict:

@@ -32,6 +32,15 @@ class Line(NamedTuple):
     values: Sequence[float | None]
 
 
+class Band(NamedTuple):
+    """What lies between two lines."""
+
+    name: str
+    style: str
+    rounds: Sequence[int]
+    ends: Sequence[tuple[float, float]]
+
+
 class Level(NamedTuple):
     """A dashed line across the chart."""
 
@@ -59,6 +68,7 @@ def line_chart(
     value_text: Callable[[float], str] = number,
     limits: tuple[float, float],
     last_round: int,
+    bands: Sequence[Band] = (),
 ) -> Markup:
     """Lines over rounds as an <svg>; hovering a line shows its name and last value.
 
@@ -69,7 +79,7 @@ def line_chart(
     x = Scale(0, last_round, LEFT + 4, RIGHT - 4)
     y = Scale(*limits, HEIGHT - BOTTOM, TOP)
     most = max(100, min(POINTS, ALL_POINTS // max(len(lines), 1)))
-    parts = [frame(x, y, "round", value_text, height=HEIGHT)]
+    parts = [frame(x, y, "round", value_text, height=HEIGHT), *(_band(b, x, y) for b in bands)]
     parts += [
         element("path", element("title", f"{level.name}: {value_text(level.value)}"),
                 d=f"M{LEFT} {number(place(y, level.value))}H{RIGHT}", class_=f"level {level.style}")
@@ -82,6 +92,16 @@ def line_chart(
         for mark in marks
     ]  # fmt: skip
     return chart(title, text, HEIGHT, *parts)
+
+
+def _band(band: Band, x: Scale, y: Scale) -> Markup:
+    kept = thin([high for _, high in band.ends])
+    low, high = (
+        [f"{number(place(x, band.rounds[at]))} {number(place(y, band.ends[at][k]))}" for at in kept]
+        for k in (0, 1)
+    )
+    d = f"M{'L'.join(low + high[::-1])}Z"
+    return element("path", element("title", band.name), d=d, class_=f"band {band.style}")
 
 
 def thin(values: Sequence[float | None], most: int = POINTS) -> list[int]:

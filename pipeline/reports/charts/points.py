@@ -20,7 +20,7 @@ from pipeline.reports.charts.svg import (
 )
 
 EDGE = 14  # units kept free beside the first and the last place
-LETTERS = 62  # that fit under the whole chart, in all
+LETTERS, LONGEST = 62, 15  # that fit under the whole chart, and in one word at its edge
 
 
 class Dot(NamedTuple):
@@ -56,7 +56,7 @@ def points_chart(
         for v in ticks(*limits)
     ]
     parts.append(element("path", d=f"M{LEFT} {bottom}H{RIGHT}", class_="axis"))
-    room = max(LETTERS // max(len(words), 1), 3)
+    room = min(max(LETTERS // max(len(words), 1), 3), LONGEST)
     parts += [
         element("text", element("title", word), short(word, room), x=place(x, at), y=bottom + 15,
                 class_="middle")
