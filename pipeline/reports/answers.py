@@ -28,7 +28,7 @@ class AnswerFigures(NamedTuple):
     matrices: Sequence[Figure] = ()
     many: bool = False
     mistakes: Sequence[tuple[str, list[tuple[str, str, Mistake]]]] = ()
-    maps: Sequence[Figure] = ()
+    maps: Sequence[tuple[str, list[Figure]]] = ()
     rest: str = ""
     classes: int = 0
     most: int = MISTAKES
@@ -53,7 +53,10 @@ def answer_figures(run: RunData, answers: Answers | str) -> AnswerFigures:
                      for one in mistakes(fold.confusions, MISTAKES)])
             for title, fold in zip(titles, folds, strict=True)
         ],
-        [card for t, f in zip(titles, folds, strict=True) for card in _pair(t, names, f)],
+        [
+            (title, _maps(title, names, answers.domain_names, fold))
+            for title, fold in zip(titles, folds, strict=True)
+        ],
         _rest(run, answers),
         len(names),
     )  # fmt: skip
@@ -72,38 +75,43 @@ def _matrix(title: str, names: Sequence[str], fold: FoldAnswers) -> Figure:
     return Figure(f"{title}: confusion matrix", picture, keys, note)
 
 
-def _pair(of: str, names: Sequence[str], fold: FoldAnswers) -> list[Figure]:
-    """Unit features before and after the adapter, on the same axes."""
+def _maps(of: str, names: Sequence[str], domains: Sequence[str], fold: FoldAnswers) -> list[Figure]:
+    """Unit features before and after the adapter by class, and by domain; on the same axes."""
     both = np.concatenate([fold.map.before, fold.map.after])
     left, right, bottom, top = (float(v) for axis in both.T for v in (axis.min(), axis.max()))
-    order = np.argsort(-np.bincount(fold.labels, minlength=len(names)), kind="stable")
-    shown = sorted(int(c) for c in order[:COLOURS])
-    keys = [Key(names[c], colour(at), "dot") for at, c in enumerate(shown)]
-    if len(names) > COLOURS:
-        keys.append(Key(f"{len(names) - COLOURS} more classes", "rest", "dot"))
-    if fold.unseen.any():
-        keys.append(Key("held out", "strong", "cross"))
     note = f"{len(fold.labels)} rows; the axes hold {percent(fold.map.share, 0)} % of the variance."
+    kinds = [("before the adapter", fold.map.before, names, fold.labels, "classes"),
+             ("after the adapter", fold.map.after, names, fold.labels, "classes")]  # fmt: skip
+    if len(np.unique(fold.domains)) > 1:
+        kinds.append(("after it, by domain", fold.map.after, domains, fold.domains, "domains"))
     pictures = []
-    for when, points in (("before", fold.map.before), ("after", fold.map.after)):
-        title = f"{of}: {when} the adapter"
-        clouds = _clouds(names, fold, points, shown)
+    for what, points, called, groups, many in kinds:
+        title = f"{of}: {what}"
+        clouds, keys = _clouds(called, groups, many, points, fold.unseen)
         picture = scatter_chart(title, note, clouds, (left, right, bottom, top))
         pictures.append(Figure(title, picture, keys, note))
     return pictures
 
 
 def _clouds(
-    names: Sequence[str], fold: FoldAnswers, points: np.ndarray, shown: Sequence[int]
-) -> list[Cloud]:
-    looks = [(names[c], colour(at), fold.labels == c) for at, c in enumerate(shown)]
+    names: Sequence[str], groups: np.ndarray, many: str, points: np.ndarray, unseen: np.ndarray
+) -> tuple[list[Cloud], list[Key]]:
+    """Points by group, the largest COLOURS in colours of their own; crosses are held out."""
+    order = np.argsort(-np.bincount(groups, minlength=len(names)), kind="stable")
+    shown = sorted(int(g) for g in order[:COLOURS])
+    looks = [(names[g], colour(at), groups == g) for at, g in enumerate(shown)]
+    keys = [Key(name, style, "dot") for name, style, mine in looks if mine.any()]
     if len(names) > len(shown):
-        looks.insert(0, ("other classes", "rest", ~np.isin(fold.labels, shown)))
-    return [
-        Cloud(name, style, crosses, points[mine & (fold.unseen == crosses)].tolist())
+        looks.insert(0, (f"other {many}", "rest", ~np.isin(groups, shown)))
+        keys.append(Key(f"{len(names) - len(shown)} more {many}", "rest", "dot"))
+    if unseen.any():
+        keys.append(Key("held out", "strong", "cross"))
+    clouds = [
+        Cloud(name, style, crosses, points[mine & (unseen == crosses)].tolist())
         for crosses in (False, True)
         for name, style, mine in looks
     ]
+    return clouds, keys
 
 
 def _rest(run: RunData, answers: Answers) -> str:

@@ -103,6 +103,7 @@ class FoldAnswers:
     confusions: Confusions
     map: FeatureMap
     labels: np.ndarray  # (m,) int64, of the rows in the map
+    domains: np.ndarray  # (m,) int64, of the rows in the map
     unseen: np.ndarray  # (m,) bool: rows of held-out domains
 
 
@@ -111,6 +112,7 @@ class Answers:
     """What a report shows of a run beyond its files' numbers."""
 
     class_names: tuple[str, ...]
+    domain_names: tuple[str, ...]
     folds: tuple[FoldAnswers, ...]  # those of the first FOLDS that have test rows
     encodes_a_round: int
 
@@ -139,6 +141,7 @@ def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
         found = [_fold(run, table, cached, kept, f) for f in range(min(len(run.folds), FOLDS))]
         return Answers(
             table.class_names,
+            table.domain_names,
             tuple(fold for fold in found if fold),
             encodes_a_round(table, kept.config),
         )
@@ -161,5 +164,6 @@ def _fold(
         confusions(found, len(table.class_names)),
         plane,
         found.labels[found.mapped],
+        domains,
         np.isin(domains, held_out),
     )

@@ -60,7 +60,7 @@ def test_what_people_look_for_is_there(browser, pages):
     browser.open(pages["run"], 1280)
     text = browser.run("document.body.innerText")
     for words in ("Results on held-out domains", "Accuracy and loss by round", "training loss",
-                  "Clients", "Confusion matrix", "before the adapter", "after the adapter",
+                  "Clients", "Confusion matrix", "before the adapter", "after the adapter", "after it, by domain",
                   "Cost against the uncached protocol", "unseen", "zero-shot"):  # fmt: skip
         assert words in text
     assert browser.run("document.title") == "FedCLIP on small, 3 held-out domains"
