@@ -20,9 +20,10 @@ FLOORS = (
     {"errors", "places"},
     {"methods"},  # of federation/: settings and --help read what they are
     {"settings", "settings_used", "files", "plain_files", "json_files", "digests", "machine",
-     "progress", "terminal", "signals", "shortage", "cores", "missing", "transfer"},
+     "progress", "terminal", "signals", "shortage", "cores", "missing", "parquet_files",
+     "transfer"},
     {"encoder", "datasets", "federation"},
-    {"extraction", "runs"},
+    {"extraction", "features", "runs"},
     {"sweeps", "flower"},
     {"reports"},
     {"cli"},
@@ -44,6 +45,7 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
     "numba": ("kernels/cpu/", "kernels/*/cpu*.py"),
     "triton": ("kernels/gpu/", "kernels/*/gpu*.py"),
     "optuna": ("pipeline/sweeps/bayes.py",),
+    "pyarrow": ("pipeline/parquet_files.py",),
     "tqdm": ("pipeline/progress.py", "pipeline/extraction/demo_clip.py"),
     "yaml": ("pipeline/sweeps/wandb.py",),
 }
