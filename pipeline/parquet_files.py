@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 MOST_ROWS = 50_000_000
+MOST_GROUP = 4 << 30  # bytes of one row group of images, as it declares them
 
 
 def open_parquet(path: Path) -> "pyarrow.parquet.ParquetFile":
@@ -27,4 +28,8 @@ def open_parquet(path: Path) -> "pyarrow.parquet.ParquetFile":
         raise DataError(f"{path}: cannot be read as parquet: {reason}") from error
     if file.metadata.num_rows > MOST_ROWS:
         raise DataError(f"{path}: declares {file.metadata.num_rows:,} rows; not read")
+    groups = range(file.metadata.num_row_groups)
+    largest = max((file.metadata.row_group(n).total_byte_size for n in groups), default=0)
+    if largest > MOST_GROUP:
+        raise DataError(f"{path}: has a row group of {largest:,} bytes; write it with smaller ones")
     return file
