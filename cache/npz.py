@@ -5,10 +5,10 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -63,6 +63,28 @@ def read_npz(
     options = {"logit_scale": logit_scale, "dataset": dataset}
     given = [key for key, value in options.items() if value is not None]
     arrays = read_members(path, NEEDED, OPTIONAL, ignore, given)
+    return as_table(
+        path,
+        arrays,
+        logit_scale=logit_scale,
+        feature_scale=feature_scale,
+        labels_from=labels_from,
+        domains_from=domains_from,
+        dataset=dataset,
+    )
+
+
+def as_table(
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    *,
+    logit_scale: float | None = None,
+    feature_scale: float = 1.0,
+    labels_from: int = 0,
+    domains_from: int = 0,
+    dataset: str | None = None,
+) -> FeatureTable:
+    """read_npz of arrays that are in memory; `path` is where they came from. Raises CacheError."""
     try:
         table = _table(arrays, path, labels_from, domains_from)
         scale = _logit_scale(arrays, path) if logit_scale is None else float(logit_scale)
@@ -72,7 +94,7 @@ def read_npz(
         prefix = "" if str(error).startswith(str(path)) else f"{path}: "
         raise CacheError(f"{prefix}{error}") from error
     check_table(table)
-    if "logit_scale" not in (*arrays, *given):
+    if "logit_scale" not in arrays and logit_scale is None:
         LOG.info(f"no logit_scale: taking {_LOGIT_SCALE:g}")
     lengths = row_lengths(table.features)
     unit = bool(is_unit(lengths).all())
@@ -103,9 +125,13 @@ def write_npz(table: FeatureTable, path: AnyPath, *, force: bool = False) -> Non
     Raises CacheError when path exists, the features are damaged, or the disk refuses.
     """
     path = Path(path)
-    refuse_folder(path)
-    if path.exists() and not force:
-        raise CacheError(f"{path} exists; pass --force to replace it, or give another name")
+    arrays = arrays_of(table)
+    with whole_file(path, table.features.nbytes, force=force) as file:
+        np.savez(file, **arrays)
+
+
+def arrays_of(table: FeatureTable) -> dict[str, Any]:
+    """What as_table makes the same table of. Raises CacheError when the features are damaged."""
     check_features(table)
     arrays: dict[str, Any] = {
         "features": table.features,
@@ -124,10 +150,22 @@ def write_npz(table: FeatureTable, path: AnyPath, *, force: bool = False) -> Non
     for key in ("model", "dataset"):
         if isinstance(table.identity.get(key), str):
             arrays[key] = np.array(table.identity[key])
+    return arrays
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, nbytes: int, *, force: bool) -> Iterator[BinaryIO]:
+    """A file that appears at `path` whole, synced, when the context ends without an exception.
+
+    Raises CacheError when it exists and not `force`, or the disk refuses about `nbytes`.
+    """
+    refuse_folder(path)
+    if path.exists() and not force:
+        raise CacheError(f"{path} exists; pass --force to replace it, or give another name")
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
+        with partial.open("w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -136,7 +174,7 @@ def write_npz(table: FeatureTable, path: AnyPath, *, force: bool = False) -> Non
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise disk_error(path, error, table.features.nbytes) from error
+            raise disk_error(path, error, nbytes) from error
         raise
 
 

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -24,6 +25,7 @@ DAMAGED = (
     tokenize.TokenError,  # of numpy's reading of a header
 )
 """What zipfile and numpy raise for bytes that they cannot read, found by damaging files."""
+_WAYS = {"labels": "--labels FILE", "text_features": "--text-features FILE or --model NAME"}
 _MOST_KEYS, _SHOWN = 10_000, 4
 _UNPACKED, _SLACK = 100, 1 << 26  # refused: above 100 times the file's size and 64 MiB unpacked
 
@@ -90,7 +92,9 @@ def _check_keys(
     if missing:
         there = ", ".join(map(repr, keys))[:200]
         hint = f"; {'; '.join(odd[:_SHOWN])}: rename it" if odd else ""
-        raise CacheError(f"{path}: it lacks {', '.join(missing)}; it has {there}{hint}")
+        ways = [_WAYS[key] for key in missing if key in _WAYS]
+        way = f"; or pass {' and '.join(ways)}" if ways else ""
+        raise CacheError(f"{path}: it lacks {', '.join(missing)}; it has {there}{hint}{way}")
     if odd:
         raise CacheError(
             f"{path}: {'; '.join(odd[:_SHOWN])}; rename the key, or pass --ignore KEY to import "
@@ -107,17 +111,24 @@ def _read(archive: zipfile.ZipFile, key: str) -> np.ndarray:
 
 
 def _check_header(archive: zipfile.ZipFile, key: str, path: Path) -> None:
-    """Raises CacheError for Python objects, and for a shape that its bytes cannot fill."""
+    with archive.open(f"{key}.npy") as file:
+        check_header(file, archive.getinfo(f"{key}.npy").file_size, key, path)
+
+
+def check_header(file: IO[bytes], size: int, key: str, path: Path) -> None:
+    """Raises CacheError for Python objects, and for a shape that its bytes cannot fill.
+
+    file  a .npy of `size` bytes, at its begin
+    """
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
-    with archive.open(f"{key}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        if version not in readers:
-            raise CacheError(f"{path}: {key} is a .npy of version {version}, which is not read")
-        shape, _, dtype = readers[version](file)
-        held = archive.getinfo(f"{key}.npy").file_size - file.tell()
+    version = np.lib.format.read_magic(file)
+    if version not in readers:
+        raise CacheError(f"{path}: {key} is a .npy of version {version}, which is not read")
+    shape, _, dtype = readers[version](file)
+    held = size - file.tell()
     if dtype.hasobject:
         raise CacheError(
             f"{path}: {key} holds Python objects, which are never read; save text as "

@@ -109,7 +109,7 @@ def plan(command: str) -> Plan:
     if name == "test":
         short = ["./run.sh", "test", "tests/reports/test_svg.py"]
         return Plan(short, why="" if words == short else f"all tests: {MINUTES}")
-    changed = [re.sub(r"ViT-B[-/]32", "demo", word) for word in words]
+    changed = [re.sub(r"(hf|open_clip):.+|ViT-B[-/]32", "demo", word) for word in words]
     if {"--dataset", "reproduce"} & set(words) and not {"--model", "demo"} & set(words):
         changed += ["--model", "demo"]
     return Plan(changed, why="" if changed == words else WEIGHTS)

@@ -130,8 +130,8 @@ def cli() -> None:
 @cli.command()
 @option(
     "--dataset", default="demo", show_default=True, metavar="NAME|FOLDER", section=DATA,
-    help=f"One of {', '.join(DATASETS)}; or a folder domain/class/image or class/image, also with "
-    "train, val and test folders.",
+    help=f"One of {', '.join(DATASETS)}; a folder domain/class/image or class/image, also with "
+    "train, val and test folders; or a zip, list, CSV, parquet or tar file (docs/folders.md).",
 )  # fmt: skip
 @root_option
 @layout_options

@@ -7,12 +7,15 @@ from pathlib import Path
 import click
 
 from pipeline.cli.command import PATH, Group, option
-from pipeline.cli.console import show
+from pipeline.cli.console import PROMPT, show
 from pipeline.cli.merge import merge
-from pipeline.cli.options import json_option
+from pipeline.cli.options import json_option, tower_options
+from pipeline.encoder.towers import Towers
 from pipeline.places import CACHES
 from pipeline.terminal import printable
 
+PARTS, TEXT = "Parts of the features", "Text features"
+KEYS = ("features", "labels", "text_features", "domains", "class_names", "domain_names", "split")
 LOG = logging.getLogger(__name__)
 FILE = click.argument("file", type=PATH, help="Cache file.")
 
@@ -71,56 +74,109 @@ def verify(file: Path) -> None:
 
 
 @cache.command("import")
-@click.argument("npz", type=PATH, help="The .npz file.")
-@option("--out", type=PATH, note="cache/files/<name>.h5", help="Cache file to write.")
-@option("--force", is_flag=True, help="Replace a cache that is already there.")
-@option("--dataset-name", "dataset", note="name of the file", help="Name of the data set.")
+@click.argument("source", type=PATH, help="File or folder of features.")
 @option(
-    "--feature-scale", type=float, default=1.0, show_default=True,
-    help="Factor for the features: 10 makes unit rows about as long as raw ViT-B/32 features.",
+    "--labels", type=PATH, section=PARTS,
+    help="File of labels, a row each: numbers, names or one-hot (.npy, .pt, .txt, .json).",
+)  # fmt: skip
+@option("--domains", type=PATH, section=PARTS, help="File of domains, as labels.")
+@option("--split", type=PATH, section=PARTS, help="File of splits: train, val or test a row.")
+@option("--class-names", type=PATH, section=PARTS, help="File of class names, one a line.")
+@option("--domain-names", type=PATH, section=PARTS, help="File of domain names, one a line.")
+@option("--text-features", type=PATH, section=PARTS, help="File of text features, a row a class.")
+@option(
+    "--key", "keys", multiple=True, metavar="KEY=NAME", section=PARTS,
+    help="What a part is called in the file, as features=train/emb; can be repeated.",
 )  # fmt: skip
 @option(
-    "--logit-scale", type=float, note="from the file",
-    help="Logit scale of the model; 100 for every released CLIP.",
+    "--label-column", metavar="NAME", section=PARTS,
+    help="Column of clip-retrieval's metadata that has the labels.",
 )  # fmt: skip
 @option(
-    "--labels-from", type=click.IntRange(0, 1), default=0, show_default=True,
+    "--ignore", multiple=True, metavar="KEY", section=PARTS,
+    help="Key to leave out although it resembles a known one; can be repeated.",
+)  # fmt: skip
+@option(
+    "--labels-from", type=click.IntRange(0, 1), default=0, show_default=True, section=PARTS,
     help="Number of the first label.",
 )  # fmt: skip
 @option(
-    "--domains-from", type=click.IntRange(0, 1), default=0, show_default=True,
+    "--domains-from", type=click.IntRange(0, 1), default=0, show_default=True, section=PARTS,
     help="Number of the first domain.",
 )  # fmt: skip
 @option(
-    "--ignore", multiple=True, metavar="KEY",
-    help="Key to leave out although it resembles a known one; can be repeated.",
+    "--feature-scale", type=float, default=1.0, show_default=True, section=PARTS,
+    help="Factor for the features: 10 makes unit rows about as long as raw ViT-B/32 features.",
 )  # fmt: skip
-def import_(npz: Path, out: Path | None, force: bool, **settings) -> None:
-    """Convert an .npz with features, labels and text_features to a cache (docs/cache-format.md)."""
-    from cache.npz import read_npz
-    from cache.store import write_table
+@option(
+    "--logit-scale", type=float, note="from the file", section=PARTS,
+    help="Logit scale of the model; 100 for every released CLIP.",
+)  # fmt: skip
+@option(
+    "--model", section=TEXT,
+    help="CLIP that makes the text features where there are none: the one that made the features.",
+)  # fmt: skip
+@option(
+    "--prompt", "prompts", multiple=True, default=(PROMPT,), show_default=True, section=TEXT,
+    help="Prompt for --model, with {} in the place of the class name; several are averaged.",
+)  # fmt: skip
+@tower_options
+@option("--dataset-name", "dataset", note="name of the file", help="Name of the data set.")
+@option("--out", type=PATH, note="cache/files/<name>.h5", help="Cache file to write.")
+@option("--force", is_flag=True, help="Replace a cache that is already there.")
+def import_(
+    source: Path,
+    out: Path | None,
+    force: bool,
+    keys: tuple[str, ...],
+    label_column: str | None,
+    model: str | None,
+    prompts: tuple[str, ...],
+    towers: Towers,
+    **settings,
+) -> None:
+    """Convert features that exist already to a cache (docs/features.md).
 
-    out = out or CACHES / f"{npz.stem}.h5"
-    write_table(out, read_npz(npz, **settings), force=force)
+    \b
+        ./run.sh cache import features.npz
+        ./run.sh cache import clip.npy --labels y.npy --class-names c.txt --model ViT-B/32
+    """
+    from cache.store import write_table
+    from pipeline.features.read import FILES, Stated, read_features
+
+    pairs = [pair.partition("=") for pair in keys]
+    if wrong := [key for key, sign, name in pairs if key not in KEYS or not (sign and name)]:
+        raise click.UsageError(
+            f"--key {wrong[0]}: KEY=NAME is needed, KEY one of {', '.join(KEYS)}"
+        )
+    files = {key: file for key in FILES if (file := settings.pop(key)) is not None}
+    named = {key: name for key, _, name in pairs}
+    stated = Stated(files, named, label_column, model, prompts, towers)
+    out = out or CACHES / f"{source.resolve().stem}.h5"
+    write_table(out, read_features(source, stated, **settings), force=force)
     show(out)
 
 
 @cache.command()
 @FILE
-@option("--out", type=PATH, note="FILE with .npz", help="The .npz file to write.")
+@option(
+    "--out", type=PATH, note="FILE with .npz",
+    help="File to write; its suffix names the form: .npz, .pt, .h5, or .npy for a folder of them.",
+)  # fmt: skip
 @option("--force", is_flag=True, help="Replace a file that is already there.")
 def export(file: Path, out: Path | None, force: bool) -> None:
-    """Convert a cache to an .npz with the keys that import reads."""
+    """Convert a cache to files of other tools, which import reads again."""
     from cache.described import row_lengths, summary
-    from cache.npz import not_exported, write_npz
+    from cache.npz import not_exported
     from cache.store import info as facts
     from cache.store import read_table
+    from pipeline.features.write import write_features
 
-    out, table = out or file.with_suffix(".npz"), read_table(file)
-    write_npz(table, out, force=force)
+    table = read_table(file)
+    written = write_features(table, out or file.with_suffix(".npz"), force=force)
     for sentence in (*summary(table, row_lengths(table.features)), *not_exported(facts(file))):
         LOG.info("%s", sentence)
-    show(out)
+    show(written)
 
 
 cache.add_command(merge)

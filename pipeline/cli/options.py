@@ -120,7 +120,8 @@ root_option = option(
 )  # fmt: skip
 model_option = option(
     "--model", "--net", section=DATA, note="ViT-B/32; demo for the data set demo",
-    help="An OpenAI model such as ViT-B/32, a file of weights, or demo.",
+    help="An OpenAI model such as ViT-B/32; a file or folder of weights (OpenAI, Hugging Face, "
+    "open_clip); hf:ORG/NAME or open_clip:NAME/PRETRAINED; or demo.",
 )  # fmt: skip
 device_option = option(
     "--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]), show_default=True,

@@ -47,7 +47,11 @@ def doubts(tree: ImageTree, stated: Stated, known: Sequence[str] = ()) -> list[D
     accepted, by_file = stated.accept, stated.class_names
     codes = ("--accept", "codes") if by_file else ("--class-names", FOLDER)
     checks = (  # whether it is asked, the words that answer it, what is found
-        (not stated.layout, ("--layout", tree.layout), _of_levels(tree, known)),
+        (
+            not stated.layout and tree.layout in LAYOUTS,  # a list or a table states its levels
+            ("--layout", tree.layout),
+            _of_levels(tree, known),
+        ),
         (by_file != FOLDER and "codes" not in accepted, codes, _of_codes(tree, known)),
         ("spelling" not in accepted, ("--accept", "spelling"), _of_spelling(tree)),
         ("same-name" not in accepted, ("--accept", "same-name"), _of_one_name(tree)),
@@ -136,11 +140,15 @@ def folder_above(tree: ImageTree) -> str | None:
     """
     root = tree.root.resolve()
     classes = set(map(fold, tree.class_names))
-    if tree.layout != "class" or not any(
-        len(classes & {fold(inner.name) for inner in folders_in(beside)})
-        >= max(2, len(classes) / 2)
-        for beside in folders_in(root.parent)
-        if beside.name != root.name
+    if (
+        tree.layout != "class"
+        or root.is_file()
+        or not any(
+            len(classes & {fold(inner.name) for inner in folders_in(beside)})
+            >= max(2, len(classes) / 2)
+            for beside in folders_in(root.parent)
+            if beside.name != root.name
+        )
     ):
         return None
     try:
@@ -322,7 +330,7 @@ def _readable_folders(root: Path, top: Folder) -> list[str]:
     return [
         shlex.quote(printable(root / name))
         for name, folder in top.folders.items()
-        if name.isprintable() and _would_do(root / name, folder)
+        if name.isprintable() and not root.is_file() and _would_do(root / name, folder)
     ]
 
 

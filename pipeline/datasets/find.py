@@ -18,6 +18,7 @@ from pipeline.datasets.doubts import (
 from pipeline.datasets.image_files import Folder
 from pipeline.datasets.known import KNOWN, compare_counts, find_dataset, known_dataset
 from pipeline.datasets.layouts import guess
+from pipeline.datasets.sources import FILES, read_source
 from pipeline.datasets.stated import Stated
 from pipeline.datasets.tree import ImageTree, as_tree, image_digests, read_root
 from pipeline.datasets.understood import lines
@@ -33,7 +34,9 @@ def dataset_name(dataset: str) -> str:
 
     dataset  "demo", a known name in any usual spelling, or a folder
     """
-    name = Path(dataset).expanduser().resolve().name if _is_path(dataset) else dataset
+    path = Path(dataset).expanduser().resolve()
+    is_file = path.suffix.lower() in FILES
+    name = (path.stem if is_file else path.name) if _is_path(dataset) or is_file else dataset
     try:
         return known_dataset(name)
     except DataError:
@@ -69,11 +72,7 @@ def find_images(
         return tree
     folder, name = find_folder(dataset, root), dataset_name(dataset)
     known = KNOWN[name].class_names if name in KNOWN else ()
-    top = read_root(folder)
-    try:
-        tree = as_tree(folder, top, stated.layout or guess(folder, top))
-    except UnclearLayout as error:
-        raise unclear(folder, top, stated, error) from error
+    tree, top = _rows(folder, stated, say)
     tree = renamed(tree, stated)
     _refuse_unprintable(tree)
     unlike = compare_counts(tree, name) if known else []
@@ -90,6 +89,17 @@ def find_images(
         found += [] if "duplicates" in stated.accept else copies(tree, image_digests(tree))
     refuse(tree, found, stated, top)
     return tree
+
+
+def _rows(folder: Path, stated: Stated, say: Callable[[str], None]) -> tuple[ImageTree, Folder]:
+    found = read_source(folder, say, stated.layout) if folder.exists() else None
+    if found:
+        return found
+    top = read_root(folder)
+    try:
+        return as_tree(folder, top, stated.layout or guess(folder, top)), top
+    except UnclearLayout as error:
+        raise unclear(folder, top, stated, error) from error
 
 
 def refuse_copies(
@@ -127,7 +137,8 @@ def find_folder(dataset: str, root: Path) -> Path:
                 f"the built-in data cannot be drawn in {root / 'demo'}: {error.filename}: "
                 f"{error.strerror}; free space or permissions, or name another folder with --root"
             ) from error
-    if not _is_path(dataset) and (name in KNOWN or not folder.is_dir()):
+    is_file = folder.suffix.lower() in FILES and folder.is_file()
+    if not _is_path(dataset) and not is_file and (name in KNOWN or not folder.is_dir()):
         return find_dataset(dataset, root)  # it says what there is for a name that is unknown
     return folder
 

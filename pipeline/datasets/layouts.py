@@ -15,6 +15,7 @@ EXPECTED = (
     "train, val and test folders above or below its domains"
 )
 # Of ImageFolder's and TensorFlow's trees, Dassl's VLCS ("crossval"), Kaggle's ("training_set").
+_PACKED = (".zip", ".csv", ".tsv", ".json")
 _SPLIT_NAMES = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "dev", "devel", "crossval", "crossvalidation", "eval"),
@@ -110,7 +111,9 @@ def no_images(root: object, left_out: list[str]) -> str:
     """Of a folder without images, what it has instead."""
     needy = [path for path in left_out if converter(path)]
     if not needy:
-        return f"{printable(root)}: no image in it; {EXPECTED}"
+        packed = next((path for path in left_out if path.lower().endswith(_PACKED)), None)
+        hint = f"; {printable(packed)} in it may be the data set: name that file" if packed else ""
+        return f"{printable(root)}: no image in it{hint}; {EXPECTED}"
     return (
         f"{printable(root)}: no image in it that can be decoded; {len(needy):,} as "
         f"{printable(needy[0])}: {converter(needy[0])}"

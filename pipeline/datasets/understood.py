@@ -1,5 +1,7 @@
 """What extract understood of a folder of images, in a few lines for people, or as JSON."""
 
+import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +15,8 @@ from pipeline.datasets.image_files import converter, kind_of
 from pipeline.datasets.tree import ImageTree
 from pipeline.terminal import printable
 
+# Caltech-101's BACKGROUND_Google, Caltech-256's 257.clutter.
+_CLUTTER = re.compile(r"(\d+[._ ])?(background(_google)?|clutter)", re.IGNORECASE)
 _SHOWN = 8  # domains, classes and kinds named one by one; the rest is a count
 
 
@@ -34,6 +38,7 @@ def lines(tree: ImageTree, templates: Sequence[str], accepted: Sequence[Doubt] =
     if tree.renamed:
         pairs = [f"{f} = {n}" for f, n in tree.renamed.items() if f != n]
         told.append(f"{len(pairs):,} class folders were given names: {some(pairs)}")
+    told += _something_else(tree)
     if tree.split is not None:
         trained = np.unique(tree.labels[tree.split == 0])
         lost = [name for c, name in enumerate(tree.class_names) if c not in trained]
@@ -49,6 +54,24 @@ def lines(tree: ImageTree, templates: Sequence[str], accepted: Sequence[Doubt] =
     above = folder_above(tree)
     if above:
         told.append(f"folders beside it hold the same classes; for all of them name {above}")
+    return told
+
+
+def _something_else(tree: ImageTree) -> list[str]:
+    """What is plainly not what its level makes of it."""
+    told = []
+    clutter = [name for name in tree.class_names if _CLUTTER.fullmatch(name)]
+    if clutter:
+        told.append(
+            f"the class {printable(clutter[0])!r} holds images of no class, to judge by its name; "
+            "move it out of the folder unless it is to be answered"
+        )
+    if "domain" in tree.layout and len(tree.domain_names) == 1 and tree.places is None:
+        only = tree.domain_names[0]
+        told.append(
+            f"all classes lie in the one folder {printable(only)!r}, which is taken as a domain; "
+            f"if it is the data set itself, name {shlex.quote(printable(tree.root / only))}"
+        )
     return told
 
 

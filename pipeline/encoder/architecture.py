@@ -24,14 +24,21 @@ def describe(module: torch.nn.Module) -> dict:
 
     The name is OpenAI's for a model of those sizes, whatever its weights; others get one made of
     their sizes. It does not depend on what a file is called, so that it may be part of an identity.
-    Attention heads that are not 64 wide ("heads" of "image" and "text") and an activation other
-    than QuickGELU ("activation") stand there only where there are such, and in a made name.
+    Attention heads that are not 64 wide ("heads" of "image" and "text"), an MLP that is not 4 times
+    as wide as its tower ("mlp") and an activation other than QuickGELU ("activation") stand there
+    only where there are such, and in a made name.
     """
     described, heads = _sizes(module), _heads(module)
     for part in ("image", "text"):
         if heads[part] is not None:
             described[part]["heads"] = heads[part]
             described["name"] += f" {heads[part]} {part} heads"
+    towers = (("image", getattr(module.visual, "transformer", None)), ("text", module.transformer))
+    for part, tower in towers:
+        inner = tower and tower.resblocks[0].mlp.c_fc.out_features
+        if inner and inner != 4 * tower.width:
+            described[part]["mlp"] = inner
+            described["name"] += f" {inner} {part} mlp"
     if isinstance(module.transformer.resblocks[0].mlp.gelu, torch.nn.GELU):
         described["activation"] = "gelu"
         described["name"] += " gelu"

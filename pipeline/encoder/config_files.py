@@ -5,7 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pipeline.encoder.pixels import MEAN, STD
 from pipeline.encoder.sizes import Sizes
+from pipeline.encoder.state_layouts import OPENAI
 from pipeline.encoder.towers import HEAD_WIDTH, UNNAMED, Towers
 from pipeline.errors import WeightsError
 
@@ -39,24 +41,52 @@ _SAME = {  # fields of both formats that the tensors' shapes say too -> the fiel
     "text_cfg.vocab_size": "vocabulary",
     "embed_dim": "width",
 }
+_EQUATIONS: dict[str, tuple[Any, ...]] = {  # what OpenAI's have first; the rest comes to the same
+    "vision_config.layer_norm_eps": (1e-5,),
+    "text_config.layer_norm_eps": (1e-5,),
+    "vision_cfg.pool_type": ("tok",),
+    "vision_cfg.final_ln_after_pool": (False,),
+    "vision_cfg.pos_embed_type": ("learnable",),
+    "vision_cfg.norm_kwargs": ({}, {"eps": 1e-5}),
+    "vision_cfg.act_kwargs": ({},),
+    "text_cfg.pool_type": ("argmax",),
+    "text_cfg.no_causal_mask": (False,),
+    "text_cfg.final_ln_after_pool": (False,),
+    "text_cfg.norm_kwargs": ({}, {"eps": 1e-5}),
+    "text_cfg.act_kwargs": ({},),
+    "text_cfg.hf_tokenizer_name": ("",),
+}
+_PREPROCESSING = (  # file, section, its mean and its standard deviation
+    ("open_clip_config.json", "preprocess_cfg", ("mean", "std")),
+    ("preprocessor_config.json", None, ("image_mean", "image_std")),
+)
 
 
-def choose_towers(path: Path, sizes: Sizes, asked: Towers, openais: bool) -> Towers:
+def choose_towers(path: Path, sizes: Sizes, asked: Towers, layout: str | None) -> Towers:
     """Heads and activation, each by the person, else by the config beside the file, else OpenAI's.
 
-    openais  whether the weights are known to be OpenAI's (or the demo's, made like them)
+    layout  of state_layouts; None: the weights are known to be OpenAI's (or the demo's, made like
+            them). Of the others only what comes in OpenAI's layout is assumed to have QuickGELU,
+            with a warning: the libraries that write the others have models of both activations.
 
-    Raises WeightsError for heads that do not divide the width, a width that 64 does not divide
-    where nobody named the heads, a config that contradicts the weights' shapes, and for other
-    heads or another activation of OpenAI's own weights.
+    Raises WeightsError where the activation is neither given nor known; for heads that do not
+    divide the width, a width that 64 does not divide where nobody named the heads, a config that
+    contradicts the weights' shapes or makes another model of them, and for other heads or another
+    activation of OpenAI's own weights.
     """
-    if openais:
+    if layout is None:
         return _openais(path, sizes, asked)
     config, source = (UNNAMED, None) if None not in asked else _beside(path, sizes)
     known = Towers(*(a if a is not None else c for a, c in zip(asked, config, strict=True)))
     if source:
         said = f"{known.image_heads},{known.text_heads} heads and activation {known.activation}"
         LOG.info(f"{path.name}: {said}, by {source.name} beside it" + _overridden(asked, config))
+    if known.activation is None and layout != OPENAI:
+        raise WeightsError(
+            f"{path}: weights in {layout} layout, with no config.json or open_clip_config.json "
+            "beside them; such models have QuickGELU or GELU, which their weights do not tell: "
+            "pass --activation quickgelu or --activation gelu"
+        )
     wide = (sizes.attention_width, sizes.text_width)
     heads = [
         _heads(path, tower, width, given)
@@ -115,6 +145,7 @@ def _beside(path: Path, sizes: Sizes) -> tuple[Towers, Path | None]:
         for towers in (_hugging_face(found, file), _open_clip(found, file, sizes)):
             if towers:
                 _refuse_contradictions(found, file, sizes)
+                _refuse_other_equations(found, file)
                 return towers, file
     return UNNAMED, None
 
@@ -177,6 +208,41 @@ def _positive(value: object, field: str, file: Path) -> int:
     if type(value) is not int or value < 1:
         raise WeightsError(f"{file}: {field} is {value!r:.40}, where a positive integer is needed")
     return value
+
+
+def _refuse_other_equations(config: dict[str, Any], file: Path) -> None:
+    """Of fields that no tensor shows, those that make another model of the same tensors."""
+    for field, expected in _EQUATIONS.items():
+        tower, name = field.split(".")
+        value = config[tower].get(name) if isinstance(config.get(tower), dict) else None
+        if value is not None and value not in expected:
+            raise WeightsError(
+                f"{file}: {field} is {value!r:.60}, where OpenAI's models have {expected[0]!r}; "
+                "such models are not supported"
+            )
+
+
+def warn_of_other_preprocessing(path: Path) -> None:
+    """Logs where the files beside weights say that images are prepared otherwise than OpenAI's."""
+    for file, section, names in _PREPROCESSING:
+        if not (path.with_name(file)).is_file():
+            continue
+        found = _read_object(path.with_name(file))
+        found = found.get(section, {}) if section else found
+        for name, expected in zip(names, (MEAN, STD), strict=True):
+            value = found.get(name) if isinstance(found, dict) else None
+            if isinstance(value, list) and not _close(value, expected):
+                LOG.warning(
+                    f"{path.name}: by {file}, its images are prepared with {name} {value!r:.60}; "
+                    f"here all are with OpenAI's {list(expected)}, so features differ from its own"
+                )
+
+
+def _close(value: list[Any], expected: tuple[float, ...]) -> bool:
+    numbers = [one for one in value if isinstance(one, int | float)]
+    return len(numbers) == len(value) == len(expected) and all(
+        abs(a - b) < 1e-4 for a, b in zip(numbers, expected, strict=True)
+    )
 
 
 def _refuse_contradictions(config: dict[str, Any], file: Path, sizes: Sizes) -> None:

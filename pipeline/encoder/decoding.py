@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.contained import shown
 from pipeline.encoder.blocks import Decoded, answers, ask, read_image, wait_until_ready
 from pipeline.encoder.pixels import Limits
 from pipeline.errors import ConfigError, DataError, Interrupted
@@ -161,7 +162,7 @@ class _Pool:
             if worker.waited > (self.limits.seconds if worker.is_ready else START_SECONDS):
                 self._give_up(worker, job, done)
             elif worker.waited > worker.said:
-                what = job.files[done] if job else "a decoding process to start"
+                what = shown(job.files[done]) if job else "a decoding process to start"
                 LOG.warning(f"waiting for {what} for {worker.waited:.0f} s")
                 worker.said *= 2
 
@@ -174,7 +175,7 @@ class _Pool:
         if job is None:
             self._carry_on("a decoding process did not start", replace=False)
             return
-        self._refuse_many_stuck(job.files[done])
+        self._refuse_many_stuck(shown(job.files[done]))
         reason = f"took longer than {self.limits.seconds:g} s to decode (--max-image-seconds)"
         self._retry(job, job.results[:done], Decoded(None, reason=reason))
         self._start()
@@ -210,12 +211,14 @@ class _Pool:
         self.deaths[file] += 1
         if self.deaths[file] == 1:
             self._retry(job, job.results)
-            self._carry_on(f"a decoding process died ({how}) at {file}; trying that image again")
+            self._carry_on(
+                f"a decoding process died ({how}) at {shown(file)}; trying that image again"
+            )
             return
         if how == "SIGKILL":
             raise DataError(
                 "a process that decodes images was killed twice, usually by running out of "
-                f"memory, at {file}; pass fewer --workers, or --workers 0"
+                f"memory, at {shown(file)}; pass fewer --workers, or --workers 0"
             )
         self._retry(job, job.results, Decoded(None, reason=f"its decoder crashes ({how})"))
         self._start()

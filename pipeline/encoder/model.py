@@ -19,11 +19,18 @@ import torch
 from torch import Tensor
 
 from pipeline.encoder.architecture import describe
-from pipeline.encoder.config_files import choose_towers
+from pipeline.encoder.config_files import choose_towers, warn_of_other_preprocessing
+from pipeline.encoder.hub import fetch
 from pipeline.encoder.pixels import MEAN, STD
 from pipeline.encoder.sizes import build_module, sizes_of
 from pipeline.encoder.towers import UNNAMED, Towers
-from pipeline.encoder.weights import WEIGHTS, find_weights, read_state_dict
+from pipeline.encoder.weights import (
+    OPENAI_NAMES,
+    WEIGHT_FILES,
+    WEIGHTS,
+    find_weights,
+    read_state_dict,
+)
 from pipeline.errors import DataError, WeightsError
 from pipeline.transfer.download import download, sha256_of
 
@@ -64,10 +71,10 @@ def load_model(
     device: torch.device,
     towers: Towers = UNNAMED,
 ) -> ClipModel:
-    """The CLIP of that name (MODEL_NAMES, in any case) or in that file, ready to encode.
+    """The CLIP of that name (MODEL_NAMES, in any case; hf:, open_clip:) or in that file or folder.
 
-    OpenAI's weights are downloaded once, into clip's own folder ~/.cache/clip. Files: see
-    read_state_dict.
+    OpenAI's weights are downloaded once, into clip's own folder ~/.cache/clip; others: hub.fetch.
+    Files: see read_state_dict.
 
     towers  heads and activation of a file's model; see choose_towers for what is not named
 
@@ -75,25 +82,28 @@ def load_model(
     """
     name, file = find_weights(name_or_file)
     clip = import_clip()
-    path = file or _download(name)
-    state = read_state_dict(path)
+    openais = file == WEIGHTS or name in OPENAI_NAMES
+    path = file or (_download(name) if openais else fetch(name, WEIGHT_FILES))
+    state, layout = read_state_dict(path)
     logit_scale = float(state["logit_scale"].detach().float().exp())
     try:
         sizes = sizes_of(state, path)
-        own = file is None or file == WEIGHTS or sha256_of(path) in _openai_sha256()
-        chosen = choose_towers(path, sizes, towers, own)
+        own = openais or sha256_of(path) in _openai_sha256()
+        chosen = choose_towers(path, sizes, towers, None if own else layout)
+        if not own:
+            warn_of_other_preprocessing(path)
         module = build_module(clip.model, state, sizes, chosen, path)
     except WeightsError:
         raise
     except Exception as error:  # a size that torch cannot make surfaces as nearly anything
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(
-            f"{path} does not make a CLIP of OpenAI's layout: {type(error).__name__}: {reason}"
+            f"{path} does not make a CLIP: {type(error).__name__}: {reason}"
         ) from error
     weights_sha256 = _weights_sha256(module, path)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
-    if dtype == torch.float32:
-        module.float()
+    if dtype == torch.float16:
+        clip.model.convert_weights(module)
     return ClipModel(
         name=name,
         module=module.eval().requires_grad_(False).to(device),
@@ -241,7 +251,10 @@ def _encode_texts(model: ClipModel, texts: list[str]) -> Tensor:
 
 
 def _weights_sha256(module: torch.nn.Module, path: Path) -> str:
-    """SHA-256 over "name shape" lines and little-endian float32 bytes, sorted by name."""
+    """SHA-256 over "name shape" lines and little-endian float32 bytes, sorted by name.
+
+    Of the weights as stored, before any rounding to a device's float16.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         numbers = tensor.float().cpu()

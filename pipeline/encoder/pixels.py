@@ -9,12 +9,14 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from pipeline.contained import is_contained, read_contained
 from pipeline.errors import ConfigError
 
 # clip/clip.py, _transform: the numbers of its Normalize.
@@ -105,7 +107,7 @@ def load_pixels(path: Path, resolution: int, limits: Limits = IMAGE_LIMITS) -> n
 def decode(path: Path, resolution: int, limits: Limits = IMAGE_LIMITS) -> tuple[np.ndarray, bool]:
     """load_pixels, and whether the file carries an EXIF orientation other than upright."""
     try:
-        with warnings.catch_warnings(), _opened(path) as file:
+        with warnings.catch_warnings(), _opened(path, limits) as file:
             warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
             whole = _read_whole(file, limits)
             with Image.open(file, formats=FORMATS) as image:
@@ -120,8 +122,11 @@ def decode(path: Path, resolution: int, limits: Limits = IMAGE_LIMITS) -> tuple[
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
     """The file, if it is one: opening a pipe or a device would wait for whoever writes to it."""
+    if is_contained(str(path)):
+        yield BytesIO(read_contained(str(path), limits.bytes))
+        return
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("not a regular file")
     with open(path, "rb", opener=_without_waiting) as file:
@@ -137,8 +142,8 @@ def _without_waiting(path: str, flags: int) -> int:
 def _read_whole(file: IO[bytes], limits: Limits) -> int:
     """Bytes of the file that are in memory at once, compressed; 0 where it is read in blocks."""
     start = file.read(12)
+    size = file.seek(0, os.SEEK_END) if {start[:4], start[4:8]} & WHOLE else 0
     file.seek(0)
-    size = os.fstat(file.fileno()).st_size if {start[:4], start[4:8]} & WHOLE else 0
     _refuse_bytes("this file", size, limits)
     return size
 
@@ -255,7 +260,7 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, UnidentifiedImageError):
-        with path.open("rb") as file:
+        with _opened(path, IMAGE_LIMITS) as file:
             start = file.read(12)
         return f"not an image (it starts with {start!r})" if start else "empty file, 0 bytes"
     if isinstance(error, MemoryError):

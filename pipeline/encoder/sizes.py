@@ -11,6 +11,7 @@ from pipeline.errors import WeightsError
 
 # No public CLIP comes near. Attention takes the square of either length.
 LONGEST_CONTEXT, LARGEST_RESOLUTION = 4096, 4096
+MLP = "transformer.resblocks.0.mlp.c_fc.weight"
 ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # of OpenAI's archives
 
 
@@ -22,6 +23,8 @@ class Sizes(NamedTuple):
     image_layers     of a ViT, or of the four stages of a ResNet
     image_width      of a ViT's tokens, or of a ResNet's first stage
     attention_width  of the image tower's tokens where it attends
+    image_mlp, text_mlp  between the two layers of a block's MLP; 4 times the width in OpenAI's;
+                     0: a ResNet has none
     """
 
     width: int
@@ -34,6 +37,8 @@ class Sizes(NamedTuple):
     vocabulary: int
     text_width: int
     text_layers: int
+    image_mlp: int
+    text_mlp: int
 
 
 def sizes_of(state: dict[str, Tensor], path: Path) -> Sizes:
@@ -47,14 +52,14 @@ def sizes_of(state: dict[str, Tensor], path: Path) -> Sizes:
         found = state[name].shape if name in state else None
         if found is None or len(found) != dims or 0 in found:
             there = "is missing" if found is None else f"has the shape {tuple(found)}"
-            raise WeightsError(f"{path} is not a CLIP in OpenAI's layout: {name} {there}")
+            raise WeightsError(f"{path} is not a CLIP: {name} {there}")
         return found
 
     def blocks(prefix: str) -> int:
         at = prefix.count(".")
         return len({name.split(".")[at] for name in state if name.startswith(prefix)})
 
-    if "visual.proj" in state:
+    if "visual.proj" in state or "visual.class_embedding" in state:
         image_width, _, _, patch = shape("visual.conv1.weight", 4)
         grid = round((shape("visual.positional_embedding", 2)[0] - 1) ** 0.5)
         image_layers: int | tuple[int, ...] = blocks("visual.transformer.resblocks.")
@@ -81,6 +86,8 @@ def sizes_of(state: dict[str, Tensor], path: Path) -> Sizes:
         vocabulary=shape("token_embedding.weight", 2)[0],
         text_width=shape("ln_final.weight", 1)[0],
         text_layers=blocks("transformer.resblocks."),
+        image_mlp=patch and shape(f"visual.{MLP}", 2)[0] or 0,
+        text_mlp=shape(MLP, 2)[0],
     )
 
 
@@ -91,7 +98,7 @@ def build_module(
     towers: tuple[int, int, str],
     path: Path,
 ) -> torch.nn.Module:
-    """clip.model.build_model(state), with the heads of both towers and the activation as given.
+    """clip.model.build_model(state).float(), with the heads of both towers and the activation.
 
     model   clip.model
     towers  heads of the image and the text tower; the activation of transformers, "quickgelu" or
@@ -115,7 +122,6 @@ def build_module(
     mask = module.build_attention_mask()  # type: ignore[operator]
     for block in module.transformer.resblocks:  # type: ignore[union-attr]
         block.attn_mask = mask
-    model.convert_weights(module)
     module.load_state_dict(state)
     return module.eval()
 
@@ -135,7 +141,17 @@ def _empty(model: ModuleType, sizes: Sizes, heads: tuple[int, int]) -> torch.nn.
             *(sizes.resolution, sizes.patch, sizes.image_width, sizes.image_layers),
             *(heads[0], sizes.width),
         )
+        _resize_mlps(module.visual.transformer, sizes.image_width, sizes.image_mlp)
+    _resize_mlps(module.transformer, sizes.text_width, sizes.text_mlp)
     return module
+
+
+def _resize_mlps(transformer: torch.nn.Module, width: int, inner: int) -> None:
+    if inner == 4 * width:  # as CLIP makes them
+        return
+    for block in transformer.resblocks:  # type: ignore[union-attr]
+        block.mlp.c_fc = torch.nn.Linear(width, inner)
+        block.mlp.c_proj = torch.nn.Linear(inner, width)
 
 
 def _refuse_other_tensors(module: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -143,10 +159,10 @@ def _refuse_other_tensors(module: torch.nn.Module, state: dict[str, Tensor], pat
     for name, tensor in needed.items():
         found = state.get(name)
         if found is None:
-            raise WeightsError(f"{path} is not a CLIP in OpenAI's layout: {name} is missing")
+            raise WeightsError(f"{path} is not a CLIP: {name} is missing")
         if found.shape != tensor.shape:
             raise WeightsError(
-                f"{path} is not a CLIP in OpenAI's layout: {name} has the shape "
+                f"{path} is not a CLIP: {name} has the shape "
                 f"{tuple(found.shape)}, {tuple(tensor.shape)} is needed beside the others"
             )
         if tensor.is_floating_point() != found.is_floating_point():
@@ -155,6 +171,5 @@ def _refuse_other_tensors(module: torch.nn.Module, state: dict[str, Tensor], pat
     more = [name for name in state if name not in needed]
     if more:
         raise WeightsError(
-            f"{path} is not a CLIP in OpenAI's layout: it has {len(more)} more tensors, first "
-            f"{more[0][:80]}"
+            f"{path} is not a CLIP: it has {len(more)} more tensors, first {more[0][:80]}"
         )

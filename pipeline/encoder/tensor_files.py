@@ -27,6 +27,7 @@ MOST_UNPACKED = 4
 SMALL = 16 << 20
 MOST_TENSORS = 10_000  # names; a ViT-bigG has a thousand
 MOST_ATTRIBUTES = 200_000  # of all modules of an archive: an RN50x64 has about ten thousand
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # of checkpoints of training
 DEEPEST = 32
 LONGEST_NAME = 1000
 MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER, of files before torch 1.6
@@ -188,9 +189,12 @@ class _Filling(NamedTuple):
 
 
 def _filled(value: Any, filling: _Filling, most: int) -> Any:
-    """A dict, or one under "state_dict", with its Stored values as tensors."""
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]
+    """A tensor, or a dict, or one under WRAPPERS, with its Stored values as tensors."""
+    for _ in range(DEEPEST):
+        inner = [value[n] for n in WRAPPERS if isinstance(value, dict) and n in value]
+        value = next((one for one in inner if isinstance(one, dict)), value)
+    if isinstance(value, Stored):
+        return _filled({"tensor": value}, filling, most)["tensor"]
     if not isinstance(value, dict):
         return value
     stored = [one for one in value.values() if isinstance(one, Stored)]

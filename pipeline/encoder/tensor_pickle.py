@@ -142,7 +142,7 @@ def _reference(dotted: str) -> Global:
     if not (dotted in _FUNCTIONS or dotted in NUMBERS or dotted.startswith(TORCHSCRIPT)):
         raise UnsafePickle(
             f"holds a reference to {dotted[:80]}, which weights never need; not loaded, as a "
-            "pickle can run any code; save model.state_dict() instead of the model"
+            "pickle can run any code; save tensors, or model.state_dict() instead of a model"
         )
     return Global(dotted)
 

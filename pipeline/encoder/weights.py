@@ -9,6 +9,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from pipeline.encoder.hub import HUB_PREFIXES, refuse_bad_name
+from pipeline.encoder.state_layouts import Converted, as_openais
 from pipeline.encoder.tensor_files import MOST_TENSORS, read_stream, read_zip
 from pipeline.encoder.tensor_pickle import DamagedFile, UnsafePickle
 from pipeline.errors import WeightsError
@@ -21,17 +23,13 @@ OPENAI_NAMES = (
 MODEL_NAMES = (*OPENAI_NAMES, "demo")
 WEIGHTS = Path(__file__).with_name("demo_clip.safetensors")  # made by extraction/demo_clip.py
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-NEEDED = ("visual.conv1.weight", "text_projection", "token_embedding.weight", "logit_scale")
-OTHER_LAYOUTS = (  # how a name in them begins, and what they are
-    ("logit_bias", "a SigLIP, not a CLIP"),
-    ("vision_model.", "in Hugging Face's layout, not in OpenAI's"),
-    ("text_model.", "in Hugging Face's layout, not in OpenAI's"),
-    ("visual.trunk.", "an open_clip model with an image tower of timm's, not a CLIP of OpenAI's"),
-    ("visual.attn_pool.", "an open_clip model that pools by attention, not a CLIP of OpenAI's"),
-    ("text.", "in open_clip's layout with a text tower of its own, not in OpenAI's"),
-    ("module.", "the state dict of a DataParallel, not of the model in it"),
+WEIGHT_FILES = (  # of Hugging Face's hub, in the order in which a folder is searched
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
 )
-IN_LAYOUT = "weights named as in OpenAI's clip package (visual.conv1.weight, ...) are needed"
+NEEDED = ("visual.conv1.weight", "text_projection", "token_embedding.weight", "logit_scale")
 NOT_WEIGHTS = (  # how other files begin, and what to say of them
     (b"<", "an HTML or XML page, not weights; was a web page saved instead of the file?"),
     (
@@ -43,17 +41,21 @@ NOT_WEIGHTS = (  # how other files begin, and what to say of them
 
 
 def find_weights(name_or_file: str) -> tuple[str, Path | None]:
-    """The model's name and its file; None for the file of OpenAI's nine, which clip downloads.
+    """The model's name and its file; None where it is downloaded: OpenAI's nine, hf:, open_clip:.
 
-    Names are taken in any case and before files. Raises WeightsError when it is neither.
+    Names are taken in any case and before files. A folder is the first of WEIGHT_FILES in it.
+    Raises WeightsError when it is neither.
     """
     known = {name.lower(): name for name in MODEL_NAMES}
     name = known.get(name_or_file.lower())
     if name:
         return name, WEIGHTS if name == "demo" else None
+    if name_or_file.startswith(HUB_PREFIXES):
+        refuse_bad_name(name_or_file)
+        return name_or_file, None
     path = Path(name_or_file).expanduser()
     if path.is_dir():
-        raise WeightsError(f"--model {name_or_file}: a folder; name the file of weights in it")
+        return path.resolve().name, _in_folder(path)
     if path.exists():
         return path.name, path
     if path.suffix.lower() in WEIGHT_SUFFIXES:
@@ -62,16 +64,30 @@ def find_weights(name_or_file: str) -> tuple[str, Path | None]:
     hint = f" Did you mean {known[near[0]]}?" if near else ""
     raise WeightsError(
         f"--model {name_or_file}: no such file, and no model of that name; there are "
-        f"{', '.join(MODEL_NAMES)}.{hint}"
+        f"{', '.join(MODEL_NAMES)}, and {' and '.join(HUB_PREFIXES)} for the Hugging Face hub."
+        f"{hint}"
     )
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors in `path` by name, on the CPU, in the dtypes they were stored in.
+def _in_folder(folder: Path) -> Path:
+    """The weights in a folder as Hugging Face's hub and its clients lay it out."""
+    there = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if there:
+        return there[0]
+    parts = next(iter(sorted(folder.glob("*.index.json"))), None)
+    found = f"its weights are cut into several files, by {parts.name}" if parts else "it has none"
+    raise WeightsError(
+        f"--model {folder}: a folder, where one of {', '.join(WEIGHT_FILES)} is looked for, and "
+        f"{found}; name a file of all weights"
+    )
+
+
+def read_state_dict(path: Path) -> Converted:
+    """The tensors in `path` by OpenAI's names, on the CPU, in the dtypes they were stored in.
 
     The content decides how it is read: OpenAI's TorchScript archive, a state dict by torch.save
-    (plain, or as the value of "state_dict"), or safetensors. None of their code is run, see
-    tensor_files.
+    (plain, or as the value of "state_dict", "model" and their like), or safetensors; and whose
+    layout it is, see as_openais. None of their code is run, see tensor_files.
     Raises WeightsError for any other file and for one without CLIP's tensors.
     """
     if not path.is_file():  # opening a pipe would wait for its other end
@@ -128,25 +144,23 @@ def _what_went_wrong(path: Path, start: bytes, error: Exception) -> str:
     return f"cannot be read as a {kind} file ({size}): {name}{reason}; download or copy it again"
 
 
-def _clip_tensors(path: Path, found: object) -> dict[str, torch.Tensor]:
+def _clip_tensors(path: Path, found: object) -> Converted:
     if not isinstance(found, dict) or not found:
         raise WeightsError(f"{path} holds a {type(found).__name__}, not a state dict of tensors")
     if len(found) > MOST_TENSORS:
         raise WeightsError(f"{path} holds {len(found):,} tensors; a CLIP has a thousand")
-    for beginning, layout in OTHER_LAYOUTS:
-        first = next((name for name in found if str(name).startswith(beginning)), None)
-        if first is not None:
-            raise WeightsError(f"{path} is {layout}: it has {str(first)[:80]}; {IN_LAYOUT}")
-    other = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
-    missing = [name for name in NEEDED if name not in found]
-    if missing or other:
-        lack = (
-            f"lacks {missing[0]}"
-            if missing
-            else f"has {str(other[0])[:80]!r}, which is not a tensor"
-        )
-        names = ", ".join(str(name)[:80] for name in list(found)[:3])
+    names = ", ".join(str(name)[:80] for name in list(found)[:3])
+    other = [n for n, one in found.items() if not (isinstance(n, str) and torch.is_tensor(one))]
+    if other:
         raise WeightsError(
-            f"{path} is not a CLIP in OpenAI's layout: it {lack}; it begins with {names}"
+            f"{path} is not the state dict of a CLIP: it has {str(other[0])[:80]!r}, which is not "
+            f"a tensor with a name; it begins with {names}"
         )
-    return found
+    converted = as_openais(found, path)
+    missing = [name for name in NEEDED if name not in converted.state]
+    if missing:
+        raise WeightsError(
+            f"{path} is not a CLIP in a layout of OpenAI, Hugging Face or open_clip: it lacks "
+            f"{missing[0]}; it begins with {names}"
+        )
+    return converted

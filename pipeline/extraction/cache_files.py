@@ -21,7 +21,7 @@ TEMPLATES = ("a picture of a {}",)  # the released code's prompt
 def cache_path(dataset: str, model: str, templates: tuple[str, ...] = TEMPLATES) -> Path:
     """Where `extract` puts the cache of these words when it is not told where."""
     name = find_weights(model)[0]
-    stem = name if name in MODEL_NAMES else Path(name).stem
+    stem = name if find_weights(model)[1] is None or name in MODEL_NAMES else Path(name).stem
     words = [re.sub(r"[^\w.+-]+", "-", word) for word in (dataset_name(dataset), stem)]
     if templates != TEMPLATES:
         words.append(hashlib.sha256(json.dumps(templates).encode()).hexdigest()[:8])

@@ -1,6 +1,7 @@
 """Whether a cache holds what its images give: some rows encoded again and compared."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,6 +15,7 @@ from cache.store import compare_identity, info, read_paths, read_table
 from cache.table import CacheError, FeatureTable
 from kernels.backends import pick_device
 from pipeline.datasets.find import dataset_name, find_folder
+from pipeline.datasets.sources import read_source
 from pipeline.encoder.decoding import decoded_images
 from pipeline.encoder.model import ClipModel, encode_images, encode_prompts, load_model
 from pipeline.encoder.pixels import DECODERS, IMAGE_LIMITS, PREPROCESSING, Limits
@@ -101,15 +103,16 @@ def check_cache(
         )
     check_features(table)
     folder = find_folder(dataset, Path(root or DATA))
-    if not folder.is_dir():
+    if not folder.exists():
         raise DataError(f"{folder}: there is no such folder; name the folder of the data set")
+    place_of = _places(folder)
     clip = load_model(model, where, towers)
     _compare(identity, dataset_name(dataset), clip, templates, path)
     drawn = np.random.default_rng(seed).permutation(len(paths))[:rows]
     drawn.sort()
-    rows_there = [row for row in drawn.tolist() if (folder / paths[row]).is_file()]
+    rows_there = [row for row in drawn.tolist() if place_of(paths[row])]
     gone = {paths[row]: "not in the data set now" for row in {*drawn.tolist()} - {*rows_there}}
-    files = [str(folder / paths[row]) for row in rows_there]
+    files = [str(place_of(paths[row])) for row in rows_there]
     pixels, kept = [], []
     with decoded_images(files, clip.resolution, workers=0, limits=limits) as images:
         for row, one in zip(rows_there, images, strict=True):
@@ -123,6 +126,14 @@ def check_cache(
         raise DataError(f"not one of {len(gone)} images can be read: {folder / first}: {why}")
     found = _encode(clip, pixels)
     return _told(path, table, identity, clip, paths, kept, found, templates, gone)
+
+
+def _places(folder: Path) -> Callable[[str], str | None]:
+    """Where the image of a cache's path is read now; None where it is not there."""
+    if source := read_source(folder, LOG.info):
+        tree = source[0]
+        return {path: tree.file(row) for row, path in enumerate(tree.paths)}.get
+    return lambda path: str(folder / path) if (folder / path).is_file() else None
 
 
 def _compare(

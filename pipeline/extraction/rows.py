@@ -107,7 +107,7 @@ def encode_rows(
         ) as bar,
         ThreadPoolExecutor(1, "write") as disk,
         decoded_images(
-            [str(tree.root / tree.paths[row]) for rows in blocks for row in rows],
+            [tree.file(row) for rows in blocks for row in rows],
             clip.resolution,
             workers=cores() if workers is None else workers,
             limits=limits,

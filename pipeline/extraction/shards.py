@@ -108,6 +108,7 @@ def part_of(tree: ImageTree, shard: Shard, batch: int) -> ImageTree:
         labels=tree.labels[mine],
         domains=tree.domains[mine],
         split=None if tree.split is None else tree.split[mine],
+        places=tree.places and tree.places[mine],
     )
 
 

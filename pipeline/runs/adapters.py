@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cache.identity import compare_identity
 from kernels.heads.plain import Kind, as_rows
+from pipeline.encoder.hub import HUB_PREFIXES
 from pipeline.encoder.model import ClipModel, load_model
 from pipeline.encoder.pixels import DECODERS, PREPROCESSING
 from pipeline.encoder.towers import OPENAI, Towers, towers_fact, towers_of
@@ -118,7 +119,8 @@ def load_its_model(trained: Trained, model: str | None, device: torch.device) ->
     Raises StaleCache when it is another CLIP, before a wrong one of OpenAI's is downloaded;
     WeightsError as load_model.
     """
-    recorded = trained.model if trained.model in OPENAI_NAMES else None
+    of_hub = str(trained.model).startswith(HUB_PREFIXES)
+    recorded = trained.model if of_hub or trained.model in OPENAI_NAMES else None
     words = model or recorded or "demo"
     name, _ = find_weights(words)
     if name in OPENAI_NAMES:

@@ -17,7 +17,7 @@ from pipeline.progress import progress_bar
 MAX_MEMBERS = 2_000_000
 MAX_RATIO = 100  # unpacked bytes a byte of the archive; images hardly shrink, deflate can do 1,030
 _AGAIN = "delete it and download it again"
-_UNSOUND = (  # what zipfile and its decompressors raise of damaged bytes
+UNSOUND = (  # what zipfile and its decompressors raise of damaged bytes
     zipfile.BadZipFile, EOFError, RuntimeError, ValueError, LookupError, OverflowError,
     struct.error, zlib.error, lzma.LZMAError,
 )  # fmt: skip
@@ -39,7 +39,7 @@ def check_archive(archive: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             for member in _checked(archive, opened, archive.parent):
                 _copy(opened, member, None)
-    except (*_UNSOUND, OSError) as error:  # OSError: of bz2
+    except (*UNSOUND, OSError) as error:  # OSError: of bz2
         raise _unsound(archive, error) from error
 
 
@@ -76,13 +76,17 @@ def unpack(archive: Path, folder: Path) -> None:
                 shutil.rmtree(part, ignore_errors=True)
     except Timeout:
         raise DataError(f"{folder}: another process is unpacking it now; wait for it") from None
-    except _UNSOUND as error:
+    except UNSOUND as error:
         raise _unsound(archive, error) from error
     except OSError as error:
         raise DataError(f"{archive} cannot be unpacked to {folder}: {error}") from error
 
 
-def _checked(archive: Path, opened: zipfile.ZipFile, parent: Path) -> list[zipfile.ZipInfo]:
+def sound_members(archive: Path, opened: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The members of a zip, if all have names and sizes that unpack takes; nothing is unpacked.
+
+    Raises DataError naming the first that has not.
+    """
     members = opened.infolist()
     if len(members) > MAX_MEMBERS:
         raise DataError(f"{archive} has {len(members):,} members, over {MAX_MEMBERS:,}; refused")
@@ -104,6 +108,12 @@ def _checked(archive: Path, opened: zipfile.ZipFile, parent: Path) -> list[zipfi
             f"{archive} declares {unpacked:,} bytes unpacked, over {MAX_RATIO} times its own "
             f"{size:,}; nothing unpacked, take the archive from its authors"
         )
+    return members
+
+
+def _checked(archive: Path, opened: zipfile.ZipFile, parent: Path) -> list[zipfile.ZipInfo]:
+    members = sound_members(archive, opened)
+    unpacked = sum(member.file_size for member in members)
     free = shutil.disk_usage(parent).free
     if unpacked > free:
         raise DataError(f"{archive} needs {unpacked:,} bytes in {parent}, and {free:,} are free")

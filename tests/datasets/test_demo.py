@@ -186,7 +186,7 @@ def test_the_clip_was_trained_on_other_drawings():
 
 
 def test_the_weights_are_small_and_in_openai_layout():
-    state = read_state_dict(WEIGHTS)
+    state = read_state_dict(WEIGHTS).state
     assert WEIGHTS.stat().st_size <= 8_000_000
     assert all(tensor.dtype == torch.float16 for tensor in state.values())
     model = import_clip().model.build_model(dict(state))
@@ -198,7 +198,7 @@ def test_the_weights_are_small_and_in_openai_layout():
 
 
 def test_words_that_no_caption_has_still_differ():
-    rows = read_state_dict(WEIGHTS)["token_embedding.weight"].float()
+    rows = read_state_dict(WEIGHTS).state["token_embedding.weight"].float()
     some = rows[torch.arange(0, len(rows), 97)]
     alike = normal(some) @ normal(some).T
     assert (alike - torch.eye(len(some))).abs().max() < 0.9
@@ -231,6 +231,6 @@ def test_the_training_script_writes_weights_that_load(tmp_path):
         timeout=300,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    state = read_state_dict(out)
+    state = read_state_dict(out).state
     assert set(state) == set(import_clip().model.build_model(dict(state)).state_dict())
     assert out.stat().st_size <= 8_000_000

@@ -1,0 +1,88 @@
+"""Names of models on the Hugging Face hub -> files, by huggingface_hub; it runs nothing of them."""
+
+import json
+import re
+from pathlib import Path
+
+from pipeline.errors import WeightsError
+
+HUB_PREFIXES = ("hf:", "open_clip:")
+CONFIGS = ("open_clip_config.json", "config.json", "preprocessor_config.json")
+MODELS = Path(__file__).with_name("open_clip_models.json")  # of open_clip_torch 3.3
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+_INSTALL = "pip install -r requirements-hub.txt"
+
+
+def refuse_bad_name(name: str) -> None:
+    """Raises WeightsError for a name with a prefix of HUB_PREFIXES that cannot be one."""
+    _repository(name)
+
+
+def fetch(name: str, wanted: tuple[str, ...]) -> Path:
+    """The first of the files `wanted` that the repository has, with its CONFIGS beside it.
+
+    name  hf:ORG/NAME, hf:ORG/NAME@REVISION or open_clip:NAME/PRETRAINED
+
+    Files lie where huggingface_hub keeps them and are not fetched twice; HF_HUB_OFFLINE=1 takes
+    those that are there. Raises WeightsError when the package, the network, the repository or such
+    a file is missing.
+    """
+    repository, revision = _repository(name)
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise WeightsError(
+            f"--model {name}: needs the package huggingface_hub, not installed; {_INSTALL}, or "
+            "name a file of weights"
+        ) from error
+
+    def have(file: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision))
+        except LocalEntryNotFoundError as error:  # an EntryNotFoundError: not here, and no network
+            raise WeightsError(
+                f"--model {name}: {file} of {repository} is not in the local cache, and the hub "
+                f"cannot be reached; run again with a network, or name a file of weights"
+            ) from error
+        except EntryNotFoundError:
+            return None
+        except Exception as error:  # requests', httpx' and the hub's own, and OSError
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise WeightsError(
+                f"--model {name}: {file} of {repository} could not be downloaded: {reason}"
+            ) from error
+
+    for config in CONFIGS:
+        have(config)
+    for file in wanted:
+        if path := have(file):
+            return path
+    raise WeightsError(
+        f"--model {name}: the repository {repository} has none of {', '.join(wanted)}; download "
+        "its weights and name the file"
+    )
+
+
+def open_clip_models() -> dict[str, str]:
+    """{"NAME/PRETRAINED": repository} of open_clip's models whose towers are OpenAI's kind."""
+    models: dict[str, str] = json.loads(MODELS.read_text("utf-8"))
+    return models
+
+
+def _repository(name: str) -> tuple[str, str | None]:
+    prefix, _, rest = name.partition(":")
+    if prefix == "open_clip":
+        known = open_clip_models()
+        if rest in known:
+            return known[rest], None
+        same = [one for one in known if one.split("/")[0] == rest.split("/")[0]]
+        shown = ", ".join(same or sorted({one.split("/")[0] for one in known}))
+        raise WeightsError(
+            f"--model {name}: not one of open_clip's models with towers of OpenAI's kind; "
+            f"{'with that name' if same else 'by name'} there are {shown}; or hf:ORG/NAME"
+        )
+    if not _REPOSITORY.fullmatch(rest):
+        raise WeightsError(f"--model {name}: expected hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    repository, _, revision = rest.partition("@")
+    return repository, revision or None
