@@ -121,7 +121,8 @@ class _Contrastive(torch.autograd.Function):
 
 
 def _inner(image: Tensor, d_image: Tensor) -> Tensor:
-    return torch.linalg.vecdot(image.to(d_image.dtype), d_image).sum()
+    inner: Tensor = torch.linalg.vecdot(image.to(d_image.dtype), d_image)
+    return inner.sum()
 
 
 def _factor(scale: Tensor, image: Tensor) -> Tensor | float:
