@@ -122,10 +122,7 @@ def unusable_rows(rows: np.ndarray, keep: np.ndarray | None = None) -> tuple[np.
     returns  ascending row numbers, and what the first of them has: NaN or Inf, nothing but zeros,
              or numbers whose squares overflow float32
     """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        wide = rows.astype(np.float32, copy=False)
-        squares = np.einsum("ij,ij->i", wide, wide)
-    sound = (squares > _SQUARES[0]) & (squares < _SQUARES[1])  # False for NaN
+    sound = _sound(rows)
     if keep is not None:
         sound |= ~keep
     bad = np.flatnonzero(~sound)
@@ -134,9 +131,23 @@ def unusable_rows(rows: np.ndarray, keep: np.ndarray | None = None) -> tuple[np.
     first = rows[bad[0]]
     if not np.isfinite(first).all():
         return bad, "NaN or Inf"
-    if squares[bad[0]] < 1:
+    if np.abs(first).max() < 1:
         return bad, "zeros only, or nearly (no length, so no direction)"
     return bad, "numbers too large (their squares overflow float32)"
+
+
+def _sound(rows: np.ndarray) -> np.ndarray:
+    """(n,) bool: of rows (n, D), those whose sum of squares is within _SQUARES.
+
+    float16's smallest and largest numbers are within: its rows need some bit and no NaN or Inf.
+    """
+    if rows.dtype == np.float16 and rows.shape[1]:  # 5 GB/s; squares 0.5
+        sizes = (rows.view(np.uint16) & 0x7FFF).max(axis=1)
+        return np.asarray((sizes > 0) & (sizes < 0x7C00))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        wide = rows.astype(np.float32, copy=False)
+        squares = np.einsum("ij,ij->i", wide, wide)
+    return np.asarray((squares > _SQUARES[0]) & (squares < _SQUARES[1]))  # False for NaN
 
 
 def domain_index(table: FeatureTable, name: str) -> int:

@@ -55,7 +55,7 @@ class RunConfig:
     weighting: str = _choice(
         "uniform", ("uniform", "rows"), "How clients are weighted when averaging."
     )
-    eval: str = _choice("best", ("best", "every"), "When test rows are scored.")
+    eval: str = _choice("last", ("last", "best", "every"), "When test rows are scored.")
     choose: str = _choice(
         "accuracy", ("accuracy", "loss", "last"),
         "Which round is kept.",

@@ -1,12 +1,14 @@
 """The checksums of a cache: CRC-32 finds where a byte is wrong, SHA-256 names the whole."""
 
 import hashlib
+import mmap
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from cache.container.userblock import BYTES, Region, UserBlock
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable, refuse_unusable
@@ -48,20 +50,30 @@ def row_blocks(features: np.ndarray) -> Iterator[np.ndarray]:
         yield features[start : start + BLOCK_ROWS]
 
 
-def load_features(table: FeatureTable) -> np.ndarray:
-    """The table's features as (N, D) float32 in memory, each block's checksum and numbers checked.
+def load_features(table: FeatureTable, dtype: npt.DTypeLike = np.float32) -> np.ndarray:
+    """The table's features (N, D) as dtype in memory, each block's checksum and numbers checked.
 
     Raises CacheError that names the rows when a block is damaged or has unusable rows.
     """
-    out = np.empty(table.features.shape, np.float32)
+    out = np.empty(table.features.shape, dtype)
 
     def load(start: int) -> None:
         block = _sound_block(table, start)
+        refuse_unusable(table.source, block, start)
         out[start : start + BLOCK_ROWS] = block
-        refuse_unusable(table.source, out[start : start + BLOCK_ROWS], start)
+        _forget(table.features)
 
     _for_each_block(load, len(out))
     return out
+
+
+def _forget(features: np.ndarray) -> None:
+    """Lets go of the file's pages that were read so far, which count as the process's memory."""
+    below: object = features
+    while isinstance(below, np.ndarray):
+        below = below.base
+    if isinstance(below, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        below.madvise(mmap.MADV_DONTNEED)
 
 
 def check_features(table: FeatureTable, keep: np.ndarray | None = None) -> None:

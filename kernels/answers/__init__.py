@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
 from kernels.answers.top1 import adapter_top1
+from kernels.heads import attention
 from kernels.heads.plain import Kind, attention_state, named, unit_images, unit_texts
 
 BLOCK = 2048  # rows at a time: 2048 x 512 float32 is 4 MiB, so temporaries stay in a CPU's L3
@@ -41,10 +42,29 @@ def top1(
 
 def confidences(
     kind: Kind, adapter: Tensor, features: Tensor, text: Tensor, rows: Tensor, scale: float
-) -> Tensor:
-    """max_c softmax(scale * <u, t_c>) of one adapter (P,) on rows (n,): (n,) float32."""
-    logits = _logits(kind, adapter[None], features, text)
-    return _by_block(logits, rows, lambda z: (z * scale).softmax(dim=1).amax(dim=1))
+) -> tuple[Tensor, list[float] | None]:
+    """How sure one adapter (P,) is of its answers on rows (n,), and how far its gate has moved.
+
+    returns  max_c softmax(scale * <u, t_c>), (n,) float32, and for each 2 * BLOCK rows the sum of
+             their total variations sum_d |gate_d - 1 / D| / 2; None without the released gate
+    """
+    if not kind.released:
+        logits = _logits(kind, adapter[None], features, text)
+        return _by_block(logits, rows, lambda z: _surest(z * scale)), None
+    parts, columns = named(kind, adapter[None]), normalize(text, dim=1)
+    sure, moved = [rows.new_empty(0, dtype=torch.float32)], []
+    for part in rows.split(2 * BLOCK):
+        x = features[part]
+        scores = attention.scores(parts, x[None])[0]
+        unit = normalize(attention.gated(scores, x), dim=-1)
+        sure += [_surest((some @ columns.mT) * scale) for some in unit.split(BLOCK)]
+        gate = scores.softmax(dim=1)
+        moved.append(float((gate - 1 / gate.shape[1]).abs().sum() / 2))
+    return torch.cat(sure), moved
+
+
+def _surest(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1).amax(dim=1)
 
 
 def cross_entropies(

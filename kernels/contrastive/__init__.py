@@ -112,16 +112,17 @@ class _Contrastive(torch.autograd.Function):
             if isinstance(factor, float) and not factor:
                 raise ValueError("contrastive: no gradient by a logit_scale of 0; start it above 0")
             # sum_ij G_ij Z_ij / scale = sum_i <image_i, d_image_i> / scale: that is all of it.
-            inner = torch.linalg.vecdot(image.to(d_image.dtype), d_image).sum()
+            inner = getattr(context.module, "inner", _inner)(image, d_image)
             by_scale = (inner / factor * upstream).to(scale).view_as(scale)
-        return (
-            d_image.mul_(upstream).to(image.dtype),
-            d_text.mul_(upstream).to(text.dtype),
-            by_scale,
-            None,
-            None,
-            None,
-        )
+        if upstream.is_cuda or float(upstream) != 1:  # what a GPU holds is not waited for
+            d_image.mul_(upstream)
+            d_text.mul_(upstream)
+        return d_image.to(image.dtype), d_text.to(text.dtype), by_scale, None, None, None
+
+
+def _inner(image: Tensor, d_image: Tensor) -> Tensor:
+    inner: Tensor = torch.linalg.vecdot(image.to(d_image.dtype), d_image)
+    return inner.sum()
 
 
 def _factor(scale: Tensor, image: Tensor) -> Tensor | float:

@@ -1,4 +1,4 @@
-"""contrastive on the CPU in blocks of logits: products by torch.mm, the rest in compiled passes.
+"""contrastive on the CPU in blocks of logits, a block a call of compiled code.
 
 Forward and backward multiply 6 N^2 D where the blocks are kept between them, and 8 N^2 D where they
 take more than `memory` and are made again: the same blocks by the same calls, so the same bytes.
@@ -15,140 +15,152 @@ from torch import Tensor
 
 from kernels.cpu.math import LEAST, OPTIONS, F, exp
 from kernels.cpu.threads import kernels_alone
+from kernels.cpu.tile import matrix, panels_length, wide_product
 
 BLOCK = 512  # rows and columns of Z at a time, at most
-LEAST_BLOCK = 128  # and at least
+LEAST_BLOCK = 384  # pairs that are one block: more calls would take longer than threads save
 RUN = 32  # terms summed in sequence: thousands would err 3 times as much as torch's sums
 
 
 def forward(
     image: Tensor, text: Tensor, scale: float, precision: str, memory: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss (), the log-sum-exps of Z's rows (N,) and columns (N,), and Z's blocks.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss (), the log-sum-exps of Z's rows and columns (2, N), and Z's blocks.
 
     Z is (blocks, blocks, block * block), its rows' block first; empty above `memory` bytes.
     """
     x, y = _rows(image), _rows(text)
     count, block = len(x), _block(len(x))
     blocks = -(-count // block)
-    kept = torch.empty(
-        (blocks, blocks, block * block) if 4 * (blocks * block) ** 2 <= memory else 0
-    )
-    tops = np.full((2, count), LEAST)  # of rows and of columns so far
-    sums = np.zeros((2, count), np.float32)
-    at_pair = np.empty(count, np.float32)
+    keeps = 4 * (blocks * block) ** 2 <= memory
+    kept, sums = torch.empty((blocks, blocks, block * block) if keeps else 0), torch.empty(2, count)
+    z, by, tops = kept.numpy(), sums.numpy(), np.empty((3, count), np.float32)
 
-    def work(r: int, c: int, scratch: Tensor) -> None:
-        of_r, of_c = _slice(r, block), _slice(c, block)
-        z = _logits(x[of_r], y[of_c], scale, kept[r, c] if len(kept) else scratch).numpy()
-        _add_exponentials(z, tops[0, of_r], sums[0, of_r], tops[1, of_c], sums[1, of_c])
-        if r == c:
-            at_pair[of_r] = z.diagonal()
+    def work(r: int, c: int, own: np.ndarray, panels: np.ndarray) -> None:
+        _forward_block(x, y, r, c, block, scale, z[r, c] if keeps else own, by, tops, panels)
 
     _each_pair(blocks, block, work)
-    by_row, by_column = tops + np.log(sums)
-    loss = np.mean(by_row.astype(float) + by_column - 2 * at_pair.astype(float)) / 2
-    return (
-        torch.tensor(loss, dtype=torch.float32),
-        *map(torch.from_numpy, (by_row, by_column)),
-        kept,
-    )
+    return torch.scalar_tensor(_loss(by, tops)), sums, kept
 
 
 def backward(
-    image: Tensor,
-    text: Tensor,
-    scale: float,
-    by_row: Tensor,
-    by_column: Tensor,
-    kept: Tensor,
-    precision: str,
+    image: Tensor, text: Tensor, scale: float, sums: Tensor, kept: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
     """d loss / d image and d loss / d text; Z's blocks are read only, for another backward."""
     x, y = _rows(image), _rows(text)
-    count, block = len(x), _block(len(x))
-    rows, columns = by_row.numpy(), by_column.numpy()
-    d_image, d_text = torch.empty_like(x), torch.empty_like(y)
-    factor = F(scale / (2 * count))
+    block = _block(len(x))
+    z, by, keeps = kept.numpy(), sums.numpy(), kept.numel()
+    d_image, d_text = torch.empty(x.shape), torch.empty(x.shape)
+    d_x, d_y = d_image.numpy(), d_text.numpy()
 
-    def work(r: int, c: int, scratch: Tensor) -> None:
-        of_r, of_c = _slice(r, block), _slice(c, block)
-        part, other = x[of_r], y[of_c]
-        g = _matrix(scratch, other, part)
-        z = _matrix(kept[r, c], other, part) if len(kept) else _logits(part, other, scale, scratch)
-        _gradient(z.numpy(), rows[of_r], columns[of_c], factor, r == c, g.numpy())
-        more = int(r != c)  # the first block of either
-        torch.addmm(d_image[of_r], g.T, other, beta=more, out=d_image[of_r])
-        torch.addmm(d_text[of_c], g, part, beta=more, out=d_text[of_c])
+    def work(r: int, c: int, own: np.ndarray, panels: np.ndarray) -> None:
+        _backward_block(
+            x, y, r, c, block, scale, z[r, c] if keeps else z, own, by, d_x, d_y, panels
+        )
 
-    _each_pair(-(-count // block), block, work)
+    _each_pair(-(-len(x) // block), block, work)
     return d_image, d_text
 
 
+def inner(image: Tensor, d_image: Tensor) -> float:
+    """sum image * d_image."""
+    found: float = _inner(_rows(image), d_image.numpy())
+    return found
+
+
 def _block(count: int) -> int:
-    """An even number of blocks, so that two threads have equal work.
+    """One block, or an even number of them, so that two threads have equal work.
 
     Of N alone: sums must not depend on the number of threads.
     """
+    if count <= LEAST_BLOCK:
+        return count
     pairs = -(-count // (2 * BLOCK))
-    return min(count, max(LEAST_BLOCK, -(-count // (2 * pairs))))
+    return -(-count // (2 * pairs))
 
 
-def _each_pair(blocks: int, block: int, work: Callable[[int, int, Tensor], None]) -> None:
-    """work(r, c, scratch) for all blocks of rows and columns, the diagonal's first.
+def _each_pair(
+    blocks: int, block: int, work: Callable[[int, int, np.ndarray, np.ndarray], None]
+) -> None:
+    """work(r, c, *scratch) for all blocks of rows and columns, the diagonal's first.
 
     Blocks that run at a time share neither rows nor columns, so that each adds to sums that no
-    other touches, and every sum has one order. torch's products take one thread each: on more they
-    are other bytes.
+    other touches, and every sum has one order. Scratch is a block and wide_product's panels.
     """
-
-    pairs = [[(r, (r + turn) % blocks) for r in range(blocks)] for turn in range(blocks)]
     with kernels_alone() as threads:
         count = min(threads, blocks)
-        scratch = [torch.empty(block * block) for _ in range(count)]
-        if count == 1:
-            for r, c in sum(pairs, []):
-                work(r, c, scratch[0])
-            return
+    sizes = block * block, panels_length(block)
+    scratch = [tuple(torch.empty(size).numpy() for size in sizes) for _ in range(count)]
+    if count == 1:
+        for turn in range(blocks):
+            for r in range(blocks):
+                work(r, (r + turn) % blocks, *scratch[0])
+        return
 
-        def one(r: int, c: int) -> None:
-            own = scratch.pop()  # no more than `count` of them run at a time
-            work(r, c, own)
-            scratch.append(own)
+    def one(r: int, c: int) -> None:
+        own = scratch.pop()  # no more than `count` of them run at a time
+        work(r, c, *own)
+        scratch.append(own)
 
-        with ThreadPoolExecutor(count) as pool:
-            for turn in pairs:
-                for future in [pool.submit(one, *pair) for pair in turn]:
-                    future.result()
-
-
-def _slice(k: int, block: int) -> slice:
-    return slice(k * block, (k + 1) * block)
-
-
-def _matrix(numbers: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    return numbers[: len(down) * len(across)].view(len(down), len(across))
+    with ThreadPoolExecutor(count) as pool:
+        for turn in range(blocks):
+            pairs = [(r, (r + turn) % blocks) for r in range(blocks)]
+            for future in [pool.submit(one, *pair) for pair in pairs]:
+                future.result()
 
 
-def _logits(image: Tensor, text: Tensor, scale: float, numbers: Tensor) -> Tensor:
-    """scale * text @ image.T, written to numbers."""
-    z = _matrix(numbers, text, image)
-    return torch.addmm(z, text, image.T, beta=0, alpha=scale, out=z)
-
-
-def _rows(values: Tensor) -> Tensor:
+def _rows(values: Tensor) -> np.ndarray:
     if values.dtype == torch.float64:
         raise ValueError(
             "contrastive: backend 'numba' computes in float32; pass .float(), or backend='torch'"
         )
-    return values.detach().float().contiguous()
+    return values.detach().float().contiguous().numpy()
 
 
 @njit(**OPTIONS)
-def _add_exponentials(z, row_top, row_sum, column_top, column_sum):
-    """Tops and sums of exp(z - top) so far, of rows (across) and columns (down), with z's."""
+def _forward_block(x, y, r, c, block, scale, numbers, sums, tops, panels):
+    """A block of Z, of row block r and column block c, to numbers; see _add_exponentials."""
+    part, other = x[r * block : (r + 1) * block], y[c * block : (c + 1) * block]
+    z = matrix(numbers, 0, len(other), len(part))
+    wide_product(other, False, part, True, F(scale), z, 0, panels)
+    _add_exponentials(z, r * block, c * block, sums, tops)
+
+
+@njit(**OPTIONS)
+def _backward_block(x, y, r, c, block, scale, kept, numbers, sums, d_image, d_text, panels):
+    """Adds what a block of Z gives to its rows of d_image and of d_text.
+
+    kept is the block, or of length 0; numbers is room for one.
+    """
+    part, other = x[r * block : (r + 1) * block], y[c * block : (c + 1) * block]
+    g = matrix(numbers, 0, len(other), len(part))
+    z = g
+    if len(kept):
+        z = matrix(kept, 0, len(other), len(part))
+    else:
+        wide_product(other, False, part, True, F(scale), z, 0, panels)
+    _gradient(z, r * block, c * block, sums, scale / (2 * len(x)), g)
+    more = int(r != c)  # the first block of either
+    by_part, by_other = d_image[r * block : (r + 1) * block], d_text[c * block : (c + 1) * block]
+    wide_product(g, True, other, False, F(1), by_part, more, panels)
+    wide_product(g, False, part, False, F(1), by_other, more, panels)
+
+
+@njit(**OPTIONS)
+def _add_exponentials(z, first_row, first_column, sums, tops):
+    """sums (2, N) of exp(z - top) of rows (across) and columns (down), tops (3, N) and diagonal.
+
+    They are continued by a block of Z; the diagonal's blocks come first and begin them.
+    """
     columns, rows = z.shape
-    old, run = row_top.copy(), np.empty(rows, np.float32)
+    row_sum, row_top = sums[0, first_row:], tops[0, first_row:]
+    column_sum, column_top = sums[1, first_column:], tops[1, first_column:]
+    if first_row == first_column:
+        for i in range(rows):
+            row_top[i] = column_top[i] = LEAST
+            row_sum[i] = column_sum[i] = F(0)
+            tops[2, first_row + i] = z[i, i]
+    old, run = row_top[:rows].copy(), np.empty(rows, np.float32)
     for j in range(columns):
         for i in range(rows):
             row_top[i] = max(row_top[i], z[j, i])
@@ -173,13 +185,37 @@ def _add_exponentials(z, row_top, row_sum, column_top, column_sum):
 
 
 @njit(**OPTIONS)
-def _gradient(z, by_row, by_column, factor, diagonal, g):
+def _loss(sums, tops):
+    """mean(by_row + by_column - 2 diagonal) / 2; the sums become log-sum-exps."""
+    total = 0.0
+    for i in range(sums.shape[1]):
+        for side in range(2):
+            sums[side, i] = tops[side, i] + np.log(sums[side, i])
+            total += np.float64(sums[side, i]) - np.float64(tops[2, i])
+    return total / (2 * sums.shape[1])
+
+
+@njit(**OPTIONS)
+def _gradient(z, first_row, first_column, sums, factor, g):
     """g = factor * (exp(z - by_row) + exp(z - by_column) - 2 on Z's diagonal); g may be z."""
     columns, rows = z.shape
+    by_row, factor = sums[0, first_row:], F(factor)
     for j in range(columns):
-        by_j = by_column[j]
+        by_j = sums[1, first_column + j]
         for i in range(rows):
             g[j, i] = factor * (exp(z[j, i] - by_row[i]) + exp(z[j, i] - by_j))
-    if diagonal:
+    if first_row == first_column:
         for i in range(rows):
             g[i, i] -= F(2) * factor
+
+
+@njit(**OPTIONS)
+def _inner(x, d):
+    """sum x d, a row at a time."""
+    total = 0.0
+    for i in range(len(x)):
+        share = F(0)
+        for k in range(x.shape[1]):
+            share += x[i, k] * d[i, k]
+        total += share
+    return total

@@ -7,12 +7,12 @@ because numba has no arrays that live in registers. No threads, no global state,
 """
 
 from llvmlite import binding, ir
-from numba import config, njit, types
+from numba import carray, config, njit, types
 from numba.core import cgutils, imputils
 from numba.extending import intrinsic, register_jitable
 from numba.np import arrayobj
 
-from kernels.cpu.math import OPTIONS
+from kernels.cpu.math import OPTIONS, F
 
 
 def _lanes() -> int:
@@ -27,10 +27,12 @@ def _lanes() -> int:
 
 LANES = _lanes()
 """Columns of b and out come in multiples of this."""
+WIDE = 2 * LANES
 ROWS = 8 if LANES == 16 else 6  # of a tile: 16 sums in AVX-512's 32 registers, 12 in 16
 DEPTH = 128
 """Terms summed one after another before they join the sum so far. 512 in one sequence err 1.7 times
 as much as MKL's products (root mean square)."""
+LINE = DEPTH + 16  # a row of DEPTH numbers and a cache line more, so that rows differ in their sets
 
 
 @register_jitable
@@ -42,14 +44,14 @@ def padded(count: int) -> int:
 def _tile(rows: int, vectors: int):
     """out[r, :] (+)= sum_k a[r, k] * b[k, :] for `rows` rows and `vectors` * LANES columns.
 
-    `more` is 0 where out holds nothing yet.
+    b_row and width are b's and out's strides in numbers; `more` is 0 where out holds nothing yet.
     """
     number, index, lane = ir.FloatType(), ir.IntType(64), ir.IntType(32)
     vector = ir.VectorType(number, LANES)
     undefined = ir.Constant(vector, ir.Undefined)
 
     def emit(context, code, signature, arguments):
-        a, a_row, a_step, b, out, width, depth, more = arguments
+        a, a_row, a_step, b, b_row, out, width, depth, more = arguments
         a, b, out = (code.inttoptr(p, number.as_pointer()) for p in (a, b, out))
         # Fused where the processor can: llvm.fma would call libm where it cannot.
         multiply_add = cgutils.get_or_insert_function(
@@ -72,7 +74,7 @@ def _tile(rows: int, vectors: int):
         code.position_at_end(loop)
         k = code.phi(index)
         sums = [[code.phi(vector) for _ in range(vectors)] for _ in range(rows)]
-        right = [code.load(place, align=4) for place in columns(at(b, code.mul(k, width)))]
+        right = [code.load(place, align=4) for place in columns(at(b, code.mul(k, b_row)))]
         k_offset = code.mul(k, a_step)
         k_next = code.add(k, index(1))
         k.add_incoming(index(0), before)
@@ -103,8 +105,8 @@ def _tile(rows: int, vectors: int):
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, a, a_row, a_step, b, out, width, depth, more):
-        return types.void(*[types.intp] * 8), emit
+    def tile(typing, a, a_row, a_step, b, b_row, out, width, depth, more):
+        return types.void(*[types.intp] * 9), emit
 
     return tile
 
@@ -132,15 +134,15 @@ def _product(a, a_row, a_step, b, out, width, depth, rows):
                 left, place = a + (r * a_row + k * a_step) * size, out + (r * width + j) * size
                 if r + ROWS <= rows:
                     if wide:
-                        _wide(left, a_row, a_step, right, place, width, here, k)
+                        _wide(left, a_row, a_step, right, width, place, width, here, k)
                     else:
-                        _narrow(left, a_row, a_step, right, place, width, here, k)
+                        _narrow(left, a_row, a_step, right, width, place, width, here, k)
                     r += ROWS
                 else:
                     if wide:
-                        _wide_row(left, a_row, a_step, right, place, width, here, k)
+                        _wide_row(left, a_row, a_step, right, width, place, width, here, k)
                     else:
-                        _narrow_row(left, a_row, a_step, right, place, width, here, k)
+                        _narrow_row(left, a_row, a_step, right, width, place, width, here, k)
                     r += 1
 
 
@@ -159,6 +161,177 @@ def matmul_t(a, b, out):
     """out = a.T @ b; a (K, M), b (K, N), out (M, N), as for matmul."""
     _product(a.ctypes.data, 1, a.shape[1], b.ctypes.data, out.ctypes.data, out.shape[1], len(b),
              len(out))  # fmt: skip
+
+
+def _copy(count: int):
+    """The `count` numbers at address `source`, times `factor`, to address `out`."""
+    numbers = ir.VectorType(ir.FloatType(), count)
+
+    def emit(context, code, signature, arguments):
+        source, out, *factor = arguments
+        source, out = (code.inttoptr(p, numbers.as_pointer()) for p in (source, out))
+        value = code.load(source, align=4)
+        if factor:
+            value = code.fmul(value, _all_of(code, factor[0], count))
+        code.store(value, out, align=4)
+        return context.get_dummy_value()
+
+    return emit
+
+
+@intrinsic
+def _copy_rows(typing, source, out):
+    """ROWS numbers."""
+    return types.void(types.intp, types.intp), _copy(ROWS)
+
+
+@intrinsic
+def _copy_columns(typing, source, out, factor):
+    """WIDE numbers, times factor."""
+    return types.void(types.intp, types.intp, types.float32), _copy(WIDE)
+
+
+def _all_of(code, number, count: int):
+    undefined = ir.Constant(ir.VectorType(ir.FloatType(), count), ir.Undefined)
+    one = code.insert_element(undefined, number, ir.IntType(32)(0))
+    return code.shuffle_vector(one, undefined, ir.VectorType(ir.IntType(32), count)([0] * count))
+
+
+@intrinsic
+def _transpose_8(typing, source, source_row, factor, out, out_row):
+    """8 x 8 numbers at address `out` = factor * those at `source`, transposed; strides of both."""
+    index, lane, eight = ir.IntType(64), ir.IntType(32), ir.VectorType(ir.FloatType(), 8)
+
+    def emit(context, code, signature, arguments):
+        source, source_row, factor, out, out_row = arguments
+
+        def places(start, stride):
+            start = code.inttoptr(start, ir.FloatType().as_pointer())
+            rows = (code.gep(start, [code.mul(stride, index(r))]) for r in range(8))
+            return [code.bitcast(row, eight.as_pointer()) for row in rows]
+
+        def shuffled(a, b, picks):
+            return code.shuffle_vector(a, b, ir.VectorType(lane, 8)(picks))
+
+        rows = [code.load(place, align=4) for place in places(source, source_row)]
+        for apart, low in ((1, [0, 8, 2, 10, 4, 12, 6, 14]), (2, [0, 1, 8, 9, 4, 5, 12, 13]),
+                           (4, [0, 1, 2, 3, 8, 9, 10, 11])):  # fmt: skip
+            for r in range(8):
+                if not r & apart:
+                    pair = rows[r], rows[r + apart]
+                    rows[r] = shuffled(*pair, low)
+                    rows[r + apart] = shuffled(*pair, [p + apart for p in low])
+        factor = _all_of(code, factor, 8)
+        for place, row in zip(places(out, out_row), rows, strict=True):
+            code.store(code.fmul(row, factor), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.float32, types.intp, types.intp), emit
+
+
+@njit(**APART)
+def wide_product(a, turned, b, across, factor, out, more, panels):
+    """out (+)= factor * A @ B for any shape; A is a, if `turned` a.T, B is b, if `across` b.T.
+
+    a, b and out are C-contiguous float32; out (M, N) holds nothing yet where `more` is 0; panels
+    has panels_length(M) numbers. matmul's sums in matmul's order. Of A and B, whose rows may lie
+    whole pages apart, DEPTH terms are copied at a time, and of B WIDE columns: for L2 and L1.
+    """
+    rows, columns = out.shape
+    depth = len(a) if turned else a.shape[1]
+    panel = panels.ctypes.data
+    corner = panel + DEPTH * WIDE * 4
+    lines = corner + ROWS * WIDE * 4
+    aside = turned or rows < ROWS  # A's rows lie side by side in lines, ROWS of them at a time
+    row, step = (1, ROWS) if aside else (LINE, 1)
+    for k in range(0, depth, DEPTH):
+        here = min(DEPTH, depth - k)
+        if aside:
+            _pack_aside(a, turned, k, here, rows, lines)
+        else:
+            _pack_rows(a, k, here, lines)
+        for start in range(0, columns, WIDE):
+            j = max(0, min(start, columns - WIDE))  # the last panel laps over the one before
+            _pack_columns(b, across, k, here, j, min(WIDE, columns), factor, panel)
+            for first in range(0, rows, ROWS):
+                r = max(0, min(first, rows - ROWS))
+                left = lines + (first * DEPTH if aside else r * LINE) * 4
+                place = out.ctypes.data + (r * columns + j) * 4
+                if r == first and j == start and rows >= ROWS and columns >= WIDE:
+                    _wide(left, row, step, panel, WIDE, place, columns, here, more + k)
+                    continue
+                _wide(left, row, step, panel, WIDE, corner, WIDE, here, 0)
+                done = carray(_pointer(corner), (ROWS, WIDE))
+                for i in range(first, min(rows, first + ROWS)):
+                    for c in range(start, min(columns, start + WIDE)):
+                        before = out[i, c] if more + k else F(0)
+                        out[i, c] = before + done[i - r, c - j]
+
+
+def panels_length(rows: int) -> int:
+    """Numbers of scratch that wide_product needs for `rows` rows of out."""
+    return (DEPTH + ROWS) * WIDE + -(-rows // ROWS) * ROWS * LINE
+
+
+@njit(**APART)
+def _pack_rows(a, k, here, lines):
+    """a[:, k : k + here] with its rows LINE numbers apart."""
+    blocks = here // WIDE * WIDE
+    every = carray(_pointer(lines), (len(a), LINE))
+    for r in range(len(a)):
+        source, target = a.ctypes.data + (r * a.shape[1] + k) * 4, lines + r * LINE * 4
+        for d in range(0, blocks, WIDE):
+            _copy_columns(source + d * 4, target + d * 4, F(1))
+        for d in range(blocks, here):
+            every[r, d] = a[r, k + d]
+
+
+@njit(**APART)
+def _pack_aside(a, turned, k, here, rows, lines):
+    """A's rows, ROWS of them side by side at a time, with zeros where there are fewer."""
+    for first in range(0, rows, ROWS):
+        r, target = max(0, min(first, rows - ROWS)), lines + first * DEPTH * 4
+        if rows >= ROWS:
+            for d in range(here):
+                _copy_rows(a.ctypes.data + ((k + d) * rows + r) * 4, target + d * ROWS * 4)
+            continue
+        few = carray(_pointer(target), (here, ROWS))
+        for d in range(here):
+            for i in range(ROWS):
+                few[d, i] = F(0)
+                if i < rows:
+                    few[d, i] = a[k + d, i] if turned else a[i, k + d]
+
+
+@njit(**APART)
+def _pack_columns(b, across, k, here, j, wide, factor, panel):
+    """WIDE numbers a row at address panel: factor * B[k : k + here, j : j + wide], then zeros."""
+    source = b.ctypes.data + ((j * b.shape[1] + k) if across else (k * b.shape[1] + j)) * 4
+    blocks = 0 if wide < WIDE else here // 8 * 8 if across else here
+    if across:
+        for d in range(0, blocks, 8):
+            for c in range(0, WIDE, 8):
+                _transpose_8(source + (c * b.shape[1] + d) * 4, b.shape[1], factor,
+                             panel + (d * WIDE + c) * 4, WIDE)  # fmt: skip
+    else:
+        for d in range(blocks):
+            _copy_columns(source + d * b.shape[1] * 4, panel + d * WIDE * 4, factor)
+    rest = carray(_pointer(panel), (here, WIDE))
+    for d in range(blocks, here):
+        for c in range(WIDE):
+            rest[d, c] = F(0)
+            if c < wide:
+                rest[d, c] = factor * (b[j + c, k + d] if across else b[k + d, j + c])
+
+
+@intrinsic
+def _pointer(typing, address):
+    """An address as what carray takes."""
+
+    def emit(context, code, signature, arguments):
+        return code.inttoptr(arguments[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.intp), emit
 
 
 @intrinsic
@@ -195,14 +368,17 @@ def gather(table, rows, out):
 
 @njit(**APART)
 def transpose(x, out):
-    """out = x.T where both have a place, 8 x 8 at a time: 8 us for 32 x 512, row by row 17."""
+    """out = x.T where both have a place, in blocks of 8 x 8 held in registers.
+
+    Numbers of a row lie side by side. 32 x 512 takes 5 us; number by number it took 8.
+    """
     size, width = min(len(x), out.shape[1]), min(len(out), x.shape[1])
+    x_row, out_row = x.strides[0] // 4, out.strides[0] // 4
     for d in range(0, width, 8):
         for i in range(0, size, 8):
             if i + 8 <= size and d + 8 <= width:
-                for a in range(8):
-                    for b in range(8):
-                        out[d + b, i + a] = x[i + a, d + b]
+                _transpose_8(x.ctypes.data + i * x.strides[0] + d * 4, x_row, F(1),
+                             out.ctypes.data + d * out.strides[0] + i * 4, out_row)  # fmt: skip
             else:
                 for a in range(i, min(size, i + 8)):
                     for b in range(d, min(width, d + 8)):

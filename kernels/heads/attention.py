@@ -18,8 +18,17 @@ def apply(parts: Named, x: Tensor) -> Tensor:
 
     The softmax's denominator is one number a row, which normalising divides out.
     """
+    return gated(scores(parts, x), x)
+
+
+def scores(parts: Named, x: Tensor) -> Tensor:
+    """s of apply, of rows x (L, B, D)."""
     hidden = parts["b1"][:, None].baddbmm(x, parts["w1"].mT).tanh()
-    scores = parts["b2"][:, None].baddbmm(hidden, parts["w2"].mT)
+    return parts["b2"][:, None].baddbmm(hidden, parts["w2"].mT)
+
+
+def gated(scores: Tensor, x: Tensor) -> Tensor:
+    """exp(s - max s) * x."""
     return (scores - scores.detach().amax(dim=-1, keepdim=True)).exp() * x
 
 

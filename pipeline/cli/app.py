@@ -238,6 +238,7 @@ def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
     table = read_table(file)
     config = RunConfig(held_out=job.folds(table), **given)
     start = init_adapter and read_first_adapter(init_adapter, kind_of(table, config))
+    answers: dict = {}
     document = run(
         table,
         config,
@@ -248,9 +249,10 @@ def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
         first_adapter=start,
         file=file,
         force=job.force,
+        answers=answers,
     )
     show_table(json.dumps(document, allow_nan=False) if job.as_json else as_table(document))
-    show_report(Path(document["run"]), file, job.as_json)
+    show_report(Path(document["run"]), file, job.as_json, answers)
 
 
 @cli.command()

@@ -2,7 +2,9 @@
 
 import logging
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +12,9 @@ from pipeline.cli.options import Job
 from pipeline.encoder.towers import UNNAMED, words_of
 from pipeline.errors import ConfigError
 from pipeline.terminal import printable
+
+if TYPE_CHECKING:
+    from pipeline.runs.outcomes import Tested
 
 LOG = logging.getLogger(__name__)
 PROMPT = "a picture of a {}"
@@ -98,15 +103,18 @@ def show_comparison(folder: Path) -> None:
         show_table("\n" + FORMATS["text"](table))
 
 
-def show_report(folder: Path, cache: Path, as_json: bool) -> None:
+def show_report(
+    folder: Path, cache: Path, as_json: bool, answers: "Mapping[int, Tested] | None" = None
+) -> None:
     """Writes a run's or sweep's report.html and prints its path, the last line.
 
     as_json  stdout is for one JSON object: the path goes to stderr
+    answers  of a run that was just trained, by fold
     """
     from pipeline.reports.page import write_report
 
     try:
-        page = write_report(folder, cache=cache)
+        page = write_report(folder, cache=cache, answers=answers)
     except ConfigError as error:  # the results stand; only the page is missing
         LOG.warning("the report could not be written: %s", error)
         return

@@ -83,6 +83,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "last": "The last round, without looking at validation rows.",
     },
     "eval": {
+        "last": "Once, with the kept adapter, after the last round.",
         "best": "Only in rounds that are kept so far.",
         "every": "In every round, and train rows too.",
     },

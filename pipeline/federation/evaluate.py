@@ -17,7 +17,7 @@ BLOCK = 4096  # rows at a time where a temporary of rows x D is made
 class Cached(NamedTuple):
     """What training and scoring read, on one device."""
 
-    features: Tensor  # (N, D) float32, raw
+    features: Tensor  # (N, D) float32, raw; float16 where nothing but zero-shot reads them
     labels: Tensor  # (N,) int64
     text: Tensor  # (C, D) float32, raw
     unit_text: Tensor  # (C, D) float32, rows of length 1
@@ -104,11 +104,16 @@ def answers_of(
     )  # fmt: skip
 
 
-def zero_shot_top1(cached: Cached) -> Tensor:
-    """(N,) int64: what CLIP answers without an adapter, argmax_c <x, unit_text[c]>."""
-    return torch.cat(
-        [(part @ cached.unit_text.mT).argmax(dim=1) for part in cached.features.split(BLOCK)]
-    )
+def zero_shot_top1(cached: Cached, rows: Tensor | None = None) -> Tensor:
+    """(N,) int64: what CLIP answers without an adapter, argmax_c <x, unit_text[c]>.
+
+    rows  (n,) int64: those alone, and (n,) is returned; None: all
+    """
+    blocks = (
+        cached.features.split(BLOCK) if rows is None
+        else (cached.features[part] for part in rows.split(BLOCK))
+    )  # fmt: skip
+    return torch.cat([(part.float() @ cached.unit_text.mT).argmax(dim=1) for part in blocks])
 
 
 def zero_shot_accuracy(fold: Fold, right: np.ndarray) -> dict[str, float]:

@@ -1,9 +1,11 @@
 """Rounds one after another, and which of them each fold keeps. Pure: progress in, progress out."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -25,7 +27,7 @@ class Chosen:
 
     round: int
     val_accuracy: float | None  # None without validation rows, which choose "last" does without
-    test_accuracy: dict[str, float]
+    test_accuracy: dict[str, float]  # with `eval` last empty until the last round is done
     val_loss: float | None = None  # where rounds are chosen by it
 
 
@@ -40,11 +42,16 @@ class Progress:
     diverged: dict[int, str] = field(default_factory=dict)  # fold -> why it cannot go on
 
 
-def to_device(table: FeatureTable, device: torch.device) -> Cached:
-    """The table's numbers as tensors: features float32 with their checksums looked at."""
+def to_device(table: FeatureTable, device: torch.device, *, as_stored: bool = False) -> Cached:
+    """The table's numbers as tensors: features float32 with their checksums looked at.
+
+    as_stored  features as the table has them, float16 or float32: zero-shot reads no more of them
+               than a block at a time
+    """
     text = torch.from_numpy(table.text_features).to(device)
+    numbers = load_features(table, table.features.dtype if as_stored else np.float32)
     return Cached(
-        features=torch.from_numpy(load_features(table)).to(device),
+        features=torch.from_numpy(numbers).to(device),
         labels=torch.from_numpy(table.labels).to(device),
         text=text,
         unit_text=normalize(text, dim=1),
@@ -79,7 +86,8 @@ def train(
 
 
 def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
-    """One round, scored: validation always, test in rounds that are kept for now (`is_better`).
+    """One round, scored: validation always, test as each config's `eval` says: in every round, in
+    rounds that are kept for now (`is_better`), or not yet.
 
     A fold whose clients all diverged stands in `diverged` of what is returned, with its adapter as
     it was; its figures are those of that adapter.
@@ -103,7 +111,10 @@ def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
         for fold, now, chosen in zip(plan.folds, reached, progress.chosen, strict=True)
     ]
     every = [fold.config.eval == "every" for fold in plan.folds]
-    tested = [f for f in range(len(plan.folds)) if better[f] or every[f]]
+    tested = [
+        f for f, fold in enumerate(plan.folds)
+        if every[f] or (better[f] and fold.config.eval == "best")
+    ]  # fmt: skip
     test = score(plan, models, cached, "test", backend, folds=tested)
     train_folds = [f for f in tested if every[f]]
     train = score(plan, models, cached, "train", backend, folds=train_folds)
@@ -131,6 +142,13 @@ def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
     diverged = {f: why.diverged for f, why in enumerate(told) if why.diverged}
     best = _replaced(progress.best, models, taken)
     return Progress(round + 1, state, best, chosen, progress.diverged | diverged), report
+
+
+def with_tested(progress: Progress, results: Sequence[dict[str, Any]]) -> Progress:
+    """Progress whose chosen rounds have the test accuracies of results, a fold each."""
+    pairs = zip(progress.chosen, results, strict=True)
+    chosen = [kept and replace(kept, test_accuracy=found["per_domain"]) for kept, found in pairs]
+    return replace(progress, chosen=tuple(chosen))
 
 
 def is_better(choose: str, now: Chosen, kept: Chosen | None) -> bool:

@@ -96,7 +96,8 @@ def scored(
         chosen = Chosen(round, mean(list(val.values())), test)
         reached, adapter = reached._replace(val=val, right=right), state["server"]
     line = FoldRound(
-        held_out_name(fed.config.held_out[0]), told.losses, val, better, test or None,
+        held_out_name(fed.config.held_out[0]), told.losses, val, better,
+        (test or None) if fed.config.eval != "last" else None,
         (by_domain(fed, right, "train") or None) if every else None, told.rejected,
     )  # fmt: skip
     return reached._replace(progress=Progress(round + 1, state, adapter, (chosen,))), line

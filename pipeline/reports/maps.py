@@ -1,5 +1,6 @@
 """What the answers of a run look like: a confusion matrix, and features before and after."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from pipeline.reports.predictions import (
     predictions,
     read_kept,
 )
+from pipeline.runs.outcomes import Tested
 
 FOLDS = 8  # trainings of a run whose answers are drawn
 
@@ -117,10 +119,13 @@ class Answers:
     encodes_a_round: int
 
 
-def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
+def answers_of(
+    run: RunData, cache: Path | None = None, known: Mapping[int, Tested] | None = None
+) -> Answers | str:
     """The run's adapters asked again, or the sentence that says why they could not be.
 
     cache  where the features lie now; None looks where the run read them
+    known  what it answered on its test rows, by fold, where that is at hand
     """
     adapter_file = run.folder / "adapter.safetensors"
     if not adapter_file.exists():
@@ -138,7 +143,10 @@ def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
         if any(run.settings.get(k) != v for k, v in kept.settings.items()):
             return f"{adapter_file} belongs to a run with other settings."
         cached = to_device(table, torch.device("cpu"))
-        found = [_fold(run, table, cached, kept, f) for f in range(min(len(run.folds), FOLDS))]
+        found = [
+            _fold(run, table, cached, kept, f, (known or {}).get(f))
+            for f in range(min(len(run.folds), FOLDS))
+        ]
         return Answers(
             table.class_names,
             table.domain_names,
@@ -150,9 +158,9 @@ def answers_of(run: RunData, cache: Path | None = None) -> Answers | str:
 
 
 def _fold(
-    run: RunData, table: FeatureTable, cached: Cached, kept: Kept, fold: int
+    run: RunData, table: FeatureTable, cached: Cached, kept: Kept, fold: int, known: Tested | None
 ) -> FoldAnswers | None:
-    found = predictions(table, cached, kept, fold)
+    found = predictions(table, cached, kept, fold, known)
     if not len(found.rows):
         return None
     domains = table.domains[found.rows[found.mapped]]

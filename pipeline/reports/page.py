@@ -1,7 +1,7 @@
 """report.html: results of runs, sweeps and benchmarks, in one self-contained file."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pipeline.reports.run import run_part, title_of
 from pipeline.reports.runs import runs_part
 from pipeline.reports.sweep import sweep_part
 from pipeline.reports.trials import BenchData, SweepData, read_bench, read_sweep
+from pipeline.runs.outcomes import Tested
 
 NAME = "report.html"
 Data = RunData | SweepData | BenchData
@@ -26,15 +27,19 @@ def write_report(
     *,
     cache: str | PathLike[str] | None = None,
     images_per_second: float | None = None,
+    answers: Mapping[int, Tested] | None = None,
 ) -> Path:
     """Writes <folder>/report.html of one run or sweep, finished or not, and returns its path.
 
     cache              the run's features, if not where its summary.json says
     images_per_second  encoding rate; None: as extract measured it, if it did
+    answers            of the run on its test rows, by fold; None: its adapters are asked
 
     Raises ConfigError, in one line, for a folder that is neither or cannot be written.
     """
-    html = report_html([read(folder)], cache=cache, images_per_second=images_per_second)
+    html = report_html(
+        [read(folder)], cache=cache, images_per_second=images_per_second, answers=answers
+    )
     return replace_file(Path(folder, NAME), html)
 
 
@@ -71,6 +76,7 @@ def report_html(
     *,
     cache: str | PathLike[str] | None = None,
     images_per_second: float | None = None,
+    answers: Mapping[int, Tested] | None = None,
 ) -> bytes:
     """The page of all that was read, in its order, as UTF-8; several runs are compared first."""
     cache = None if cache is None else Path(cache)
@@ -80,7 +86,7 @@ def report_html(
     for (anchor, _), one in zip(links, data, strict=True):
         if isinstance(one, RunData):
             rate = images_per_second or _measured(one, cache)
-            parts.append(run_part(one, anchor, answers_of(one, cache), rate))
+            parts.append(run_part(one, anchor, answers_of(one, cache, answers), rate))
         elif isinstance(one, SweepData):
             parts.append(sweep_part(one, anchor))
         else:

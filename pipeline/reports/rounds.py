@@ -22,7 +22,7 @@ def round_figures(run: RunData) -> list[Figure]:
     curves = [c for f in folds for kind in (f.validation, f.test, f.loss) for c in kind.values()]
     last = max([run.rounds_done - 1, 0, *(curve.rounds[-1] for curve in curves)])
     limits = {which: _limits(folds, which) for which in ("validation", "test", "loss")}
-    kept = run.settings.get("eval") != "every"
+    kept = run.settings.get("eval") != "every"  # where test accuracies are known at all
     found = []
     for fold in folds:
         found.append(_validation(fold, styles, limits["validation"], last))

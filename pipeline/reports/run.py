@@ -50,7 +50,7 @@ def run_part(
         maps=closed_form_figures(run),
         tuned_on=TUNED_ON,
         bytes_a_client=bytes_a_client,
-        every=run.settings.get("eval") == "every",
+        kept_so_far=run.settings.get("eval") == "best",
         clients=[client_bars(fold, fold.result) for fold in tested[:FOLDS] if fold.result],
         spreads=[
             figure

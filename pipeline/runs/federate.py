@@ -22,7 +22,14 @@ from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.privacy import epsilon, not_covered
 from pipeline.federation.plan import Orders, Plan, build_plan, rounds_of, seeded_order
 from pipeline.federation.record import RoundReport, held_out_name
-from pipeline.federation.training import Progress, begin, pick_plan_backend, to_device, train
+from pipeline.federation.training import (
+    Progress,
+    begin,
+    pick_plan_backend,
+    to_device,
+    train,
+    with_tested,
+)
 from pipeline.json_files import read_object
 from pipeline.machine import threads
 from pipeline.progress import progress_bar
@@ -30,7 +37,7 @@ from pipeline.runs.advice import said_of_worse
 from pipeline.runs.checkpoint import from_tensors, to_tensors
 from pipeline.runs.folder import RunFolder, open_run
 from pipeline.runs.notes import row_notes
-from pipeline.runs.outcomes import outcomes
+from pipeline.runs.outcomes import Tested, outcomes
 from pipeline.runs.results import mean_results, round_line
 from pipeline.settings import RunConfig, as_json, run_id
 from pipeline.settings_used import length_warning, possible, unused
@@ -54,6 +61,7 @@ def federate(
     orders: Orders = seeded_order,
     file: str | PathLike[str] | None = None,
     force: bool = False,
+    answers: dict[int, Tested] | None = None,
 ) -> dict[str, Any]:
     """Trains a config on a table and returns the object that `federate --json` prints.
 
@@ -64,6 +72,7 @@ def federate(
     first_adapter  (P,) where training starts (kernels/heads/plain.py); None: the config's own start
     orders         the order of rows; another than the seeded one is for replaying recorded runs
     file           where the table lies, for the report to find it again
+    answers        what a run that is trained now answers on its test rows is put there, by fold
 
     Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
     """
@@ -82,7 +91,7 @@ def federate(
                 folder.folder,
             )
             return folder.summary
-        cached = to_device(table, on)
+        cached = to_device(table, on, as_stored=not plan.models)
         loaded = time.perf_counter()
         plan = with_closed_form(plan, cached)
         graph = capture_rounds(plan, cached, backend)
@@ -118,7 +127,8 @@ def federate(
                         stop[0],
                     )
         trained = time.perf_counter()
-        results = outcomes(engine, progress)
+        results = outcomes(engine, progress, answers)
+        progress = with_tested(progress, results)
         for changed in [result["val_changed"] for result in results if result["val_changed"]]:
             changed["start"] = changed["start"] if first_adapter is None else None
         for result in results:

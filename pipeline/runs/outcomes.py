@@ -1,7 +1,7 @@
 """What a fold reached in its chosen round, beside zero-shot CLIP on the very same rows."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kernels.answers import confidences
-from kernels.heads.plain import named, size
+from kernels.heads.plain import size
 from pipeline.federation.clients import NO_ROWS
 from pipeline.federation.evaluate import (
     BLOCK,
@@ -17,6 +17,7 @@ from pipeline.federation.evaluate import (
     mean,
     parts_of,
     rows_of,
+    score,
     summarise,
     zero_shot_accuracy,
     zero_shot_top1,
@@ -34,19 +35,31 @@ from pipeline.runs.personal import personalised
 
 
 class Tested(NamedTuple):
-    """Every test row of a fold with what was answered; a held-out row once for each model."""
+    """Every test row of a fold with what was answered; a held-out row once for each model.
+
+    moved  mean total variation between the gate and the uniform one; None without a gate or rows
+    """
 
     rows: np.ndarray  # (n,) int64
     clients: np.ndarray  # (n,) int64, position in the fold's clients; -1 for held-out rows
     answers: np.ndarray  # (n,) int64
     sure: np.ndarray  # (n,) float32, the softmax's largest value
+    moved: float | None = None
 
 
-def outcomes(engine: Engine, progress: Progress, folds: Sequence[int] | None = None) -> list[dict]:
-    """For each fold the object that `federate --json` lists under "results"."""
+def outcomes(
+    engine: Engine, progress: Progress, seen: dict[int, Tested] | None = None
+) -> list[dict[str, Any]]:
+    """For each fold the object that `federate --json` lists under "results".
+
+    seen  what the adapters answered on test rows is put there, by the fold's position
+    """
     zero_shot = zero_shot_top1(engine.cached)
-    wanted = range(len(engine.plan.folds)) if folds is None else folds
-    return [_outcome(engine, progress, f, zero_shot) for f in wanted]
+    folds = range(len(engine.plan.folds))
+    asked = {f: tested(engine, progress.best, f) for f in folds if progress.chosen[f]}
+    if seen is not None:
+        seen |= asked
+    return [_outcome(engine, progress, f, zero_shot, asked.get(f)) for f in folds]
 
 
 def tested(engine: Engine, adapters: Tensor, f: int) -> Tested:
@@ -56,15 +69,17 @@ def tested(engine: Engine, adapters: Tensor, f: int) -> Tested:
     parts = [parts_of(plan, plan.models[m], "test") for m in fold.models]
     rows = [rows_of(own, "test", device) for own in parts]
     answers = answers_of(plan, adapters, cached, fold.models, rows, engine.backend)
-    sure = [
+    sure, moved = zip(*(
         confidences(kind, adapters[m], cached.features, cached.text, own, cached.logit_scale)
         for m, own in zip(fold.models, rows, strict=True)
-    ]
+    ), strict=True)  # fmt: skip
     place = {client.name: k for k, client in enumerate(fold.clients)}
     clients = [np.repeat(place.get(s.name, -1), len(s.test)) for own in parts for s in own]
     joined = [torch.cat(each).cpu().numpy() for each in (rows, answers, sure)]
     # NO_ROWS: without test rows no client and no held-out domain has a part.
-    return Tested(joined[0], np.concatenate([NO_ROWS, *clients]), *joined[1:])
+    count = len(joined[0])
+    gate = sum(itertools.chain(*moved)) / count if count and kind.released else None
+    return Tested(joined[0], np.concatenate([NO_ROWS, *clients]), *joined[1:], gate)
 
 
 def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
@@ -72,7 +87,7 @@ def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
     cached, device = engine.cached, engine.cached.labels.device
     rows = rows_of([*fold.clients, *fold.unseen], "test", device)
     sure = [
-        (normalize(cached.features[part], dim=1) @ cached.unit_text.mT * cached.logit_scale)
+        (normalize(cached.features[part].float(), dim=1) @ cached.unit_text.mT * cached.logit_scale)
         .softmax(dim=1)
         .amax(dim=1)
         for part in rows.split(BLOCK)
@@ -83,17 +98,18 @@ def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
     return Tested(joined[0], np.concatenate(clients), *joined[1:])
 
 
-def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> dict:
+def _outcome(
+    engine: Engine, progress: Progress, f: int, zero_shot: Tensor, seen: Tested | None
+) -> dict[str, Any]:
     fold, cached, chosen = engine.plan.folds[f], engine.cached, progress.chosen[f]
     labels = cached.labels.cpu().numpy()
     right = zero_shot.cpu().numpy() == labels
     start = zero_shot_accuracy(fold, right)
-    per_domain = chosen.test_accuracy if chosen else start
+    per_domain = _by_domain(engine, f, seen) if seen else start
     plain = tested_without(engine, fold, zero_shot)
     start_val = _zero_shot_val(fold, right)
     worse = bool(chosen) and None not in (start_val, chosen.val_accuracy)
     worse = worse and chosen.val_accuracy < start_val
-    seen = tested(engine, progress.best, f) if chosen else plain
     return {
         "held_out": held_out_name(fold.held_out),
         "best_round": chosen.round if chosen else None,
@@ -112,9 +128,9 @@ def _outcome(engine: Engine, progress: Progress, f: int, zero_shot: Tensor) -> d
         },
         **summarise(per_domain, fold.held_out),
         "per_domain": per_domain,
-        **_quality(fold, seen, labels),
-        "client_rows": _client_rows(fold, seen),
-        "gate": _gate(engine, progress.best, f, seen, zero_shot) if chosen else None,
+        **_quality(fold, seen or plain, labels),
+        "client_rows": _client_rows(fold, seen or plain),
+        "gate": _gate(seen, zero_shot) if seen else None,
         "personalised": personalised(engine, progress.best, f) if chosen else None,
         "bytes_a_round": _bytes(engine, fold),
         **({"closed_form": solved(fold)} if fold.closed_form else {}),
@@ -188,28 +204,20 @@ def _zero_shot_val(fold: Fold, right: np.ndarray) -> float | None:
     return mean([float(right[own].mean()) for own in rows if len(own)])
 
 
-def _gate(engine: Engine, adapters: Tensor, f: int, seen: Tested, zero_shot: Tensor) -> dict:
+def _by_domain(engine: Engine, f: int, seen: Tested) -> dict[str, float]:
+    answers = [torch.from_numpy(seen.answers).to(engine.cached.labels.device)]
+    adapters = engine.cached.features[:0]  # which were asked already
+    return score(
+        engine.plan, adapters, engine.cached, "test", engine.backend, folds=[f], answers=answers
+    )[f]
+
+
+def _gate(seen: Tested, zero_shot: Tensor) -> dict[str, Any]:
     """How much the adapter does to CLIP over the fold's test rows.
 
     distance  mean total variation between the gate and the uniform one, 0 (zero-shot) to 1; None
               for adapters without a gate on the images, and without test rows
     changed, tested  rows whose answer differs from zero-shot's, of how many
     """
-    plan, cached = engine.plan, engine.cached
-    moved = None
-    if plan.work.kind.released and len(seen.rows):
-        sums = [
-            _distance_sum(named(plan.work.kind, adapters[m]), cached.features[part])
-            for m in plan.folds[f].models
-            for own in [rows_of(parts_of(plan, plan.models[m], "test"), "test", zero_shot.device)]
-            for part in own.split(BLOCK)
-        ]
-        moved = sum(sums) / len(seen.rows)
     changed = int((seen.answers != zero_shot.cpu().numpy()[seen.rows]).sum())
-    return {"distance": moved, "changed": changed, "tested": len(seen.rows)}
-
-
-def _distance_sum(parts: dict[str, Tensor], x: Tensor) -> float:
-    hidden = torch.addmm(parts["b1"], x, parts["w1"].mT).tanh_()
-    gate = torch.addmm(parts["b2"], hidden, parts["w2"].mT).softmax(dim=1)
-    return float((gate - 1 / gate.shape[1]).abs().sum() / 2)
+    return {"distance": seen.moved, "changed": changed, "tested": len(seen.rows)}

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from cache import store
 from cache.container import disk, userblock
@@ -189,3 +190,21 @@ def test_a_read_only_folder_is_one_line():
     finally:
         os.seteuid(user)
         shutil.rmtree(folder)
+
+
+@given(
+    bits=arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=6)),
+    step=st.sampled_from([1, -1, 2]),
+)
+@example(
+    bits=np.array([[0x0001, 0x8000], [0x8000, 0], [0x7BFF, 0xFBFF], [0x7C00, 1]], np.uint16), step=1
+)
+@example(bits=np.array([[0xFE01, 1], [0xFC00, 1], [0x8001, 0], [0x7BFF] * 2], np.uint16), step=-1)
+def test_float16_rows_are_judged_by_their_bits_as_float32_by_their_squares(bits, step):
+    rows = bits[::step, ::step].view(np.float16)
+    with np.errstate(invalid="ignore"):
+        wide = rows.astype(np.float32)
+    bad, what = unusable_rows(rows)
+    assert (bad.tolist(), what) == (unusable_rows(wide)[0].tolist(), unusable_rows(wide)[1])
+    sound = np.isfinite(wide).all(axis=1) & wide.any(axis=1)
+    assert bad.tolist() == np.flatnonzero(~sound).tolist()

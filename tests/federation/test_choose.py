@@ -81,7 +81,7 @@ def test_the_validation_loss_is_the_twins_client_by_client(name):
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 @pytest.mark.parametrize("rule", RULES)
 def test_the_kept_round_is_the_earliest_best_of_its_rule(tmp_path, rule, backend):
-    settings = config(choose=rule, rounds=8, lr=2e-2)  # up and down
+    settings = config(choose=rule, rounds=8, lr=2e-2, eval="best")  # up and down
     document = run(small(), tmp_path / "run", settings, backend=backend)
     told = lines(tmp_path / "run")
     rounds = []

@@ -1,5 +1,8 @@
 """train(): rounds as (progress, record), from anywhere to anywhere."""
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline.federation.local import Engine
 from pipeline.federation.plan import build_plan
 from pipeline.federation.training import advance, begin, to_device, train
+from pipeline.runs.outcomes import outcomes
 from tests.runs.small_runs import config, small
 
 CPU = torch.device("cpu")
@@ -46,3 +50,15 @@ def test_the_round_in_which_a_fold_diverges_is_the_last():
 def test_what_trains_nothing_has_no_rounds():
     still = engine(method="zero-shot")
     assert not list(train(still, begin(still.plan, still.cached), 4))
+
+
+def test_zero_shot_of_features_as_stored_is_that_of_float32():
+    table = small(rows=(20, 14, 16))
+    table = replace(table, features=table.features.astype(np.float16))
+    plan = build_plan(table, config(method="zero-shot"))
+    found = []
+    for as_stored in (False, True):
+        cached = to_device(table, CPU, as_stored=as_stored)
+        assert cached.features.dtype == (torch.float16 if as_stored else torch.float32)
+        found.append(outcomes(Engine(plan, cached, "torch"), begin(plan, cached)))
+    assert found[0] == found[1] and len(found[0]) == 3

@@ -5,7 +5,18 @@ import pytest
 from numba import njit
 
 from kernels.cpu import math as numba_math
-from kernels.cpu.tile import DEPTH, LANES, ROWS, gather, matmul, matmul_t, padded, transpose
+from kernels.cpu.tile import (
+    DEPTH,
+    LANES,
+    ROWS,
+    gather,
+    matmul,
+    matmul_t,
+    padded,
+    panels_length,
+    transpose,
+    wide_product,
+)
 
 SIZES = [
     (1, 1, LANES),
@@ -37,6 +48,38 @@ def test_products_at_any_size_whatever_stood_in_out(size):
         again = np.zeros_like(out)
         product(a, b, again)
         assert out.tobytes() == again.tobytes()
+
+
+WIDE_SIZES = [
+    (1, 1, 1),
+    (ROWS - 1, 3, 2 * LANES - 1),
+    (ROWS, 8, 2 * LANES),
+    (2 * ROWS + 1, DEPTH + 3, 4 * LANES + 1),
+    (40, 2 * DEPTH + 9, 3),
+]
+
+
+@pytest.mark.parametrize("size", WIDE_SIZES, ids=str)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("across", [False, True])
+def test_wide_products_of_any_shape_are_the_bytes_of_matmul(size, turned, across):
+    rows, depth, columns = size
+    a, b = draw(rows, depth), draw(depth, columns, seed=1)
+    given = np.ascontiguousarray(a.T) if turned else a
+    other = np.ascontiguousarray(b.T) if across else b
+    behind = np.zeros((depth, padded(columns)), np.float32)
+    behind[:, :columns] = b
+    truth = np.empty((rows, padded(columns)), np.float32)
+    matmul(a, behind, truth)
+    panels, out = np.full(panels_length(rows), np.nan, np.float32), np.full_like(a @ b, np.nan)
+    wide_product(given, turned, other, across, np.float32(1), out, 0, panels)
+    np.testing.assert_array_equal(out, truth[:, :columns])
+    before = draw(rows, columns, seed=2)
+    more = before.copy()
+    wide_product(given, turned, other, across, np.float32(-3), more, 1, panels)
+    # Twice the rounding of matmul's own sums, and of joining them to what was there.
+    bound = 2 * (depth + 2) * np.finfo(np.float32).eps * (3 * abs(a) @ abs(b) + abs(before))
+    assert (abs(more - (before - 3 * (a.astype(float) @ b))) <= bound).all()
 
 
 def test_products_err_no_more_than_numpy_s():

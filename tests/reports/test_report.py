@@ -53,7 +53,8 @@ def test_clients_and_the_quality_of_answers_are_shown(tmp_path):
             assert name in page.text
 
 
-def test_an_unfinished_run_tells_the_same_of_its_kept_rounds(run, tmp_path):
+def test_an_unfinished_run_tells_the_same_of_its_kept_rounds(tmp_path):
+    run = real_run(tmp_path, eval="best")
     part = copy(run, tmp_path / "part", "config.json", "rounds.jsonl", "adapter.safetensors")
     whole, found = read_run(run), read_run(part)
     assert not found.finished and "not finished: 4 of 4" in found.notes[0]

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from pipeline.cli.app import cli
 from pipeline.federation.evaluate import mean
+from pipeline.reports import predictions
 from pipeline.reports.charts.svg import printable
 from pipeline.reports.page import read, report_html, write_report
 from pipeline.reports.render import render
+from pipeline.runs.federate import federate
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
 from tests.reports.report_folders import HOSTILE, made_run, made_sweep, real_run
@@ -80,7 +82,7 @@ def test_zero_shot_and_the_adapter_share_a_cell(run):
     assert "mean over rows" in page.text and "mean over domains" in page.text
 
 
-@pytest.mark.parametrize("every", ["best", "every"])
+@pytest.mark.parametrize("every", ["last", "best", "every"])
 def test_test_curves_reach_the_last_round(tmp_path, every):
     folder = real_run(tmp_path, rounds=6, lr=1e-2, eval=every)
     page = harmless(write_report(folder).read_bytes())
@@ -91,6 +93,28 @@ def test_test_curves_reach_the_last_round(tmp_path, every):
     }
     assert len(ends) == 1  # validation, test and loss end at one place: the last round
     assert ("scored only when" in page.text) == (every == "best")
+    assert ("test accuracy of the round kept so far" in page.text) == (every == "best")
+
+
+@pytest.mark.parametrize("method", ["fedavg", "local"])
+def test_the_page_after_training_asks_no_adapter_again_and_is_the_same(
+    tmp_path, monkeypatch, method
+):
+    from cache.store import write_table
+
+    cache, out = tmp_path / "cache.h5", tmp_path / "run"
+    write_table(cache, small())
+    answers = {}
+    federate(small(), config(rounds=2, method=method), runs=tmp_path, out=out, device="cpu",
+             answers=answers)  # fmt: skip
+    asked = report_html([read(out)], cache=cache)
+    monkeypatch.setattr(predictions, "top1", lambda *_, **__: pytest.fail("asked again"))
+    when = rb"Written [0-9: -]+"
+    known = report_html([read(out)], cache=cache, answers=answers)
+    assert re.sub(when, b"", known) == re.sub(when, b"", asked)
+    wrong = {f: one._replace(answers=one.answers * 0) for f, one in answers.items()}
+    shown = report_html([read(out)], cache=cache, answers=wrong)
+    assert re.sub(when, b"", shown) != re.sub(when, b"", asked)
 
 
 def test_one_training_leaves_no_card_alone_in_its_row(tmp_path):

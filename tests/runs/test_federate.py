@@ -102,10 +102,19 @@ def test_methods_report_the_same_shape_and_hold_the_domain_out(table, tmp_path, 
                 assert held_out in fold["test_accuracy"]
 
 
-def test_best_and_every_report_the_same_and_best_is_the_earliest_maximum(table, tmp_path):
-    best = run(table, tmp_path / "best", config(rounds=8))
-    every = run(table, tmp_path / "every", config(rounds=8, eval="every"))
-    assert best["results"] == every["results"]
+@pytest.mark.parametrize("method", ["fedavg", "ditto"])
+def test_last_best_and_every_report_the_same_of_the_earliest_maximum(table, tmp_path, method):
+    ways = ("last", "best", "every")
+    last, best, every = (
+        run(table, tmp_path / way, config(rounds=8, eval=way, method=method)) for way in ways
+    )
+    assert last["results"] == best["results"] == every["results"]
+    facts = [read_adapters(tmp_path / way / "adapter.safetensors")[1]["chosen"] for way in ways]
+    assert facts[0] == facts[1] == facts[2]
+    for fold, result in zip(facts[0], last["results"], strict=True):
+        assert fold["test_accuracy"] == result["per_domain"]
+    told = (tmp_path / "last/rounds.jsonl").read_text().splitlines()
+    assert all(fold["test_accuracy"] is None for x in told for fold in json.loads(x)["folds"])
     lines = [json.loads(x) for x in (tmp_path / "every/rounds.jsonl").read_text().splitlines()]
     for f, result in enumerate(every["results"]):
         means = [np.mean(list(line["folds"][f]["val_accuracy"].values())) for line in lines]
