@@ -11,6 +11,7 @@ from pipeline.reports.render import Tile, duration, render
 from pipeline.reports.reproduced import read_reproduced
 from pipeline.reports.spread import Spread, spread
 from pipeline.reports.threads import parallel_figures
+from pipeline.reports.titles import title_of
 from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking, setting_heads
 from pipeline.settings import from_json
 from pipeline.sweeps.best import (
@@ -46,7 +47,7 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
         "sweep.html",
         anchor=anchor,
         sweep=sweep,
-        title=f"Sweep {sweep.name}",
+        title=title_of(sweep),
         about=_about(sweep),
         oracle=sweep.select == "oracle",
         notes=[*sweep.notes, *_doubts(sweep, ranked)],
