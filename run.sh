@@ -20,6 +20,7 @@ Usage: ./run.sh COMMAND [OPTIONS]
   predict    classify your own images with a trained adapter
   reproduce  images -> the paper's table, in one command
   report     show runs, sweeps and benchmarks as one HTML page
+  runs       list runs and sweeps; a page that lays their curves over each other
   table      compare runs and sweeps: test accuracies over seeds as text, LaTeX, CSV or Markdown
   bench      time the kernels, whole runs and extraction
   gpu-check  first minutes on a machine with a GPU: tests, times and checks, stage by stage

@@ -8,7 +8,7 @@ files as `sha256sum -c done` reads them.
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,20 @@ def digest(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = N
     return found.hexdigest()[:16]
 
 
-def digests_of(folder: Path) -> str:
+def digests_of(folder: Path, leave_out: Collection[str] = ()) -> str:
     """What `done` holds: a line "<SHA-256>  <name>" for each of a finished run's files."""
     lines = []
     for name in FINISHED:
-        if (folder / name).exists():
+        if name not in leave_out and (folder / name).exists():
             with open_plain(folder / name, LARGEST[name]) as file:
                 lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
     return "".join(lines)
 
 
-def check_done(folder: Path) -> None:
+def check_done(folder: Path, leave_out: Collection[str] = ()) -> None:
     """Raises ConfigError when a file of a finished run is there and not as `done` says.
+
+    leave_out  names of files that are not read: hundreds of runs have gigabytes of adapters
 
     Older versions wrote an empty `done`, which says nothing; an empty one of this version is what
     a power cut leaves. Raises DamagedDone for that, and for one that is no list of these files.
@@ -77,7 +79,7 @@ def check_done(folder: Path) -> None:
     content = read_plain(done, OBJECT)
     if not content and _is_of_older_version(folder):
         return
-    now = dict(line.split("  ")[::-1] for line in digests_of(folder).splitlines())
+    now = dict(line.split("  ")[::-1] for line in digests_of(folder, leave_out).splitlines())
     seen: dict[str, str] = {}
     for line in content.decode("utf-8", "replace").splitlines():
         written, _, name = line.partition("  ")

@@ -16,8 +16,10 @@ NO_LOCKS = {  # what flock answers where the file system, or its server, has no 
 }
 
 
-def take(name: Path) -> BaseFileLock:
-    """The lock of the file `name`, taken at once, held until release or this process's end.
+def take(name: Path, patience: float = 0) -> BaseFileLock:
+    """The lock of the file `name`, held until release or this process's end.
+
+    patience  seconds to wait for another process that holds it; 0: it is taken at once
 
     Where the disk has no locks (many NFS, FUSE and Lustre mounts), the file's existence is the lock
     instead, and a warning is logged: it holds the process and its machine, and filelock removes it
@@ -25,7 +27,7 @@ def take(name: Path) -> BaseFileLock:
 
     Raises filelock.Timeout when another process holds it, OSError when the disk refuses.
     """
-    held = FileLock(name, timeout=0, fallback_to_soft=False)
+    held = FileLock(name, timeout=patience, fallback_to_soft=False)
     try:
         held.acquire()
         return held
@@ -39,7 +41,7 @@ def take(name: Path) -> BaseFileLock:
     with contextlib.suppress(OSError):
         if name.stat().st_size == 0:
             name.unlink()
-    soft = SoftFileLock(name, timeout=0)
+    soft = SoftFileLock(name, timeout=patience)
     soft.acquire()
     logging.getLogger(__name__).warning(
         "%s: this disk has no file locks (%s); while this process runs, the file %s stands for one",

@@ -14,6 +14,7 @@ from pipeline.cli.console import (
     PROMPT,
     default_model,
     find_cache,
+    grow_results,
     run_extract,
     show,
     show_report,
@@ -39,6 +40,7 @@ from pipeline.cli.options import (
 from pipeline.cli.predict import predict
 from pipeline.cli.report import report
 from pipeline.cli.reproduce import reproduce
+from pipeline.cli.runs import runs
 from pipeline.cli.sweep import sweep
 from pipeline.cli.table import table
 from pipeline.datasets.counts import DOWNLOADS
@@ -250,8 +252,11 @@ def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
         file=file,
         force=job.force,
         answers=answers,
+        name=job.name,
+        tags=job.tags,
     )
     show_table(json.dumps(document, allow_nan=False) if job.as_json else as_table(document))
+    grow_results(job.csv, [Path(document["run"])], job.as_json)
     show_report(Path(document["run"]), file, job.as_json, answers)
 
 
@@ -266,5 +271,5 @@ def download(dataset: str, root: Path, url: str | None) -> None:
     show(download_dataset(dataset, root, url=url))
 
 
-for command in (sweep, cache, flower, predict, report, reproduce, table):
+for command in (sweep, cache, flower, predict, report, reproduce, runs, table):
     cli.add_command(command)

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,22 @@ def show_comparison(folder: Path) -> None:
     rows = [row for row in table.rows if row.settings]
     if len(rows) > 1 and len(table.by) == 1 and any(len(row.seeds) > 1 for row in rows):
         show_table("\n" + FORMATS["text"](table))
+
+
+def grow_results(file: Path | None, folders: Iterable[Path], as_json: bool = False) -> None:
+    """Adds what these runs and sweeps reached to the file of --csv, if one is named, and prints
+    its path; to stderr where stdout is for one JSON object."""
+    if file is None:
+        return
+    from pipeline.reports.page import read
+    from pipeline.reports.results_file import grow
+    from pipeline.reports.trials import BenchData
+
+    grown = grow(file, [one for one in map(read, folders) if not isinstance(one, BenchData)])
+    if as_json:
+        LOG.info("%s", grown)
+    else:
+        show(grown)
 
 
 def show_report(

@@ -150,6 +150,11 @@ limit_options = together(
         "times bytes, as their codec holds them.",
     ),
 )  # fmt: skip
+csv_option = option(
+    "--csv", metavar="FILE", type=PATH,
+    help="Also add the results to this CSV file, a line for each held-out domain's training with "
+    "all settings; what is in it already is replaced.",
+)  # fmt: skip
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 layout_options = together(
     option(
@@ -194,6 +199,9 @@ class Job:
     out: Path | None
     force: bool
     as_json: bool
+    name: str | None
+    tags: tuple[str, ...]
+    csv: Path | None
 
     def folds(self, table: "FeatureTable") -> tuple[tuple[str, ...], ...]:
         """The folds to train on that table; see choose_held_out."""
@@ -234,6 +242,15 @@ def job_options(*first: Function, out: str) -> Function:
             backend_option,
             option("--out", type=PATH, note=out, help="Folder to write to."),
             option("--force", is_flag=True, help="Replace results that are already there."),
+            option("--name", help="Name to list and show the results by."),
+            option(
+                "--tag",
+                "tags",
+                multiple=True,
+                metavar="TAG",
+                help="Tag to filter `./run.sh runs` by; can be repeated.",
+            ),
+            csv_option,
             json_option,
         )(with_job)
 

@@ -14,8 +14,8 @@ LOG = logging.getLogger(__name__)
 
 @click.command(cls=Command)
 @click.argument(
-    "paths", nargs=-1, required=True, metavar="RUN|SWEEP|BENCH...", type=PATH,
-    help="Folders of runs and sweeps, and files of benchmark results.",
+    "paths", nargs=-1, required=True, metavar="RUN|SWEEP|FOLDER|BENCH...", type=PATH,
+    help="Runs, sweeps, folders that hold them, and files of benchmark results.",
 )  # fmt: skip
 @option(
     "--out", type=PATH, note="report.html in the folder, beside the file, or here for several",
@@ -27,7 +27,12 @@ LOG = logging.getLogger(__name__)
     note="as measured by extract",
     help="Encoding rate, to estimate the time that a run would take without a cache.",
 )  # fmt: skip
-@option("--csv", "as_csv", is_flag=True, help="Also write CSV tables beside the page.")
+@option(
+    "--csv",
+    "as_csv",
+    is_flag=True,
+    help="Also write CSV tables beside the page; results.csv grows.",
+)
 @option(
     "--tensorboard", metavar="DIR", type=PATH, help="Also write TensorBoard event files to DIR."
 )
@@ -46,24 +51,47 @@ def report(
 ) -> None:
     """Show runs, sweeps and benchmarks in one self-contained HTML page and print its path.
 
+    Several are listed first, with their curves, and folded; of very many the page is the list.
+
     \b
         ./run.sh report runs/0a1b2c3d4e5f
         ./run.sh report runs/one runs/two --out compared.html
+        ./run.sh report runs
         ./run.sh report benchmarks/results/*.jsonl
     """
     from pipeline.json_files import replace_file
     from pipeline.reports.data import RunData
-    from pipeline.reports.page import NAME, read, report_html
+    from pipeline.reports.listing import read_listed
+    from pipeline.reports.page import MOST, NAME, expanded, index_html, read, report_html
+    from pipeline.reports.trials import BenchData
 
     if cache is not None and not cache.exists():
         raise ConfigError(f"--cache {cache}: no such file")
-    data = [read(path) for path in paths]
+    found = expanded(paths)
+    data, lost = [], []
+    only_listed = len(found) > MOST and not (as_csv or tensorboard or figures)
+    for path, named in [] if only_listed else found:
+        try:
+            data.append(read(path))
+        except ConfigError:
+            if named:
+                raise
+            lost.append(read_listed(path))
     written = []
     page = out or _beside(paths, NAME)
-    html = report_html(data, cache=cache, images_per_second=images_per_second)
+    if len(found) > MOST:
+        LOG.info("%d results: the page lists them, and links to report.html of each", len(found))
+        title = f"{len(found)} runs and sweeps"
+        html = index_html([read_listed(path) for path, _ in found], page.parent, title)
+    else:
+        html = report_html(data, cache=cache, images_per_second=images_per_second, lost=lost)
     if as_csv:
         from pipeline.reports.csv_tables import write_csv
+        from pipeline.reports.results_file import NAME as RESULTS
+        from pipeline.reports.results_file import grow
 
+        results = [one for one in data if not isinstance(one, BenchData)]
+        written += [grow(page.with_name(RESULTS), results)] if results else []
         written += [file for one in data for file in write_csv(one, _folder(one, page, len(data)))]
     if tensorboard is not None:
         from pipeline.reports.tensorboard_events import write_events
@@ -73,10 +101,10 @@ def report(
         from pipeline.reports.figure_data import collect
         from pipeline.reports.figures import write_figures
 
-        found = collect(data, [path for path in paths if path.is_dir()])
-        for note in found.notes:
+        pictures = collect(data, [path for path, _ in found if path.is_dir()])
+        for note in pictures.notes:
             LOG.warning("%s", note)
-        written += write_figures(found.pictures, figures)
+        written += write_figures(pictures.pictures, figures)
     for file in [*written, replace_file(page, html)]:
         show(file)
 

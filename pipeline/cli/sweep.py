@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.command import PATH, Command, option
-from pipeline.cli.console import find_cache, show_comparison, show_report, show_table
+from pipeline.cli.console import find_cache, grow_results, show_comparison, show_report, show_table
 from pipeline.cli.options import Job, job_options
 from pipeline.errors import ConfigError
 from pipeline.places import RUNS
@@ -137,10 +137,13 @@ def sweep(
         select=select,
         cache=words,
         force=job.force,
+        name=job.name,
+        tags=job.tags,
     )
     show_table(json.dumps(document, allow_nan=False) if job.as_json else sweep_table(document))
     if not job.as_json and select != "oracle":  # its words are that test accuracy selected nothing
         show_comparison(Path(document["sweep"]))
+    grow_results(job.csv, [Path(document["sweep"])], job.as_json)
     show_report(Path(document["sweep"]), file, job.as_json)
 
 

@@ -176,7 +176,7 @@ def _move_controls(
 
 
 def _diverged(fold: Fold, round: int) -> str:
-    held_out = ", ".join(fold.held_out) or "nothing"
+    held_out = ", ".join(fold.held_out) or "none"
     return (
         f"round {round}: no client's adapter (held out: {held_out}) is finite any more; training "
         f"diverged at lr {fold.config.lr:g}. Try a smaller {_what_grew(fold.config)}"

@@ -17,13 +17,13 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def write_csv(data: RunData | SweepData | BenchData, folder: Path) -> list[Path]:
     """Writes what the report shows, and all of what it thins out; returns the files.
 
-    A run: results.csv (a row a held-out training and domain), rounds.csv (a row a number). A sweep:
-    trials.csv. A benchmark: bench.csv. Fractions stay fractions. Raises ConfigError when a file
-    cannot be written.
+    A run: domains.csv (a row a held-out training and domain), rounds.csv (a row a number). A sweep:
+    trials.csv. A benchmark: bench.csv. Fractions stay fractions. Results beside all settings:
+    pipeline/reports/results_file.py. Raises ConfigError when a file cannot be written.
     """
     if isinstance(data, RunData):
         return [
-            _write(folder / "results.csv", _RESULTS, _result_rows(data)),
+            _write(folder / "domains.csv", _RESULTS, _result_rows(data)),
             _write(folder / "rounds.csv", _ROUNDS, _round_rows(data)),
         ]
     if isinstance(data, SweepData):
@@ -33,8 +33,11 @@ def write_csv(data: RunData | SweepData | BenchData, folder: Path) -> list[Path]
 
 
 def safe_cell(cell: object) -> object:
-    """The cell, with a mark before what a spreadsheet would run; numbers stay numbers."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+    """The cell, with a mark before what a spreadsheet would run; numbers stay numbers.
+
+    Spreadsheets skip spaces before a formula's first character, so these are skipped here, too.
+    """
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip(" ").startswith(FORMULA) else cell
 
 
 _ROUNDS = ("run", "held_out", "round", "number", "client_or_domain", "value")
@@ -84,9 +87,14 @@ def _plain(value: object) -> object:
 
 
 def _write(file: Path, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    cells = ([safe_cell(cell) for cell in row] for row in rows)
+    return replace_file(file, table_bytes([safe_cell(head) for head in heads], cells))
+
+
+def table_bytes(heads: Sequence[object], rows: Iterable[Sequence[object]]) -> bytes:
+    """The CSV file (RFC 4180) as UTF-8, without a byte-order mark, which scripts trip over."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([safe_cell(head) for head in heads])
-    writer.writerows([safe_cell(cell) for cell in row] for row in rows)
-    # utf-8-sig: without the mark spreadsheets read names in the system's old encoding
-    return replace_file(file, text.getvalue().encode("utf-8-sig", "replace"))
+    writer.writerow(heads)
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "replace")

@@ -1,15 +1,18 @@
 """A run folder -> frozen data for its report; nothing is recomputed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.digests import check_done
+from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean, summarise
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole
 from pipeline.runs.folder import unlike_checkpoint
+from pipeline.runs.labels import Label, read_label
 
+ADAPTERS = "adapter.safetensors"
 ACCURACIES = ("unseen", "participants", "overall")
 
 
@@ -120,16 +123,18 @@ class RunData:
     notes: tuple[str, ...]
     privacy: tuple[float, float] | None = None  # central DP: epsilon, and the delta it is at
     first_adapter: bool = False  # started from an adapter that was named
+    label: Label = Label()
 
 
-def read_run(folder: Path) -> RunData:
+def read_run(folder: Path, *, adapters: bool = True) -> RunData:
     """The data of a run, finished or not.
 
+    adapters  whether they are read and compared with their digests; False: for lists of many runs
     Raises ConfigError, in one line, for files that are not what federate writes.
     """
     finished = (folder / "summary.json").exists() and (folder / "done").exists()
     if finished:
-        check_done(folder)
+        check_done(folder, () if adapters else (ADAPTERS,))
     described = read_object(folder / "config.json")
     with content_of(folder / "config.json"):
         settings = {**described["settings"], **_where(described)}
@@ -150,10 +155,11 @@ def read_run(folder: Path) -> RunData:
         named = summary.get("cache", {}).get("file")
         private = summary.get("privacy") or {}
         epsilon, delta = (fraction(private.get(name)) for name in ("epsilon", "delta"))
+    cache["dataset"] = dataset_of(cache, named)
     if not finished:
         wanted = settings.get("rounds", "?")
         notes.append(f"This run is not finished: {len(rounds)} of {wanted} rounds are done.")
-        notes += unlike_checkpoint(folder)
+        notes += unlike_checkpoint(folder) if adapters else []
     return RunData(
         name=folder.resolve().name,
         folder=folder,
@@ -164,6 +170,7 @@ def read_run(folder: Path) -> RunData:
         finished=finished,
         cache_file=Path(named) if isinstance(named, str) else None,
         seconds=seconds,
+        label=label_or_note(folder, notes),
         notes=tuple(notes),
         privacy=None if epsilon is None or delta is None else (epsilon, delta),
         first_adapter=bool(described.get("first_adapter_sha256")),
@@ -195,6 +202,23 @@ def read_result(found: dict[str, Any]) -> Result:
     )
 
 
+def label_or_note(folder: Path, notes: list[str]) -> Label:
+    """The folder's label; of a damaged one a note, for it decides nothing."""
+    try:
+        return read_label(folder)
+    except ConfigError as error:
+        notes.append(f"The name and tags are left out: {error}.")
+        return Label()
+
+
+def dataset_of(cache: Mapping[str, Any], file: object) -> str | None:
+    """The name of a cache's data set; of a cache that has none, its file's."""
+    name = cache.get("dataset")
+    if name is None and isinstance(file, str) and file:
+        name = Path(file).stem
+    return None if name is None else str(name)
+
+
 def mean_of(results: Sequence[Result], which: str, start: bool = False) -> float | None:
     """Mean over results of unseen, participants or overall, where known; of zero-shot's if start.
 
@@ -221,7 +245,7 @@ def _fold(rounds: Sequence[dict], at: int, held_out: tuple[str, ...]) -> FoldDat
         ((n, f) for n, f in zip(reversed(numbers), reversed(found), strict=True) if f["best"]), None
     )
     return FoldData(
-        ", ".join(held_out) or "nothing",
+        ", ".join(held_out) or "none",
         held_out,
         *(
             _curves(numbers, [fold[key] or {} for fold in found])

@@ -1,24 +1,31 @@
 """report.html: results of runs, sweeps and benchmarks, in one self-contained file."""
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.errors import ConfigError
 from pipeline.extraction.rate import Rate, read_rate
 from pipeline.json_files import replace_file
 from pipeline.reports.bench import bench_part
+from pipeline.reports.charts.svg import Markup
 from pipeline.reports.data import RunData, read_run
+from pipeline.reports.listing import Listed, is_result, listed_run, listed_sweep, results_in
 from pipeline.reports.maps import answers_of
-from pipeline.reports.render import page
-from pipeline.reports.run import run_part, title_of
-from pipeline.reports.runs import runs_part
+from pipeline.reports.render import page, render
+from pipeline.reports.run import run_part
+from pipeline.reports.runs import SCRIPT, runs_part
 from pipeline.reports.sweep import sweep_part
+from pipeline.reports.titles import title_of
 from pipeline.reports.trials import BenchData, SweepData, read_bench, read_sweep
 from pipeline.runs.outcomes import Tested
 
-NAME = "report.html"
+NAME, INDEX = "report.html", "index.html"
+FOLDED = 3  # results of a page; where there are more, each is folded
+MOST = 24  # results whose parts are in one page; of more the page is their list alone
 Data = RunData | SweepData | BenchData
 
 
@@ -41,6 +48,30 @@ def write_report(
         [read(folder)], cache=cache, images_per_second=images_per_second, answers=answers
     )
     return replace_file(Path(folder, NAME), html)
+
+
+def expanded(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
+    """The paths, with the runs and sweeps inside in place of a folder that is none itself; and
+    whether each was named itself."""
+    found: dict[Path, bool] = {}
+    for path in paths:
+        inside = [] if is_result(path) else results_in(path)
+        for each in inside or [path]:
+            found[each] = found.get(each, False) or each is path
+    return list(found.items())
+
+
+def index_html(rows: Sequence[Listed], where: Path, title: str) -> bytes:
+    """A page that lists runs and sweeps, with links to the pages in their folders, as UTF-8.
+
+    where  the folder in which the page will lie
+    """
+    links = {
+        row.folder: "./" + quote(Path(os.path.relpath(row.folder / NAME, where)).as_posix())
+        for row in rows
+        if (row.folder / NAME).is_file()
+    }
+    return _written(title, [], [runs_part(rows, links)], ("page.js", SCRIPT))
 
 
 def read(path: str | PathLike[str]) -> Data:
@@ -77,31 +108,61 @@ def report_html(
     cache: str | PathLike[str] | None = None,
     images_per_second: float | None = None,
     answers: Mapping[int, Tested] | None = None,
+    lost: Sequence[Listed] = (),
 ) -> bytes:
-    """The page of all that was read, in its order, as UTF-8; several runs are compared first."""
+    """The page of all that was read, in its order, as UTF-8; several runs are compared first.
+
+    lost  lines on folders that could not be read
+    """
     cache = None if cache is None else Path(cache)
-    runs = [one for one in data if isinstance(one, RunData)]
-    links = [(f"part-{at}", f"{_kind(one)} {one.name}") for at, one in enumerate(data)]
-    parts = [runs_part(runs)] if len(runs) > 1 else []
-    for (anchor, _), one in zip(links, data, strict=True):
+    links = [(f"part-{at}", f"{_kind(one)} {_called(one)}") for at, one in enumerate(data)]
+    listed = {one.folder: listed_run(one) if isinstance(one, RunData) else listed_sweep(one)
+              for one in data if not isinstance(one, BenchData)}  # fmt: skip
+    parts = []
+    if len(listed) + len(lost) > 1:
+        anchors = {one.folder: f"#{anchor}" for (anchor, _), one in zip(links, data, strict=True)
+                   if not isinstance(one, BenchData)}  # fmt: skip
+        parts.append(runs_part([*listed.values(), *lost], anchors))
+    for (anchor, name), one in zip(links, data, strict=True):
         if isinstance(one, RunData):
             rate = images_per_second or _measured(one, cache)
-            parts.append(run_part(one, anchor, answers_of(one, cache, answers), rate))
+            part = run_part(one, anchor, answers_of(one, cache, answers), rate)
         elif isinstance(one, SweepData):
-            parts.append(sweep_part(one, anchor))
+            part = sweep_part(one, anchor)
         else:
-            parts.append(bench_part(one, anchor))
+            part = bench_part(one, anchor)
+        folded = len(data) > FOLDED
+        title = _folded_title(one, name)
+        parts.append(render("folded.html", title=title, part=part) if folded else part)
     title = f"{len(data)} results side by side"
     if len(data) == 1:
-        title = title_of(data[0]) if isinstance(data[0], RunData) else links[0][1]
+        title = links[0][1] if isinstance(data[0], BenchData) else title_of(data[0])
+    return _written(
+        title, links, parts, ("page.js", SCRIPT) if len(listed) + len(lost) > 1 else ("page.js",)
+    )
+
+
+def _written(
+    title: str, links: Sequence[tuple[str, str]], parts: Sequence[Markup], scripts: Sequence[str]
+) -> bytes:
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
-    foot = f"Written {written} by ./run.sh report, from the files of the results above alone."
-    return page(title, links, parts, foot).encode("utf-8")
+    foot = f"Written {written} by ./run.sh, from the files of the results above alone."
+    return page(title, links, parts, foot, scripts).encode("utf-8")
 
 
 def _measured(run: RunData, cache: Path | None) -> Rate | None:
     file = cache or run.cache_file
     return read_rate(file, str(run.cache.get("content_sha256"))) if file else None
+
+
+def _called(one: Data) -> str:
+    return (None if isinstance(one, BenchData) else one.label.name) or one.name
+
+
+def _folded_title(one: Data, called: str) -> str:
+    if isinstance(one, BenchData):
+        return called
+    return title_of(one) if one.label.name else f"{called}: {title_of(one)}"
 
 
 def _kind(one: Data) -> str:

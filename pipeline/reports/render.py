@@ -52,12 +52,20 @@ def render(template: str, **data: object) -> Markup:
     return Markup(_environment().get_template(template).render(**data, toc=[]))
 
 
-def page(title: str, links: Sequence[tuple[str, str]], parts: Sequence[Markup], foot: str) -> str:
+def page(
+    title: str,
+    links: Sequence[tuple[str, str]],
+    parts: Sequence[Markup],
+    foot: str,
+    scripts: Sequence[str] = ("page.js",),
+) -> str:
     """The whole HTML file: style and script are inside, and its policy allows nothing else.
 
-    links  (anchor, name) of the parts; shown when there are several
+    links    (anchor, name) of the parts; shown when there are several
+    scripts  files of templates/
     """
-    css, script = ((TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    css = (TEMPLATES / "page.css").read_text("utf-8")
+    script = "".join((TEMPLATES / name).read_text("utf-8") for name in scripts)
     csp = (
         f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"

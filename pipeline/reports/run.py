@@ -14,6 +14,7 @@ from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, mean_of
 from pipeline.reports.maps import Answers
 from pipeline.reports.render import Tile, duration, render
 from pipeline.reports.rounds import FOLDS, round_figures
+from pipeline.reports.titles import title_of
 from pipeline.runs.advice import said_of_worse
 from pipeline.runs.results import CHOSEN_BY
 from pipeline.settings import from_json
@@ -62,16 +63,6 @@ def run_part(
         answers=answer_figures(run, answers),
         costs=costs_of(run, answers, rate),
     )
-
-
-def title_of(run: RunData) -> str:
-    """FedCLIP on demo, 4 held-out domains."""
-    held_out = dict.fromkeys(name for fold in run.folds for name in fold.held_out)
-    if len(held_out) == 1:
-        which = f"{next(iter(held_out))} held out"
-    else:
-        which = f"{len(held_out) or 'no'} held-out domains"
-    return f"FedCLIP on {run.cache.get('dataset') or 'imported features'}, {which}"
 
 
 def means_of(run: RunData) -> list[tuple[float | None, float | None]]:

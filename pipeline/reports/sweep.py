@@ -16,6 +16,7 @@ from pipeline.reports.reproduced import (
 from pipeline.reports.spread import Spread, spread
 from pipeline.reports.sweep_figures import sweep_figures, zero_shot_validation
 from pipeline.reports.threads import parallel_figures
+from pipeline.reports.titles import title_of
 from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking, setting_heads
 from pipeline.settings import from_json
 from pipeline.sweeps.best import (
@@ -52,7 +53,7 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
         "sweep.html",
         anchor=anchor,
         sweep=sweep,
-        title=again.title if again else f"Sweep {sweep.name}",
+        title=again.title if again else title_of(sweep),
         about=_about(sweep),
         oracle=sweep.select == "oracle",
         notes=[*sweep.notes, *_doubts(sweep, ranked)],

@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.federation.methods import METHODS
 from pipeline.json_files import content_of, fraction, whole, word
 from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, read_run
+from pipeline.reports.listing import is_result, results_in
 from pipeline.reports.trials import SweepData, Trial, read_sweep, score
 from pipeline.settings_used import FIELDS, plays_part
 from pipeline.sweeps.best import candidates
@@ -116,9 +117,7 @@ def _folders(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
     """Each folder of a run or sweep once, by name; and whether it was named itself."""
     found: dict[Path, tuple[Path, bool]] = {}
     for path in paths:
-        inside = [path] if _is_result(path) else []
-        if not inside and path.is_dir():
-            inside = [each for each in path.iterdir() if each.is_dir() and _is_result(each)]
+        inside = [path] if is_result(path) else results_in(path)
         if not inside:
             what = "it has none of these files" if path.exists() else "no such path"
             raise ConfigError(
@@ -129,10 +128,6 @@ def _folders(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
             there = found.get(each.resolve(), (each, False))
             found[each.resolve()] = (there[0], there[1] or each is path)
     return [found[place] for place in sorted(found)]
-
-
-def _is_result(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / "config.json").exists() or bool(trial_files(folder)))
 
 
 def _of(folder: Path, best_by: Sequence[str] | None) -> Read:
@@ -187,7 +182,7 @@ def _of_sweep(sweep: SweepData, best_by: Sequence[str] | None) -> Read:
             )
     tested = [
         _tested(f"trial {trial.number} of {sweep.folder}", dataset, content,
-                "" if held_out == "nothing" else held_out, seed, settings, result,
+                "" if held_out == "none" else held_out, seed, settings, result,
                 trial.rounds)
         for trial, seed, settings in full
         if trial.number in chosen

@@ -303,7 +303,7 @@ def _domains(rows: Sequence[Values]) -> list[Column]:
             found.append(Column(dataset, name, "unseen", parts))
         if "" in folds:
             alone = ((dataset, "", "participants"),)
-            found.append(Column(dataset, "none held out", "participants", alone))
+            found.append(Column(dataset, "none", "participants", alone))
     return found
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole, word
-from pipeline.reports.data import Result, mean_of, read_result
+from pipeline.reports.data import Result, dataset_of, label_or_note, mean_of, read_result
+from pipeline.runs.labels import Label
 from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
-from pipeline.sweeps.run import read_shared
+from pipeline.sweeps.run import Shared, read_shared
 from pipeline.sweeps.trials import trial_files
 
 STATUSES = ("done", "pruned", "diverged", "failed")
@@ -55,6 +56,13 @@ class SweepData:
     spec: dict[str, Any]
     notes: tuple[str, ...]
     cache_words: tuple[str, ...]
+    label: Label = Label()
+
+    @property
+    def cache(self) -> dict[str, Any]:
+        """What spec.json has of the cache."""
+        found = self.spec.get("cache")
+        return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,12 @@ def read_sweep(folder: Path) -> SweepData:
     spec = folder / "spec.json"
     with content_of(spec):
         described = unsealed(read_object(spec)) if spec.exists() else {}
+    shared = _shared(folder)
+    if isinstance(facts := described.get("cache"), dict):
+        described = {**described, "cache": {**facts, "dataset": dataset_of(facts, shared.cache)}}
     if not trials:
         notes.append("No trial has ended yet.")
+    label = label_or_note(folder, notes)
     return SweepData(
         name=folder.resolve().name,
         folder=folder,
@@ -113,7 +125,8 @@ def read_sweep(folder: Path) -> SweepData:
         varied=varied([trial.settings for trial in trials]),
         spec=described,
         notes=tuple(notes),
-        cache_words=_cache_words(folder),
+        cache_words=shared.words,
+        label=label,
     )
 
 
@@ -166,11 +179,11 @@ def setting_heads(
     return [n if all(is_number(one.get(n)) for one in settings) else [n] for n in names]
 
 
-def _cache_words(folder: Path) -> tuple[str, ...]:
+def _shared(folder: Path) -> Shared:
     try:
-        return read_shared(folder).words
+        return read_shared(folder)
     except (ConfigError, OSError):
-        return ("CACHE.h5",)
+        return Shared("", ("CACHE.h5",), "")
 
 
 def _selection(file: Path) -> str:
@@ -196,7 +209,7 @@ def _trial(line: dict[str, Any]) -> Trial:
         val_accuracy=fraction(line.get("val_accuracy")),
         seconds=fraction(line.get("seconds")),
         results=tuple(read_result(found) for found in results),
-        held_out=tuple(str(found.get("held_out") or "nothing") for found in results),
+        held_out=tuple(str(found.get("held_out") or "none") for found in results),
         error=None if line.get("error") is None else str(line["error"]),
         val_loss=fraction(line.get("val_loss")),
     )

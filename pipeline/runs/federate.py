@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from pipeline.progress import progress_bar
 from pipeline.runs.advice import said_of_worse
 from pipeline.runs.checkpoint import from_tensors, to_tensors
 from pipeline.runs.folder import RunFolder, open_run
+from pipeline.runs.labels import label_of, write_label
 from pipeline.runs.notes import row_notes
 from pipeline.runs.outcomes import Tested, outcomes
 from pipeline.runs.results import mean_results, round_line
@@ -62,6 +63,8 @@ def federate(
     file: str | PathLike[str] | None = None,
     force: bool = False,
     answers: dict[int, Tested] | None = None,
+    name: str | None = None,
+    tags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains a config on a table and returns the object that `federate --json` prints.
 
@@ -73,10 +76,12 @@ def federate(
     orders         the order of rows; another than the seeded one is for replaying recorded runs
     file           where the table lies, for the report to find it again
     answers        what a run that is trained now answers on its test rows is put there, by fold
+    name, tags     what people call the run (pipeline/runs/labels.py); they decide no number
 
     Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
     """
     started = time.perf_counter()
+    label = label_of(name, tags)
     on = pick_device(device)
     plan = build_plan(table, config)
     backend = pick_plan_backend(plan, backend, on)
@@ -85,6 +90,7 @@ def federate(
     described = describe(table, config, on, backend, first_adapter)
     with open_run(Path(out or Path(runs, run_id(described)))) as folder:
         folder.describe(described, force=force)
+        write_label(folder.folder, label)
         if folder.summary is not None:
             LOG.info(
                 "%s is already finished; showing its results (--force trains it again)",
@@ -132,7 +138,7 @@ def federate(
         for changed in [result["val_changed"] for result in results if result["val_changed"]]:
             changed["start"] = changed["start"] if first_adapter is None else None
         for result in results:
-            if worse := said_of_worse(result["held_out"] or "nothing", result, vars(config)):
+            if worse := said_of_worse(result["held_out"] or "none", result, vars(config)):
                 LOG.warning("%s", worse)
         document = {
             "cache": {
@@ -240,7 +246,7 @@ def _warn_of_rejected(report: RoundReport, told: set[tuple[str | None, str]]) ->
                 LOG.warning(
                     "round %d, held out %s: client %s is left out: %s; for later rounds see "
                     "`rejected` in rounds.jsonl",
-                    report.round, fold.held_out or "nothing", name, why,
+                    report.round, fold.held_out or "none", name, why,
                 )  # fmt: skip
 
 

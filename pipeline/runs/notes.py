@@ -131,4 +131,4 @@ def _bounded(lines: Sequence[str]) -> list[str]:
 
 
 def _name(fold: Fold) -> str:
-    return ",".join(fold.held_out) or "nothing"
+    return ",".join(fold.held_out) or "none"

@@ -24,6 +24,7 @@ from pipeline.machine import free_memory
 from pipeline.plain_files import OBJECT, read_plain
 from pipeline.progress import progress_bar
 from pipeline.runs.federate import cache_facts
+from pipeline.runs.labels import label_of, write_label
 from pipeline.settings import RunConfig, as_json, run_id
 from pipeline.settings_used import length_warning, possible, unused
 from pipeline.signals import noted_signals
@@ -69,6 +70,8 @@ def sweep(
     select: str = "validation",
     cache: Sequence[str] = (),
     force: bool = False,
+    name: str | None = None,
+    tags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains the trials of a spec as lanes side by side and returns what `sweep --json` prints.
 
@@ -82,6 +85,7 @@ def sweep(
     budget   seconds after which no further round is started
     select   "validation", or "oracle", which uses test accuracy
     cache    words of a command line that name the cache, for the command that is shown
+    name, tags  what people call the sweep
 
     A trial whose settings conflict or do not fit the rows is recorded as failed with the reason.
 
@@ -89,6 +93,7 @@ def sweep(
     be trained; Interrupted after SIGINT or SIGTERM.
     """
     check_selection(select)
+    label = label_of(name, tags)
     on = pick_device(device)
     trains = pick_backend(backend, on)  # refuses a wrong name before anything is trained
     _refuse_untrainable(table, check_search(spec, base), base, on, backend)
@@ -108,6 +113,7 @@ def sweep(
         LOG.warning("%s", short)
     folder = Path(out or Path(runs, f"sweep-{run_id(described)}"))
     with open_sweep(folder, described, force=force) as opened, joined(folder) as claims:
+        write_label(folder, label)
         _write_shared(folder, Shared(str(Path(table.source).resolve()), tuple(cache), trains))
         # Beside spec.json: by what is chosen decides no trial, and may be another next time.
         replace_file(folder / "selection.json", json.dumps({"select": select}).encode())

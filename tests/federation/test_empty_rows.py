@@ -227,7 +227,7 @@ def test_a_cure_is_the_most_clients_that_the_rows_suffice_for():
     ("missing", "changed", "said"),
     [
         ("test", {}, "no test rows, so nothing is tested; --fixed-split holdout gives"),
-        ("a class", {}, "held out nothing: 1 of 3 classes have no train rows: class 2"),
+        ("a class", {}, "held out none: 1 of 3 classes have no train rows: class 2"),
         ("a class's train", {"held_out": EACH}, "held out b: 1 of 3 classes have no train rows"),
         ("a domain", {"held_out": (("b",),)}, "held-out domains without rows, not tested: b"),
         ("a domain's test", {}, "1 of 3 clients: no test rows, so each is not tested: b"),

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.reports.page import read, report_html, write_report
+from pipeline.reports.listing import read_listed, results_in
+from pipeline.reports.page import index_html, read, report_html, write_report
 from tests.reports import chromium
 from tests.reports.report_folders import HOSTILE, made_bench, made_run, made_sweep, real_run
 
@@ -38,13 +39,16 @@ def pages(tmp_path_factory):
         write_report(made_sweep(folder / "sweep")),
     ]
     several.write_bytes(report_html([read(run), read(folder / "domains"), read(bench)]))
-    return {"run": made[0], "classes": made[1], "domains": made[2], "sweep": made[3],
-            "several": several}  # fmt: skip
+    index = folder / "index.html"
+    rows = [read_listed(each) for each in (run, *results_in(folder))]
+    index.write_bytes(index_html(rows * 4, folder, "index"))
+    names = ("run", "classes", "domains", "sweep")
+    return {"index": index, "several": several, **dict(zip(names, made, strict=True))}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["run", "classes", "domains", "sweep", "several"])
+@pytest.mark.parametrize("name", ["run", "classes", "domains", "sweep", "several", "index"])
 def test_fits_asks_for_nothing_and_complains_of_nothing(browser, pages, name, width, dark):
     browser.open(pages[name], width, dark)
     assert browser.run("document.documentElement.scrollWidth") <= width
@@ -60,11 +64,41 @@ def test_what_people_look_for_is_there(browser, pages):
     browser.open(pages["run"], 1280)
     text = browser.run("document.body.innerText")
     for words in ("Results on held-out domains", "Accuracy and loss by round", "training loss",
-                  "Clients", "Confusion matrix", "before the adapter", "after the adapter", "after it, by domain",
+                  "Clients", "Confusion matrix", "before the adapter", "after the adapter",
+                  "after it, by domain",
                   "Cost against the uncached protocol", "unseen", "zero-shot"):  # fmt: skip
         assert words in text
     assert browser.run("document.title") == "FedCLIP on small, 3 held-out domains"
     assert HOSTILE[0] in text and browser.run("document.scripts.length") == 1
+
+
+def test_runs_are_filtered_and_their_curves_laid_over_each_other(browser, pages):
+    browser.open(pages["index"], 1280)
+    shown = "[...document.querySelectorAll('tbody tr')].filter((row) => !row.hidden).length"
+    every, drawn = (
+        browser.run(shown),
+        "document.querySelectorAll('.overlay svg.chart path.line').length",
+    )
+    ticked = browser.run("document.querySelectorAll('input[data-at]:checked').length")
+    assert browser.run(drawn) == ticked == browser.run(
+        "document.querySelectorAll('.overlay .legend li').length"
+    ) == 5  # fmt: skip
+    browser.run("document.querySelector('.overlay .legend button').click()")
+    assert browser.run(drawn) == 4
+    browser.run("document.querySelector('input[value=test]').click()")
+    browser.run("document.querySelector('[data-do=none]').click()")
+    assert browser.run(drawn) == 0
+
+    def sift(words: str) -> int:
+        box = "document.querySelector('.filter input')"
+        browser.run(f"{box}.value = {words!r}; {box}.dispatchEvent(new Event('input'))")
+        return browser.run(shown)
+
+    assert sift("data=made method=fedavg") == 4 and sift("rounds=3.0 data=made") == 4
+    assert sift("-data=made") == every - 4 and sift("no such thing") == 0
+    sift("data=made")
+    browser.run("document.querySelector('[data-do=shown]').click()")
+    assert browser.run(drawn) == 4 and browser.complaints() == []
 
 
 def test_light_and_dark_differ_and_words_stand_out(browser, pages):

@@ -81,15 +81,17 @@ def test_tables_for_spreadsheets(run, tmp_path):
     words = ["report", str(run), "--out", str(target / "r.html"), "--csv"]
     result = CliRunner().invoke(cli, words)
     files = result.stdout.split()
-    assert files == [str(target / n) for n in ("results.csv", "rounds.csv", "r.html")]
-    with (target / "rounds.csv").open(encoding="utf-8-sig", newline="") as file:
+    assert files == [
+        str(target / n) for n in ("results.csv", "domains.csv", "rounds.csv", "r.html")
+    ]
+    with (target / "rounds.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     data = read_run(run)
     wanted = [v for f in data.folds for c in f.loss.values() for v in c.values]
     assert [float(r["value"]) for r in rows if r["number"] == "loss"] == wanted
     trials = made_sweep(tmp_path / "=sweep")
     CliRunner().invoke(cli, ["report", str(trials), "--csv"])
-    with (trials / "trials.csv").open(encoding="utf-8-sig", newline="") as file:
+    with (trials / "trials.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 60 and {r["lr"] for r in rows} <= {"5e-05", "0.0003", "0.001", "0.01"}
 
@@ -100,7 +102,7 @@ def test_a_name_never_becomes_a_formula(tmp_path):
         text = (run / name).read_text().replace("domain 0", "=1+1").replace("domain 1", "@x")
         (run / name).write_text(text)
     CliRunner().invoke(cli, ["report", str(run), "--csv"])
-    text = (run / "results.csv").read_text("utf-8-sig")
+    text = (run / "domains.csv").read_text("utf-8")
     assert "'=1+1" in text and "'@x" in text
     assert not re.search(r"(^|,)[=@]", text, re.MULTILINE)
 

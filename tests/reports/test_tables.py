@@ -235,7 +235,7 @@ def test_zero_shot_runs_are_the_zero_shot_row_and_nothing_held_out_is_a_column(t
     made(tmp_path / "zero", [result(None, 0.5)], method="zero-shot")
     only = records([tmp_path])
     assert [(one["row"], one["column"], one["figure"]) for one in only] == [
-        ("zero-shot", "none held out", "participants")]  # fmt: skip
+        ("zero-shot", "none", "participants")]  # fmt: skip
     made(tmp_path / "avg", [result(None, 0.75)])
     found = records([tmp_path], against="zero-shot")
     assert [one["row"] for one in found] == ["zero-shot", "fedavg"]
@@ -451,4 +451,4 @@ def test_each_method_may_have_its_own_best_settings_and_sweeps_meet_runs(tmp_pat
     )
     made(tmp_path / "run", [result(None, 0.8)], 1, lr=0.1)
     (one,) = cells(records([tmp_path]), row="fedavg, 0.1")
-    assert one["seeds"] == "0 1" and one["column"] == "none held out"
+    assert one["seeds"] == "0 1" and one["column"] == "none"

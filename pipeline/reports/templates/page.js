@@ -18,6 +18,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// A link to something in a folded part opens it.
+const reveal = () => {
+  const at = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const fold = at && at.closest("details.part");
+  if (fold && !fold.open) { fold.open = true; at.scrollIntoView(); }
+};
+addEventListener("hashchange", reveal);
+reveal();
 function compare(a, b, sign) {
   if (a === "" || b === "") return (a === "") - (b === ""); // what is missing goes last
   const [x, y] = [Number(a), Number(b)];
