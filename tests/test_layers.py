@@ -24,7 +24,7 @@ FLOORS = (
     {"encoder", "datasets", "federation"},
     {"extraction", "runs"},
     {"sweeps", "flower"},
-    {"reports"},
+    {"reports", "cluster"},
     {"cli"},
 )  # fmt: skip
 """Rooms of pipeline/. A room imports lower floors only; files beside settings, which are one
@@ -42,6 +42,7 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
     "matplotlib": ("pipeline/reports/figures.py", "benchmarks/plots.py"),
     "numba": ("kernels/cpu/", "kernels/*/cpu*.py"),
     "triton": ("kernels/gpu/", "kernels/*/gpu*.py"),
+    "ray": ("pipeline/cluster/",),
     "optuna": ("pipeline/sweeps/bayes.py",),
     "tqdm": ("pipeline/progress.py", "pipeline/extraction/demo_clip.py"),
     "yaml": ("pipeline/sweeps/wandb.py",),

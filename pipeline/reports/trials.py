@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole, word
 from pipeline.reports.data import Result, mean_of, read_result
 from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
-from pipeline.sweeps.run import read_shared
+from pipeline.sweeps.run import read_words
 from pipeline.sweeps.trials import trial_files
 
 STATUSES = ("done", "pruned", "diverged", "failed")
@@ -168,7 +168,7 @@ def setting_heads(
 
 def _cache_words(folder: Path) -> tuple[str, ...]:
     try:
-        return read_shared(folder).words
+        return read_words(folder)
     except (ConfigError, OSError):
         return ("CACHE.h5",)
 
