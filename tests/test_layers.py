@@ -25,7 +25,7 @@ FLOORS = (
     {"encoder", "datasets", "federation"},
     {"extraction", "features", "runs"},
     {"sweeps", "flower"},
-    {"reports"},
+    {"reports", "cluster"},
     {"cli"},
 )  # fmt: skip
 """Rooms of pipeline/. A room imports lower floors only; files beside settings, which are one
@@ -44,6 +44,7 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
     "matplotlib": ("pipeline/reports/figures.py", "benchmarks/plots.py"),
     "numba": ("kernels/cpu/", "kernels/*/cpu*.py"),
     "triton": ("kernels/gpu/", "kernels/*/gpu*.py"),
+    "ray": ("pipeline/cluster/",),
     "optuna": ("pipeline/sweeps/bayes.py",),
     "pyarrow": ("pipeline/parquet_files.py",),
     "tqdm": ("pipeline/progress.py", "pipeline/extraction/demo_clip.py"),

@@ -48,7 +48,7 @@ def test_the_page_runs_and_gives_what_the_command_gives(tmp_path, monkeypatch, c
     "before",
     ["", "import pipeline.sweeps.run",
      "import pipeline.extraction.extract, pipeline.runs.federate, pipeline.sweeps.train",
-     "from pipeline.sweeps.train import train_all; import pipeline; pipeline.extract"],
+     "from pipeline.sweeps.schedule import train_all; import pipeline; pipeline.extract"],
 )  # fmt: skip
 def test_the_names_are_functions_whatever_was_imported_before(before):
     python(
@@ -104,7 +104,6 @@ def paths_taken():
     import pipeline.reports.page
     import pipeline.reports.tables
     import pipeline.runs.adapters
-    import pipeline.sweeps.join
     import pipeline.sweeps.reproduce
 
     functions = [
@@ -113,7 +112,7 @@ def paths_taken():
         *(cache.store.merge_shards, cache.npz.read_npz, cache.npz.write_npz),
         *(pipeline.extraction.check.check_cache, pipeline.sweeps.reproduce.reproduce),
         *(pipeline.reports.page.write_report, pipeline.reports.page.read),
-        *(pipeline.reports.page.report_html, pipeline.sweeps.join.join),
+        pipeline.reports.page.report_html,
         *(pipeline.runs.adapters.read_trained, pipeline.reports.tables.records),
     ]
     return [(f, p) for f in functions for p in inspect.signature(f).parameters.values()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.cache import cache
-from pipeline.cli.command import PATH, Group, option
+from pipeline.cli.command import PATH, Group, option, together
 from pipeline.cli.console import (
     PROMPT,
     default_model,
@@ -27,12 +27,14 @@ from pipeline.cli.options import (
     DATA,
     HARDWARE,
     Job,
+    connection,
     device_option,
     job_options,
     json_option,
     layout_options,
     limit_options,
     model_option,
+    ray_options,
     root_option,
     tower_options,
     workers_option,
@@ -159,6 +161,7 @@ def cli() -> None:
     note="as set by torchrun or srun, else all images",
     help="Encode only part I of N on this machine or GPU; join the parts with `cache merge`.",
 )  # fmt: skip
+@together(*ray_options)
 @option("--out", type=PATH, note="cache/files/<name>.h5", help="Cache file to write.")
 @option(
     "--store", default="fp16", type=click.Choice(["fp16", "fp32"]), show_default=True,
@@ -179,6 +182,8 @@ def extract(
     check: int | None,
     dry_run: bool,
     as_json: bool,
+    ray: str | None,
+    ray_worker: str | None,
     **settings,
 ) -> None:
     """Encode images and prompts once with frozen CLIP and cache the features (stage one).
@@ -189,6 +194,7 @@ def extract(
         ./run.sh extract --dataset my_images --dry-run
         ./run.sh extract --dataset pacs --model ViT-B/32 --check 100
         ./run.sh extract --dataset pacs --model ViT-B/32 --shard 2/8
+        ./run.sh extract --dataset pacs --model ViT-B/32 --ray auto
     """
     if dry_run:
         if check is not None:
@@ -202,7 +208,16 @@ def extract(
 
         run_check(dataset, default_model(dataset, model), prompts, check, as_json, settings)
         return
-    report = run_extract(dataset, model, prompts, **named_shard(shard), **settings)
+    if ray and shard:
+        raise ConfigError("--ray makes shards itself; leave out --shard")
+    with connection(ray, ray_worker) as size:
+        if size is None:
+            report = run_extract(dataset, model, prompts, **named_shard(shard), **settings)
+        else:
+            from pipeline.cluster.extract import extract_on_ray
+
+            named = {"model": default_model(dataset, model), "templates": prompts}
+            report = extract_on_ray(dataset, size, **named, **settings)
     if as_json:
         show(json.dumps(dataclasses.asdict(report), default=str))
         return

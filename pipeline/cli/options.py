@@ -1,8 +1,9 @@
 """Options that several commands share: which cache, what is held out, the settings of a run."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from pipeline.settings import PRESETS
 
 if TYPE_CHECKING:
     from cache.table import FeatureTable
+    from pipeline.cluster.connect import Size
 
 ALIASES = {"rounds": "--iters", "local_epochs": "--wk-iters", "split": "--datapercent"}
 """What the released code calls a setting."""
@@ -155,6 +157,18 @@ csv_option = option(
     help="Also add the results to this CSV file, a line for each held-out domain's training with "
     "all settings; what is in it already is replaced.",
 )  # fmt: skip
+ray_options = (
+    option(
+        "--ray", metavar="auto|local|HOST:PORT", section=HARDWARE,
+        help="Use the workers of a Ray cluster: the running one, one on this machine, or by "
+        "address.",
+    ),
+    option(
+        "--ray-worker", metavar="cpus=N,gpus=N", section=HARDWARE,
+        note="gpus=1, without GPUs a whole node",
+        help="What one worker takes of its node.",
+    ),
+)  # fmt: skip
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 layout_options = together(
     option(
@@ -178,6 +192,21 @@ layout_options = together(
         help="Accept an oddity of the data that would be refused; can be repeated.",
     ),
 )
+
+
+@contextlib.contextmanager
+def connection(ray: str | None, worker: str | None) -> Iterator["Size | None"]:
+    """A connection to the cluster of --ray, and the size of its workers; None without --ray."""
+    if ray is None:
+        if worker is not None:
+            raise ConfigError("--ray-worker is the size of workers of --ray; pass --ray as well")
+        yield None
+        return
+    from pipeline.cluster.connect import connected, parse_size
+
+    size = parse_size(worker)
+    with connected(ray):
+        yield size
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,10 @@ import click
 
 from pipeline.cli.command import PATH, Command, option
 from pipeline.cli.console import find_cache, grow_results, show_comparison, show_report, show_table
-from pipeline.cli.options import Job, job_options
+from pipeline.cli.options import Job, connection, job_options, ray_options
 from pipeline.errors import ConfigError
 from pipeline.places import RUNS
 from pipeline.settings import RunConfig
-
-MEMBERS_OWN = ("joined", "cache", "budget", "memory", "select", "as_json", "log_level")
-"""Options that can be combined with --join."""
 
 
 def seconds(words: str) -> float:
@@ -76,11 +73,7 @@ TRY = "What to try"
         },
         help="How the best configuration is selected.",
     ),
-    option(
-        "--join", "joined", type=PATH, metavar="DIR", section=TRY,
-        help="Help with the sweep in DIR, which was started here or on a machine with the same "
-        "disk.",
-    ),
+    *ray_options,
     out="runs/sweep-<id>",
 )  # fmt: skip
 def sweep(
@@ -95,7 +88,8 @@ def sweep(
     budget: str | None,
     memory: str | None,
     select: str,
-    joined: Path | None,
+    ray: str | None,
+    ray_worker: str | None,
 ) -> None:
     """Train many configurations on one cache side by side and show the best.
 
@@ -106,13 +100,10 @@ def sweep(
         ./run.sh sweep cache.h5 --grid lr=5e-5,3e-4,1e-3 --grid weight_decay=0,0.2 --seeds 3
         ./run.sh sweep cache.h5 --grid lr=1e-5..1e-2 --random 64 --halving 3
         ./run.sh sweep cache.h5 --spec sweep.yaml --budget 10m
-        ./run.sh sweep --join DIR          # on further machines, DIR as in --out on the first
+        ./run.sh sweep cache.h5 --grid lr=1e-5..1e-2 --random 64 --ray auto --ray-worker gpus=1
     """
     limit = math.inf if budget is None else seconds(budget)
     room = None if memory is None else byte_count(memory)
-    if joined is not None:
-        _join(joined, job, limit, room, select)
-        return
     rounds = RunConfig(rounds=given.get("rounds", RunConfig.rounds)).rounds
     asked = _spec(spec, grid, draws, seeds, halving, draw_seed, rounds)
     from pipeline.sweeps.search import base_of
@@ -124,47 +115,32 @@ def sweep(
     from pipeline.sweeps.run import sweep as run
 
     table = read_table(file)
-    document = run(
-        table,
-        asked,
-        dataclasses.replace(base, held_out=job.folds(table)),
-        runs=RUNS,
-        out=job.out,
-        device=job.device,
-        backend=job.backend,
-        memory=room,
-        budget=limit,
-        select=select,
-        cache=words,
-        force=job.force,
-        name=job.name,
-        tags=job.tags,
-    )
+    with connection(ray, ray_worker) as size:
+        if size is not None:
+            from pipeline.cluster.sweep import OnRay
+
+        document = run(
+            table,
+            asked,
+            dataclasses.replace(base, held_out=job.folds(table)),
+            runs=RUNS,
+            out=job.out,
+            device=job.device,
+            backend=job.backend,
+            memory=room,
+            budget=limit,
+            select=select,
+            cache=words,
+            force=job.force,
+            name=job.name,
+            tags=job.tags,
+            pool=None if size is None else OnRay(size, job.device),
+        )
     show_table(json.dumps(document, allow_nan=False) if job.as_json else sweep_table(document))
     if not job.as_json and select != "oracle":  # its words are that test accuracy selected nothing
         show_comparison(Path(document["sweep"]))
     grow_results(job.csv, [Path(document["sweep"])], job.as_json)
     show_report(Path(document["sweep"]), file, job.as_json)
-
-
-def _join(folder: Path, job: Job, limit: float, room: int | None, select: str) -> None:
-    context = click.get_current_context()
-    named = click.core.ParameterSource.COMMANDLINE
-    for each in context.command.params:
-        own = each.name in MEMBERS_OWN
-        if not own and context.get_parameter_source(each.name) == named:
-            raise ConfigError(
-                f"--join: the sweep in {folder} has its own settings; leave out {each.opts[0]}"
-            )
-    from pipeline.sweeps.best import sweep_table
-    from pipeline.sweeps.join import join
-    from pipeline.sweeps.run import read_shared
-
-    document = join(folder, cache=job.cache, memory=room, budget=limit, select=select)
-    show_table(json.dumps(document, allow_nan=False) if job.as_json else sweep_table(document))
-    if not job.as_json and select != "oracle":
-        show_comparison(folder)
-    show_report(folder, job.cache or Path(read_shared(folder).cache), job.as_json)
 
 
 def _spec(

@@ -183,7 +183,7 @@ def _shared(folder: Path) -> Shared:
     try:
         return read_shared(folder)
     except (ConfigError, OSError):
-        return Shared("", ("CACHE.h5",), "")
+        return Shared("", ("CACHE.h5",))
 
 
 def _selection(file: Path) -> str:

@@ -1,37 +1,27 @@
-"""Where trials of a sweep train: what they share, which of them side by side, how they end."""
+"""What a sweep's trials train in: plans, batches of alike ones, and the pool that takes these."""
 
-import logging
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import torch
 
 from cache.table import FeatureTable
-from kernels.backends import BackendUnavailable
 from kernels.heads.plain import size
 from pipeline.errors import ConfigError
-from pipeline.federation.closed_form import Known, with_closed_form
-from pipeline.federation.evaluate import Cached
 from pipeline.federation.joint import common_key
-from pipeline.federation.plan import Plan, build_plan, rounds_of, steps_a_round
+from pipeline.federation.plan import Plan, build_plan
 from pipeline.federation.training import Progress, pick_plan_backend
-from pipeline.progress import Bar
 from pipeline.settings import RunConfig
-from pipeline.sweeps.folder import SweepFolder
-from pipeline.sweeps.halving import trial_rounds
-from pipeline.sweeps.spec import SweepSpec, config_of
-from pipeline.sweeps.trials import Record, Trial, record
+from pipeline.sweeps.spec import config_of
+from pipeline.sweeps.trials import Record, Trial
 
-LOG = logging.getLogger(__name__)
 LANES = 96
 """Lanes side by side on a CPU: enough for threads to share, few enough that trials end one by one.
 More gain nothing there; on a GPU memory alone is the limit."""
-
-
-class Stopped(Exception):
-    """The budget is used up or a signal came; finished trials are saved."""
 
 
 @dataclass
@@ -41,7 +31,7 @@ class Running:
     trial: Trial
     config: RunConfig
     plan: Plan
-    progress: Progress | None = None  # None: not begun, in a joint one, or parked
+    progress: Progress | None = None  # None: not begun, in a joint one, parked, or not here
     parked: Path | None = None
     seconds: float = 0.0
     val: float | None = None
@@ -49,38 +39,38 @@ class Running:
     died: str | None = None  # why it diverged
 
 
-@dataclass
-class Floor:
-    """Where trials train: what they share, what limits them, and where progress is shown."""
+class Steps(NamedTuple):
+    """Lane-steps that were made since the last event; `left` where the trial has rounds left."""
 
-    table: FeatureTable
-    cached: Cached
-    device: torch.device
-    backend: str
-    folder: SweepFolder
-    memory: int
-    deadline: float
-    stop: list[int]
-    bar: Bar
-    steps: int = field(default=0)  # lane-steps made
-    known: Known = field(default_factory=dict)  # closed-form heads that trials share
+    made: int
+    left: bool = True
 
 
-def planned(
-    asked: Sequence[Trial], base: RunConfig, floor: Floor
-) -> tuple[list[Running], list[tuple[Trial, str]]]:
-    """The trials with their plans, and those that cannot be trained, with the reason."""
-    live, broken = [], []
-    for trial in asked:
-        try:
-            each = plan_trial(trial, base, floor.table, floor.device, floor.backend)
-            started = time.perf_counter()
-            each.plan = with_closed_form(each.plan, floor.cached, floor.known)
-            each.seconds += time.perf_counter() - started
-            live.append(each)
-        except (ConfigError, BackendUnavailable) as error:
-            broken.append((trial, str(error)))
-    return live, broken
+Event = Steps | Record
+"""A trial that ended, or waits for its next rung (status REACHED), or work on the way there."""
+
+
+class Pool(Protocol):
+    """Who trains: one device of this process, or many workers. Calls follow one another."""
+
+    def train(self, live: Sequence[Running], mark: int | None) -> Iterator[Event]:
+        """Trains every trial up to `mark` rounds, or to its end; one Record each, in any order."""
+
+    def finish(self, gone: Sequence[Running]) -> Iterator[Event]:
+        """The records of trials that are cut where `train` left them, with status pruned."""
+
+
+class Opener(Protocol):
+    """Makes the pool that a sweep trains in."""
+
+    @property
+    def device(self) -> torch.device:
+        """What trains; this process need not have one."""
+
+    def __call__(
+        self, table: FeatureTable, base: RunConfig, backend: str, memory: int | None, folder: Path
+    ) -> AbstractContextManager[Pool]:
+        """The pool; memory: bytes that trials may take side by side, None: as much as is free."""
 
 
 def plan_trial(
@@ -103,34 +93,26 @@ def plan_trial(
     return Running(trial, config, plan)
 
 
-def foresee(live: list[Running], spec: SweepSpec, rounds: int, floor: Floor) -> None:
-    """Sets the number of lane-steps to come, from which the bar estimates the time left."""
-    steps = [sum(map(steps_a_round, e.plan.lanes)) * rounds_of(e.config) for e in live]
-    share = 1.0
-    if spec.halving and live:
-        seeds = len(spec.seeds)
-        planned = trial_rounds(len(live) // seeds * seeds, seeds, rounds, spec.halving)
-        share = planned / max(1, len(live) * rounds)
-    floor.bar.total = floor.steps + int(share * sum(steps))
-    floor.bar.refresh()
-
-
-def chunks_of(live: Sequence[Running], floor: Floor) -> list[list[Running]]:
-    """Trials that train side by side: alike in shape, and together within the memory."""
-    groups: dict[tuple, list[Running]] = {}
+def groups_of(live: Iterable[Running]) -> list[deque[Running]]:
+    """Trials by what those that train side by side must share."""
+    groups: dict[tuple, deque[Running]] = {}
     for each in live:
-        groups.setdefault((common_key(each.plan), each.config.rounds), []).append(each)
-    most = LANES if floor.device.type == "cpu" else 1 << 30
-    chunks = []
-    for group in groups.values():
-        lanes = room = 0
-        for each in group:
-            lanes, room = lanes + len(each.plan.lanes), room + lane_bytes(each.plan, floor.device)
-            if not lanes - len(each.plan.lanes) or lanes > most or room > floor.memory:
-                chunks.append([])
-                lanes, room = len(each.plan.lanes), lane_bytes(each.plan, floor.device)
-            chunks[-1].append(each)
-    return chunks
+        groups.setdefault((common_key(each.plan), each.config.rounds), deque()).append(each)
+    return list(groups.values())
+
+
+def next_batch(group: deque[Running], device: torch.device, memory: int) -> list[Running]:
+    """Takes from a group what trains side by side within the memory; at least one trial."""
+    most = LANES if device.type == "cpu" else 1 << 30
+    batch: list[Running] = []
+    lanes = room = 0
+    while group:
+        lanes += len(group[0].plan.lanes)
+        room += lane_bytes(group[0].plan, device)
+        if batch and (lanes > most or room > memory):
+            break
+        batch.append(group.popleft())
+    return batch
 
 
 def lane_bytes(plan: Plan, device: torch.device) -> int:
@@ -140,12 +122,3 @@ def lane_bytes(plan: Plan, device: torch.device) -> int:
     # before and after its round. A model: the best so far.
     rows = lanes * (2 if device.type == "cpu" else 4) + 2 * servers + models
     return 4 * size(plan.work.kind) * max(rows, 1)
-
-
-def end_trial(floor: Floor, trial: Trial, status: str, **facts) -> None:
-    """Records a trial; facts that are not given are those of one that never started."""
-    blank = {"rounds": 0, "results": [], "val_accuracy": None, "seconds": 0.0}
-    ended: Record = record(trial, status=status, **{**blank, **facts})
-    floor.folder.add(ended)
-    LOG.debug("trial %s: %s after %d rounds", trial.id, status, ended.rounds)
-    floor.bar.set_postfix_str(f"{len(floor.folder.records)} trials ended", refresh=False)

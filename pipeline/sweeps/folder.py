@@ -1,4 +1,4 @@
-"""A sweep's folder while a process works in it: its lock, its own file of trials, others'."""
+"""A sweep's folder while a process works in it: its lock, and its file of trials."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,6 @@ from pipeline.sweeps.trials import (
     STATUSES,
     TRIALS,
     Record,
-    add_better,
     finite,
     line_of,
     read_all,
@@ -40,16 +39,13 @@ WAY_OUT = "restore it from a copy, or pass --force to move the sweep's files asi
 
 
 class SweepFolder:
-    """The files of one sweep; records has the Record that counts of every id.
+    """The files of one sweep; records has the Record that counts of every id."""
 
-    Its own file of trials nobody else writes: trials.jsonl is held by a lock, others by their name.
-    """
-
-    def __init__(self, folder: Path, records: dict[str, Record], own: str = TRIALS) -> None:
+    def __init__(self, folder: Path, records: dict[str, Record]) -> None:
         self.folder = folder
         self.records = records
-        self._own, self._sizes = own, {}
-        self._lines = (folder / own).open("ab")
+        self._file = folder / TRIALS
+        self._lines = self._file.open("ab")
         sync_folder(folder)
 
     def add(self, ended: Record) -> None:
@@ -62,48 +58,21 @@ class SweepFolder:
         said = finite(dataclasses.asdict(ended))
         fresh = Record(**said)
         if self.records.get(ended.id) != fresh:
-            with errors_of(self.folder), naming(self.folder / self._own):
+            with errors_of(self.folder), naming(self._file):
                 self._lines.write(line_of(said))
                 self._lines.flush()
         self.records[ended.id] = fresh
 
     def sync(self) -> None:
-        """Brings what was added onto the disk, where other machines see it, too."""
-        with errors_of(self.folder), naming(self.folder / self._own):
+        """Brings what was added onto the disk."""
+        with errors_of(self.folder), naming(self._file):
             os.fsync(self._lines.fileno())
 
-    def refresh(self) -> None:
-        """Takes up what other members have added since; ConfigError for lines that are none."""
-        for file in trial_files(self.folder):
-            if file.name == self._own:
-                continue
-            with file.open("rb") as opened:  # opening it, unlike stat, asks a network disk again
-                size = os.fstat(opened.fileno()).st_size
-            if self._sizes.get(file.name) != size:
-                self._sizes[file.name] = size
-                add_better(self.records, read_trials(file)[0])
-
-    def gather(self) -> None:
-        """Every member's trials into trials.jsonl, by number, once all have ended.
-
-        Whichever members do it, and however often: the file is the same.
-        """
-        others = [file for file in trial_files(self.folder) if file.name != TRIALS]
-        if not any(file.stat().st_size for file in others):
-            return
-        self.records = read_all(self.folder)
-        ended = sorted(self.records.values(), key=lambda each: each.number)
-        whole = b"".join(line_of(dataclasses.asdict(each)) for each in ended)
-        with errors_of(self.folder):
-            replace_whole(self.folder / TRIALS, whole)
-
     def close(self) -> None:
-        """Closes its file of trials, and removes one of a member that ended none."""
+        """Closes its file of trials."""
         # After a full disk the unwritten bytes cannot be flushed either: add reported that.
         with contextlib.suppress(OSError):
             self._lines.close()
-            if self._own != TRIALS and not (self.folder / self._own).stat().st_size:
-                (self.folder / self._own).unlink()
 
 
 @contextlib.contextmanager
@@ -118,8 +87,7 @@ def open_sweep(folder: Path, described: dict, *, force: bool = False) -> Iterato
     another process sweeps in it, when it cannot be written, and for a line, not the last, that is
     no trial.
     """
-    way_out = f"wait for it, help it with ./run.sh sweep --join {folder}, or pass another --out"
-    with locked(folder, "sweeping", way_out), errors_of(folder):
+    with locked(folder, "sweeping"), errors_of(folder):
         sweep = SweepFolder(folder, _prepare(folder, described, force))
         try:
             yield sweep

@@ -16,11 +16,9 @@ from typing import Any
 import torch
 
 from cache.table import FeatureTable
-from kernels.backends import BackendUnavailable, pick_backend, pick_device
+from kernels.backends import BackendUnavailable, pick_backend
 from pipeline.errors import ConfigError, Interrupted
-from pipeline.federation.training import to_device
 from pipeline.json_files import replace_file
-from pipeline.machine import free_memory
 from pipeline.plain_files import OBJECT, read_plain
 from pipeline.progress import progress_bar
 from pipeline.runs.federate import cache_facts
@@ -29,15 +27,14 @@ from pipeline.settings import RunConfig, as_json, run_id
 from pipeline.settings_used import length_warning, possible, unused
 from pipeline.signals import noted_signals
 from pipeline.sweeps.best import check_selection, sweep_report
-from pipeline.sweeps.claims import Claims, joined
-from pipeline.sweeps.context import Floor, Stopped, plan_trial
-from pipeline.sweeps.folder import SweepFolder, open_sweep
+from pipeline.sweeps.context import Opener, plan_trial
+from pipeline.sweeps.folder import open_sweep
+from pipeline.sweeps.schedule import Floor, Stopped, train_all
 from pipeline.sweeps.search import Search, check_search, open_search, reasons
-from pipeline.sweeps.share import train_shared
 from pipeline.sweeps.space import ends_of
-from pipeline.sweeps.spec import SweepSpec, batch_size, describe
-from pipeline.sweeps.train import train_all
-from pipeline.sweeps.trials import Record, Trial
+from pipeline.sweeps.spec import SweepSpec, describe
+from pipeline.sweeps.train import Here
+from pipeline.sweeps.trials import Trial
 
 LOG = logging.getLogger(__name__)
 SHARED = "shared.json"
@@ -45,15 +42,10 @@ SHARED = "shared.json"
 
 @dataclass(frozen=True)
 class Shared:
-    """What who joins a sweep needs beside its spec.json.
-
-    cache    where the first member found the cache;  words  that name it on a command line
-    backend  that trains: the spec may say auto, and another machine's auto may be another
-    """
+    """Where the cache of a sweep was, and the words that name it on a command line."""
 
     cache: str
     words: tuple[str, ...]
-    backend: str
 
 
 def sweep(
@@ -72,13 +64,13 @@ def sweep(
     force: bool = False,
     name: str | None = None,
     tags: Sequence[str] = (),
+    pool: Opener | None = None,
 ) -> dict[str, Any]:
     """Trains the trials of a spec as lanes side by side and returns what `sweep --json` prints.
 
     A trial that is listed in trials.jsonl in `out`, or in runs/sweep-<id>, is not trained again, so
     a killed sweep resumes where it was. The same spec gives the same results however trials are
-    batched: what a lane computes does not depend on its neighbours. Without halving, other
-    processes can help meanwhile: pipeline.sweeps.join.join.
+    batched, and whoever trains them: what a lane computes does not depend on its neighbours.
 
     base     settings that are not swept; its held_out is every trial's
     memory   bytes for trials that train at the same time; None: half of what is free (GPU: 0.8)
@@ -86,6 +78,7 @@ def sweep(
     select   "validation", or "oracle", which uses test accuracy
     cache    words of a command line that name the cache, for the command that is shown
     name, tags  what people call the sweep
+    pool     who trains in place of `device` of this process, as pipeline.cluster.sweep.OnRay
 
     A trial whose settings conflict or do not fit the rows is recorded as failed with the reason.
 
@@ -94,8 +87,9 @@ def sweep(
     """
     check_selection(select)
     label = label_of(name, tags)
-    on = pick_device(device)
-    trains = pick_backend(backend, on)  # refuses a wrong name before anything is trained
+    opener = pool or Here(device)
+    on = opener.device
+    pick_backend(backend, on)  # refuses a wrong name before anything is trained
     _refuse_untrainable(table, check_search(spec, base), base, on, backend)
     described = {
         "spec": describe(spec),
@@ -112,82 +106,66 @@ def sweep(
     ):
         LOG.warning("%s", short)
     folder = Path(out or Path(runs, f"sweep-{run_id(described)}"))
-    with open_sweep(folder, described, force=force) as opened, joined(folder) as claims:
+    with open_sweep(folder, described, force=force) as opened:
         write_label(folder, label)
-        _write_shared(folder, Shared(str(Path(table.source).resolve()), tuple(cache), trains))
+        _write_shared(folder, Shared(str(Path(table.source).resolve()), tuple(cache)))
         # Beside spec.json: by what is chosen decides no trial, and may be another next time.
         replace_file(folder / "selection.json", json.dumps({"select": select}).encode())
-        return train_and_tell(
-            table, spec, base, opened, claims, open_search(spec, base, folder, opened.records),
-            on=on, backend=backend, memory=memory, budget=budget, select=select, cache=cache,
-            again={i: r for i, r in opened.records.items() if r.status == "failed"},
+        search = open_search(spec, base, folder, opened.records)
+        started = time.monotonic()
+        LOG.info(
+            "%s: %d trials, %d of them finished, with %d training(s) each, on %s; results in %s",
+            table.source, search.state().most, len(opened.records), len(base.held_out), on.type,
+            folder,
         )  # fmt: skip
+        with (
+            noted_signals() as stop,
+            progress_bar(total=0, unit="lane-step", unit_scale=True, smoothing=0.1) as bar,
+            opener(table, base, backend, memory, folder) as trains,
+        ):
+            floor = Floor(
+                table, spec, base, on, backend, opened, trains, started + budget, stop, bar
+            )
+            finished = _train(search, floor)
+        _refuse_stopped(search, floor, finished)
+        spent = time.monotonic() - started
+        return {
+            **sweep_report(opened.records.values(), base, cache, select=select),
+            "sweep": str(folder),
+            "lane_steps": floor.steps,
+            "lane_steps_a_second": floor.steps / spent if spent else 0.0,
+            "wall_seconds": spent,
+        }
 
 
-def train_and_tell(
-    table: FeatureTable,
-    spec: SweepSpec,
-    base: RunConfig,
-    opened: SweepFolder,
-    claims: Claims,
-    search: Search,
-    *,
-    on: torch.device,
-    backend: str,
-    memory: int | None,
-    budget: float,
-    select: str,
-    cache: Sequence[str],
-    again: dict[str, Record],
-) -> dict[str, Any]:
-    """Trains until every trial has ended, here or elsewhere, and returns the report; see sweep.
+def _train(search: Search, floor: Floor) -> bool:
+    """Trains until every trial has ended; false where the budget or a signal came first."""
+    try:
+        train_all(search, floor)
+    except Stopped:
+        return False
+    finally:
+        floor.folder.sync()
+    return True
 
-    again  failed trials that are tried again
+
+def _refuse_stopped(search: Search, floor: Floor, finished: bool) -> None:
+    """Warns of a budget that is used up.
+
+    Raises Interrupted after a signal, ConfigError where no trial could be trained.
     """
-    started = time.monotonic()
-    state, folder = search.state(), opened.folder
-    LOG.info(
-        "%s: %d trials, %d of them finished, with %d training(s) each, on %s; results in %s",
-        table.source, state.most, len(opened.records), len(base.held_out), on.type, folder,
-    )  # fmt: skip
-    left_over = None
-    with (
-        noted_signals() as stop,
-        progress_bar(total=0, unit="lane-step", unit_scale=True, smoothing=0.1) as bar,
-    ):
-        floor = Floor(
-            table, to_device(table, on), on, backend, opened,
-            free_memory(on) if memory is None else memory, started + budget, stop, bar,
-        )  # fmt: skip
-        try:
-            if spec.halving:
-                train_all(search, spec, base, floor, batch_size(spec))
-            else:
-                train_shared(search, spec, base, floor, batch_size(spec), claims, again)
-        except Stopped:
-            left_over = search.state().most - len(opened.records)
-        opened.sync()
-    spent = time.monotonic() - started
+    records, folder = floor.folder.records, floor.folder.folder
+    left_over = 0 if finished else search.state().most - len(records)
     if left_over:
         left = f"{left_over} trials are left; run the same command to resume"
-        if stop:
-            raise Interrupted(f"stopped; finished trials are saved in {folder}. {left}", stop[0])
+        if floor.stop:
+            told = f"stopped; finished trials are saved in {folder}. {left}"
+            raise Interrupted(told, floor.stop[0])
         LOG.warning("the budget is used up: %s", left)
-    else:
-        opened.gather()
-        claims.clear()
-        failed = [each.error or "" for each in opened.records.values() if each.status == "failed"]
-        if failed and len(failed) == len(opened.records):
-            raise ConfigError(f"{folder}: no trial could be trained: {reasons(failed)}")
-    report = sweep_report(opened.records.values(), base, cache, select=select)
-    speed = floor.steps / spent if spent else 0.0
-    return {
-        **report,
-        "sweep": str(folder),
-        "lane_steps": floor.steps,
-        "lane_steps_a_second": speed,
-        "wall_seconds": spent,
-    }
+        return
+    failed = [each.error or "" for each in records.values() if each.status == "failed"]
+    if failed and len(failed) == len(records):
+        raise ConfigError(f"{folder}: no trial could be trained: {reasons(failed)}")
 
 
 def _heads(base: RunConfig, trials: dict[str, Any]) -> Iterator[RunConfig]:
@@ -198,17 +176,13 @@ def _heads(base: RunConfig, trials: dict[str, Any]) -> Iterator[RunConfig]:
 
 
 def read_shared(folder: Path) -> Shared:
-    """What the first member left for those who join; raises ConfigError when it is missing."""
+    """How the sweep's command named its cache; ConfigError where that is missing."""
     file = folder / SHARED
     try:
         found = json.loads(read_plain(file, OBJECT))
-        words = tuple(map(str, found["words"]))
-        return Shared(str(found["cache"]), words, str(found["backend"]))
-    except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(
-            f"{file}: does not name the sweep's cache ({error!r}); run the sweep's own command "
-            "again before joining it"
-        ) from error
+        return Shared(str(found.get("cache") or ""), tuple(map(str, found["words"])))
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file}: does not name the sweep's cache ({error!r})") from error
 
 
 def _refuse_untrainable(
@@ -228,5 +202,4 @@ def _refuse_untrainable(
 
 
 def _write_shared(folder: Path, shared: Shared) -> None:
-    content = json.dumps(dataclasses.asdict(shared), indent=2) + "\n"
-    replace_file(folder / SHARED, content.encode())
+    replace_file(folder / SHARED, json.dumps(dataclasses.asdict(shared), indent=2).encode())

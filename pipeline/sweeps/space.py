@@ -164,14 +164,5 @@ def in_words(domain: Domain) -> dict:
     return {"kind": type(domain).__name__.lower(), **dataclasses.asdict(domain)}
 
 
-def from_words(words: dict) -> Domain:
-    """The domain that `in_words` gave this of; KeyError or TypeError for what is none."""
-    fields = {name: value for name, value in words.items() if name != "kind"}
-    if "values" in fields:
-        fields["values"] = tuple(fields["values"])
-    kinds = {kind.__name__.lower(): kind for kind in (Choices, Range, Steps, Normal)}
-    return kinds[words["kind"]](**fields)
-
-
 def _exp_between(low: float, high: float, u: float) -> float:
     return math.exp(low + u * (high - low))

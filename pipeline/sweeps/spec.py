@@ -18,7 +18,6 @@ from pipeline.sweeps.space import (
     Range,
     Steps,
     ends_of,
-    from_words,
     in_words,
     parse_words,
 )
@@ -135,19 +134,6 @@ def describe(spec: SweepSpec) -> dict[str, Any]:
         "draw_seed": spec.draw_seed,
         "metric": METRIC,
     }
-
-
-def read_description(found: dict[str, Any]) -> SweepSpec:
-    """The spec that `describe` gave this of; ConfigError, KeyError, TypeError for what is none."""
-    halving = found["halving"]
-    return SweepSpec(
-        found["method"],
-        tuple((name, from_words(words)) for name, words in sorted(found["parameters"].items())),
-        tuple(found["seeds"]),
-        found["count"],
-        Halving(**halving) if halving else None,
-        found["draw_seed"],
-    )
 
 
 def batch_size(spec: SweepSpec) -> int:

@@ -1,9 +1,8 @@
 """A sweep on disk: spec.json says what it is, trials.jsonl holds every trial that ended.
 
 trials.jsonl is the truth: one object a trial, appended as each ends. Of two objects with one id the
-later counts: a trial that failed is tried again by the next start. Who joins a sweep writes a
-trials-<member>.jsonl of its own, for lines that two machines append to one file on a network disk
-may overwrite each other; when all trials have ended they are gathered in trials.jsonl.
+later counts: a trial that failed is tried again by the next start. Older versions let further
+processes write trials-<member>.jsonl beside it; those are read.
 """
 
 import dataclasses
@@ -11,6 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.digests import sealed, unsealed
 from pipeline.errors import ConfigError
@@ -19,6 +19,8 @@ from pipeline.settings import run_id
 
 STATUSES = ("done", "diverged", "failed", "pruned")
 """Trained to the end; its numbers left the finite ones; an error, described in `error`; cut."""
+REACHED = "reached"
+"""Of a Record that is on no disk: the trial waits for its next rung."""
 TRIALS = "trials.jsonl"
 
 
@@ -63,9 +65,10 @@ def configuration_id(settings: dict) -> str:
     return run_id(settings)
 
 
-def record(trial: Trial, **ended) -> Record:
-    """The trial's Record; ended: status, rounds, results, val_accuracy, seconds, perhaps error."""
-    return Record(trial.id, trial.number, trial.settings, trial.seed, **ended)
+def record(trial: Trial, *, status: str, **facts: Any) -> Record:
+    """The trial's Record; facts that are not given are those of one that never started."""
+    blank = {"rounds": 0, "results": [], "val_accuracy": None, "seconds": 0.0}
+    return Record(trial.id, trial.number, trial.settings, trial.seed, status, **{**blank, **facts})
 
 
 def read_trials(file: Path) -> tuple[dict[str, Record], int]:
@@ -94,27 +97,22 @@ def read_trials(file: Path) -> tuple[dict[str, Record], int]:
 
 
 def trial_files(folder: Path) -> list[Path]:
-    """trials.jsonl and then those of members that joined, by name; as far as they are there."""
+    """trials.jsonl and then those of older versions' further processes, as far as they exist."""
     first = folder / TRIALS
     return [first] * first.exists() + sorted(folder.glob("trials-*.jsonl"))
 
 
 def read_all(folder: Path) -> dict[str, Record]:
-    """The Record that counts of every id in a sweep's folder, whoever of its members wrote it.
+    """The Record that counts of every id in a sweep's folder.
 
     One that failed counts less than another; else the one that stands in the earlier file.
     """
     records: dict[str, Record] = {}
     for file in trial_files(folder):
-        add_better(records, read_trials(file)[0])
+        for id, each in read_trials(file)[0].items():
+            if id not in records or (records[id].status == "failed" and each.status != "failed"):
+                records[id] = each
     return records
-
-
-def add_better(records: dict[str, Record], more: dict[str, Record]) -> None:
-    """Puts into records what is new in more, or stands there as failed only."""
-    for id, each in more.items():
-        if id not in records or (records[id].status == "failed" and each.status != "failed"):
-            records[id] = each
 
 
 def line_of(record: dict) -> bytes:

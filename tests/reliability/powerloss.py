@@ -34,7 +34,7 @@ from pipeline.sweeps.spec import from_options
 from tests.runs.small_runs import FILES, config, figures, run, small
 
 CALLS = ("fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir")
-IGNORED = (".lock", "members", "claims")
+IGNORED = (".lock",)
 """Locks, and who is alive: nobody is after a power cut."""
 TABLE = small(rows=(12, 9), width=4, classes=3)
 

@@ -27,7 +27,7 @@ from pipeline.sweeps.spec import SweepSpec, from_options
 from tests.conftest import ROOT
 from tests.runs.small_runs import small
 
-runner = import_module("pipeline.sweeps.train")  # the module; the package's is the function
+runner = import_module("pipeline.sweeps.train")
 
 BASE = RunConfig(held_out=(("a",), ("b",)), rounds=6, batch=8)
 GRID = ["lr=1e-3,1e-2", "head=attention,low-rank", "method=fedavg,ditto", "batch=8,16"]

@@ -1,0 +1,1 @@
+"""Sweeps and extraction on a Ray cluster; the only importer of ray."""

@@ -1,0 +1,155 @@
+"""A long-lived worker of a sweep: opens the cache once, then trains the batches it is dealt."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from cache.store import read_table
+from cache.table import CacheError, FeatureTable
+from kernels.backends import pick_backend, pick_device
+from pipeline.federation.training import Progress
+from pipeline.machine import free_memory
+from pipeline.settings import RunConfig
+from pipeline.sweeps.context import Event, Running, plan_trial
+from pipeline.sweeps.train import Trainer
+from pipeline.sweeps.trials import REACHED, Record, Trial
+
+DECIDE = ("torch", "numpy", "numba")  # packages whose versions may decide last bits
+SPEAK = 0.5  # seconds between two words of one worker: an item costs Ray about a millisecond
+BLOCK = 64 << 20  # bytes of features that travel as one object
+
+
+class Job(NamedTuple):
+    """What a sweep's workers are told once."""
+
+    base: RunConfig
+    device: str
+    backend: str
+    file: str
+    content_sha256: str
+
+
+class Dealt(NamedTuple):
+    """A trial of a batch, and what it had reached at its last rung; see Running."""
+
+    trial: Trial
+    seconds: float
+    val: float | None
+    loss: float | None
+
+
+class Facts(NamedTuple):
+    """What a worker has: the backend that trains, versions that decide bits, free memory."""
+
+    backend: str
+    versions: tuple[str, ...]
+    memory: int
+    process: int
+
+
+class Worker:
+    """Trains on the one device of its process.
+
+    A trial's state, between two rungs, is a `packed` Progress, and None at the start; Ray's object
+    store has it meanwhile, on the node that made it.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._table: FeatureTable | None = None
+        self._trainer: Trainer | None = None
+
+    def open(self) -> bool:
+        """Reads the cache from its path; false where that is not here, or has other content."""
+        try:
+            table = read_table(self._job.file)
+        except (CacheError, OSError):
+            return False
+        if table.content_sha256 != self._job.content_sha256:
+            return False
+        self._load(table)
+        return True
+
+    def receive(self, table: FeatureTable, *blocks: np.ndarray) -> bool:
+        """Takes the cache as `pieces_of` cut it; its checksums are looked at here."""
+        self._load(dataclasses.replace(table, features=np.concatenate(blocks)))
+        return True
+
+    def facts(self) -> Facts:
+        """What this worker has, once the cache is there."""
+        device = pick_device(self._job.device)
+        versions = tuple(f"{name} {version(name)}" for name in DECIDE)
+        backend = pick_backend(self._job.backend, device)
+        return Facts(backend, versions, free_memory(device), os.getpid())
+
+    def train(
+        self, mark: int | None, batch: Sequence[Dealt], *states: Progress | None
+    ) -> Iterator[list[Event] | Progress]:
+        """Lists of what Trainer.train yields; behind a list that ends with REACHED, the state."""
+        live = {
+            dealt.trial.id: self._running(dealt, state)
+            for dealt, state in zip(batch, states, strict=True)
+        }
+        assert self._trainer is not None
+        said: list[Event] = []
+        spoke = time.monotonic()
+        for event in self._trainer.train(list(live.values()), mark):
+            said.append(event)
+            reached = isinstance(event, Record) and event.status == REACHED
+            if reached or time.monotonic() - spoke > SPEAK:
+                yield said
+                said, spoke = [], time.monotonic()
+            if reached:
+                yield packed(live.pop(event.id).progress)
+        yield said
+
+    def finish(
+        self, _: int | None, batch: Sequence[Dealt], *states: Progress | None
+    ) -> Iterator[list[Event]]:
+        """The records of trials that are cut where their states are."""
+        assert self._trainer is not None
+        for dealt, state in zip(batch, states, strict=True):
+            yield [self._trainer.end(self._running(dealt, state), "pruned")]
+
+    def _running(self, dealt: Dealt, state: Progress | None) -> Running:
+        assert self._table is not None and self._trainer is not None
+        job, device = self._job, self._trainer.device
+        each = plan_trial(dealt.trial, job.base, self._table, device, job.backend)
+        each.seconds, each.val, each.loss = dealt.seconds, dealt.val, dealt.loss
+        each.progress = None if state is None else unpacked(state, device)
+        return each
+
+    def _load(self, table: FeatureTable) -> None:
+        self._table = table
+        self._trainer = Trainer(table, pick_device(self._job.device), self._job.backend)
+
+
+def pieces_of(table: FeatureTable) -> Iterator[Any]:
+    """The table without its features, and those in blocks of about BLOCK bytes."""
+    rows = max(1, BLOCK // table.features[0].nbytes)
+    yield dataclasses.replace(table, features=table.features[:0])
+    for start in range(0, len(table.features), rows):
+        yield np.array(table.features[start : start + rows])
+
+
+def packed(progress: Progress | None) -> Any:
+    """The progress with numpy's arrays for tensors, as it travels between machines."""
+    assert progress is not None
+    state = {name: value.cpu().numpy() for name, value in progress.state.items()}
+    return dataclasses.replace(progress, state=state, best=progress.best.cpu().numpy())
+
+
+def unpacked(progress: Any, device: torch.device) -> Progress:
+    """The inverse of packed, in memory of its own: what came by the object store is read-only."""
+    state = {
+        name: torch.tensor(value, device="cpu" if name == "steps" else device)
+        for name, value in progress.state.items()
+    }
+    best = torch.tensor(progress.best, device=device)
+    return dataclasses.replace(progress, state=state, best=best)
