@@ -20,7 +20,7 @@ from pipeline.cli.console import (
     show_report,
     show_table,
 )
-from pipeline.cli.dry_run import show_images
+from pipeline.cli.dry_run import show_images, show_partition
 from pipeline.cli.flower import flower
 from pipeline.cli.merge import named_shard
 from pipeline.cli.options import (
@@ -219,7 +219,11 @@ def extract(
     "--init-adapter", type=PATH, section="Adapter",
     help="Adapter file (safetensors) to start training from.",
 )  # fmt: skip
-def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
+@option(
+    "--dry-run", is_flag=True,
+    help="Show who would have which rows, and the expected time and bytes, and stop.",
+)  # fmt: skip
+def federate(job: Job, given: dict, init_adapter: Path | None, dry_run: bool) -> None:
     """Train adapters by federated rounds on cached features (stage two).
 
     Without options: the built-in data, with each domain held out in turn.
@@ -227,6 +231,7 @@ def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
     \b
         ./run.sh federate
         ./run.sh federate features.h5 --held-out sketch
+        ./run.sh federate features.h5 --partition dirichlet --clients 8 --dry-run
         ./run.sh federate --dataset pacs --test_envs 0 --iters 200 --wk_iters 1 --lr 5e-05
     """
     RunConfig(**given)  # refuses invalid settings before anything slow happens
@@ -239,6 +244,9 @@ def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
 
     table = read_table(file)
     config = RunConfig(held_out=job.folds(table), **given)
+    if dry_run:
+        show_partition(job, config, table, file)
+        return
     start = init_adapter and read_first_adapter(init_adapter, kind_of(table, config))
     document = run(
         table,

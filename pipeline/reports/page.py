@@ -66,7 +66,7 @@ def index_html(rows: Sequence[Listed], where: Path, title: str) -> bytes:
         for row in rows
         if (row.folder / NAME).is_file()
     }
-    return _written(title, [], [runs_part(rows, links)], ("page.js", SCRIPT))
+    return written(title, [], [runs_part(rows, links)], ("page.js", SCRIPT))
 
 
 def read(path: str | PathLike[str]) -> Data:
@@ -131,16 +131,17 @@ def report_html(
     title = f"{len(data)} results side by side"
     if len(data) == 1:
         title = links[0][1] if isinstance(data[0], BenchData) else title_of(data[0])
-    return _written(
+    return written(
         title, links, parts, ("page.js", SCRIPT) if len(listed) + len(lost) > 1 else ("page.js",)
     )
 
 
-def _written(
+def written(
     title: str, links: Sequence[tuple[str, str]], parts: Sequence[Markup], scripts: Sequence[str]
 ) -> bytes:
-    written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
-    foot = f"Written {written} by ./run.sh, from the files of the results above alone."
+    """A page with the time at its foot, as UTF-8; see render.page."""
+    now = time.strftime("%Y-%m-%d %H:%M", time.localtime())
+    foot = f"Written {now} by ./run.sh, from the files of the results above alone."
     return page(title, links, parts, foot, scripts).encode("utf-8")
 
 

@@ -99,7 +99,7 @@ def federate(
         for fold in plan.folds:
             if fold.closed_form:
                 LOG.info("%s", _solved(held_out_name(fold.held_out), fold.closed_form))
-        for doubt in _doubts(table, plan, first_adapter):
+        for doubt in doubts(table, plan, first_adapter):
             LOG.warning("%s", doubt)
         with (
             noted_signals() as stop,
@@ -239,7 +239,7 @@ def _warn_of_rejected(report: RoundReport, told: set[tuple[str | None, str]]) ->
                 )  # fmt: skip
 
 
-def _doubts(table: FeatureTable, plan: Plan, first_adapter: torch.Tensor | None) -> Iterator[str]:
+def doubts(table: FeatureTable, plan: Plan, first_adapter: torch.Tensor | None) -> Iterator[str]:
     """What may make a run another one than was meant, before it is trained."""
     yield from row_notes(table, plan)
     config = plan.folds[0].config

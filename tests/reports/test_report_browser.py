@@ -42,8 +42,8 @@ def pages(tmp_path_factory):
     index = folder / "index.html"
     rows = [read_listed(each) for each in (run, *results_in(folder))]
     index.write_bytes(index_html(rows * 4, folder, "index"))
-    return {"index": index, "run": made[0], "classes": made[1], "domains": made[2], "sweep": made[3],
-            "several": several}  # fmt: skip
+    return {"index": index, "run": made[0], "classes": made[1], "domains": made[2],
+            "sweep": made[3], "several": several}  # fmt: skip
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -74,10 +74,8 @@ def test_what_people_look_for_is_there(browser, pages):
 def test_runs_are_filtered_and_their_curves_laid_over_each_other(browser, pages):
     browser.open(pages["index"], 1280)
     shown = "[...document.querySelectorAll('tbody tr')].filter((row) => !row.hidden).length"
-    every, drawn = (
-        browser.run(shown),
-        "document.querySelectorAll('.overlay svg.chart path.line').length",
-    )
+    drawn = "document.querySelectorAll('.overlay svg.chart path.line').length"
+    every = browser.run(shown)
     ticked = browser.run("document.querySelectorAll('input[data-at]:checked').length")
     assert browser.run(drawn) == ticked == browser.run(
         "document.querySelectorAll('.overlay .legend li').length"
