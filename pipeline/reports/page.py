@@ -103,10 +103,12 @@ def report_html(
     cache: str | PathLike[str] | None = None,
     images_per_second: float | None = None,
     lost: Sequence[Listed] = (),
+    reload: int | None = None,
 ) -> bytes:
     """The page of all that was read, in its order, as UTF-8; several runs are compared first.
 
-    lost  lines on folders that could not be read
+    lost    lines on folders that could not be read
+    reload  seconds after which a browser loads the page again
     """
     cache = None if cache is None else Path(cache)
     links = [(f"part-{at}", f"{_kind(one)} {_called(one)}") for at, one in enumerate(data)]
@@ -131,18 +133,23 @@ def report_html(
     title = f"{len(data)} results side by side"
     if len(data) == 1:
         title = links[0][1] if isinstance(data[0], BenchData) else title_of(data[0])
-    return written(
-        title, links, parts, ("page.js", SCRIPT) if len(listed) + len(lost) > 1 else ("page.js",)
-    )
+    scripts = ("page.js", SCRIPT) if len(listed) + len(lost) > 1 else ("page.js",)
+    return written(title, links, parts, scripts, reload)
 
 
 def written(
-    title: str, links: Sequence[tuple[str, str]], parts: Sequence[Markup], scripts: Sequence[str]
+    title: str,
+    links: Sequence[tuple[str, str]],
+    parts: Sequence[Markup],
+    scripts: Sequence[str],
+    reload: int | None = None,
 ) -> bytes:
     """A page with the time at its foot, as UTF-8; see render.page."""
-    now = time.strftime("%Y-%m-%d %H:%M", time.localtime())
+    now = time.strftime("%Y-%m-%d %H:%M:%S" if reload else "%Y-%m-%d %H:%M", time.localtime())
     foot = f"Written {now} by ./run.sh, from the files of the results above alone."
-    return page(title, links, parts, foot, scripts).encode("utf-8")
+    if reload:
+        foot += f" It is written again, and loaded again every {reload} s."
+    return page(title, links, parts, foot, scripts, reload).encode("utf-8")
 
 
 def _measured(run: RunData, cache: Path | None) -> Rate | None:

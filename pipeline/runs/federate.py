@@ -30,6 +30,7 @@ from pipeline.runs.advice import said_of_worse
 from pipeline.runs.checkpoint import from_tensors, to_tensors
 from pipeline.runs.folder import RunFolder, open_run
 from pipeline.runs.labels import label_of, write_label
+from pipeline.runs.loggers import figures_of, open_loggers
 from pipeline.runs.notes import row_notes
 from pipeline.runs.outcomes import outcomes
 from pipeline.runs.results import mean_results, round_line
@@ -57,6 +58,8 @@ def federate(
     force: bool = False,
     name: str | None = None,
     tags: Sequence[str] = (),
+    log_every: int = 0,
+    log_to: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains a config on a table and returns the object that `federate --json` prints.
 
@@ -68,6 +71,8 @@ def federate(
     orders         the order of rows; another than the seeded one is for replaying recorded runs
     file           where the table lies, for the report to find it again
     name, tags     what people call the run (pipeline/runs/labels.py); they decide no number
+    log_every      rounds between two lines of the log on how training goes; 0: none
+    log_to         programs that figures go to (pipeline/runs/loggers.py)
 
     Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
     """
@@ -105,7 +110,11 @@ def federate(
             noted_signals() as stop,
             threads(on, table.features.shape[1], backend),
             progress_bar(initial=progress.rounds_done, total=total, unit="round") as bar,
+            open_loggers(
+                log_to, folder.folder, name or folder.folder.name, as_json(config)
+            ) as logged,
         ):
+            begun = progress.rounds_done
             told: set[tuple[str | None, str]] = set()
             for progress, report in train(engine, progress, total):  # noqa: B020
                 _warn_of_rejected(report, told)
@@ -115,7 +124,10 @@ def federate(
                 stopping = bool(stop)  # read once: a signal while saving waits for the next round
                 _save(folder, engine, progress, now=stopping)
                 bar.set_postfix(val=_best_so_far(progress), refresh=False)
-                bar.update()
+                bar.started() if report.round == begun else bar.update()
+                logged(report)
+                if log_every and progress.rounds_done % log_every == 0:
+                    LOG.info("%s", _how_far(progress, report, total, bar.left))
                 LOG.debug("round %d: best validation %s", report.round, _best_so_far(progress))
                 if stopping and progress.rounds_done < total:
                     raise Interrupted(
@@ -223,7 +235,20 @@ def _solved(held_out: str | None, found: ClosedForm) -> str:
 def _best_so_far(progress: Progress) -> str:
     known = [kept.val_accuracy for kept in progress.chosen if kept]
     best = mean([each for each in known if each is not None])
-    return "-" if best is None else f"{best:.4f}"
+    return "-" if best is None else f"{best:.2%}"
+
+
+def _how_far(progress: Progress, report: RoundReport, total: int, left: float | None) -> str:
+    """The line of --log-every: the round's accuracies, means over trainings, and the time left."""
+    figures = figures_of(report)
+    said = []
+    for what, shown in (("validation", "{:.2%}"), ("test", "{:.2%}"), ("loss", "{:.4f}")):
+        own = [value for name, value in figures.items() if name.startswith(f"{what}/")]
+        if own and len(own) == len(report.folds):
+            said.append(f"{what} {shown.format(sum(own) / len(own))}")
+    said.append(f"best validation so far {_best_so_far(progress)}")
+    time_left = "" if left is None or progress.rounds_done >= total else f", {left:.0f} s left"
+    return f"round {progress.rounds_done} of {total}: {', '.join(said)}{time_left}"
 
 
 def _warn_of_rejected(report: RoundReport, told: set[tuple[str | None, str]]) -> None:

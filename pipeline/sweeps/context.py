@@ -63,6 +63,7 @@ class Floor:
     stop: list[int]
     bar: Bar
     steps: int = field(default=0)  # lane-steps made
+    most: int | None = None  # trials in all, where that is known
     known: Known = field(default_factory=dict)  # closed-form heads that trials share
 
 
@@ -148,4 +149,15 @@ def end_trial(floor: Floor, trial: Trial, status: str, **facts) -> None:
     ended: Record = record(trial, status=status, **{**blank, **facts})
     floor.folder.add(ended)
     LOG.debug("trial %s: %s after %d rounds", trial.id, status, ended.rounds)
-    floor.bar.set_postfix_str(f"{len(floor.folder.records)} trials ended", refresh=False)
+    show_progress(floor)
+
+
+def show_progress(floor: Floor, round: int = 0, rounds: int = 0) -> None:
+    """What the bar says: trials that ended, the round of those that train, the best so far."""
+    records = floor.folder.records.values()
+    ended = f"{len(records)} of {floor.most}" if floor.most else f"{len(records)}"
+    known = [each.val_accuracy for each in records
+             if each.status == "done" and each.val_accuracy is not None]  # fmt: skip
+    said = [f"{ended} trials", *([f"round {round} of {rounds}"] if rounds else [])]
+    said += [f"best validation {100 * max(known):.2f} %"] if known else []
+    floor.bar.set_description_str(", ".join(said), refresh=False)

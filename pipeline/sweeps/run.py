@@ -41,6 +41,7 @@ from pipeline.sweeps.trials import Record, Trial
 
 LOG = logging.getLogger(__name__)
 SHARED = "shared.json"
+BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"  # in lane-steps, which say nothing to people
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,12 @@ def train_and_tell(
     left_over = None
     with (
         noted_signals() as stop,
-        progress_bar(total=0, unit="lane-step", unit_scale=True, smoothing=0.1) as bar,
+        progress_bar(total=0, bar_format=BAR, smoothing=0.1) as bar,
     ):
         floor = Floor(
             table, to_device(table, on), on, backend, opened,
             free_memory(on) if memory is None else memory, started + budget, stop, bar,
+            most=state.most,
         )  # fmt: skip
         try:
             if spec.halving:

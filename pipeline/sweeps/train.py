@@ -15,7 +15,16 @@ from pipeline.runs.checkpoint import from_tensors, to_tensors
 from pipeline.runs.folder import read_adapters, write_adapters
 from pipeline.runs.outcomes import outcomes
 from pipeline.settings import RunConfig
-from pipeline.sweeps.context import Floor, Running, Stopped, chunks_of, end_trial, foresee, planned
+from pipeline.sweeps.context import (
+    Floor,
+    Running,
+    Stopped,
+    chunks_of,
+    end_trial,
+    foresee,
+    planned,
+    show_progress,
+)
 from pipeline.sweeps.halving import rungs, survivors
 from pipeline.sweeps.search import Search
 from pipeline.sweeps.spec import SweepSpec, batch_size, rank_of, ranks_by_loss
@@ -133,8 +142,9 @@ def _rounds(
         spent = time.perf_counter() - started
         for each in going:
             each.seconds += spent * len(each.plan.lanes) / len(engine.plan.lanes)
-        floor.steps += steps
-        floor.bar.update(steps)
+        first, floor.steps = not floor.steps, floor.steps + steps
+        show_progress(floor, progress.rounds_done, rounds_of(going[0].config))
+        floor.bar.started(steps) if first else floor.bar.update(steps)
         _stop_if_asked(progress, mark, floor)
         started = time.perf_counter()
     return progress
