@@ -16,6 +16,6 @@ if __name__ == "__main__":
         refuse_missing_package(error)
         raise
     try:
-        cli(prog_name="fedclip")
+        cli(prog_name="./run.sh")
     except SystemExit as end:
         sys.exit(exit_code(end.code))

@@ -26,6 +26,26 @@ class Bar(tqdm):
         """Whether it moves on a terminal now."""
         return not self.disable and self.fp.isatty()
 
+    def started(self, count: float = 1) -> None:
+        """Counts what was done first without a rate: kernels were compiled and memory was taken.
+
+        Ten seconds of compiling in a round of 50 ms would make the time left two hundred times too
+        long.
+        """
+        if self.disable:  # then it has no clock
+            return
+        self.n += count
+        self.initial = self.last_print_n = self.n
+        self.start_t = self.last_print_t = self._time()
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the total is reached, at the rate since `started`; None before that."""
+        if self.disable:
+            return None
+        done, spent = self.n - self.initial, self._time() - self.start_t
+        return None if done <= 0 or spent <= 0 else (self.total - self.n) * spent / done
+
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Shows the bar, or `msg` in its place; false where there was nothing to move."""
         if self.living:

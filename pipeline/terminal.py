@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from pipeline.places import HOME
 
-LOGGERS = ("pipeline", "cache")
+LOGGERS = ("pipeline", "cache", "kernels")
 """Roots of our loggers: their modules log under their own names."""
 CLOSED_PIPE = 141  # what a shell gives for SIGPIPE: 128 + 13
 

@@ -41,6 +41,8 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
     "markupsafe": ("pipeline/reports/charts/",),
     "h5py": ("cache/container/",),
     "huggingface_hub": ("pipeline/encoder/hub.py",),
+    "mlflow": ("pipeline/runs/loggers.py",),
+    "wandb": ("pipeline/runs/loggers.py",),
     "matplotlib": ("pipeline/reports/figures.py", "benchmarks/plots.py"),
     "numba": ("kernels/cpu/", "kernels/*/cpu*.py"),
     "triton": ("kernels/gpu/", "kernels/*/gpu*.py"),

@@ -15,12 +15,13 @@ from pipeline.cli.console import (
     default_model,
     find_cache,
     grow_results,
+    load_table,
     run_extract,
     show,
     show_report,
     show_table,
 )
-from pipeline.cli.dry_run import show_images
+from pipeline.cli.dry_run import show_images, show_partition
 from pipeline.cli.flower import flower
 from pipeline.cli.merge import named_shard
 from pipeline.cli.options import (
@@ -234,7 +235,22 @@ def extract(
     "--init-adapter", type=PATH, section="Adapter",
     help="Adapter file (safetensors) to start training from.",
 )  # fmt: skip
-def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
+@option(
+    "--log-every", type=click.IntRange(1), metavar="N",
+    help="Log accuracies and the time left every N rounds.",
+)  # fmt: skip
+@option(
+    "--log-to", multiple=True, type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    help="Also send each round's figures to this program; can be repeated.",
+)  # fmt: skip
+@option(
+    "--dry-run", is_flag=True,
+    help="Show who would have which rows, and the expected time and bytes, and stop.",
+)  # fmt: skip
+def federate(
+    job: Job, given: dict, init_adapter: Path | None, log_every: int | None,
+    log_to: tuple[str, ...], dry_run: bool,
+) -> None:  # fmt: skip
     """Train adapters by federated rounds on cached features (stage two).
 
     Without options: the built-in data, with each domain held out in turn.
@@ -242,18 +258,21 @@ def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
     \b
         ./run.sh federate
         ./run.sh federate features.h5 --held-out sketch
+        ./run.sh federate features.h5 --partition dirichlet --clients 8 --dry-run
         ./run.sh federate --dataset pacs --test_envs 0 --iters 200 --wk_iters 1 --lr 5e-05
     """
     RunConfig(**given)  # refuses invalid settings before anything slow happens
     _, file = find_cache(job)
-    from cache.store import read_table
     from pipeline.federation.plan import kind_of
     from pipeline.runs.federate import federate as run
     from pipeline.runs.folder import read_first_adapter
     from pipeline.runs.results import table as as_table
 
-    table = read_table(file)
+    table = load_table(file)
     config = RunConfig(held_out=job.folds(table), **given)
+    if dry_run:
+        show_partition(job, config, table, file)
+        return
     start = init_adapter and read_first_adapter(init_adapter, kind_of(table, config))
     answers: dict = {}
     document = run(
@@ -269,6 +288,8 @@ def federate(job: Job, given: dict, init_adapter: Path | None) -> None:
         answers=answers,
         name=job.name,
         tags=job.tags,
+        log_every=log_every or 0,
+        log_to=log_to,
     )
     show_table(json.dumps(document, allow_nan=False) if job.as_json else as_table(document))
     grow_results(job.csv, [Path(document["run"])], job.as_json)

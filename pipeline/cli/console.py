@@ -1,5 +1,6 @@
 """What several commands share: where things lie, talking to people, finding or making a cache."""
 
+import contextlib
 import logging
 import shlex
 from collections.abc import Iterable, Mapping
@@ -14,9 +15,11 @@ from pipeline.errors import ConfigError
 from pipeline.terminal import printable
 
 if TYPE_CHECKING:
+    from cache.table import FeatureTable
     from pipeline.runs.outcomes import Tested
 
 LOG = logging.getLogger(__name__)
+LARGE = 50_000_000  # bytes of a cache that take long enough to be asked about
 PROMPT = "a picture of a {}"
 
 
@@ -86,6 +89,16 @@ def find_cache(job: Job) -> tuple[tuple[str, ...], Path]:
             error.words,
         ) from error
     return words, report.path
+
+
+def load_table(file: Path) -> "FeatureTable":
+    """The table of a cache; of a large one a line says that it is being read."""
+    from cache.store import read_table
+
+    with contextlib.suppress(OSError):
+        if (size := file.stat().st_size) > LARGE:
+            LOG.info("loading %s, %.0f MB", file, size / 1e6)
+    return read_table(file)
 
 
 def show_comparison(folder: Path) -> None:

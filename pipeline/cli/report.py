@@ -1,6 +1,7 @@
 """The report command: results as one page, tables for spreadsheets, event files."""
 
 import logging
+import time
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from pipeline.cli.console import show
 from pipeline.errors import ConfigError
 
 LOG = logging.getLogger(__name__)
+SOON, SHARE = 5.0, 10  # seconds between two pages of --watch, or so many times what one takes
 
 
 @click.command(cls=Command)
@@ -26,6 +28,11 @@ LOG = logging.getLogger(__name__)
     "--images-per-second", type=click.FloatRange(min=0, min_open=True),
     note="as measured by extract",
     help="Encoding rate, to estimate the time that a run would take without a cache.",
+)  # fmt: skip
+@option(
+    "--watch", is_flag=True,
+    help="Write the page again every few seconds until all runs are finished (of a sweep: until "
+    "Ctrl-C); it reloads itself meanwhile.",
 )  # fmt: skip
 @option(
     "--csv",
@@ -45,6 +52,7 @@ def report(
     out: Path | None,
     cache: Path | None,
     images_per_second: float | None,
+    watch: bool,
     as_csv: bool,
     tensorboard: Path | None,
     figures: Path | None,
@@ -57,6 +65,7 @@ def report(
         ./run.sh report runs/0a1b2c3d4e5f
         ./run.sh report runs/one runs/two --out compared.html
         ./run.sh report runs
+        ./run.sh report runs/0a1b2c3d4e5f --watch
         ./run.sh report benchmarks/results/*.jsonl
     """
     from pipeline.json_files import replace_file
@@ -67,6 +76,9 @@ def report(
 
     if cache is not None and not cache.exists():
         raise ConfigError(f"--cache {cache}: no such file")
+    page = out or _beside(paths, NAME)
+    if watch:
+        _watch(paths, page, cache, images_per_second)
     found = expanded(paths)
     data, lost = [], []
     only_listed = len(found) > MOST and not (as_csv or tensorboard or figures)
@@ -78,7 +90,6 @@ def report(
                 raise
             lost.append(read_listed(path))
     written = []
-    page = out or _beside(paths, NAME)
     if len(found) > MOST:
         LOG.info("%d results: the page lists them, and links to report.html of each", len(found))
         title = f"{len(found)} runs and sweeps"
@@ -107,6 +118,32 @@ def report(
         written += write_figures(pictures.pictures, figures)
     for file in [*written, replace_file(page, html)]:
         show(file)
+
+
+def _watch(paths: tuple[Path, ...], page: Path, cache: Path | None, rate: float | None) -> None:
+    """Writes the page again and again until every run of it is finished, or a signal comes."""
+    from pipeline.json_files import replace_file
+    from pipeline.reports.data import RunData
+    from pipeline.reports.page import expanded, read, report_html
+    from pipeline.signals import noted_signals
+
+    wait = 0.0
+    with noted_signals() as stop:
+        while not stop:
+            started = time.monotonic()
+            data = [read(path) for path, _ in expanded(paths)]
+            if all(isinstance(one, RunData) and one.finished for one in data):
+                return
+            seconds = max(SOON, wait)
+            html = report_html(
+                data, cache=cache, images_per_second=rate, reload=max(1, round(seconds))
+            )
+            replace_file(page, html)
+            if not wait:
+                LOG.info("%s is written again every %.0f s; Ctrl-C stops", page, seconds)
+            wait = SHARE * (time.monotonic() - started)
+            while not stop and time.monotonic() < started + seconds:
+                time.sleep(0.1)
 
 
 def _beside(paths: tuple[Path, ...], name: str) -> Path:

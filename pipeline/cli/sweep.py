@@ -9,7 +9,14 @@ from pathlib import Path
 import click
 
 from pipeline.cli.command import PATH, Command, option
-from pipeline.cli.console import find_cache, grow_results, show_comparison, show_report, show_table
+from pipeline.cli.console import (
+    find_cache,
+    grow_results,
+    load_table,
+    show_comparison,
+    show_report,
+    show_table,
+)
 from pipeline.cli.options import Job, connection, job_options, ray_options
 from pipeline.errors import ConfigError
 from pipeline.places import RUNS
@@ -110,11 +117,10 @@ def sweep(
 
     base = base_of(asked, given)  # refuses invalid settings before anything slow happens
     words, file = find_cache(job)
-    from cache.store import read_table
     from pipeline.sweeps.best import sweep_table
     from pipeline.sweeps.run import sweep as run
 
-    table = read_table(file)
+    table = load_table(file)
     with connection(ray, ray_worker) as size:
         if size is not None:
             from pipeline.cluster.sweep import OnRay

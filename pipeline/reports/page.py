@@ -71,7 +71,7 @@ def index_html(rows: Sequence[Listed], where: Path, title: str) -> bytes:
         for row in rows
         if (row.folder / NAME).is_file()
     }
-    return _written(title, [], [runs_part(rows, links)], ("page.js", SCRIPT))
+    return written(title, [], [runs_part(rows, links)], ("page.js", SCRIPT))
 
 
 def read(path: str | PathLike[str]) -> Data:
@@ -109,10 +109,12 @@ def report_html(
     images_per_second: float | None = None,
     answers: Mapping[int, Tested] | None = None,
     lost: Sequence[Listed] = (),
+    reload: int | None = None,
 ) -> bytes:
     """The page of all that was read, in its order, as UTF-8; several runs are compared first.
 
-    lost  lines on folders that could not be read
+    lost    lines on folders that could not be read
+    reload  seconds after which a browser loads the page again
     """
     cache = None if cache is None else Path(cache)
     links = [(f"part-{at}", f"{_kind(one)} {_called(one)}") for at, one in enumerate(data)]
@@ -137,17 +139,23 @@ def report_html(
     title = f"{len(data)} results side by side"
     if len(data) == 1:
         title = links[0][1] if isinstance(data[0], BenchData) else title_of(data[0])
-    return _written(
-        title, links, parts, ("page.js", SCRIPT) if len(listed) + len(lost) > 1 else ("page.js",)
-    )
+    scripts = ("page.js", SCRIPT) if len(listed) + len(lost) > 1 else ("page.js",)
+    return written(title, links, parts, scripts, reload)
 
 
-def _written(
-    title: str, links: Sequence[tuple[str, str]], parts: Sequence[Markup], scripts: Sequence[str]
+def written(
+    title: str,
+    links: Sequence[tuple[str, str]],
+    parts: Sequence[Markup],
+    scripts: Sequence[str],
+    reload: int | None = None,
 ) -> bytes:
-    written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
-    foot = f"Written {written} by ./run.sh, from the files of the results above alone."
-    return page(title, links, parts, foot, scripts).encode("utf-8")
+    """A page with the time at its foot, as UTF-8; see render.page."""
+    now = time.strftime("%Y-%m-%d %H:%M:%S" if reload else "%Y-%m-%d %H:%M", time.localtime())
+    foot = f"Written {now} by ./run.sh, from the files of the results above alone."
+    if reload:
+        foot += f" It is written again, and loaded again every {reload} s."
+    return page(title, links, parts, foot, scripts, reload).encode("utf-8")
 
 
 def _measured(run: RunData, cache: Path | None) -> Rate | None:

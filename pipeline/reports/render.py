@@ -58,11 +58,13 @@ def page(
     parts: Sequence[Markup],
     foot: str,
     scripts: Sequence[str] = ("page.js",),
+    reload: int | None = None,
 ) -> str:
     """The whole HTML file: style and script are inside, and its policy allows nothing else.
 
     links    (anchor, name) of the parts; shown when there are several
     scripts  files of templates/
+    reload   seconds after which a browser loads the page again; None: it does not
     """
     css = (TEMPLATES / "page.css").read_text("utf-8")
     script = "".join((TEMPLATES / name).read_text("utf-8") for name in scripts)
@@ -72,7 +74,7 @@ def page(
     )
     return str(
         render("page.html", title=title, links=links, parts=parts, foot=foot, csp=Markup(csp),
-               css=Markup(css), script=Markup(script))
+               css=Markup(css), script=Markup(script), reload=reload)
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from pipeline.sweeps.best import (
     said_of_ties,
     tied,
     two_measures,
+    without_effect,
 )
 
 LISTED = 2000  # trials in the table; the rest are in trials.csv
@@ -103,6 +104,15 @@ def _doubts(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[str]:
     base = sweep.spec.get("base")
     method = base.get("method") if isinstance(base, dict) else None
     said += map(_sentence, two_measures(ranked, method))
+    said += map(
+        _sentence,
+        without_effect(
+            (t.settings, t.seed, (t.val_accuracy, [[getattr(r.scores, n) for n in ACCURACIES]
+                                                   for r in t.results]))
+            for t in sweep.trials
+            if t.status == "done"
+        ),
+    )  # fmt: skip
     if len(ties := [each.records[0].number for each in tied(ranked)]) > 1:
         said.append(_sentence(said_of_ties(ties[0], ties[1:])))
     if odd:

@@ -15,6 +15,8 @@ def head(table: Table) -> tuple[str, ...]:
     seeds = ", ".join(map(str, sorted({each.seed for each in tested})))
     unseen = any(column.figure == "unseen" for column in table.columns)
     what = "; unseen: domains that no client trains on" if unseen else ""
+    if any(column.figure == "participants" and column.name == "none" for column in table.columns):
+        what += "; none: no domain is held out, so participants' accuracy"
     chosen = sorted({str(e.settings["choose"]) for e in tested if e.settings["choose"]})
     rounds = " / ".join(CHOSEN_BY.get(name, name) for name in chosen) or "nothing is trained"
     chose = "configurations: none, all are shown"

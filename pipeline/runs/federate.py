@@ -37,6 +37,7 @@ from pipeline.runs.advice import said_of_worse
 from pipeline.runs.checkpoint import from_tensors, to_tensors
 from pipeline.runs.folder import RunFolder, open_run
 from pipeline.runs.labels import label_of, write_label
+from pipeline.runs.loggers import figures_of, open_loggers
 from pipeline.runs.notes import row_notes
 from pipeline.runs.outcomes import Tested, outcomes
 from pipeline.runs.results import mean_results, round_line
@@ -65,6 +66,8 @@ def federate(
     answers: dict[int, Tested] | None = None,
     name: str | None = None,
     tags: Sequence[str] = (),
+    log_every: int = 0,
+    log_to: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains a config on a table and returns the object that `federate --json` prints.
 
@@ -77,6 +80,8 @@ def federate(
     file           where the table lies, for the report to find it again
     answers        what a run that is trained now answers on its test rows is put there, by fold
     name, tags     what people call the run (pipeline/runs/labels.py); they decide no number
+    log_every      rounds between two lines of the log on how training goes; 0: none
+    log_to         programs that figures go to (pipeline/runs/loggers.py)
 
     Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
     """
@@ -108,13 +113,17 @@ def federate(
         for fold in plan.folds:
             if fold.closed_form:
                 LOG.info("%s", _solved(held_out_name(fold.held_out), fold.closed_form))
-        for doubt in _doubts(table, plan, first_adapter):
+        for doubt in doubts(table, plan, first_adapter):
             LOG.warning("%s", doubt)
         with (
             noted_signals() as stop,
             threads(on, table.features.shape[1], backend),
             progress_bar(initial=progress.rounds_done, total=total, unit="round") as bar,
+            open_loggers(
+                log_to, folder.folder, name or folder.folder.name, as_json(config)
+            ) as logged,
         ):
+            begun = progress.rounds_done
             told: set[tuple[str | None, str]] = set()
             for progress, report in train(engine, progress, total):  # noqa: B020
                 _warn_of_rejected(report, told)
@@ -124,7 +133,10 @@ def federate(
                 stopping = bool(stop)  # read once: a signal while saving waits for the next round
                 _save(folder, engine, progress, now=stopping)
                 bar.set_postfix(val=_best_so_far(progress), refresh=False)
-                bar.update()
+                bar.started() if report.round == begun else bar.update()
+                logged(report)
+                if log_every and progress.rounds_done % log_every == 0:
+                    LOG.info("%s", _how_far(progress, report, total, bar.left))
                 LOG.debug("round %d: best validation %s", report.round, _best_so_far(progress))
                 if stopping and progress.rounds_done < total:
                     raise Interrupted(
@@ -234,7 +246,20 @@ def _solved(held_out: str | None, found: ClosedForm) -> str:
 def _best_so_far(progress: Progress) -> str:
     known = [kept.val_accuracy for kept in progress.chosen if kept]
     best = mean([each for each in known if each is not None])
-    return "-" if best is None else f"{best:.4f}"
+    return "-" if best is None else f"{best:.2%}"
+
+
+def _how_far(progress: Progress, report: RoundReport, total: int, left: float | None) -> str:
+    """The line of --log-every: the round's accuracies, means over trainings, and the time left."""
+    figures = figures_of(report)
+    said = []
+    for what, shown in (("validation", "{:.2%}"), ("test", "{:.2%}"), ("loss", "{:.4f}")):
+        own = [value for name, value in figures.items() if name.startswith(f"{what}/")]
+        if own and len(own) == len(report.folds):
+            said.append(f"{what} {shown.format(sum(own) / len(own))}")
+    said.append(f"best validation so far {_best_so_far(progress)}")
+    time_left = "" if left is None or progress.rounds_done >= total else f", {left:.0f} s left"
+    return f"round {progress.rounds_done} of {total}: {', '.join(said)}{time_left}"
 
 
 def _warn_of_rejected(report: RoundReport, told: set[tuple[str | None, str]]) -> None:
@@ -250,7 +275,7 @@ def _warn_of_rejected(report: RoundReport, told: set[tuple[str | None, str]]) ->
                 )  # fmt: skip
 
 
-def _doubts(table: FeatureTable, plan: Plan, first_adapter: torch.Tensor | None) -> Iterator[str]:
+def doubts(table: FeatureTable, plan: Plan, first_adapter: torch.Tensor | None) -> Iterator[str]:
     """What may make a run another one than was meant, before it is trained."""
     yield from row_notes(table, plan)
     config = plan.folds[0].config

@@ -25,7 +25,7 @@ from pipeline.federation.evaluate import (
 from pipeline.federation.local import Engine
 from pipeline.federation.methods.closed_form_choice import Tried
 from pipeline.federation.payload import clip_bytes, payload_bytes
-from pipeline.federation.plan import Fold
+from pipeline.federation.plan import Fold, Plan
 from pipeline.federation.record import held_out_name
 from pipeline.federation.state import own_part
 from pipeline.federation.training import Progress
@@ -132,7 +132,7 @@ def _outcome(
         "client_rows": _client_rows(fold, seen or plain),
         "gate": _gate(seen, zero_shot) if seen else None,
         "personalised": personalised(engine, progress.best, f) if chosen else None,
-        "bytes_a_round": _bytes(engine, fold),
+        "bytes_a_round": bytes_a_round(engine.plan, fold, engine.model),
         **({"closed_form": solved(fold)} if fold.closed_form else {}),
     }
 
@@ -160,19 +160,21 @@ def _client_rows(fold: Fold, seen: Tested) -> dict[str, int]:
     return {c.name: int(n) for c, n in zip(fold.clients, counts, strict=True) if n}
 
 
-def _bytes(engine: Engine, fold: Fold) -> dict:
-    """What a round of a fold sends if all clients take part, and would with all of CLIP."""
-    kind, config = engine.plan.work.kind, fold.config
-    method = engine.plan.method
+def bytes_a_round(plan: Plan, fold: Fold, model: str | None) -> dict:
+    """What a round of a fold sends if all clients take part, and would with all of CLIP.
+
+    model  whose features these are; None: nobody knows, and "clip" is None
+    """
+    kind, config, method = plan.work.kind, fold.config, plan.method
     clients = len(fold.clients) if method.sends else 0
     count = size(kind)
     if method.keeps == "layer":
-        count -= int(own_part(engine.plan, torch.device("cpu")).sum())
+        count -= int(own_part(plan, torch.device("cpu")).sum())
     if method.solved and fold.closed_form:
         up, down = (8 * len(fold.clients) * sent for sent in fold.closed_form.sent)
         return {"up": up, "down": down, "clip": None}
     one_way = clients * len(method.sends) * payload_bytes(count, config.payload)
-    clip = clip_bytes(engine.model or "")
+    clip = clip_bytes(model or "")
     return {"up": one_way, "down": one_way, "clip": clip and 2 * clients * clip}
 
 

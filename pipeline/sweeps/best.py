@@ -1,9 +1,10 @@
 """What a sweep reports at its end: the best configuration, its command, settings' importance."""
 
 import dataclasses
+import itertools
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -13,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
 from pipeline.runs.results import aligned, mean_results, percent
-from pipeline.settings import RunConfig
+from pipeline.settings import RunConfig, run_id
 from pipeline.sweeps.importance import influences, label
 from pipeline.sweeps.trials import STATUSES, Record, configuration_id
 from pipeline.terminal import printable
@@ -21,6 +22,7 @@ from pipeline.terminal import printable
 SELECTIONS = ("validation", "oracle")
 TESTED = ("unseen", "participants", "overall")
 TOP = 10
+DISTINCT = 20  # values of a setting that are compared with each other
 REASONS = 5  # why trials failed, in text for people
 SCORES = {"validation": "val_accuracy", "oracle": "oracle_accuracy"}
 
@@ -93,7 +95,7 @@ def sweep_report(
         "top": [_described(each, select) for each in ranked[:TOP]],
         "configurations": len(ranked),
         "tied": [each.records[0].number for each in tied(ranked)[1:]],
-        "notes": two_measures(ranked, base.method),
+        "notes": [*two_measures(ranked, base.method), *without_effect(_compared(records))],
         "importance": [dataclasses.asdict(each) for each in importance],
     }
 
@@ -151,6 +153,36 @@ def two_measures(ranked: Sequence[Candidate[Ended]], method: object) -> list[str
         f"this ranking mixes two measures: {', '.join(own)} validate each client's own adapter on "
         f"that client's rows, {', '.join(others)} one adapter on all clients' rows"
     ]
+
+
+def without_effect(done: Iterable[tuple[Mapping[str, Any], int | None, object]]) -> list[str]:
+    """A sentence for each setting of which some values reach the same accuracies as others.
+
+    done  of each finished trial its settings, its seed and what it reached; trials are compared
+          that differ in one setting alone. Settings of more than DISTINCT values are left out
+    """
+    trials = [(settings, seed, reached) for settings, seed, reached in done]
+    said = []
+    for name in dict.fromkeys(name for settings, _, _ in trials for name in settings):
+        groups: dict[str, list[tuple[str, object]]] = {}
+        for settings, seed, reached in trials:
+            alike = {n: v for n, v in settings.items() if n != name}
+            there = groups.setdefault(run_id({**alike, "seed": seed}), [])
+            there.append((label(settings.get(name)), reached))
+        pairs: dict[tuple[str, str], list[bool]] = {}
+        for group in groups.values():
+            if len(group) <= DISTINCT:
+                for (a, one), (b, other) in itertools.combinations(group, 2):
+                    pairs.setdefault((a, b), []).append(one == other)
+        same = {pair: len(equal) for pair, equal in pairs.items() if all(equal)}
+        if same:
+            values = ", ".join(dict.fromkeys(value for pair in same for value in pair))
+            between = "nothing" if len(same) == len(pairs) else "nothing between these values"
+            said.append(
+                f"{name} changes {between}: {values} reach the same accuracies "
+                f"({sum(same.values())} compared, alike in all else)"
+            )
+    return said
 
 
 def failures(ended: Iterable[_Failed]) -> list[dict[str, Any]]:
@@ -219,6 +251,15 @@ def _head(document: dict) -> str:
     if len(whys) == 1 and counts[-1].endswith("failed"):
         return f"{head}: {whys[0]}"
     return "\n".join([head, *(f"failed: {why}" for why in whys)])
+
+
+def _compared(
+    records: Iterable[Record],
+) -> Iterator[tuple[dict[str, Any], int, tuple[object, ...]]]:
+    for each in records:
+        if each.status == "done":
+            tested = tuple(tuple(result[name] for name in TESTED) for result in each.results)
+            yield each.settings, each.seed, (each.val_accuracy, tested)
 
 
 def _score(record: Record, select: str) -> float | None:

@@ -40,10 +40,15 @@ class Running:
 
 
 class Steps(NamedTuple):
-    """Lane-steps that were made since the last event; `left` where the trial has rounds left."""
+    """Lane-steps that were made since the last event; `left` where the trial has rounds left.
+
+    round, rounds  where those that train are, of how many
+    """
 
     made: int
     left: bool = True
+    round: int = 0
+    rounds: int = 0
 
 
 Event = Steps | Record

@@ -38,6 +38,7 @@ from pipeline.sweeps.trials import Trial
 
 LOG = logging.getLogger(__name__)
 SHARED = "shared.json"
+BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"  # in lane-steps, which say nothing to people
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,21 @@ def sweep(
         )  # fmt: skip
         with (
             noted_signals() as stop,
-            progress_bar(total=0, unit="lane-step", unit_scale=True, smoothing=0.1) as bar,
+            progress_bar(total=0, bar_format=BAR, smoothing=0.1) as bar,
             opener(table, base, backend, memory, folder) as trains,
         ):
             floor = Floor(
-                table, spec, base, on, backend, opened, trains, started + budget, stop, bar
+                table,
+                spec,
+                base,
+                on,
+                backend,
+                opened,
+                trains,
+                started + budget,
+                stop,
+                bar,
+                most=search.state().most,
             )
             finished = _train(search, floor)
         _refuse_stopped(search, floor, finished)

@@ -42,6 +42,7 @@ class Floor:
     stop: list[int]
     bar: Bar
     steps: int = field(default=0)  # lane-steps made
+    most: int | None = None  # trials in all, where that is known
 
 
 def train_all(search: Search, floor: Floor) -> None:
@@ -107,8 +108,10 @@ def _record(events: Iterable[Event], floor: Floor) -> dict[str, Record]:
         if fresh:
             floor.folder.sync()
             fresh = False
-        floor.steps += event.made
-        floor.bar.update(event.made)
+        if event.made:
+            first, floor.steps = not floor.steps, floor.steps + event.made
+            _show(floor, event.round, event.rounds)
+            floor.bar.started(event.made) if first else floor.bar.update(event.made)
         if event.left and (floor.stop or time.monotonic() > floor.deadline):
             raise Stopped
     floor.folder.sync()
@@ -150,4 +153,15 @@ def _cut(live: Iterable[Record], reached: int, mark: int, floor: Floor) -> set[s
 def _end(floor: Floor, ended: Record) -> None:
     floor.folder.add(ended)
     LOG.debug("trial %s: %s after %d rounds", ended.id, ended.status, ended.rounds)
-    floor.bar.set_postfix_str(f"{len(floor.folder.records)} trials ended", refresh=False)
+    _show(floor)
+
+
+def _show(floor: Floor, round: int = 0, rounds: int = 0) -> None:
+    """What the bar says: trials that ended, the round of those that train, the best so far."""
+    records = floor.folder.records.values()
+    ended = f"{len(records)} of {floor.most}" if floor.most else f"{len(records)}"
+    known = [each.val_accuracy for each in records
+             if each.status == "done" and each.val_accuracy is not None]  # fmt: skip
+    said = [f"{ended} trials", *([f"round {round} of {rounds}"] if rounds else [])]
+    said += [f"best validation {100 * max(known):.2f} %"] if known else []
+    floor.bar.set_description_str(", ".join(said), refresh=False)

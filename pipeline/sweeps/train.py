@@ -121,7 +121,7 @@ class Trainer:
             for each in going:
                 each.seconds += spent * len(each.plan.lanes) / len(engine.plan.lanes)
             left = progress.rounds_done < mark and not progress.diverged
-            yield Steps(steps, left)
+            yield Steps(steps, left, progress.rounds_done, rounds_of(going[0].config))
         return progress
 
     def _joined(self, going: list[Running], owners: Sequence[tuple[int, int]]) -> Progress:

@@ -75,10 +75,8 @@ def test_what_people_look_for_is_there(browser, pages):
 def test_runs_are_filtered_and_their_curves_laid_over_each_other(browser, pages):
     browser.open(pages["index"], 1280)
     shown = "[...document.querySelectorAll('tbody tr')].filter((row) => !row.hidden).length"
-    every, drawn = (
-        browser.run(shown),
-        "document.querySelectorAll('.overlay svg.chart path.line').length",
-    )
+    drawn = "document.querySelectorAll('.overlay svg.chart path.line').length"
+    every = browser.run(shown)
     ticked = browser.run("document.querySelectorAll('input[data-at]:checked').length")
     assert browser.run(drawn) == ticked == browser.run(
         "document.querySelectorAll('.overlay .legend li').length"

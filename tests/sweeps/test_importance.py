@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.sweeps.best import without_effect
 from pipeline.sweeps.importance import grouped, influences
 from tests.naive import sweep as naive_sweep
 
@@ -98,3 +99,30 @@ def test_nothing_to_explain():
     assert influences([], []) == []
     assert influences([{"p": 1}], [0.5]) == []
     assert influences([{}, {}], [0.5, 0.6]) == []
+
+
+def _trials(reach, **values):
+    names = list(values)
+    return [
+        (settings := dict(zip(names, each, strict=True)), seed, reach(**settings, seed=seed))
+        for each in itertools.product(*values.values())
+        for seed in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reach", "said"),
+    [
+        (lambda lr, mu, seed: (lr, seed),
+         ["mu changes nothing: 0.1, 0.2, 0.3 reach the same accuracies (12 compared, alike in all "
+          "else)"]),
+        (lambda lr, mu, seed: (lr, mu > 0.2, seed),
+         ["mu changes nothing between these values: 0.1, 0.2 reach the same accuracies "
+          "(4 compared, alike in all else)"]),
+        (lambda lr, mu, seed: (lr, mu, seed), []),
+        (lambda lr, mu, seed: (lr, mu > 0.2 if seed else mu), []),
+    ],
+)  # fmt: skip
+def test_a_setting_that_changes_nothing_is_said(reach, said):
+    assert without_effect(_trials(reach, lr=[1e-3, 1e-2], mu=[0.1, 0.2, 0.3])) == said
+    assert without_effect([]) == [] == without_effect([({"lr": 1.0}, 0, 1)])
