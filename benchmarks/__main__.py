@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from benchmarks.compare import Fault
     from benchmarks.rows import Row
 
-BENCHMARKS = ("kernels", "peers", "contrastive", "local", "round", "closed-form", "extract")
+BENCHMARKS = (
+    "kernels", "peers", "contrastive", "trials", "local", "round", "closed-form", "extract",
+)  # fmt: skip
 LATE = 30  # seconds after which --quick leaves out compiling, which takes 7 on a quiet machine
-NAMED = ("peers", "contrastive", "local")  # --quick leaves them out unless they are named
+NAMED = ("peers", "contrastive", "trials", "local")  # --quick leaves them out unless they are named
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,12 +31,13 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
     """Time kernels, peers, steps of other heads, whole runs and extraction; all when none is named.
 
     peers: a training step beside eager, compiled and JAX's, and the floor of this machine, on one
-    core; contrastive: the loss by number of pairs, likewise.
+    core; contrastive: the loss by number of pairs, likewise; trials: a sweep beside Optuna and JAX.
 
     Every kernel is checked against float64 first: one that errs more than twice as much as plain
     torch is reported and not timed, one that fails is reported, and the others go on; the exit
     code is then 1. Results are kept in benchmarks/results/ by machine and date, with pictures;
-    those of --quick are only printed, and leave out peers, contrastive and local unless named.
+    those of --quick are only printed, and leave out peers,
+    contrastive, trials and local unless they are named.
     """
     from kernels.backends import BackendUnavailable
 
@@ -96,6 +99,7 @@ def _measure(
         products,
         rounds,
         rounds_cuda,
+        trials,
     )
     from benchmarks.compare import guarded
     from kernels.backends import BACKENDS
@@ -118,6 +122,7 @@ def _measure(
         ),
         "peers": ((numba, lambda: peers.run(quick)),),
         "contrastive": ((True, lambda: kernels.contrastive_by_count(where, ceilings, quick)),),
+        "trials": ((numba and not cuda, lambda: trials.run(quick)),),
         "local": ((True, lambda: local_steps.run(where, ceilings, quick)),),
         "round": (
             (True, lambda: rounds.run(where, quick)),

@@ -18,6 +18,7 @@ def train(
     scale: float,
     *,
     fused: bool = False,
+    lr: float = 5e-5,
     loss: Callable[..., Tensor] | None = None,
 ) -> AdapterState:
     """One adapter through all batches with the released settings, a fresh Adam; returns it.
@@ -26,7 +27,7 @@ def train(
     """
     weights = [w.detach().clone().requires_grad_() for w in adapter]
     adam = torch.optim.Adam(
-        weights, lr=5e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, fused=fused or None
+        weights, lr=lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, fused=fused or None
     )
     of_batch = loss or batch_loss
     for rows in batches:

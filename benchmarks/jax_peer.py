@@ -25,9 +25,12 @@ def loss(weights: Weights, x: jax.Array, text: jax.Array, scale: float) -> jax.A
 @partial(jax.jit, static_argnames="scale")
 def train(
     weights: Weights, lr: jax.Array, features: jax.Array, labels: jax.Array, text: jax.Array,
-    rows: jax.Array, scale: float,
+    rows: jax.Array, scale: float, rest: jax.Array | None = None,
 ) -> Weights:  # fmt: skip
-    """The weights after rows (T, B), one batch a step, with Adam from its beginning."""
+    """The weights after rows (T, B), one batch a step, with Adam from its beginning.
+
+    rest  (b,) rows of a last, shorter batch, if there are two or more
+    """
     zeros = tuple(jnp.zeros_like(w) for w in weights)
 
     def step(carried: tuple, batch: tuple) -> tuple[tuple, None]:
@@ -45,8 +48,10 @@ def train(
         return (weights, first, second), None
 
     at = jnp.arange(1, len(rows) + 1, dtype=jnp.float32)
-    (weights, _, _), _ = lax.scan(step, (weights, zeros, zeros), (at, rows))
-    return weights
+    carried, _ = lax.scan(step, (weights, zeros, zeros), (at, rows))
+    if rest is not None and len(rest) > 1:
+        carried, _ = step(carried, (jnp.float32(len(rows) + 1), rest))
+    return carried[0]
 
 
 many = jax.jit(

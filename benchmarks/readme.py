@@ -15,6 +15,7 @@ WORDS = {
     "contrastive": "contrastive loss and gradients",
     "round": "the blog's four commands",
     "compile": "compiling",
+    "trials": "a trial of a sweep",
     "peers": "one training step beside its peers",
     "contrastive-by-n": "contrastive loss and gradients by number",
     "sums": "sums of features",

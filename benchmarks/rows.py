@@ -34,6 +34,7 @@ class Row:
 COMMANDS = {  # word of the command -> its benchmarks
     "peers": ("peers",),
     "contrastive": ("contrastive-by-n",),
+    "trials": ("trials",),
     "kernels": ("product", "lane-step", "top1", "contrastive", "compile"),
     "local": ("local-step",),
     "round": ("round",),

@@ -20,11 +20,16 @@ from benchmarks import (
     products,
     readme,
     rows,
+    trials,
 )
 from benchmarks import machine as machines
 from benchmarks.__main__ import bench
 from benchmarks.measure import Times, peak_extra_bytes, take_turns
+from pipeline.federation.plan import build_plan
+from pipeline.federation.training import to_device
+from pipeline.runs.federate import federate
 from tests.conftest import ROOT
+from tests.runs.small_runs import config, small
 
 CPU = torch.device("cpu")
 
@@ -181,6 +186,20 @@ def test_peers_train_the_same_weights(name, monkeypatch):
     truth = peers._trained(one, wide, batches)
     found = peers.PEERS[name][0](lanes, given, batches)()
     assert compare.distance(found, truth) <= 1e-7 < compare.distance(lanes[0], truth)
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax"])
+def test_a_trial_of_a_peer_reaches_what_a_run_of_ours_does(kind, tmp_path):
+    if kind == "jax":
+        pytest.importorskip("jax", reason="jax comes with requirements-bench.txt")
+    table = small(rows=(41, 37, 50))  # the last batches are shorter
+    asked = config(held_out=(("a",),), rounds=2, batch=8, weight_decay=0.2, eps=1e-6, lr=1e-2)
+    document = federate(table, asked, runs=tmp_path, device="cpu", backend="torch")
+    plan, cached = build_plan(table, asked), to_device(table, CPU)
+    train = {"torch": trials._with_torch, "jax": trials._with_jax}[kind](cached)
+    found = trials.trial(plan, cached, train, 1e-2, 2)
+    assert abs(found - document["results"][0]["unseen"]) <= 1 / 41  # a row may be a tie
+    assert found != document["results"][0]["zero_shot"]["unseen"]
 
 
 def test_peak_memory_is_what_a_call_took_and_gave_back():
