@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
     from benchmarks.compare import Fault
     from benchmarks.rows import Row
 
-BENCHMARKS = ("kernels", "local", "round", "closed-form", "extract")
+BENCHMARKS = (
+    "kernels", "peers", "contrastive", "trials", "local", "round", "closed-form", "extract",
+)  # fmt: skip
+LATE = 30  # seconds after which --quick leaves out compiling, which takes 7 on a quiet machine
+NAMED = ("peers", "contrastive", "trials", "local")  # --quick leaves them out unless they are named
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,12 +28,16 @@ BENCHMARKS = ("kernels", "local", "round", "closed-form", "extract")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines in place of the table.")
 @click.option("--readme", is_flag=True, help="Measure nothing: make the docs' tables anew.")
 def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readme: bool) -> None:
-    """Time kernels, steps of other heads, whole runs and extraction; all when none is named.
+    """Time kernels, peers, steps of other heads, whole runs and extraction; all when none is named.
+
+    peers: a training step beside eager, compiled and JAX's, and the floor of this machine, on one
+    core; contrastive: the loss by number of pairs, likewise; trials: a sweep beside Optuna and JAX.
 
     Every kernel is checked against float64 first: one that errs more than twice as much as plain
     torch is reported and not timed, one that fails is reported, and the others go on; the exit
     code is then 1. Results are kept in benchmarks/results/ by machine and date, with pictures;
-    those of --quick are only printed, and leave out local unless it is named.
+    those of --quick are only printed, and leave out peers,
+    contrastive, trials and local unless they are named.
     """
     from kernels.backends import BackendUnavailable
 
@@ -37,7 +46,7 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
 
         rewrite()
         return
-    default = [name for name in BENCHMARKS if not (quick and name == "local")]
+    default = [name for name in BENCHMARKS if not (quick and name in NAMED)]
     try:
         sound = _bench(names or default, device, quick, as_json)
     except BackendUnavailable as error:
@@ -86,21 +95,34 @@ def _measure(
         kernels,
         kernels_cuda,
         local_steps,
+        peers,
         products,
         rounds,
         rounds_cuda,
+        trials,
     )
     from benchmarks.compare import guarded
     from kernels.backends import BACKENDS
+
+    began = time.monotonic()
+
+    def late() -> bool:
+        if time.monotonic() - began < LATE:
+            return False
+        click.echo("compile is left out: this machine is too busy for --quick", err=True)
+        return True
 
     numba, cuda = "numba" in BACKENDS[where.type], where.type == "cuda"
     parts = {
         "kernels": (
             (numba, lambda: products.run(ceilings, quick)),
             (True, lambda: kernels.run(where, ceilings, quick)),
-            (numba, lambda: compiling.run(quick)),
+            (numba, lambda: [] if quick and late() else compiling.run(quick)),
             (cuda, lambda: kernels_cuda.run(where, ceilings, quick)),
         ),
+        "peers": ((numba, lambda: peers.run(quick)),),
+        "contrastive": ((True, lambda: kernels.contrastive_by_count(where, ceilings, quick)),),
+        "trials": ((numba and not cuda, lambda: trials.run(quick)),),
         "local": ((True, lambda: local_steps.run(where, ceilings, quick)),),
         "round": (
             (True, lambda: rounds.run(where, quick)),

@@ -1,5 +1,7 @@
 """The plain code that kernels are measured against: autograd, B x B logits, torch.optim.Adam."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
@@ -16,21 +18,32 @@ def train(
     scale: float,
     *,
     fused: bool = False,
+    lr: float = 5e-5,
+    loss: Callable[..., Tensor] | None = None,
 ) -> AdapterState:
-    """One adapter through all batches with the released settings, a fresh Adam; returns it."""
+    """One adapter through all batches with the released settings, a fresh Adam; returns it.
+
+    loss  of a batch; None: batch_loss
+    """
     weights = [w.detach().clone().requires_grad_() for w in adapter]
     adam = torch.optim.Adam(
-        weights, lr=5e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, fused=fused or None
+        weights, lr=lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, fused=fused or None
     )
-    w1, b1, w2, b2 = weights
+    of_batch = loss or batch_loss
     for rows in batches:
-        x, text = features[rows], unit_text[labels[rows]]
-        gate = linear(torch.tanh(linear(x, w1, b1)), w2, b2).softmax(dim=1)
-        loss = contrastive(normalize(gate * x, dim=1), text, scale)
+        found = of_batch(*weights, features[rows], unit_text[labels[rows]], scale)
         adam.zero_grad()
-        loss.backward()
+        found.backward()
         adam.step()
     return AdapterState(*(w.detach() for w in weights))
+
+
+def batch_loss(
+    w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, x: Tensor, text: Tensor, scale: float
+) -> Tensor:
+    """The released loss of rows x (B, D) with their unit texts (B, D)."""
+    gate = linear(torch.tanh(linear(x, w1, b1)), w2, b2).softmax(dim=1)
+    return contrastive(normalize(gate * x, dim=1), text, scale)
 
 
 def contrastive(image: Tensor, text: Tensor, scale: float | Tensor) -> Tensor:

@@ -1,6 +1,10 @@
 """The three kernels beside plain torch, each checked against float64 before it is timed."""
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +12,7 @@ from torch.nn.functional import normalize
 
 from benchmarks import eager
 from benchmarks.compare import Case, Fault, Work, compare, distance, guarded
+from benchmarks.cores import one_core
 from benchmarks.rows import Row
 from kernels.adapter import AdamSettings, AdapterState
 from kernels.answers.top1 import adapter_top1
@@ -17,6 +22,8 @@ from kernels.step import adapter_steps
 from pipeline.machine import threads
 
 SCALE = 100.0
+COUNTS = (64, 100, 256, 512, 1024, 2048, 4096, 8192, 16384)  # of `bench contrastive`
+TRUE = 8192  # pairs up to which the error is against float64
 RELEASED = {"lr": 5e-5, "weight_decay": 0.2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6}
 LANES = {"cpu": 4, "cuda": 1200}  # of a training step: 1,200 are a hundred times the blog's twelve
 
@@ -30,6 +37,21 @@ def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> Iterat
         yield from guarded(
             "contrastive", name, lambda n=count: _contrastive(device, ceilings, n, quick)
         )
+
+
+def contrastive_by_count(
+    device: torch.device, ceilings: dict[str, float], quick: bool
+) -> Iterator[Row | Fault]:
+    """All rows of `bench contrastive`: on a CPU one core, and torch.compile too."""
+    with one_core() if device.type == "cpu" else contextlib.nullcontext():
+        for count in COUNTS[:5] if quick else COUNTS:
+            if count > TRUE and (_free_bytes() or 0) < 6 * 4 * count**2:
+                yield Fault("contrastive-by-n", f"N {count}", "needs more memory than is free")
+                continue
+            yield from guarded(
+                "contrastive-by-n", f"N {count}",
+                lambda n=count: _contrastive(device, ceilings, n, quick, "contrastive-by-n"),
+            )  # fmt: skip
 
 
 def problem(
@@ -130,7 +152,7 @@ def _top1(device: torch.device, ceilings: dict, quick: bool) -> list[Row | Fault
 
 
 def _contrastive(
-    device: torch.device, ceilings: dict, count: int, quick: bool
+    device: torch.device, ceilings: dict, count: int, quick: bool, benchmark: str = "contrastive"
 ) -> list[Row | Fault]:
     width = 512
     draw = torch.Generator().manual_seed(2)
@@ -146,17 +168,35 @@ def _contrastive(
         loss(x, y, scale).backward()
         return x.grad, y.grad
 
-    truth = both(eager.contrastive, torch.float64)
-    plain_error = distance(both(eager.contrastive), truth)
-    cases = {"torch eager": Case(lambda: both(eager.contrastive), 1, plain_error)}
-    for backend in BACKENDS[device.type]:
+    by_count = benchmark != "contrastive"
+    # A call alone after a pause is mostly of code that has left the caches.
+    calls = max(1, 2**20 // count**2) if by_count else 1
+    # Above TRUE float64 takes more memory than machines have: the error is against float32's.
+    truth = both(eager.contrastive, torch.float64 if count <= TRUE else torch.float32)
+    plain_error = distance(both(eager.contrastive), truth) if count <= TRUE else 1e-6
 
-        def ours(backend: str = backend) -> tuple[Tensor, Tensor]:
-            return both(lambda x, y, s: contrastive(x, y, s, backend=backend))
+    def case(loss: Callable[..., Tensor], **how: Any) -> Case:
+        def again() -> None:
+            for _ in range(calls):
+                both(loss)
 
-        cases[backend] = Case(ours, 1, lambda ours=ours: distance(ours(), truth), ours=True)
+        return Case(again, calls, lambda: distance(both(loss), truth), **how)
+
+    cases = {"torch eager": case(eager.contrastive)}
+    if by_count and device.type == "cpu":
+        cases["torch.compile"] = case(torch.compile(eager.contrastive))
+    for backend in ("numba",) if by_count and device.type == "cpu" else BACKENDS[device.type]:
+        cases[backend] = case(functools.partial(contrastive, backend=backend), ours=True)
     work = Work(
-        "contrastive", f"N {count}, D {width}, fp32", "loss+backward",
+        benchmark, f"N {count}, D {width}, fp32" + ", one core" * by_count, "loss+backward",
         flops=6 * count * count * width,
     )  # fmt: skip
-    return compare(work, cases, plain_error, ceilings, 3 if quick else 9, device)
+    repeats = 3 if quick or (by_count and count > 2048) else 9 if count > 512 else 21
+    return compare(work, cases, plain_error, ceilings, repeats, device)
+
+
+def _free_bytes() -> int | None:
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None

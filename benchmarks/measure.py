@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+QUICK = 3  # repeats of --quick
+HURRY = 2.0
 PAUSE = 0.1
 """Seconds between cases: OpenBLAS's and OpenMP's idle threads spin that long."""
 
@@ -31,9 +33,15 @@ class Times:
 def take_turns(
     cases: dict[str, Callable[[], object]], *, repeats: int, device: torch.device
 ) -> dict[str, Times]:
-    """Times of each case, in rotation after one unmeasured call of each."""
+    """Times of each case, in rotation after one unmeasured call of each.
+
+    QUICK repeats or fewer end after one when they take longer than HURRY: on a busy machine.
+    """
     times = {name: Times() for name in cases}
+    began = time.monotonic()
     for turn in range(repeats + 1):
+        if turn > 1 and repeats <= QUICK and time.monotonic() - began > HURRY:
+            break
         for name, call in cases.items():
             gc.collect()
             time.sleep(PAUSE)

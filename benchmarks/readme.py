@@ -15,6 +15,9 @@ WORDS = {
     "contrastive": "contrastive loss and gradients",
     "round": "the blog's four commands",
     "compile": "compiling",
+    "trials": "a trial of a sweep",
+    "peers": "one training step beside its peers",
+    "contrastive-by-n": "contrastive loss and gradients by number",
     "sums": "sums of features",
     "heads": "a grid of closed-form heads",
     "extract": "extraction",
@@ -61,7 +64,9 @@ def _table(device: str, file: Path | None) -> str:
         return f"{device}: not measured."
     machine, rows = read(file)
     head = ["work", "done by", "time", "times faster", "of the machine's best", "extra memory"]
-    lines = [_line(row) for row in rows if row.case != "torch"]  # our plain code is no news
+    head += ["of the floor"] * any(row.of_floor for row in rows)
+    # Our plain code is no news.
+    lines = [_line(row)[: len(head)] for row in rows if row.case != "torch"]
     link = f"[result file](../benchmarks/results/{file.name})"
     return f"{_heading(device, machine)} ({link}).\n\n{markdown(head, lines)}"
 
@@ -82,8 +87,24 @@ def _chief(device: str, file: Path | None) -> str:
         if plain and ours:
             faster = f"{ours.times_baseline:.2f}"
             lines.append([f"{WORDS[benchmark]}, {shape}", time(plain.p50), time(ours.p50), faster])
-    return f"{_heading(device, machine)}.\n\n" + markdown(
+    said = f"{_heading(device, machine)}.\n\n" + markdown(
         ["work", "plain torch", "here", "times faster"], lines
+    )
+    return said + _beside_peers([row for row in rows if row.benchmark == "peers"])
+
+
+def _beside_peers(rows: list[Row]) -> str:
+    """The floor, ours and the best peer of a training step, one core; "" where not measured."""
+    ours = next((row for row in rows if row.case in OURS), None)
+    others = [row for row in rows if row.case not in OURS and row.cpu]
+    if ours is None or not (ours.cpu and ours.floor and others):
+        return ""
+    best = min(others, key=lambda row: row.cpu or 0.0)
+    return (
+        f"\n\nOne training step on one core: floor {time(ours.floor)} (what that core reached in "
+        f"products, square roots and memory in the same run), here {time(ours.cpu)} "
+        f"({ours.floor / ours.cpu:.0%} of the floor), the best peer {time(best.cpu or 0.0)} "
+        f"({best.case}): {(best.cpu or 0.0) / ours.cpu:.2f} times ours."
     )
 
 
@@ -107,4 +128,5 @@ def _line(row: Row) -> list[str]:
         "" if row.times_baseline is None else f"{row.times_baseline:.2f}",
         "" if row.of_ceiling is None else f"{row.of_ceiling:.0%}",
         "" if row.peak_extra_bytes is None else f"{row.peak_extra_bytes / 1e6:.0f} MB",
+        "" if row.of_floor is None else f"{row.of_floor:.0%}",
     ]

@@ -27,9 +27,14 @@ class Row:
     peak_extra_bytes: int | None = None
     error: float | None = None  # 99th percentile, against float64
     plain_error: float | None = None  # the same of plain float32 torch
+    floor: float | None = None  # seconds of one core, the least by what it reached in the same run
+    of_floor: float | None = None  # floor / cpu
 
 
 COMMANDS = {  # word of the command -> its benchmarks
+    "peers": ("peers",),
+    "contrastive": ("contrastive-by-n",),
+    "trials": ("trials",),
     "kernels": ("product", "lane-step", "top1", "contrastive", "compile"),
     "local": ("local-step",),
     "round": ("round",),
@@ -61,7 +66,7 @@ def read(file: Path) -> tuple[dict, list[Row]]:
 def table(rows: list[Row]) -> str:
     """A Markdown table."""
     head = ["benchmark", "case", "shape", "time", "20-80 %", "CPU", "speed-up", "GFLOP/s", "GB/s",
-            "of ceiling", "extra MB", "error", "plain error"]  # fmt: skip
+            "of ceiling", "of floor", "extra MB", "error", "plain error"]  # fmt: skip
     body = [
         [
             row.benchmark,
@@ -74,6 +79,7 @@ def table(rows: list[Row]) -> str:
             _number(row.flops_per_second, "{:.0f}", 1e-9),
             _number(row.bytes_per_second, "{:.1f}", 1e-9),
             _number(row.of_ceiling, "{:.0%}"),
+            _number(row.of_floor, "{:.0%}"),
             _number(row.peak_extra_bytes, "{:.0f}", 1e-6),
             _number(row.error, "{:.1e}"),
             _number(row.plain_error, "{:.1e}"),

@@ -8,11 +8,28 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import compare, compiling, extraction, kernels, plots, products, readme, rows
+from benchmarks import (
+    compare,
+    compiling,
+    extraction,
+    floor,
+    kernels,
+    measure,
+    peers,
+    plots,
+    products,
+    readme,
+    rows,
+    trials,
+)
 from benchmarks import machine as machines
 from benchmarks.__main__ import bench
 from benchmarks.measure import Times, peak_extra_bytes, take_turns
+from pipeline.federation.plan import build_plan
+from pipeline.federation.training import to_device
+from pipeline.runs.federate import federate
 from tests.conftest import ROOT
+from tests.runs.small_runs import config, small
 
 CPU = torch.device("cpu")
 
@@ -138,6 +155,51 @@ def test_cases_take_turns_and_speed_ups_are_medians_over_turns():
     times = take_turns({"a": lambda: None}, repeats=3, device=CPU)["a"]
     assert len(times.seconds) == len(times.cpu) == 3
     assert Times([1, 2, 3], [4, 4, 4]).quantiles(2)["p50"] == 1
+
+
+def test_a_quick_run_repeats_less_on_a_busy_machine(monkeypatch):
+    monkeypatch.setattr(measure, "HURRY", 0.0)
+    for repeats, samples in ((measure.QUICK, 1), (measure.QUICK + 1, measure.QUICK + 1)):
+        times = take_turns({"a": lambda: None, "b": lambda: None}, repeats=repeats, device=CPU)
+        assert [len(times[name].cpu) for name in "ab"] == [samples, samples]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "moved", "wanted"),
+    [(1.0, 1e15, 10e-3), (0.0, 1e15, 12.1e-3), (0.5, 1e15, 11.05e-3), (0.0, 1e8, 0.504)],
+)
+def test_the_floor_is_products_and_what_they_do_not_hide(hidden, moved, wanted):
+    width, batch = 1024, 1  # 2 D (D + 1) = 2.1 million weights
+    core = floor.Core(10 * batch * width**2 / 10e-3, 1e-9, hidden, moved)
+    assert floor.step_floor(core, width, batch) == pytest.approx(wanted, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", [name for name in peers.PEERS if "compile" not in name])
+def test_peers_train_the_same_weights(name, monkeypatch):
+    if "JAX" in name:
+        pytest.importorskip("jax", reason="jax comes with requirements-bench.txt")
+    for constant, value in (("WIDTH", 16), ("STEPS", 3), ("BATCH", 5), ("LANES", 2)):
+        monkeypatch.setattr(peers, constant, value)
+    lanes, given, batches = peers._problem()
+    wide = tuple(v.double() if v.is_floating_point() else v for v in given)
+    one = peers.AdapterState(*(w.double() for w in lanes[0]))
+    truth = peers._trained(one, wide, batches)
+    found = peers.PEERS[name][0](lanes, given, batches)()
+    assert compare.distance(found, truth) <= 1e-7 < compare.distance(lanes[0], truth)
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax"])
+def test_a_trial_of_a_peer_reaches_what_a_run_of_ours_does(kind, tmp_path):
+    if kind == "jax":
+        pytest.importorskip("jax", reason="jax comes with requirements-bench.txt")
+    table = small(rows=(41, 37, 50))  # the last batches are shorter
+    asked = config(held_out=(("a",),), rounds=2, batch=8, weight_decay=0.2, eps=1e-6, lr=1e-2)
+    document = federate(table, asked, runs=tmp_path, device="cpu", backend="torch")
+    plan, cached = build_plan(table, asked), to_device(table, CPU)
+    train = {"torch": trials._with_torch, "jax": trials._with_jax}[kind](cached)
+    found = trials.trial(plan, cached, train, 1e-2, 2)
+    assert abs(found - document["results"][0]["unseen"]) <= 1 / 41  # a row may be a tie
+    assert found != document["results"][0]["zero_shot"]["unseen"]
 
 
 def test_peak_memory_is_what_a_call_took_and_gave_back():

@@ -14,7 +14,7 @@ from numba import njit
 from torch import Tensor
 
 from kernels.cpu.math import LEAST, OPTIONS, F, exp
-from kernels.cpu.threads import kernels_alone
+from kernels.cpu.threads import thread_count
 from kernels.cpu.tile import matrix, panels_length, wide_product
 
 BLOCK = 512  # rows and columns of Z at a time, at most
@@ -87,8 +87,7 @@ def _each_pair(
     Blocks that run at a time share neither rows nor columns, so that each adds to sums that no
     other touches, and every sum has one order. Scratch is a block and wide_product's panels.
     """
-    with kernels_alone() as threads:
-        count = min(threads, blocks)
+    count = min(thread_count(), blocks)
     sizes = block * block, panels_length(block)
     scratch = [tuple(torch.empty(size).numpy() for size in sizes) for _ in range(count)]
     if count == 1:
@@ -114,7 +113,9 @@ def _rows(values: Tensor) -> np.ndarray:
         raise ValueError(
             "contrastive: backend 'numba' computes in float32; pass .float(), or backend='torch'"
         )
-    return values.detach().float().contiguous().numpy()
+    if values.dtype != torch.float32 or not values.is_contiguous():
+        values = values.float().contiguous()
+    return values.detach().numpy()
 
 
 @njit(**OPTIONS)

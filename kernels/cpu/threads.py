@@ -26,8 +26,7 @@ def kernels_alone() -> Iterator[int]:
     barrier at which OpenMP spins: with other work on a 2-core machine the mean of three adapters
     took 73 ms in place of 0.2, and a round 1.23 s of CPU in place of 0.94.
     """
-    before = torch.get_num_threads()
-    count = _kept.get() or before
+    before, count = torch.get_num_threads(), thread_count()
     token = _kept.set(count)
     torch.set_num_threads(1)
     try:
@@ -35,6 +34,11 @@ def kernels_alone() -> Iterator[int]:
     finally:
         torch.set_num_threads(before)
         _kept.reset(token)
+
+
+def thread_count() -> int:
+    """The threads that kernels may use."""
+    return _kept.get() or torch.get_num_threads()
 
 
 def run_all(
@@ -62,7 +66,7 @@ def run_all(
         if spare is not None:
             spare.append(own)
 
-    count = min(_kept.get() or torch.get_num_threads(), len(items))
+    count = min(thread_count(), len(items))
     with ThreadPoolExecutor(max(1, count)) as pool:
         for future in [pool.submit(drain) for _ in range(count)]:
             future.result()

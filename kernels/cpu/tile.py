@@ -111,7 +111,7 @@ def _tile(rows: int, vectors: int):
     return tile
 
 
-_wide, _narrow = _tile(ROWS, 2), _tile(ROWS, 1)
+register_tile, _narrow = _tile(ROWS, 2), _tile(ROWS, 1)
 _wide_row, _narrow_row = _tile(1, 2), _tile(1, 1)
 
 APART = OPTIONS | {"forceinline": False}
@@ -134,7 +134,7 @@ def _product(a, a_row, a_step, b, out, width, depth, rows):
                 left, place = a + (r * a_row + k * a_step) * size, out + (r * width + j) * size
                 if r + ROWS <= rows:
                     if wide:
-                        _wide(left, a_row, a_step, right, width, place, width, here, k)
+                        register_tile(left, a_row, a_step, right, width, place, width, here, k)
                     else:
                         _narrow(left, a_row, a_step, right, width, place, width, here, k)
                     r += ROWS
@@ -258,9 +258,9 @@ def wide_product(a, turned, b, across, factor, out, more, panels):
                 left = lines + (first * DEPTH if aside else r * LINE) * 4
                 place = out.ctypes.data + (r * columns + j) * 4
                 if r == first and j == start and rows >= ROWS and columns >= WIDE:
-                    _wide(left, row, step, panel, WIDE, place, columns, here, more + k)
+                    register_tile(left, row, step, panel, WIDE, place, columns, here, more + k)
                     continue
-                _wide(left, row, step, panel, WIDE, corner, WIDE, here, 0)
+                register_tile(left, row, step, panel, WIDE, corner, WIDE, here, 0)
                 done = carray(_pointer(corner), (ROWS, WIDE))
                 for i in range(first, min(rows, first + ROWS)):
                     for c in range(start, min(columns, start + WIDE)):
