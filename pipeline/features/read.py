@@ -305,7 +305,7 @@ def _add_text(arrays: Arrays, source: Path, stated: Stated) -> None:
             f"{clip.width}; name the model that made them"
         )
     arrays["text_features"] = encode_prompts(clip, names.tolist(), stated.templates)
-    arrays.setdefault("logit_scale", np.float64(clip.logit_scale))
+    arrays.setdefault("logit_scale", np.array(clip.logit_scale))
     arrays.setdefault("model", np.array(clip.name))
     LOG.info(f"text features: {stated.model}, {stated.templates[0]!r} of {len(names):,} classes")
 

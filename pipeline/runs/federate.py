@@ -32,6 +32,7 @@ from pipeline.runs.folder import RunFolder, open_run
 from pipeline.runs.notes import row_notes
 from pipeline.runs.outcomes import outcomes
 from pipeline.runs.results import mean_results, round_line
+from pipeline.runs.run_result import RunResult
 from pipeline.settings import RunConfig, as_json, run_id
 from pipeline.settings_used import length_warning, possible, unused
 from pipeline.signals import noted_signals
@@ -54,7 +55,7 @@ def federate(
     orders: Orders = seeded_order,
     file: str | PathLike[str] | None = None,
     force: bool = False,
-) -> dict[str, Any]:
+) -> RunResult:
     """Trains a config on a table and returns the object that `federate --json` prints.
 
     Every fold of config.held_out trains at the same time. The run's files go to `out`, or to
@@ -81,7 +82,7 @@ def federate(
                 "%s is already finished; showing its results (--force trains it again)",
                 folder.folder,
             )
-            return folder.summary
+            return RunResult(folder.summary)
         cached = to_device(table, on)
         loaded = time.perf_counter()
         plan = with_closed_form(plan, cached)
@@ -142,7 +143,7 @@ def federate(
         }
         _save(folder, engine, progress, now=True)
         folder.finish(document)
-    return document
+    return RunResult(document)
 
 
 def privacy(config: RunConfig) -> dict[str, Any] | None:

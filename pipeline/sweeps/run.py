@@ -35,6 +35,7 @@ from pipeline.sweeps.search import Search, check_search, open_search, reasons
 from pipeline.sweeps.share import train_shared
 from pipeline.sweeps.space import ends_of
 from pipeline.sweeps.spec import SweepSpec, batch_size, describe
+from pipeline.sweeps.sweep_result import SweepResult
 from pipeline.sweeps.train import train_all
 from pipeline.sweeps.trials import Record, Trial
 
@@ -69,7 +70,7 @@ def sweep(
     select: str = "validation",
     cache: Sequence[str] = (),
     force: bool = False,
-) -> dict[str, Any]:
+) -> SweepResult:
     """Trains the trials of a spec as lanes side by side and returns what `sweep --json` prints.
 
     A trial that is listed in trials.jsonl in `out`, or in runs/sweep-<id>, is not trained again, so
@@ -111,11 +112,12 @@ def sweep(
         _write_shared(folder, Shared(str(Path(table.source).resolve()), tuple(cache), trains))
         # Beside spec.json: by what is chosen decides no trial, and may be another next time.
         replace_file(folder / "selection.json", json.dumps({"select": select}).encode())
-        return train_and_tell(
+        told = train_and_tell(
             table, spec, base, opened, claims, open_search(spec, base, folder, opened.records),
             on=on, backend=backend, memory=memory, budget=budget, select=select, cache=cache,
             again={i: r for i, r in opened.records.items() if r.status == "failed"},
         )  # fmt: skip
+        return SweepResult(told)
 
 
 def train_and_tell(
