@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Stated:
     model         a CLIP that makes the text features, see load_model; with templates and towers
     """
 
-    files: Mapping[str, str | Path] = field(default_factory=dict)
+    files: Mapping[str, str | PathLike[str]] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     label_column: str | None = None
     model: str | None = None
@@ -45,7 +46,7 @@ class Stated:
 
 
 def read_features(
-    source: str | Path,
+    source: str | PathLike[str],
     stated: Stated | None = None,
     *,
     ignore: Sequence[str] = (),
