@@ -65,11 +65,11 @@ def read_contained(place: str, most: int) -> bytes:
     group, row, column = where.split("+", 2)
     with _ONE_AT_A_TIME:
         value = _rows(file, column, int(group))[int(row)].as_py()
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(data, bytes):
+    held = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(held, bytes):
         raise ValueError("the table holds no bytes of it, only a path or nothing")
-    _refuse_large(len(data), most)
-    return data
+    _refuse_large(len(held), most)
+    return held
 
 
 def _refuse_large(size: int, most: int) -> None:

@@ -20,7 +20,7 @@ FLOORS = (
     {"errors", "places"},
     {"methods"},  # of federation/: settings and --help read what they are
     {"settings", "settings_used", "files", "plain_files", "json_files", "digests", "machine",
-     "progress", "terminal", "signals", "shortage", "cores", "missing", "contained",
+     "progress", "terminal", "signals", "shortage", "cores", "missing", "contained", "frames",
      "parquet_files", "transfer"},
     {"encoder", "datasets", "federation"},
     {"extraction", "features", "runs"},
@@ -49,6 +49,7 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
     "triton": ("kernels/gpu/", "kernels/*/gpu*.py"),
     "ray": ("pipeline/cluster/",),
     "optuna": ("pipeline/sweeps/bayes.py",),
+    "pandas": ("pipeline/frames.py",),
     "pyarrow": ("pipeline/parquet_files.py",),
     "tqdm": ("pipeline/progress.py", "pipeline/extraction/demo_clip.py"),
     "yaml": ("pipeline/sweeps/wandb.py",),

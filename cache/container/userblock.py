@@ -26,7 +26,10 @@ _STRANGERS = (  # how other files begin, in lower case, and what to say of them
     (b"<", "HTML or XML, not a cache; was a web page saved instead of the file? Download it again"),
     (b"version https://git-lfs", "a git-LFS pointer, not the file; `git lfs pull` fetches that"),
     (b"pk\x03\x04", "a zip or .npz, not a cache; `./run.sh cache import` makes a cache of an .npz"),
-    (HDF5_MAGIC.lower(), "HDF5, but not a cache of this project: nothing stands before the HDF5"),
+    (
+        HDF5_MAGIC.lower(),
+        "HDF5, but not a cache of this project; `./run.sh cache import` reads features in it",
+    ),
     (b"\0" * 16, "not a cache, or not even begun: it starts with zeros; copy or make it again"),
 )
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 
 from pipeline.datasets.known import (
@@ -23,7 +24,7 @@ _IMAGE = 1 << 20  # bytes of archive an image: some ten times what the known dat
 
 def download_dataset(
     name: str,
-    root: Path,
+    root: str | PathLike[str],
     url: str | None = None,
     say: Callable[[str], None] = LOG.info,
 ) -> Path:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def dataset_name(dataset: str) -> str:
 
 def find_images(
     dataset: str,
-    root: Path,
+    root: str | PathLike[str],
     say: Callable[[str], None],
     *,
     stated: Stated = NOTHING,
@@ -65,6 +66,7 @@ def find_images(
     Raises DataError when it is not there or has no images, Doubtful where a guess is dangerous and
     not stated.
     """
+    root = Path(root)
     if not draw and dataset.lower() == "demo":
         tree = drawn_tree(root / "demo")
         for line in lines(tree, templates):

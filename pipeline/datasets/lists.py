@@ -118,7 +118,7 @@ def _of_text(text: str, shown: str) -> Found:
 
 
 def _split(line: str) -> list[str]:
-    """Path and label of a line without commas: the label is its last word."""
+    """Path and label of a line without commas: a label is its last word, paths may have spaces."""
     return line.strip().rsplit(None, 1)
 
 

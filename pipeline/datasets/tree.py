@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ class ImageTree:
         return self.places[row] if self.places else os.path.join(self.root, self.paths[row])
 
 
-def scan(root: Path, layout: str | None = None) -> ImageTree:
+def scan(root: str | PathLike[str], layout: str | None = None) -> ImageTree:
     """The images under `root`, in a stated layout (LAYOUTS) or in the one that it seems to have.
 
     Inside a class the order is torchvision's ImageFolder's: folders by path, in a folder files by
@@ -59,8 +60,9 @@ def scan(root: Path, layout: str | None = None) -> ImageTree:
     Raises DataError for a root that is not a folder and a tree without images, UnclearLayout for a
     tree that fits no layout.
     """
+    root = Path(root)
     top = read_root(root)
-    return as_tree(Path(root), top, layout or guess(root, top))
+    return as_tree(root, top, layout or guess(root, top))
 
 
 def read_root(root: Path) -> Folder:

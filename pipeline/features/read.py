@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Stated:
     model         a CLIP that makes the text features, see load_model; with templates and towers
     """
 
-    files: Mapping[str, str | Path] = field(default_factory=dict)
+    files: Mapping[str, str | PathLike[str]] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     label_column: str | None = None
     model: str | None = None
@@ -45,7 +46,7 @@ class Stated:
 
 
 def read_features(
-    source: str | Path,
+    source: str | PathLike[str],
     stated: Stated | None = None,
     *,
     ignore: Sequence[str] = (),
@@ -305,7 +306,7 @@ def _add_text(arrays: Arrays, source: Path, stated: Stated) -> None:
             f"{clip.width}; name the model that made them"
         )
     arrays["text_features"] = encode_prompts(clip, names.tolist(), stated.templates)
-    arrays.setdefault("logit_scale", np.float64(clip.logit_scale))
+    arrays.setdefault("logit_scale", np.array(clip.logit_scale))
     arrays.setdefault("model", np.array(clip.name))
     LOG.info(f"text features: {stated.model}, {stated.templates[0]!r} of {len(names):,} classes")
 

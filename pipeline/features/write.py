@@ -1,6 +1,7 @@
 """A cache -> files of other tools, which `cache import` reads again."""
 
 import json
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cache.table import CacheError, FeatureTable
 FORMS = (".npz", ".pt", ".h5", ".npy")
 
 
-def write_features(table: FeatureTable, path: str | Path, *, force: bool = False) -> Path:
+def write_features(table: FeatureTable, path: str | PathLike[str], *, force: bool = False) -> Path:
     """Write the arrays of cache.npz.as_table in the form that path's suffix names, of FORMS.
 
     .pt   a dict of tensors, numbers, text and lists of text (torch.load with weights_only)

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, fields
+from os import PathLike
 from pathlib import Path
 
 from pipeline.json_files import replace_file, word
@@ -14,13 +15,14 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet would run: a name of a class or domain may be one."""
 
 
-def write_csv(data: RunData | SweepData | BenchData, folder: Path) -> list[Path]:
+def write_csv(data: RunData | SweepData | BenchData, folder: str | PathLike[str]) -> list[Path]:
     """Writes what the report shows, and all of what it thins out; returns the files.
 
     A run: domains.csv (a row a held-out training and domain), rounds.csv (a row a number). A sweep:
     trials.csv. A benchmark: bench.csv. Fractions stay fractions. Results beside all settings:
     pipeline/reports/results_file.py. Raises ConfigError when a file cannot be written.
     """
+    folder = Path(folder)
     if isinstance(data, RunData):
         return [
             _write(folder / "domains.csv", _RESULTS, _result_rows(data)),

@@ -1,7 +1,7 @@
 """Runs and sweeps as the plain records that figures for papers are drawn from."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from os import PathLike
 from typing import Any, NamedTuple
 
 from pipeline.errors import ConfigError
@@ -35,7 +35,7 @@ class Collected(NamedTuple):
     notes: list[str]
 
 
-def collect(data: Sequence[object], folders: Sequence[Path]) -> Collected:
+def collect(data: Sequence[object], folders: Sequence[str | PathLike[str]]) -> Collected:
     """All figures of these runs and sweeps; data: as page.read gives them, folders: where they lie.
 
     Raises ConfigError where there is nothing to draw.

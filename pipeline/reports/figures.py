@@ -4,6 +4,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,7 +80,7 @@ class Picture(NamedTuple):
     records: tuple[Any, ...]
 
 
-def write_figures(pictures: Mapping[str, Picture], folder: Path) -> list[Path]:
+def write_figures(pictures: Mapping[str, Picture], folder: str | PathLike[str]) -> list[Path]:
     """Writes <folder>/<name>-<width>.pdf, .svg and .png of each picture, and returns their paths.
 
     Raises ConfigError where matplotlib is missing or a file cannot be written.
@@ -91,7 +92,7 @@ def write_figures(pictures: Mapping[str, Picture], folder: Path) -> list[Path]:
             f"--figures needs the package matplotlib ({error.name} is not installed); "
             "pip install -r requirements-figures.txt"
         ) from error
-    written = []
+    written, folder = [], Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
+from pipeline.frames import Records
 from pipeline.json_files import word
 from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import interval, spread
@@ -103,8 +104,8 @@ def records(
     columns: str = "domains",
     best: bool = False,
     against: str | None = None,
-) -> list[dict[str, Any]]:
-    """The cells of `build_table` as flat objects, as pandas.DataFrame takes them.
+) -> Records:
+    """The cells of `build_table` as flat objects; their to_frame() is a pandas.DataFrame.
 
     One for each row and column: the settings of `by`; row, dataset, column, figure (unseen,
     participants, overall); seeds ("0 1 2"), n, mean and std (fractions, of test accuracy), place
@@ -156,9 +157,9 @@ def build_table(
     return Table(rows_by, tuple(shown), placed, against, best_by, read)
 
 
-def records_of(table: Table) -> list[dict[str, Any]]:
+def records_of(table: Table) -> Records:
     """See `records`."""
-    found = []
+    found = Records()
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             one = {

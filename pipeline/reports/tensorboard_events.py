@@ -1,12 +1,13 @@
 """A run's curves as TensorBoard event files; the only importer of tensorboard."""
 
+from os import PathLike
 from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.reports.data import RunData
 
 
-def write_events(run: RunData, folder: Path) -> Path:
+def write_events(run: RunData, folder: str | PathLike[str]) -> Path:
     """Writes <folder>/<run>/<held out>/: scalars validation/<client>, test/ and loss/ by round.
 
     Numbers that were not finite are left out. Raises ConfigError where tensorboard is missing or
@@ -19,7 +20,7 @@ def write_events(run: RunData, folder: Path) -> Path:
             f"--tensorboard needs the package tensorboard ({error.name} is not installed); "
             "pip install -r requirements-tensorboard.txt"
         ) from error
-    target = folder / _path(run.name)
+    target = Path(folder) / _path(run.name)
     try:
         for at, fold in enumerate(run.folds):
             with SummaryWriter(str(target / _path(f"{at}-{fold.name}"))) as writer:

@@ -41,6 +41,7 @@ from pipeline.runs.loggers import figures_of, open_loggers
 from pipeline.runs.notes import row_notes
 from pipeline.runs.outcomes import Tested, outcomes
 from pipeline.runs.results import mean_results, round_line
+from pipeline.runs.run_result import RunResult
 from pipeline.settings import RunConfig, as_json, run_id
 from pipeline.settings_used import length_warning, possible, unused
 from pipeline.signals import noted_signals
@@ -68,7 +69,7 @@ def federate(
     tags: Sequence[str] = (),
     log_every: int = 0,
     log_to: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> RunResult:
     """Trains a config on a table and returns the object that `federate --json` prints.
 
     Every fold of config.held_out trains at the same time. The run's files go to `out`, or to
@@ -101,7 +102,7 @@ def federate(
                 "%s is already finished; showing its results (--force trains it again)",
                 folder.folder,
             )
-            return folder.summary
+            return RunResult(folder.summary)
         cached = to_device(table, on, as_stored=not plan.models)
         loaded = time.perf_counter()
         plan = with_closed_form(plan, cached)
@@ -170,7 +171,7 @@ def federate(
         }
         _save(folder, engine, progress, now=True)
         folder.finish(document)
-    return document
+    return RunResult(document)
 
 
 def privacy(config: RunConfig) -> dict[str, Any] | None:

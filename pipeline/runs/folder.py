@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -269,11 +270,12 @@ def unlike_checkpoint(folder: Path) -> list[str]:
     return ["rounds.jsonl is not what the checkpoint was saved with: damaged, or edited."]
 
 
-def read_first_adapter(file: Path, kind: Kind) -> Tensor:
+def read_first_adapter(file: str | PathLike[str], kind: Kind) -> Tensor:
     """One adapter to start from, (P,): a safetensors file of its parts, or a run's own.
 
     A run's file must hold one adapter; its best one is taken. Raises ConfigError otherwise.
     """
+    file = Path(file)
     if not file.exists():
         raise ConfigError(f"--init-adapter {file}: no such file")
     check_plain(file, ADAPTERS)

@@ -33,6 +33,7 @@ from pipeline.sweeps.schedule import Floor, Stopped, train_all
 from pipeline.sweeps.search import Search, check_search, open_search, reasons
 from pipeline.sweeps.space import ends_of
 from pipeline.sweeps.spec import SweepSpec, describe
+from pipeline.sweeps.sweep_result import SweepResult
 from pipeline.sweeps.train import Here
 from pipeline.sweeps.trials import Trial
 
@@ -66,7 +67,7 @@ def sweep(
     name: str | None = None,
     tags: Sequence[str] = (),
     pool: Opener | None = None,
-) -> dict[str, Any]:
+) -> SweepResult:
     """Trains the trials of a spec as lanes side by side and returns what `sweep --json` prints.
 
     A trial that is listed in trials.jsonl in `out`, or in runs/sweep-<id>, is not trained again, so
@@ -125,28 +126,19 @@ def sweep(
             opener(table, base, backend, memory, folder) as trains,
         ):
             floor = Floor(
-                table,
-                spec,
-                base,
-                on,
-                backend,
-                opened,
-                trains,
-                started + budget,
-                stop,
-                bar,
+                table, spec, base, on, backend, opened, trains, started + budget, stop, bar,
                 most=search.state().most,
-            )
+            )  # fmt: skip
             finished = _train(search, floor)
         _refuse_stopped(search, floor, finished)
         spent = time.monotonic() - started
-        return {
+        return SweepResult({
             **sweep_report(opened.records.values(), base, cache, select=select),
             "sweep": str(folder),
             "lane_steps": floor.steps,
             "lane_steps_a_second": floor.steps / spent if spent else 0.0,
             "wall_seconds": spent,
-        }
+        })  # fmt: skip
 
 
 def _train(search: Search, floor: Floor) -> bool:
