@@ -20,6 +20,5 @@ METHODS = (
                 "--refit no --tune-on validation, or --noise 0",
             ),
         ),
-        at_home="Flower's rounds carry adapters, not sums; use ./run.sh federate on a merged cache",
     ),
 )
