@@ -87,6 +87,8 @@ def plan(command: str) -> Plan:
     if words[:2] in (["pip", "install"], ["python", "-m"]):
         why = "network" if words[0] == "pip" else "needs a GPU or packages of its own"
         return Plan(words, run=False, why=why)
+    if words[0] == "flwr":
+        return Plan(words, run=False, why="needs a SuperLink; tests/flower/test_flower_loopback.py")
     if words[0] != "./run.sh":
         return Plan(None)
     name = words[1] if len(words) > 1 else ""

@@ -1,7 +1,7 @@
 """Flower's SecAgg+ with the sums of closed-form heads: the server learns their total alone.
 
-Flower 1.41's SecAgg+ is a workflow of its older API (strategies of flwr.server, LegacyContext) and a
-mod at the clients. Inside a ServerApp both run as they are; strategies of flwr.serverapp, and so
+Flower 1.41's SecAgg+ is a workflow of its older API (strategies of flwr.server, LegacyContext) and
+a mod at the clients. Inside a ServerApp both run as they are; strategies of flwr.serverapp, and so
 pipeline/flower/strategy.py, cannot take the workflow. This is the whole of an app that uses it.
 """
 
