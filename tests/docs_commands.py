@@ -89,6 +89,8 @@ def plan(command: str) -> Plan:
         return Plan(words, run=False, why=why)
     if words[0] == "ray" or "--ray" in words:
         return Plan(words, run=False, why="needs a Ray cluster; tests/cluster/test_ray.py")
+    if words[0] == "flwr":
+        return Plan(words, run=False, why="needs a SuperLink; tests/flower/test_flower_loopback.py")
     if words[0] != "./run.sh":
         return Plan(None)
     name = words[1] if len(words) > 1 else ""

@@ -8,7 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,14 +20,13 @@ from pipeline.cli.options import backend_option, device_option, setting_options
 from pipeline.errors import ConfigError
 from pipeline.flower import programs
 from pipeline.flower.limits import refuse_what_cannot_travel
-from pipeline.settings import RunConfig, as_json
+from pipeline.flower.run_config import OfRun, config_of
+from pipeline.places import HOME
+from pipeline.settings import RunConfig
 
 LOG = logging.getLogger(__name__)
 MORE = {"ignore_unknown_options": True}
 NETWORK, DATA = "Network", "Data"
-INSECURE = option(
-    "--insecure", is_flag=True, section=NETWORK, help="Connect without TLS, also to other machines."
-)
 ROOT = option(
     "--root-certificates", type=PATH, section=NETWORK,
     help="The ca.crt that identifies the SuperLink; enables TLS.",
@@ -45,25 +47,55 @@ def flower() -> None:
     """
 
 
-@flower.command(context_settings=MORE)
+@flower.command()
+@click.argument("folder", type=PATH, help="New folder for the files.")
 @option(
-    "--host", default="127.0.0.1", show_default=True, section=NETWORK, help="Address to listen on."
-)
+    "--host", multiple=True, metavar="NAME", section=NETWORK,
+    help="Name or address by which sites reach the server; repeat it for more.",
+)  # fmt: skip
+@option(
+    "--sites", default=2, show_default=True, type=click.IntRange(1), section=NETWORK,
+    help="Number of SuperNode keys to make.",
+)  # fmt: skip
+def certificates(folder: Path, host: tuple[str, ...], sites: int) -> None:
+    """Make certificates for a first try: ca.crt, server.pem, server.key and a key for each site."""
+    programs.program("flwr")  # which brings the library
+    from pipeline.flower.certificates import make
+
+    make(folder, host, sites)
+    LOG.info("%s: ca.crt goes to every site, and site-<n> to one each; site-<n>.pub is to be "
+             "registered; all else stays at the server", folder)  # fmt: skip
+
+
+@flower.command(context_settings=MORE)
 @option("--port", default=8000, show_default=True, section=NETWORK, help="Port to listen on.")
 @option(
     "--certificates", type=PATH, section=NETWORK,
-    help="Folder with ca.crt, server.pem and server.key; enables TLS.",
+    help="Folder with ca.crt, server.pem and server.key; enables TLS and SuperNode keys.",
 )  # fmt: skip
-@INSECURE
 @WORDS
-def superlink(
-    host: str, port: int, certificates: Path | None, insecure: bool, more: tuple[str, ...]
-) -> None:
+def superlink(port: int, certificates: Path | None, more: tuple[str, ...]) -> None:
     """Start the SuperLink, the server of all sites. It runs until it is stopped.
 
-    Without --certificates it serves this machine only. Words after -- go to flower-superlink.
+    It listens on 127.0.0.1 alone: who can reach all of it can run code on this machine. Sites come
+    through a reverse proxy that passes /v1/fleet/ (docs/flower.md). Words after -- go to
+    flower-superlink.
     """
-    _become(programs.superlink(host, port, certificates, insecure, more))
+    _become(programs.superlink(port, certificates, more))
+
+
+@flower.command()
+@click.argument("keys", nargs=-1, required=True, type=PATH, help="Public keys of SuperNodes.")
+@AT
+@ROOT
+def register(keys: tuple[Path, ...], superlink: str, root_certificates: Path | None) -> None:
+    """Let the SuperNodes with these KEYS connect: flwr supernode register."""
+    flwr = programs.program("flwr")
+    with _configured(superlink, root_certificates, {}) as (env, _):
+        for key in keys:
+            command = [flwr, "supernode", "register", str(key), programs.NAME]
+            if code := subprocess.run(command, env=env, check=False).returncode:
+                sys.exit(code)
 
 
 @flower.command(context_settings=MORE)
@@ -81,7 +113,7 @@ def superlink(
     help="Local port of the SuperNode's workers.",
 )  # fmt: skip
 @ROOT
-@INSECURE
+@option("--key", type=PATH, section=NETWORK, help="Private key of the SuperNode.")
 @WORDS
 def supernode(
     cache: Path,
@@ -92,7 +124,7 @@ def supernode(
     backend: str,
     port: int,
     root_certificates: Path | None,
-    insecure: bool,
+    key: Path | None,
     more: tuple[str, ...],
 ) -> None:
     """Start a site's SuperNode on its own CACHE. It runs until it is stopped.
@@ -103,10 +135,8 @@ def supernode(
         raise ConfigError(f"{cache}: no such cache; create one with ./run.sh extract")
     own = {"cache": str(cache.resolve()), "domain": domain, "client": client, "device": device}
     named = {name: value for name, value in {**own, "backend": backend}.items() if value}
-    command = programs.supernode(
-        superlink, named, port or _free_port(), root_certificates, insecure, more
-    )
-    _become(command)
+    port = port or _free_port()
+    _become(programs.supernode(superlink, named, port, root_certificates, key, more))
 
 
 @flower.command()
@@ -141,7 +171,6 @@ def supernode(
 )
 @option("--force", is_flag=True, help="Replace a run that is already there.")
 @ROOT
-@INSECURE
 def run(
     superlink: str,
     sites: int,
@@ -153,7 +182,6 @@ def run(
     out: Path | None,
     force: bool,
     root_certificates: Path | None,
-    insecure: bool,
     given: dict,
 ) -> None:
     """Start a run on the connected sites, show its log and wait for its end.
@@ -163,7 +191,6 @@ def run(
     \b
         ./run.sh flower run --sites 3 --held-out sketch --rounds 50
     """
-    names = () if held_out == "none" else tuple(dict.fromkeys(held_out.split(",")))
     if "method" not in given and not given.get("clip"):
         given["method"] = "median"  # as long as fewer than half of the clients lie
         LOG.warning(
@@ -172,38 +199,42 @@ def run(
     if given.get("choose") == "loss" and not _named("choose"):  # of the preset
         given["choose"] = "accuracy"
         LOG.warning("sites send counts, not losses, so rounds are chosen by accuracy")
-    config = RunConfig(held_out=(names,), **given)
-    refuse_what_cannot_travel(config)
-    asked = {
-        "settings": as_json(config),
-        "sites": sites,
-        "min_sites": min_sites or min(2, sites),
-        "wait": wait,
-        "timeout": timeout,
-        "cache": str(cache.resolve()) if cache else None,
-        "out": str(out.resolve()) if out else None,
-        "force": force,
-    }
-    link = programs.connection(superlink, root_certificates, insecure)
+    given.setdefault("method", RunConfig.method)
+    refuse_what_cannot_travel(config_of({**given, "held_out": held_out}))
+    terms = OfRun(
+        str(cache.resolve()) if cache else "", str(out.resolve()) if out else "", force, sites,
+        min_sites or min(2, sites), wait, timeout,
+    )  # fmt: skip
+    asked = {**given, "held_out": held_out, **terms._asdict()}
     flwr = programs.program("flwr")
+    with _configured(superlink, root_certificates, asked) as (env, file):
+        sys.exit(_followed([flwr, "run", str(HOME), programs.NAME, "--run-config", str(file)], env))
+
+
+@contextmanager
+def _configured(
+    address: str, root: Path | None, asked: dict[str, Any]
+) -> Iterator[tuple[dict[str, str], Path]]:
+    """Flower's environment with a connection to a SuperLink, and the file of a run config."""
+    link = programs.connection(address, root)
     with tempfile.TemporaryDirectory(prefix="fedclip-") as folder:
-        app = programs.write_app(Path(folder), asked, link)
-        env = {**programs.environment(), "FLWR_HOME": folder}
-        sys.exit(_followed(flwr, app, env))
+        file = programs.write_config(Path(folder), link, asked)
+        yield {**programs.environment(), "FLWR_HOME": folder}, file
 
 
-def _followed(flwr: str, app: Path, env: dict[str, str]) -> int:
+def _followed(command: list[str], env: dict[str, str]) -> int:
     """Relays a run's log to stderr until the run ends; 0 when it was completed."""
     started = None
-    command = [flwr, "run", str(app), programs.NAME, "--stream"]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*command, "--stream"], env=env, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             LOG.info("%s", click.unstyle(line).rstrip("\n"))  # Flower colours its lines
             started = started or re.search(r"started run (\d+)", line)
     if started is None:
         raise ConfigError("Flower did not start a run; see its messages above")
-    listing = [flwr, "ls", "--run-id", started[1], "--format", "json", programs.NAME]
+    listing = [command[0], "ls", "--run-id", started[1], "--format", "json", programs.NAME]
     told = subprocess.run(listing, env=env, capture_output=True, text=True, check=False).stdout
     try:
         status = json.loads(told)["runs"][0]["status"]

@@ -19,6 +19,8 @@ from pipeline.federation.evaluate import Cached
 from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.closed_form import Sums, sums_of
 from pipeline.federation.methods.closed_form_choice import (
+    SHAPES,
+    SOLVERS,
     STRENGTHS,
     TEMPERATURES,
     Tried,
@@ -109,14 +111,35 @@ def with_closed_form(plan: Plan, cached: Cached, known: Known | None = None) -> 
 
 def closed_form(fold: Fold, cached: Cached) -> ClosedForm:
     """The head of one fold: its clients' sums, the choice among heads, and the metric."""
-    config, classes = fold.config, len(cached.text)
-    clip = config.clip if METHODS[config.method].solved else 0.0  # else it bounds updates
-    parts = [_sums(cached, client.train, clip) for client in fold.clients]
-    sums = sum(parts[1:], parts[0])
-    if config.noise:
-        sums = released(sums, config.noise * (clip or SENSITIVITY), config.seed)
+    config = fold.config
+    parts = [shortened(client_sums(cached, client.train), config) for client in fold.clients]
+    sums = total_of(fold, parts)
     by = tuned_on(fold)
-    tried = _tried(fold, cached, parts, sums, by)
+    tried = tried_of(fold, _found(fold, cached, parts, sums, by))
+    if config.refit == "yes":
+        rows = [train_rows(client, config) for client in fold.clients]
+        again = [shortened(client_sums(cached, own), config) for own in rows]
+        sums = sum(again[1:], again[0])
+    metric = _metric(fold, cached, sums, tried) if METHODS[config.method].trains else None
+    return solved_of(fold, cached, sums, tried, by, metric)
+
+
+def total_of(fold: Fold, parts: Sequence[Sums]) -> Sums:
+    """What the server makes of its clients' sums: with --noise released once."""
+    sums = sum(parts[1:], parts[0])
+    config = fold.config
+    sigma = config.noise * (_clip(config) or SENSITIVITY)
+    return released(sums, sigma, config.seed) if config.noise else sums
+
+
+def solved_of(
+    fold: Fold, cached: Cached, sums: Sums, tried: Sequence[Tried], by: str,
+    metric: Metric | None = None,
+) -> ClosedForm:  # fmt: skip
+    """The best of the heads that were tried, made of `sums`; of cached only the text is read.
+
+    Raises ConfigError where there was no row to choose by.
+    """
     try:
         chosen = best_of(tried)
     except ValueError as error:
@@ -124,18 +147,11 @@ def closed_form(fold: Fold, cached: Cached) -> ClosedForm:
             f"closed-form: there is no row to choose by (tune_on {by}); pass --tune-on rows, or "
             "all of --solver, --shape and --strength"
         ) from error
-    if config.refit == "yes":
-        again = [_sums(cached, train_rows(client, config), clip) for client in fold.clients]
-        sums = sum(again[1:], again[0])
-    row = _row(cached, sums, chosen)
-    trains = METHODS[config.method].trains
-    width = cached.features.shape[1]
-    numbers = classes * (width + 1) + width * (width + 1) // 2
+    width = sums.gram.shape[0]
+    numbers = len(cached.text) * (width + 1) + width * (width + 1) // 2
     scalars = len(tried) * (len(TEMPERATURES) + 2)
-    return ClosedForm(
-        row, chosen, tuple(tried), by, _metric(fold, cached, sums, tried) if trains else None,
-        (numbers + scalars, numbers),
-    )  # fmt: skip
+    row = _row(cached, sums, chosen)
+    return ClosedForm(row, chosen, tuple(tried), by, metric, (numbers + scalars, numbers))
 
 
 def tuned_on(fold: Fold) -> str:
@@ -148,60 +164,87 @@ def tuned_on(fold: Fold) -> str:
     if len({client.domain for client in fold.clients}) > 1:
         return "domain"
     # A left-out row is exact only where it is whole in the sums.
-    return "validation" if config.clip and METHODS[config.method].solved else "rows"
+    return "validation" if _clip(config) else "rows"
 
 
-def _tried(fold: Fold, cached: Cached, parts: Sequence[Sums], sums: Sums, by: str) -> list[Tried]:
-    """All heads of the grid, scored on the rows that choose."""
-    config, found = fold.config, {}
-    for zero_shot, y, heads, weight in _rows_to_score(fold, cached, parts, sums, by):
-        for (solver, shape), added in heads:
-            strengths = (config.strength,) if config.strength else STRENGTHS[solver]
-            right, losses = scored(zero_shot, added, y, strengths)
-            for g, strength in enumerate(strengths):
-                key = solver, shape, strength
-                before = found.get(key, (0.0, 0.0, (0.0,) * len(TEMPERATURES)))
-                more = (weight * losses[g]).tolist()
-                found[key] = (
-                    before[0] + weight * len(y), before[1] + weight * float(right[g]),
-                    tuple(a + b for a, b in zip(before[2], more, strict=True)),
-                )  # fmt: skip
+Found = dict[tuple[str, float, float], tuple[float, float, tuple[float, ...]]]
+"""By solver, shape and strength: rows, right ones, and summed losses at each of TEMPERATURES."""
+
+
+def scores(
+    config: RunConfig, cached: Cached, clients: Sequence[ClientSplit], sums: Sums, by: str,
+    found: Found, weight: float = 1.0,
+) -> None:  # fmt: skip
+    """Adds to `found` how all heads of the grid do on clients' rows, each row counting `weight`.
+
+    by  "rows": train rows, each left out of the heads, and validation rows; "validation": those;
+        "domain": train rows, by heads of `sums` that are of other domains
+    """
+    grid = list(heads_of(config.solver, sums, cached.logit_scale, config.shape))
+    for use in {"rows": ("train", "val"), "validation": ("val",), "domain": ("train",)}[by]:
+        for x, y, zero_shot in _blocks(cached, clients, use):
+            for solver, shape, head in grid:
+                strengths = (config.strength,) if config.strength else STRENGTHS[solver]
+                added = head.left_out(x, y) if (by, use) == ("rows", "train") else head(x)
+                right, losses = scored(zero_shot, added, y, strengths)
+                for g, strength in enumerate(strengths):
+                    key = solver, shape, strength
+                    before = found.get(key, (0.0, 0.0, (0.0,) * len(TEMPERATURES)))
+                    more = (weight * losses[g]).tolist()
+                    found[key] = (
+                        before[0] + weight * len(y), before[1] + weight * float(right[g]),
+                        tuple(a + b for a, b in zip(before[2], more, strict=True)),
+                    )  # fmt: skip
+
+
+def tried_of(fold: Fold, found: Found) -> list[Tried]:
+    """The heads of the grid as they were scored; a given one also where no row scored it."""
+    config, found = fold.config, dict(found)
     if not found and config.shape and config.strength and config.solver != "auto":
         found[config.solver, config.shape, config.strength] = 0.0, 0.0, (0.0,) * len(TEMPERATURES)
-    return [Tried(*key, round(n), *reached) for key, (n, *reached) in found.items()]
+    return [Tried(*key, round(n), right, losses) for key, (n, right, losses) in found.items()]
 
 
-Scorable = tuple[Tensor, Tensor, Iterator[tuple[tuple[str, float], Tensor]], float]
-"""Zero-shot logits (n, C) and classes (n,) of some rows, what each head adds to them, and what each
-row counts."""
+def grid_of(config: RunConfig) -> list[tuple[str, float, float]]:
+    """Solver, shape and strength of each head that is tried, in the order of `scores`."""
+    return [
+        (solver, shape, strength)
+        for solver in SOLVERS[config.solver]
+        for shape in ((config.shape,) if config.shape else SHAPES[solver])
+        for strength in ((config.strength,) if config.strength else STRENGTHS[solver])
+    ]
 
 
-def _rows_to_score(
-    fold: Fold, cached: Cached, parts: Sequence[Sums], sums: Sums, by: str
-) -> Iterator[Scorable]:
-    config, scale = fold.config, cached.logit_scale
-    if by == "domain":
-        domains = sorted({client.domain for client in fold.clients})
-        for domain in domains:
-            rest = [p for c, p in zip(fold.clients, parts, strict=True) if c.domain != domain]
-            if not rest:
-                raise ConfigError(
-                    "tune_on domain needs two training domains or more; there is one: pass "
-                    "--tune-on rows or validation"
-                )
-            heads = list(heads_of(config.solver, sum(rest[1:], rest[0]), scale, config.shape))
-            own = [c for c in fold.clients if c.domain == domain]
-            rows = sum(len(c.train) for c in own)
-            weight = float(sums.count.sum()) / (len(domains) * max(rows, 1))  # domains count alike
-            for x, y, plain in _blocks(cached, own, "train"):
-                yield plain, y, (((s, p), head(x)) for s, p, head in heads), weight
-        return
-    heads = list(heads_of(config.solver, sums, scale, config.shape))
-    if by == "rows":
-        for x, y, plain in _blocks(cached, fold.clients, "train"):
-            yield plain, y, (((s, p), head.left_out(x, y)) for s, p, head in heads), 1.0
-    for x, y, plain in _blocks(cached, fold.clients, "val"):
-        yield plain, y, (((s, p), head(x)) for s, p, head in heads), 1.0
+def domains_apart(
+    fold: Fold, parts: Sequence[Sums]
+) -> Iterator[tuple[list[ClientSplit], Sums, float]]:
+    """Of each domain its clients, the sums of all others, and what a train row of it counts.
+
+    Domains count alike. Raises ConfigError where there is one only.
+    """
+    domains = sorted({client.domain for client in fold.clients})
+    total = sum(len(client.train) for client in fold.clients)
+    for domain in domains:
+        rest = [p for c, p in zip(fold.clients, parts, strict=True) if c.domain != domain]
+        if not rest:
+            raise ConfigError(
+                "tune_on domain needs two training domains or more; there is one: pass "
+                "--tune-on rows or validation"
+            )
+        own = [client for client in fold.clients if client.domain == domain]
+        rows = sum(len(client.train) for client in own)
+        yield own, sum(rest[1:], rest[0]), total / (len(domains) * max(rows, 1))
+
+
+def _found(fold: Fold, cached: Cached, parts: Sequence[Sums], sums: Sums, by: str) -> Found:
+    """All heads of the grid, scored on the rows that choose."""
+    found: Found = {}
+    if by != "domain":
+        scores(fold.config, cached, fold.clients, sums, by, found)
+        return found
+    for own, rest, weight in domains_apart(fold, parts):
+        scores(fold.config, cached, own, rest, by, found, weight)
+    return found
 
 
 def _blocks(
@@ -215,11 +258,20 @@ def _blocks(
             yield x, cached.labels[own], cached.logit_scale * (x.float() @ cached.unit_text.mT)
 
 
-def _sums(cached: Cached, rows: np.ndarray, clip: float) -> Sums:
-    """What a client sends: the sums over its rows; clip 0: whole."""
+def _clip(config: RunConfig) -> float:
+    """The longest that a client's sums may be, 0: any; in methods that train clip is of updates."""
+    return config.clip if METHODS[config.method].solved else 0.0
+
+
+def shortened(sums: Sums, config: RunConfig) -> Sums:
+    """A client's sums as they are added: no longer than --clip, if that is of sums."""
+    return clipped_sums(sums, _clip(config)) if _clip(config) else sums
+
+
+def client_sums(cached: Cached, rows: np.ndarray) -> Sums:
+    """What a client sends of its rows (n,) int64."""
     own = torch.from_numpy(rows).to(cached.labels.device)
-    sums = sums_of(cached.features, cached.labels, len(cached.text), own)
-    return clipped_sums(sums, clip) if clip else sums
+    return sums_of(cached.features, cached.labels, len(cached.text), own)
 
 
 def _row(cached: Cached, sums: Sums, chosen: Tried) -> Tensor:

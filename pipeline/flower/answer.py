@@ -1,42 +1,54 @@
-"""A site's answer as a server reads it: a reader for each field, one error for anything wrong."""
+"""A site's answer as a server reads it: each field typed and bounded, one error for anything wrong.
+
+pydantic holds types and sizes, strictly; what an answer must follow besides is checked here.
+"""
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from flwr.app import RecordDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.federation.payload import BLOCK, Encoded
-from pipeline.flower.messages import (
-    DTYPES,
-    FORMAT,
+from pipeline.federation.payload import Encoded
+from pipeline.flower.records import (
     MOST_ROWS,
     USES,
     Answer,
     Arrays,
     Client,
     Counts,
+    encoded_of,
     load_json,
+    plain,
     plain_array,
     printable,
 )
+from pipeline.flower.sums import checked
 from pipeline.settings import RunConfig
 
 MOST_CLIENTS = 1_000  # of one site
 MOST_NAMES = 100_000  # class names or prompts of a cache
+MOST_DESCRIBED, MOST_LEVELS = 100_000, 6  # characters and levels of a preprocessing
 MOST_NUMBERS = 1 << 26  # of text features: 21,000 classes at width 1,024 are a third of that
 LARGEST = float(np.finfo(np.float32).max)  # a loss is a sum in float32
-FIXED = ("demand", "preprocessing", "dataset", "model", "content_sha256")  # facts of a cache
 ROUNDED = 0.01  # of a row's length: CLIP's text encoder in float16 differs by 0.001 of it
-
-Reader = Callable[[Any], Any]
-"""JSON -> the value; raises ValueError saying what was expected and what was found."""
 
 
 class BadAnswer(ConfigError):
@@ -54,23 +66,143 @@ class Expected(NamedTuple):
     own: frozenset[str] | None = None  # the site's clients; None: it is not known yet
     stated: Mapping[str, Client] = {}  # by client of the run
     fixed: frozenset[str] = frozenset()  # clients whose rows by use are fixed
-    facts: Mapping[str, dict[str, Any]] = {}  # by client of the run, of its site's cache
+    hashes: Mapping[str, str] = {}  # by client of the run, of its site's cache
     groups: frozenset[frozenset[str]] = frozenset()  # the clients of each site of the run
+    solve: str = ""  # as asked, and of which domains, classes and width
+    scored: tuple[str, ...] = ()
+    sizes: tuple[int, int] = (0, 0)
 
 
-def read_answer(text: object, arrays: object, expected: Expected) -> Answer:
+def _is_printable(text: str) -> str:
+    if printable(text) != text:
+        raise ValueError("printable text was expected")
+    return text
+
+
+def _shows_printable(value: dict[str, Any]) -> dict[str, Any]:
+    shown = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if len(shown) > MOST_DESCRIBED or not shown.isprintable() or _levels(value) > MOST_LEVELS:
+        raise ValueError(f"printable JSON of at most {MOST_DESCRIBED:,} characters and "
+                         f"{MOST_LEVELS} levels was expected")  # fmt: skip
+    return value
+
+
+def _levels(value: object) -> int:
+    """How deep objects and lists are nested."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, inner), default=0)
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_printable)]
+_Words = Annotated[str, Field(max_length=1_000), AfterValidator(_is_printable)]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Names = Annotated[list[_Name], Field(min_length=1, max_length=MOST_CLIENTS)]
+_Count = Annotated[int, Field(ge=0, le=MOST_ROWS)]
+_Counts = Annotated[list[_Count], Field(max_length=MOST_CLIENTS)]
+_Loss = Annotated[float, Field(allow_inf_nan=True)]  # NaN: none
+_Described = Annotated[
+    dict[_Name, JsonValue], Field(max_length=100), AfterValidator(_shows_printable)
+]
+_PREPROCESSING: TypeAdapter[dict[str, Any]] = TypeAdapter(_Described)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Demand(_Strict):
+    """What site.demand_of states: CLIP and prompts of an extracted cache, a hash of others."""
+
+    width: int = Field(ge=1, le=1 << 16)
+    class_names: list[_Name] = Field(min_length=1, max_length=MOST_NAMES)
+    logit_scale: float
+    text_features_sha256: _Digest | None = None
+    weights_sha256: _Digest | None = None
+    templates: Annotated[list[_Words], Field(min_length=1, max_length=MOST_NAMES)] | None = None
+    preprocessing: _Described | None = None
+    towers: _Described | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "_Demand":
+        extracted = {"weights_sha256", "templates", "preprocessing"}
+        given = self.model_fields_set - {"width", "class_names", "logit_scale", "towers"}
+        if given not in (extracted, {"text_features_sha256"}) or None in (
+            getattr(self, name) for name in given
+        ):
+            raise ValueError("a hash of the text features, or CLIP and prompts, were expected")
+        return self
+
+
+class _Reply(_Strict):
+    """The config and metrics of an answer; lists have an entry for each client."""
+
+    round: _Count
+    nonce: _Words
+    content_sha256: _Digest
+    clients: _Names
+    domains: _Names
+    examples: _Count = Field(alias="num-examples")
+    train: _Counts
+    val: _Counts
+    test: _Counts
+    domain_rows: _Counts
+    loss: Annotated[list[_Loss], Field(max_length=MOST_CLIENTS)]
+    right_train: _Counts | None = None
+    right_val: _Counts | None = None
+    right_test: _Counts | None = None
+    zero_shot_train: _Counts | None = None
+    zero_shot_val: _Counts | None = None
+    zero_shot_test: _Counts | None = None
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> "_Reply":
+        for name, value in self:
+            if isinstance(value, list) and len(value) != len(self.clients):
+                raise ValueError(f"{name} has {len(value)} entries for {len(self.clients)} clients")
+        if len(set(self.clients)) < len(self.clients):
+            raise ValueError("a client is named twice")
+        for loss in self.loss:
+            if not (math.isnan(loss) or abs(loss) <= LARGEST):
+                raise ValueError("a finite loss was expected")
+        return self
+
+
+class _Introduction(_Reply):
+    """What a site says of its cache besides, when it is asked who it is."""
+
+    demand: str
+    preprocessing: str
+    dataset: _Words
+    model: _Words
+
+
+def read_answer(content: object, expected: Expected) -> Answer:
     """The inverse of write_answer, each field typed, bounded and held to what was stated first.
 
     Raises BadAnswer for anything else, whatever was sent.
     """
     try:
-        told = _ANSWER(load_json(text))
-        if not isinstance(arrays, dict) or not all(isinstance(name, str) for name in arrays):
-            raise ValueError("arrays by name were expected")
-        answer = Answer(**{name: told[name] for name in told if name != "format"})
+        if not isinstance(content, RecordDict):
+            raise ValueError("a RecordDict was expected")
+        arrays, metrics, told = plain(content)
+        if set(metrics) & set(told):
+            raise ValueError("a field came twice")
+        kind = _Reply if expected.size else _Introduction
+        reply = kind.model_validate({**metrics, **told})
+        answer = _answer(reply)
         _follows(answer, expected)
         if expected.size:
             _counted(answer, expected)
+            if expected.solve:
+                own = checked(
+                    expected.config,
+                    answer,
+                    arrays,
+                    expected.solve,
+                    expected.scored,
+                    *expected.sizes,
+                )
+                return answer._replace(solved=own)
             return answer._replace(updates=_updates(answer, arrays, expected))
         if answer.right or answer.zero_shot:
             raise ValueError("it was asked who it is, and counts came")
@@ -78,6 +210,11 @@ def read_answer(text: object, arrays: object, expected: Expected) -> Answer:
         return answer._replace(text=_text_features(answer, arrays))
     except BadAnswer:
         raise
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        why = f"{where}: {first['msg']}" if where else first["msg"]
+        raise BadAnswer(f"its answer is not what this version sends ({_short(why)})") from error
     except Exception as error:  # whatever a site sends must not end the run of the others
         raise BadAnswer(f"its answer is not what this version sends ({_short(error)})") from error
 
@@ -92,14 +229,44 @@ def close_texts(texts: Mapping[int, Tensor], reference: Tensor) -> list[int]:
     return [n for n, text in texts.items() if bool(((text - reference).norm(dim=1) <= bound).all())]
 
 
+def _answer(reply: _Reply) -> Answer:
+    clients = {
+        name: Client(
+            reply.domains[k], {use: getattr(reply, use)[k] for use in USES}, reply.domain_rows[k],
+            None if math.isnan(reply.loss[k]) else reply.loss[k],
+        )
+        for k, name in enumerate(reply.clients)
+    }  # fmt: skip
+
+    def counts(what: str) -> Counts:
+        found = {use: getattr(reply, f"{what}_{use}") for use in USES}
+        return {
+            use: dict(zip(reply.clients, own, strict=True))
+            for use, own in found.items()
+            if own is not None
+        }
+
+    cache: dict[str, Any] = {"content_sha256": reply.content_sha256}
+    if isinstance(reply, _Introduction):
+        demand = load_json(reply.demand)
+        _Demand.model_validate(demand)
+        described = load_json(reply.preprocessing) if reply.preprocessing else None
+        if described is not None:
+            _PREPROCESSING.validate_python(described, strict=True)
+        cache |= {"demand": demand, "preprocessing": described}
+        cache |= {"dataset": reply.dataset or None, "model": reply.model or None}
+    zero_shot = counts("zero_shot")
+    return Answer(
+        cache, clients, counts("right"), zero_shot, round=reply.round, nonce=reply.nonce
+    )  # fmt: skip
+
+
 def _follows(answer: Answer, expected: Expected) -> None:
     """That an answer is one to this request, of clients that the site may have."""
     if (answer.round, answer.nonce) != (expected.round, expected.nonce):
         raise BadAnswer(
             f"it answered another request (round {answer.round}, asked in round {expected.round})"
         )
-    if not answer.clients:
-        raise BadAnswer("its answer names no client")
     if expected.size:
         _is_of_the_run(answer, expected)
     domain_rows: dict[str, int] = {}
@@ -114,9 +281,6 @@ def _follows(answer: Answer, expected: Expected) -> None:
                 f"its clients have {domain_rows[own.domain]:,} rows of domain {own.domain!r}, "
                 f"which has {own.domain_rows:,}"
             )
-    rows, sum_of_clients = answer.cache["rows"], sum(domain_rows.values())
-    if rows != sum_of_clients:
-        raise BadAnswer(f"its cache has {rows:,} rows, its clients {sum_of_clients:,}")
 
 
 def _is_of_the_run(answer: Answer, expected: Expected) -> None:
@@ -130,17 +294,16 @@ def _is_of_the_run(answer: Answer, expected: Expected) -> None:
     if names != allowed or names not in expected.groups:
         raise BadAnswer(f"it answers for {', '.join(sorted(names))} only, not for all its clients")
     for name, own in answer.clients.items():
-        first, facts = expected.stated[name], expected.facts[name]
+        first = expected.stated[name]
         rows = first.rows if name in expected.fixed else own.rows
         if own._replace(loss=None) != first._replace(rows=rows):
             raise BadAnswer(f"client {name!r} now has {_of(own)}, at first {_of(first)}")
-        for field in FIXED:
-            if _canonical(answer.cache[field]) != _canonical(facts[field]):
-                raise BadAnswer(f"the {field} of its cache changed since the run began")
+        if answer.cache["content_sha256"] != expected.hashes[name]:
+            raise BadAnswer("its cache is another one than when the run began")
 
 
 def _counted(answer: Answer, expected: Expected) -> None:
-    """That right answers are of exactly the rows which the site stated."""
+    """That right answers came of the uses asked for, and are no more than the rows stated."""
     uses = USES if expected.config.eval == "every" else ("val", "test")
     for what, counts in (("right", answer.right), ("zero_shot", answer.zero_shot)):
         wanted = uses if what == "right" or expected.round == 0 else ()
@@ -148,15 +311,10 @@ def _counted(answer: Answer, expected: Expected) -> None:
             raise BadAnswer(f"{what} counts of {', '.join(counts) or 'nothing'} came, "
                             f"of {', '.join(wanted) or 'nothing'} were expected")  # fmt: skip
         for use, by_client in counts.items():
-            if set(by_client) != set(answer.clients):
-                raise BadAnswer(f"{what} counts of other clients than its own came")
-            for name, (right, of) in by_client.items():
+            for name, right in by_client.items():
                 rows = answer.clients[name].rows[use]
-                if of != rows or right > rows:
-                    raise BadAnswer(
-                        f"{right:,} right answers of {of:,} {use} rows of {name!r}, "
-                        f"which has {rows:,}"
-                    )
+                if right > rows:
+                    raise BadAnswer(f"{right:,} right answers of {rows:,} {use} rows of {name!r}")
 
 
 def _may_be_called(name: str, domain: str, config: RunConfig) -> bool:
@@ -187,8 +345,9 @@ def _text_features(answer: Answer, arrays: Arrays) -> Tensor:
 
 
 def _updates(answer: Answer, arrays: Arrays, expected: Expected) -> dict[str, Encoded]:
+    payload = expected.config.payload
     found = {
-        name: _encoded(f"update.{name}", arrays, expected)
+        name: encoded_of(f"update.{name}", arrays, payload, expected.size)
         for name in answer.clients
         if name in expected.work and f"update.{name}" in arrays
     }
@@ -196,21 +355,7 @@ def _updates(answer: Answer, arrays: Arrays, expected: Expected) -> dict[str, En
     return found
 
 
-def _encoded(name: str, arrays: Arrays, expected: Expected) -> Encoded:
-    payload = expected.config.payload
-    numbers = plain_array(arrays[name], DTYPES[payload], (expected.size,))
-    blocks = -(-expected.size // BLOCK) if payload == "int8" else 0
-    if not blocks and f"{name}:scales" in arrays:
-        raise ValueError(f"no scales were expected with {payload}")
-    scales = np.empty(0, np.float32)
-    if blocks:
-        if f"{name}:scales" not in arrays:
-            raise ValueError(f"{name} came without its {blocks:,} scales")
-        scales = plain_array(arrays[f"{name}:scales"], np.float32, (blocks,))
-    return Encoded(torch.from_numpy(numbers), torch.from_numpy(scales))
-
-
-def _no_others(arrays: Arrays, expected: list[str]) -> None:
+def _no_others(arrays: Arrays, expected: Sequence[str]) -> None:
     if strange := [name for name in arrays if name not in expected]:
         raise ValueError(f"an array {_short(strange[0])} was not expected")
 
@@ -220,181 +365,5 @@ def _of(client: Client) -> str:
     return f"{rows} of {client.domain_rows:,} rows of {client.domain}"
 
 
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
 def _short(value: object) -> str:
     return printable(str(value))[:200]
-
-
-# Readers: each returns the value, or raises ValueError.
-
-
-def _expected(what: str, found: object) -> ValueError:
-    return ValueError(f"{what} was expected, {_short(repr(found))[:60]} found")
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MOST_ROWS:
-        raise _expected(f"a count of at most {MOST_ROWS:,}", value)
-    return value
-
-
-def _number(value: object) -> float:
-    if type(value) not in (int, float) or not abs(value) <= LARGEST:  # type: ignore[arg-type]
-        raise _expected("a finite number", value)
-    return float(value)  # type: ignore[arg-type]
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= 200:
-        raise _expected("a printable name of at most 200 characters", value)
-    return value
-
-
-def _words(value: object) -> str:
-    if not isinstance(value, str) or len(value) > 2_000 or printable(value) != value:
-        raise _expected("a printable text of at most 2,000 characters", value)
-    return value
-
-
-def _digest(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-        raise _expected("a SHA-256", value)
-    return value
-
-
-def _scalar(value: object) -> object:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return _words(value)
-    _number(value)
-    return value  # as it came: 1 stays whole
-
-
-def _described(value: object, depth: int = 4) -> object:
-    """JSON of few levels and words, as a preprocessing is described."""
-    if isinstance(value, dict | list) and depth and len(value) <= 100:
-        if isinstance(value, list):
-            return [_described(item, depth - 1) for item in value]
-        return {_name(name): _described(item, depth - 1) for name, item in value.items()}
-    return _scalar(value)
-
-
-def _or_none(read: Reader) -> Reader:
-    return lambda value: None if value is None else read(value)
-
-
-def _list_of(read: Reader, most: int) -> Reader:
-    def reader(value: object) -> list[Any]:
-        if not isinstance(value, list) or not 0 < len(value) <= most:
-            raise _expected(f"a list of 1 to {most:,}", value)
-        return [read(item) for item in value]
-
-    return reader
-
-
-def _map_of(read: Reader, most: int, key: Reader = _name) -> Reader:
-    def reader(value: object) -> dict[str, Any]:
-        if not isinstance(value, dict) or len(value) > most:
-            raise _expected(f"an object of at most {most:,} fields", value)
-        return {key(name): read(item) for name, item in value.items()}
-
-    return reader
-
-
-def _fields(made: Callable[..., Any] = dict, /, **readers: Reader) -> Reader:
-    """Exactly these fields; an error names the field."""
-
-    def reader(value: object) -> Any:
-        if not isinstance(value, dict) or set(value) != set(readers):
-            raise _expected(f"an object of {', '.join(readers)}", value)
-        found = {}
-        for name, read in readers.items():
-            try:
-                found[name] = read(value[name])
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-        return made(**found)
-
-    return reader
-
-
-def _one_of(*readers: Reader) -> Reader:
-    """The first reader that takes the value; else the last one's error."""
-
-    def reader(value: object) -> Any:
-        for read in readers[:-1]:
-            try:
-                return read(value)
-            except ValueError:
-                continue
-        return readers[-1](value)
-
-    return reader
-
-
-def _width(value: object) -> int:
-    if type(value) is not int or not 1 <= value <= 1 << 16:
-        raise _expected("a width of 1 to 65,536", value)
-    return value
-
-
-def _format(value: object) -> int:
-    if value != FORMAT:
-        raise BadAnswer(
-            f"messages of format {_short(value)[:20]} came, here is {FORMAT}; use one version of "
-            "this program at the server and all sites"
-        )
-    return FORMAT
-
-
-def _use(value: object) -> str:
-    if value not in USES:
-        raise _expected(f"one of {', '.join(USES)}", value)
-    return str(value)
-
-
-def _pair(value: object) -> tuple[int, int]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise _expected("right answers and rows", value)
-    return _count(value[0]), _count(value[1])
-
-
-_COMMON = {"width": _width, "class_names": _list_of(_name, MOST_NAMES), "logit_scale": _number}
-_DEMAND = _one_of(
-    _fields(**_COMMON, text_features_sha256=_digest),
-    _fields(
-        **_COMMON,
-        weights_sha256=_digest,
-        templates=_list_of(_words, MOST_NAMES),
-        preprocessing=_map_of(_described, 100),
-    ),
-)
-_CACHE = _fields(
-    demand=_DEMAND,
-    preprocessing=_or_none(_map_of(_described, 100)),
-    dataset=_or_none(_name),
-    model=_or_none(_name),
-    content_sha256=_digest,
-    rows=_count,
-)
-_CLIENT = _fields(
-    Client,
-    domain=_name,
-    rows=_fields(**dict.fromkeys(USES, _count)),
-    domain_rows=_count,
-    loss=_or_none(_number),
-)
-_COUNTS: Callable[[object], Counts] = _map_of(_map_of(_pair, MOST_CLIENTS), 3, _use)
-_ANSWER = _fields(
-    format=_format,
-    round=_count,
-    nonce=_words,
-    cache=_CACHE,
-    clients=_map_of(_CLIENT, MOST_CLIENTS),
-    right=_COUNTS,
-    zero_shot=_COUNTS,
-)

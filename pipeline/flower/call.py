@@ -3,10 +3,11 @@
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from flwr.app import Message
 from torch import Tensor
 
 from cache.identity import compare_identity
@@ -17,28 +18,16 @@ from pipeline.federation.methods.robust import median
 from pipeline.federation.payload import Encoded
 from pipeline.federation.plan import adapter_kind
 from pipeline.flower.answer import Expected, close_texts, read_answer
-from pipeline.flower.messages import (
-    Answer,
-    Arrays,
-    Ask,
-    Client,
-    printable,
-    write_ask,
-)
+from pipeline.flower.grid import Sites
+from pipeline.flower.records import Answer, Ask, Client, printable, write_ask
 from pipeline.flower.site import demand_of
-from pipeline.settings import RunConfig, as_json
+from pipeline.settings import RunConfig
 
 LOG = logging.getLogger(__name__)
 
+GRACE = 5.0  # seconds after a round's end in which Flower still delivers its messages
 MOST_ROWS_RATIO = 100
 """How many times the rows of most other sites' domains a domain may be said to have."""
-
-Parts = tuple[str, Arrays]
-Exchange = Callable[[int, Mapping[int, Parts]], Mapping[int, Parts | str]]
-"""(round, what each site is asked) -> what came back in time; a str says why a site has no answer.
-
-Sites are numbers. One that is not in what comes back did not answer in time.
-"""
 
 
 class Federation(NamedTuple):
@@ -64,24 +53,30 @@ class Heard(NamedTuple):
     right: dict[str, tuple[int, int]]  # by use: rows answered right, of how many
     zero_shot: dict[str, tuple[int, int]]
     update: Encoded | None
+    solved: dict[str, Tensor]  # all that its site sent of sums.of_site
+
+
+Asked = dict[int, Expected]
+"""By site, what its answer must follow."""
 
 
 def introduce(
-    config: RunConfig, exchange: Exchange, nodes: list[int], held: FeatureTable | None, least: int,
-) -> tuple[Federation, dict[int, list[str]], dict[int, str]]:  # fmt: skip
+    config: RunConfig, grid: Sites, held: FeatureTable | None, least: int, timeout: float
+) -> tuple[Federation, dict[int, list[str]], dict[int, str]]:
     """Asks every site who it is.
 
     held     the server's own table, with the held-out domains; None: it has none
-    least    sites without which there is no run
+    least    sites without which there is no run;    timeout  seconds
     returns  the federation; whose clients each site has; sites that are left out, and why
 
-    A site is left out whose answer is not valid (pipeline/site_answer.py), whose cache was made
+    A site is left out whose answer is not valid (answer.py), whose cache was made
     unlike the server's own (without one: unlike most sites'), or which claims over 100 times the
     rows of most others. Raises ConfigError when too few remain, or no cache is that of most sites.
     """
-    ask = Ask(as_json(config), {}, (), 0, {}, None, {})
-    expected = Expected(config, 0, "")
-    answers, lost = _ask_all(exchange, dict.fromkeys(nodes, (ask, expected)))
+    nodes = list(grid.get_node_ids())
+    asks = {node: (Ask({}, (), 0, {}, None), Expected(config, 0, "")) for node in nodes}
+    messages, asked = messages_of(asks, "query", timeout)
+    answers, lost = answers_of(grid.send_and_receive(messages, timeout=timeout), asked)
     _leave_out(answers, lost, _outlandish(answers))
     demand = demand_of(held) if held is not None else _common(answers)
     _leave_out(answers, lost, _unlike(answers, demand, held))
@@ -106,28 +101,39 @@ def introduce(
 
 
 def ask_round(
-    fed: Federation, exchange: Exchange, known: dict[int, list[str]], nodes: list[int], round: int,
-    work: dict[str, float], adapter: Encoded, shifts: dict[str, Tensor],
-) -> tuple[dict[str, Heard], dict[str, str]]:  # fmt: skip
-    """One round's answers by client, and for clients without one the reason.
+    fed: Federation, known: Mapping[int, list[str]], nodes: Iterable[int], round: int,
+    work: Mapping[str, float], adapter: Encoded, shifts: Mapping[str, Tensor],
+    solve: str = "", sums: Mapping[str, Tensor] = {},  # noqa: B006
+) -> dict[int, tuple[Ask, Expected]]:  # fmt: skip
+    """What each site is asked in a round, and what its answer must follow.
 
     known  whose clients a site has; a site that is not there yet only answers who it is and with
-           its counts, and joins for the next round if its clients are nobody else's; changed
+           its counts, and joins for the next round if its clients are nobody else's
     """
-    settings, asks = as_json(fed.config), {}
+    hashes = {name: facts["content_sha256"] for name, facts in fed.facts.items()}
+    asks = {}
     for node in nodes:
         own = known.get(node) or []
-        ask = Ask(
-            settings,
-            fed.demand,
-            fed.domains,
-            round,
-            {name: work[name] for name in own if name in work},
-            adapter,
-            {name: shifts[name] for name in own if name in shifts},
-        )
-        asks[node] = ask, _expected(fed, own, ask)
-    answers, lost = _ask_all(exchange, asks)
+        mine = {name: work[name] for name in own if name in work}
+        moved = {name: shifts[name] for name in own if name in shifts}
+        domains = {"", *(fed.clients[name] for name in own)}
+        theirs = {domain: sums[domain] for domain in sums if domain in domains}
+        asks[node] = (
+            Ask(fed.demand, fed.domains, round, mine, adapter, moved, "", solve, theirs),
+            Expected(
+                fed.config, round, "", size(fed.kind), frozenset(mine), frozenset(own) or None,
+                fed.stated, frozenset(fed.fixed), hashes, fed.groups, solve, tuple(theirs),
+                (fed.kind.classes, fed.kind.width),
+            ),
+        )  # fmt: skip
+    return asks
+
+
+def hear(
+    fed: Federation, known: dict[int, list[str]], replies: Iterable[Message], asked: Asked
+) -> tuple[dict[str, Heard], dict[str, str]]:
+    """One round's answers by client, and for clients without one the reason; known is changed."""
+    answers, lost = answers_of(replies, asked)
     heard: dict[str, Heard] = {}
     for node, answer in answers.items():
         try:
@@ -140,41 +146,48 @@ def ask_round(
                 fed.stated[name] = own_part._replace(loss=None)
                 fed.fixed.add(name)
             right, zero = (
-                {use: by_client[name] for use, by_client in counts.items()}
+                {use: (by_client[name], own_part.rows[use]) for use, by_client in counts.items()}
                 for counts in (answer.right, answer.zero_shot)
             )
-            heard[name] = Heard(node, own_part.loss, right, zero, answer.updates.get(name))
+            update = answer.updates.get(name)
+            heard[name] = Heard(node, own_part.loss, right, zero, update, answer.solved)
     home = {name: node for node, names in known.items() for name in names}
     absent = {name: "its site is not connected" for name in fed.clients if name not in heard}
     absent |= {name: lost[home[name]] for name in absent if home.get(name) in lost}
     return heard, absent
 
 
-def _expected(fed: Federation, own: list[str], ask: Ask) -> Expected:
-    return Expected(
-        fed.config, ask.round, "", size(fed.kind), frozenset(ask.work), frozenset(own) or None,
-        fed.stated, frozenset(fed.fixed), fed.facts, fed.groups,
-    )  # fmt: skip
+def messages_of(
+    asks: Mapping[int, tuple[Ask, Expected]], kind: str, timeout: float
+) -> tuple[list[Message], Asked]:
+    """Flower's messages, each with a nonce of its own, and what each site's answer must follow."""
+    messages, asked = [], {}
+    for node, (ask, expected) in asks.items():
+        nonce = secrets.token_hex(8)
+        content = write_ask(ask._replace(nonce=nonce))
+        asked[node] = expected._replace(nonce=nonce)
+        group = str(ask.round)
+        messages.append(Message(content, node, kind, ttl=timeout + GRACE, group_id=group))
+    return messages, asked
 
 
-def _ask_all(
-    exchange: Exchange, asks: Mapping[int, tuple[Ask, Expected]]
+def answers_of(
+    replies: Iterable[Message], asked: Asked
 ) -> tuple[dict[int, Answer], dict[int, str]]:
-    """Valid answers by site, and why others have none; every request has a nonce of its own."""
-    nonces = {node: secrets.token_hex(8) for node in asks}
-    sent = {node: write_ask(ask._replace(nonce=nonces[node])) for node, (ask, _) in asks.items()}
-    came = exchange(next((ask.round for ask, _ in asks.values()), 0), sent)
+    """Valid answers by site, and why others have none."""
+    came = {reply.metadata.src_node_id: reply for reply in replies}
     answers: dict[int, Answer] = {}
     lost: dict[int, str] = {}
-    for node, (_, expected) in asks.items():
-        found = came.get(node, "its site did not answer in time")
-        if isinstance(found, str):
-            lost[node] = printable(found)
-            continue
-        try:
-            answers[node] = read_answer(*found, expected._replace(nonce=nonces[node]))
-        except ConfigError as error:
-            lost[node] = printable(str(error))
+    for node, expected in asked.items():
+        if node not in came:
+            lost[node] = "its site did not answer in time"
+        elif came[node].has_error():
+            lost[node] = printable(str(came[node].error.reason))
+        else:
+            try:
+                answers[node] = read_answer(came[node].content, expected)
+            except ConfigError as error:
+                lost[node] = printable(str(error))
     return answers, lost
 
 

@@ -1,4 +1,4 @@
-"""What Flower's own programs are started with: arguments, environment and the app's folder."""
+"""What Flower's own programs are started with: arguments, environment and connections."""
 
 import importlib.util
 import ipaddress
@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.places import HOME
 
 NAME = "fedclip"
+LOOPBACK = "127.0.0.1"
 CERTIFICATES = {  # the names that Flower's own examples give them
     "--ssl-ca-certfile": "ca.crt",
     "--ssl-certfile": "server.pem",
@@ -27,21 +28,13 @@ QUIET = {
 
 
 def environment() -> dict[str, str]:
-    """This process's, with Flower silent, its state in .flower here, and this program importable.
+    """This process's, with Flower silent and its state in .flower here.
 
     What is set already stays: FLWR_TELEMETRY_ENABLED=1 turns telemetry on.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    modules = [str(HOME), *(folder for folder in before if folder not in ("", str(HOME)))]
     inherited = {**QUIET, "FLWR_HOME": str(HOME / ".flower"), **os.environ}
-    return inherited | {
-        "PATH": path,  # Flower's programs start each other by name
-        "PYTHONPATH": os.pathsep.join(
-            [str(HOME), *(m for m in modules if m not in ("", str(HOME)))]
-        ),
-        "PYTHONSAFEPATH": "1",
-    }
+    return inherited | {"PATH": path, "PYTHONSAFEPATH": "1"}  # programs start each other by name
 
 
 def program(name: str) -> str:
@@ -55,92 +48,56 @@ def program(name: str) -> str:
     return str(file)
 
 
-def superlink(
-    host: str, port: int, certificates: Path | None, insecure: bool, more: Sequence[str] = ()
-) -> list[str]:
-    """The command of a SuperLink that sites and runs connect to.
+def superlink(port: int, certificates: Path | None, more: Sequence[str] = ()) -> list[str]:
+    """The command of a SuperLink on this machine's loopback: whoever reaches it can run code on it.
 
-    certificates  a folder with ca.crt, server.pem and server.key; None: no encryption, which
-                  needs `insecure` unless host is this machine's own loopback
+    certificates  a folder with ca.crt, server.pem and server.key, and SuperNodes must have
+                  registered keys; None: no encryption and no keys
     """
-    command = [program("flower-superlink"), "--host", host, "--port", str(port)]
-    if certificates is not None and insecure:
-        raise ConfigError("--certificates and --insecure exclude each other; leave one of them out")
+    command = [program("flower-superlink"), "--host", LOOPBACK, "--port", str(port)]
     if certificates is None:
-        return [*command, *_plain(host, insecure, "--certificates FOLDER"), *more]
+        return [*command, "--insecure", *more]
     for option, name in CERTIFICATES.items():
         command += [option, str(_file(certificates / name, "--certificates"))]
-    return [*command, *more]
+    return [*command, "--enable-supernode-auth", *more]
 
 
 def supernode(
-    address: str, node_config: Mapping[str, str], port: int, root: Path | None, insecure: bool,
+    address: str, node_config: Mapping[str, str], port: int, root: Path | None, key: Path | None,
     more: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
     """The command of a site's SuperNode; port: of its own loopback address, for its workers."""
     values = " ".join(f"{name}={_quoted(value)}" for name, value in node_config.items())
     command = [program("flower-supernode"), "--superlink", address, "--port", str(port)]
-    command += ["--node-config", values, *_client_tls(address, root, insecure)]
+    command += ["--node-config", values]
+    link = connection(address, root)
+    command += ["--insecure"] if link.get("insecure") else []
+    command += ["--root-certificates", str(root)] if root is not None else []
+    command += ["--auth-supernode-private-key", str(_file(key, "--key"))] if key is not None else []
     return [*command, *more]
 
 
-def connection(address: str, root: Path | None, insecure: bool) -> dict[str, Any]:
-    """The entry of Flower's config.toml for a SuperLink."""
-    tls = _client_tls(address, root, insecure)
-    if tls == ["--insecure"]:
-        return {"address": address, "insecure": True}
-    return {"address": address, **({"root-certificates": tls[1]} if tls else {})}
-
-
-def write_app(folder: Path, asked: Mapping[str, Any], link: Mapping[str, Any]) -> Path:
-    """Makes an app whose code is this program as each machine has it, and Flower's config.toml.
-
-    Nothing but names and the run's settings is sent: a site runs its own copy of this program.
-    returns  the app's folder; FLWR_HOME is to be `folder`
-    """
-    app = folder / NAME
-    app.mkdir()
-    lines = [
-        "[project]",
-        f'name = "{NAME}"',
-        'version = "1.0.0"',
-        'description = "FedCLIP from feature caches"',
-        'license = "MIT"',
-        'dependencies = ["flwr>=1.41.0"]',
-        "[tool.flwr.app]",
-        f'publisher = "{NAME}"',
-        "[tool.flwr.app.components]",
-        'serverapp = "pipeline.flower.app:server_app"',
-        'clientapp = "pipeline.flower.app:client_app"',
-        "[tool.flwr.app.config]",
-        f"{NAME} = {_toml(json.dumps(asked))}",
-    ]
-    (app / "pyproject.toml").write_text("\n".join(lines) + "\n", "utf-8")
-    values = [f"{name} = {_toml(value)}" for name, value in link.items()]
-    (folder / "config.toml").write_text(
-        "\n".join(["[superlink]", f'default = "{NAME}"', f"[superlink.{NAME}]", *values]) + "\n",
-        "utf-8",
-    )
-    return app
-
-
-def _client_tls(address: str, root: Path | None, insecure: bool) -> list[str]:
-    if root is not None and insecure:
-        raise ConfigError("--root-certificates and --insecure exclude each other; leave one out")
+def connection(address: str, root: Path | None) -> dict[str, Any]:
+    """The entry of Flower's config.toml for a SuperLink: TLS, but for loopback without `root`."""
     if root is not None:
-        return ["--root-certificates", str(_file(root, "--root-certificates"))]
+        return {"address": address, "root-certificates": str(_file(root, "--root-certificates"))}
     host = address.rsplit(":", 1)[0].strip("[]")
     # Elsewhere a certificate that this machine trusts anyway may do.
-    return ["--insecure"] if insecure or _loopback(host) else []
+    return {"address": address, **({"insecure": True} if _loopback(host) else {})}
 
 
-def _plain(host: str, insecure: bool, way_out: str) -> list[str]:
-    if not insecure and not _loopback(host):
-        raise ConfigError(
-            f"--host {host} serves other machines, and without TLS anyone between can read and "
-            f"change what travels: pass {way_out}, or --insecure where that is meant"
-        )
-    return ["--insecure"]
+def write_config(folder: Path, link: Mapping[str, Any], asked: Mapping[str, Any]) -> Path:
+    """Flower's config.toml in `folder`, which is to be FLWR_HOME, and a run config beside it.
+
+    returns  the run config's file, for `flwr run --run-config`
+    """
+    values = [f"{name} = {_toml(value)}" for name, value in link.items()]
+    lines = ["[superlink]", f'default = "{NAME}"', f"[superlink.{NAME}]", *values]
+    (folder / "config.toml").write_text("\n".join(lines) + "\n", "utf-8")
+    file = folder / "run.toml"
+    text = "".join(f"{name} = {_toml(value)}\n" for name, value in asked.items())
+    file.write_text(text, "utf-8")
+    return file
 
 
 def _loopback(host: str) -> bool:
@@ -165,5 +122,5 @@ def _quoted(value: str) -> str:
     raise ConfigError(f"{value!r} cannot be handed to Flower: both kinds of quotes, or unprintable")
 
 
-def _toml(value: str | bool) -> str:
+def _toml(value: str | bool | float) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -21,7 +21,7 @@ from pipeline.federation.evaluate import (
 )
 from pipeline.federation.methods import METHODS
 from pipeline.federation.payload import clip_bytes, payload_bytes
-from pipeline.federation.plan import Plan, plan_of
+from pipeline.federation.plan import Fold, Plan, plan_of
 from pipeline.federation.record import FoldRound, held_out_name
 from pipeline.federation.round import Told
 from pipeline.federation.state import State
@@ -29,6 +29,7 @@ from pipeline.federation.training import Chosen, Progress, to_device
 from pipeline.flower.call import Federation, Heard
 from pipeline.runs.federate import ENCODED_BY
 from pipeline.runs.metrics import spread_or_none
+from pipeline.runs.outcomes import solved
 
 Right = Mapping[str, Mapping[str, tuple[int, int]]]
 """By client and use ("val", "test", "train"): rows answered right, of how many."""
@@ -119,7 +120,7 @@ def cache_facts(fed: Federation, held: FeatureTable | None) -> dict[str, Any]:
     encoder = {**fed.demand, "preprocessing": one.get("preprocessing")}
     of_held = held.content_sha256 if held is not None else None
     return {
-        "rows": sum(facts["rows"] for facts in {id(f): f for f in fed.facts.values()}.values()),
+        "rows": sum(sum(client.rows.values()) for client in fed.stated.values()),
         "width": fed.kind.width,
         "classes": fed.kind.classes,
         "domains": list(fed.domains),
@@ -143,7 +144,7 @@ def _most_stated(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def result(fed: Federation, reached: Reached, model: str | None) -> dict[str, Any]:
+def result(fed: Federation, reached: Reached, model: str | None, fold: Fold) -> dict[str, Any]:
     """What `federate --json` lists under "results", as far as counts go.
 
     Without rows of features there is no F1, calibration or gate. model: of the features.
@@ -176,7 +177,14 @@ def result(fed: Federation, reached: Reached, model: str | None) -> dict[str, An
         "clients": _by_client(reached.right),
         "gate": None,
         "personalised": None,
-        "bytes_a_round": {"up": one_way, "down": down, "clip": of_clip},
+        "bytes_a_round": (solved(fold)["bytes"] | {"clip": None})
+        if fold.closed_form
+        else {
+            "up": one_way,
+            "down": down,
+            "clip": of_clip,
+        },
+        **({"closed_form": solved(fold)} if fold.closed_form else {}),
     }
 
 

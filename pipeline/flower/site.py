@@ -1,5 +1,6 @@
 """A site of a federation beyond one machine: one cache file, and its clients' half of a round."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -20,16 +21,17 @@ from pipeline.encoder.pixels import DECODERS
 from pipeline.encoder.towers import towers_fact
 from pipeline.errors import ConfigError
 from pipeline.federation.clients import ClientSplit, split_domain
-from pipeline.federation.evaluate import answers_of, rows_of, zero_shot_top1
+from pipeline.federation.evaluate import Cached, answers_of, rows_of, zero_shot_top1
 from pipeline.federation.local import Engine, steps_of_lanes, train_lanes
-from pipeline.federation.payload import Encoded, decode, encode
+from pipeline.federation.payload import Encoded, decode, encode, payload_of
 from pipeline.federation.plan import Plan, kind_of, plan_of
 from pipeline.federation.state import State
 from pipeline.federation.training import pick_plan_backend, to_device
 from pipeline.flower.limits import refuse_what_cannot_travel
-from pipeline.flower.messages import USES, Answer, Ask, Client, Counts
+from pipeline.flower.records import USES, Answer, Ask, Client, Counts
+from pipeline.flower.sums import of_site
 from pipeline.machine import threads
-from pipeline.settings import RunConfig, from_json
+from pipeline.settings import RunConfig
 
 KEPT = ("first_moment", "second_moment", "steps")
 Kept = dict[str, dict[str, Tensor]]
@@ -42,6 +44,7 @@ class Site:
 
     cache    the cache file;    domain  which of its domains takes part; None: all of them
     client   which client of a partition; None: all;    device, backend  as of federate
+    part     (k, n) of Flower's simulation: every n-th client from k on, of those named; None: all
     """
 
     cache: Path
@@ -49,57 +52,72 @@ class Site:
     client: str | None = None
     device: str = "auto"
     backend: str = "auto"
+    part: tuple[int, int] | None = None
 
 
-def answer(site: Site, ask: Ask, kept: Kept) -> tuple[Answer, Kept]:
+def answer(site: Site, config: RunConfig, ask: Ask, kept: Kept) -> tuple[Answer, Kept]:
     """The site's part of a round: counts with the adapter received, and its clients' training.
 
-    kept     what the last answer returned; {} at first
+    config   the run's settings;    kept  what the last answer returned; {} at first
     The same seed gives the row orders and bits that the clients have in a run on one machine.
 
     Raises CacheError and StaleCache for a cache that is damaged or not what is demanded,
     ConfigError for clients that cannot be, BackendUnavailable.
     """
-    table, config = read_table(site.cache), from_json(ask.settings)
     refuse_what_cannot_travel(config)
+    table = _read(site.cache, _stamp(site.cache))
     if ask.demand:
         refuse_other(table, ask.demand)
     clients = _clients(table, config, site, ask.domains)
-    facts = _facts(table, clients)
+    facts = _facts(table)
     stated = {client.name: _stated(table, client) for client in clients}
     if not ask.domains or ask.adapter is None:
         text = torch.from_numpy(np.array(table.text_features))
-        return Answer(facts, stated, {}, {}, {}, text, ask.round, ask.nonce), kept
+        return Answer(facts, stated, text=text, round=ask.round, nonce=ask.nonce), kept
     plan = plan_of(
         config, kind_of(table, config), len(ask.domains), [(config.held_out[0], tuple(clients), ())]
     )
     _check_numbers(plan.work.kind, ask)
     on = pick_device(site.device)
     backend = pick_plan_backend(plan, site.backend, on)
-    engine = Engine(plan, to_device(table, on), backend)
+    engine = Engine(plan, _loaded(site.cache, _stamp(site.cache), on), backend)
     with threads(on, table.features.shape[1], backend):
         row = _received(engine, config, ask.adapter)
         right = _right(engine, row)
         zero_shot = _right(engine, None) if ask.round == 0 else {}
+        solved = of_site(config, engine.cached, clients, ask) if ask.solve else {}
         updates, losses, kept = _trained(engine, config, ask, row, kept)
     for name, loss in losses.items():
         # JSON has no NaN; what came of such a loss is an update that is left out by name.
         stated[name] = stated[name]._replace(loss=loss if math.isfinite(loss) else None)
-    return Answer(facts, stated, right, zero_shot, updates, None, ask.round, ask.nonce), kept
+    facts = {"content_sha256": facts["content_sha256"]}
+    return Answer(
+        facts, stated, right, zero_shot, updates, None, ask.round, ask.nonce, solved
+    ), kept
 
 
-def site_of(node_config: Mapping[str, Any]) -> Site:
+def site_of(node_config: Mapping[str, Any], run_config: Mapping[str, Any]) -> Site:
     """The site that a node's configuration describes: cache, and the other fields of Site.
 
+    A node of Flower's simulation has no cache of its own but a partition-id: it reads the run
+    config's, and has every n-th of its clients.
     Raises ConfigError for one without a cache, or with a word that means nothing here.
     """
-    own = {name: str(value) for name, value in node_config.items()}
-    known = [each.name for each in fields(Site)]
+    own = dict(node_config)
+    part = own.pop("partition-id", None), own.pop("num-partitions", None)
+    known = [each.name for each in fields(Site) if each.name != "part"]
     if strange := [name for name in own if name not in known]:
         raise ConfigError(f"node config {strange[0]!r} is unknown; there is {', '.join(known)}")
-    if not own.get("cache"):
-        raise ConfigError("this node's config names no cache")
-    return Site(Path(own.pop("cache")), **own)
+    if None in part:
+        if not own.get("cache"):
+            raise ConfigError("this node's config names no cache")
+        return Site(Path(str(own.pop("cache"))), **{n: str(v) for n, v in own.items()})
+    named = ("cache", "device", "backend")
+    own = {name: run_config[name] for name in named if run_config.get(name)} | own
+    if "cache" not in own:
+        raise ConfigError("a simulation needs --run-config \"cache='FILE'\"")
+    k, n = int(part[0]), int(part[1])
+    return Site(Path(str(own.pop("cache"))), **{n: str(v) for n, v in own.items()}, part=(k, n))
 
 
 def reason(cache: Path, error: Exception) -> str:
@@ -154,12 +172,15 @@ def _clients(
         places = np.array(number, np.int64)[table.domains]
         table = replace(table, domain_names=tuple(domains), domains=places)
     clients = [c for n in mine for c in split_domain(table, table.domain_names.index(n), config)]
-    if site.client is None:
-        return clients
-    chosen = [client for client in clients if client.name == site.client]
+    chosen = [client for client in clients if site.client in (None, client.name)]
     if not chosen:
         names = ", ".join(client.name for client in clients)
         raise ConfigError(f"{table.source}: no client {site.client!r}; there is {names}")
+    if site.part is not None:
+        k, n = site.part
+        if k >= len(chosen):
+            raise ConfigError(f"node {k} of {n} has no client: the run has {len(chosen)}")
+        chosen = chosen[k::n]
     return chosen
 
 
@@ -170,15 +191,33 @@ def _stated(table: FeatureTable, client: ClientSplit) -> Client:
     return Client(name, rows, of)
 
 
-def _facts(table: FeatureTable, clients: Sequence[ClientSplit]) -> dict[str, Any]:
+def _facts(table: FeatureTable) -> dict[str, Any]:
     return {
         "demand": demand_of(table),
         "preprocessing": table.identity.get("preprocessing"),
         "dataset": table.identity.get("dataset"),
         "model": table.identity.get("model"),
         "content_sha256": table.content_sha256,
-        "rows": sum(len(c.train) + len(c.val) + len(c.test) for c in clients),
     }
+
+
+def _stamp(cache: Path) -> tuple[int, int]:
+    """Changes with the file; a missing one is read_table's to report."""
+    try:
+        found = cache.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+@functools.lru_cache(maxsize=1)  # a worker of Flower's simulation answers for many nodes
+def _read(cache: Path, stamp: tuple[int, int]) -> FeatureTable:
+    return read_table(cache)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(cache: Path, stamp: tuple[int, int], device: torch.device) -> Cached:
+    return to_device(_read(cache, stamp), device)
 
 
 def _check_numbers(kind: Kind, ask: Ask) -> None:
@@ -195,7 +234,7 @@ def _received(engine: Engine, config: RunConfig, sent: Encoded) -> Tensor:
     """The server's adapter (P,), on the device; of fp16 and int8 the first one is drawn again."""
     kind, text = engine.plan.work.kind, engine.cached.text
     row = decode(sent)
-    if config.payload != "fp32":
+    if payload_of(config) != "fp32":
         row = first_row(kind, config.start, config.seed, text) + row
     return row.to(text.device)
 
@@ -214,8 +253,7 @@ def _right(engine: Engine, row: Tensor | None) -> Counts:
                 top = plain[rows]
             else:
                 top = answers_of(plan, row[None], cached, [0], [rows], engine.backend)[0]
-            right = int((top == cached.labels[rows]).sum())
-            found[use][client.name] = (right, len(rows))
+            found[use][client.name] = int((top == cached.labels[rows]).sum())
     return found
 
 

@@ -1,17 +1,23 @@
-"""Sites of a federation without a network: messages pass through their JSON and arrays."""
+"""Sites of a federation without a network: the app of each is called with Flower's messages."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from flwr.app import Context, Error, Message, RecordDict
 
 from cache.container.checksums import content_sha256, row_blocks
 from cache.store import read_table, write_table
 from cache.table import FeatureTable
-from pipeline.flower.messages import read_ask, write_answer
-from pipeline.flower.server import Terms, serve
-from pipeline.flower.site import Site, answer, reason
+from pipeline.flower.app import client_app
+from pipeline.flower.grid import REFUSED
+from pipeline.flower.records import plain, records
+from pipeline.flower.run_config import DEFAULTS
+from pipeline.flower.server import serve
+from pipeline.flower.site import Site
+from pipeline.flower.strategy import Terms
 from pipeline.settings import RunConfig
 from tests.conftest import logged
 from tests.runs.small_runs import small
@@ -62,72 +68,105 @@ def lines(folder: Path) -> list[dict]:
 
 
 class Network:
-    """Calls sites one after another; what they keep from round to round is kept here."""
+    """Flower's Grid for strategies, without a network: calls the app at sites one after another.
+
+    Each site has a context that lasts the whole run. `sent` has what was sent, by message type,
+    round and node, `came` what replies held.
+    """
 
     def __init__(self, *sites: Site) -> None:
-        self.sites = dict(enumerate(sites, 100))
-        self.kept = {node: {} for node in self.sites}
-        self.asked = []
+        self.contexts = {node: context(site) for node, site in enumerate(sites, 100)}
+        self.run_config: dict = {}
+        self.sent: list[tuple[str, int, dict[int, RecordDict]]] = []
+        self.came: list[RecordDict] = []
 
-    def online(self) -> list[int]:
-        return list(self.sites)
+    def get_node_ids(self) -> list[int]:
+        return list(self.contexts)
 
-    def __call__(self, round, asks):
-        self.asked.append((round, asks))
-        return {node: self.one(node, *parts) for node, parts in asks.items()}
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        if not messages:
+            return []
+        first = messages[0].metadata
+        asks = {m.metadata.dst_node_id: m.content for m in messages}
+        self.sent.append((first.message_type, int(first.group_id), asks))
+        replies = [self.one(message) for message in messages]
+        self.came += [reply.content for reply in replies if reply.has_content()]
+        return replies
 
-    def one(self, node, text, arrays):
-        try:
-            told, self.kept[node] = answer(
-                self.sites[node], read_ask(text, arrays), self.kept[node]
-            )
-        except Exception as error:
-            if not hasattr(error, "exit_code"):
-                raise
-            return reason(self.sites[node].cache, error)
-        return write_answer(told)
+    def one(self, message: Message) -> Message:
+        own = self.contexts[message.metadata.dst_node_id]
+        own.run_config = self.run_config
+        reply = client_app(message, own)
+        if REFUSED in reply.content:
+            why = reply.content.config_records[REFUSED]["why"]
+            return Message(Error(0, str(why)), reply_to=message)
+        return reply
 
 
 class Lying(Network):
-    """Sites of which node 101's answer is changed on its way, in the calls whose numbers are given.
+    """Sites of which node 101's reply is changed on its way, in the calls whose numbers are given.
 
-    Call 0 asks who the sites are, call r + 1 is round r.
+    Call 0 asks who the sites are, call r + 1 is round r. A lie takes a reply's arrays, metrics and
+    config, changes them or returns others; None: no reply.
     """
 
     def __init__(self, lie, *sites: Site, calls=(2,)) -> None:
         super().__init__(*sites)
         self.lie, self.calls = lie, calls
 
-    def __call__(self, round, asks):
-        answers = dict(super().__call__(round, asks))
-        if len(self.asked) - 1 in self.calls and 101 in answers:
-            text, arrays = answers[101]
-            found = self.lie(json.loads(text), dict(arrays))
-            if found is None:
-                del answers[101]
-            else:
-                answers[101] = found
-        return answers
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = super().send_and_receive(messages, timeout=timeout)
+        if not replies or len(self.sent) - 1 not in self.calls:
+            return replies
+        return [own for reply in replies for own in self._changed(reply)]
+
+    def _changed(self, reply: Message) -> list[Message]:
+        if reply.metadata.src_node_id != 101 or not reply.has_content():
+            return [reply]
+        found = self.lie(*copied(reply.content))
+        if found is None:
+            return []
+        reply.content = records(*found) if isinstance(found, tuple) else found
+        return [reply]
 
 
-def changed(path, value):
-    """A lie: another value in an answer's JSON."""
+def copied(content: RecordDict) -> tuple[dict, dict, dict]:
+    """Arrays, metrics and config of a message, to be changed."""
+    arrays, metrics, told = plain(content)
+    return {n: a.copy() for n, a in arrays.items()}, copy.deepcopy(metrics), copy.deepcopy(told)
 
-    def lie(told, arrays):
-        at = told
-        for name in path[:-1]:
-            at = at[name]
-        at[path[-1]] = value
-        return json.dumps(told), arrays
+
+def context(site: Site) -> Context:
+    named = {name: str(value) for name, value in vars(site).items() if value and name != "part"}
+    return Context(1, 1, named, RecordDict(), {})
+
+
+def changed(**values):
+    """A lie: other metrics or config; of lists the first entry."""
+
+    def lie(arrays, metrics, told):
+        for name, value in values.items():
+            where = metrics if name in metrics else told
+            if isinstance(where.get(name), list) and not isinstance(value, list):
+                value = [value, *where[name][1:]]
+            where[name] = value
+        return arrays, metrics, told
 
     return lie
 
 
-def run(network, config: RunConfig, out: Path, held=None, least=1, said=None, **terms) -> dict:
-    terms = Terms(least=least, runs=out, out=out, **terms)
+def run(network, config: RunConfig, out: Path, held=None, least=1, said=None, force=False) -> dict:
+    network.run_config = run_config(config)
     with logged() as messages:
         try:
-            return serve(config, network, network.online, held, terms)
+            return serve(config, network, held, Terms(least, 60.0), out, out, force)
         finally:
             if said is not None:
                 said += messages
+
+
+def run_config(config: RunConfig) -> dict:
+    """Settings as `flwr run --run-config` has them."""
+    settings = vars(config) | {"held_out": ",".join(config.held_out[0]) or "none"}
+    return {**DEFAULTS, **settings}

@@ -14,7 +14,7 @@ from pipeline.flower.site import Site
 from pipeline.runs.adapters import read_trained
 from pipeline.runs.federate import federate
 from pipeline.runs.folder import read_adapters
-from tests.flower.sites import Network, config, cut, lines, run, sites, whole
+from tests.flower.sites import Network, config, copied, cut, lines, run, sites, whole
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,18 @@ EXACT = {
 EXACT |= {
     n: {"method": n} for n, method in METHODS.items() if not method.at_home and n not in EXACT
 }
+SOLVED = {
+    "gda, chosen": {"solver": "gda"},
+    "ridge by rows": {"solver": "ridge", "tune_on": "rows"},
+    "prototype by validation": {"solver": "prototype", "tune_on": "validation"},
+    "given": {"solver": "gda", "shape": 1.0, "strength": 0.3},
+    "given, by rows": {"solver": "ridge", "shape": 0.1, "strength": 1.0, "tune_on": "rows"},
+    "refit": {"refit": "yes", "tune_on": "rows"},
+    "noise": {"noise": 0.1},
+    "partition": {"partition": "dirichlet", "clients": 3, "alpha": 0.5},
+    "few shots": {"shots": 1, "tune_on": "rows"},
+}  # fmt: skip
+EXACT |= {f"closed-form, {n}": {"method": "closed-form", **s} for n, s in SOLVED.items()}
 EXACT |= {
     f"head {name}": {"head": name} for name in HEADS if not HEADS[name].refuse("FedAtImg", "")
 }
@@ -89,7 +101,7 @@ def test_small_payloads_travel_small(table, files, tmp_path, payload):
     assert gap <= learned / 127  # one step of int8, of what was learned
     network = Network(*sites(files[:3]))
     run(network, config(payload=payload, rounds=1), tmp_path / "sent")
-    (_, arrays), *_ = network.asked[1][1].values()
+    arrays, _, _ = copied(network.sent[1][2][100])
     assert arrays["adapter"].dtype == {"fp16": np.float16, "int8": np.int8}[payload]
 
 
@@ -136,21 +148,19 @@ def test_one_cache_at_several_sites(table, files, tmp_path):
 
 
 def test_nothing_but_adapters_counts_and_names_leaves_a_site(files, tmp_path):
-    class Watched(Network):
-        def __call__(self, round, asks):
-            answers = super().__call__(round, asks)
-            self.sent = [*getattr(self, "sent", []), *answers.values()]
-            return answers
-
-    network = Watched(*sites(files[:3]))
+    network = Network(*sites(files[:3]))
     run(network, config(rounds=2), tmp_path / "run")
-    assert len(network.sent) == 3 * (1 + 2 + 1)  # who it is, two rounds, the last one's counts
-    for text, arrays in network.sent:
-        assert len(text) < 2000
+    assert len(network.came) == 3 * (1 + 2 + 1)  # who it is, two rounds, the last one's counts
+    facts = {"demand", "preprocessing", "dataset", "model"}
+    known = {"content_sha256", "clients", "domains", "round", "nonce"}
+    counts = {"train", "val", "test", "domain_rows", "loss", "num-examples", "right_val",
+              "right_test", "zero_shot_val", "zero_shot_test"}  # fmt: skip
+    for content in network.came:
+        arrays, metrics, told = copied(content)
+        assert len(json.dumps([metrics, told])) < 2000
         names = {name.split(".")[0]: array.shape for name, array in arrays.items()}
         assert names in ({"text": (4, 12)}, {"update": (2 * (12 * 12 + 12),)}, {})
-        known = {"demand", "preprocessing", "dataset", "model", "content_sha256", "rows"}
-        assert set(json.loads(text)["cache"]) == known
+        assert set(told) in (known, known | facts) and set(metrics) <= counts
 
 
 @pytest.mark.parametrize(
@@ -175,7 +185,7 @@ def test_done_runs_are_not_trained_again(files, tmp_path):
     ref = run(network, config(rounds=1), tmp_path / "run")
     said = []
     assert run(network, config(rounds=1), tmp_path / "run", said=said) == ref
-    assert len(network.asked) == 4 and "already finished" in said[-1]
+    assert len(network.sent) == 4 and "already finished" in said[-1]
     with pytest.raises(ConfigError, match="rounds = 1, but 2 was requested"):
         run(network, config(rounds=2), tmp_path / "run")
     run(network, config(rounds=2), tmp_path / "run", force=True)

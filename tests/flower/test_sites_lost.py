@@ -1,28 +1,33 @@
 """Sites that are lost, unlike or lying: named, and the others go on."""
 
-import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from cache.store import read_table, write_table
 from cache.table import CacheError
 from pipeline.errors import ConfigError
+from pipeline.federation.methods.closed_form import Sums, packed, unpacked
 from pipeline.federation.payload import Encoded
-from pipeline.flower.messages import Ask
+from pipeline.flower.app import client_app
+from pipeline.flower.grid import REFUSED
+from pipeline.flower.records import Ask, records, write_ask
 from pipeline.flower.site import Site, answer, demand_of, refuse_other
 from pipeline.runs.folder import read_adapters
-from pipeline.settings import as_json
 from tests.flower.sites import (
     Lying,
     Network,
     changed,
     config,
+    context,
     cut,
     lines,
     of_domains,
     run,
+    run_config,
     sites,
     whole,
 )
@@ -43,16 +48,14 @@ class Losing(Network):
 
     gone, back, node = 2, 99, 101
 
-    def online(self):
-        round = self.asked[-1][0] + 1 if len(self.asked) > 1 else len(self.asked) - 1
-        lost = self.gone < round < self.back
-        return [node for node in self.sites if not (lost and node == self.node)]
+    def get_node_ids(self):
+        lost = self.gone < len(self.sent) - 1 < self.back
+        return [node for node in self.contexts if not (lost and node == self.node)]
 
-    def __call__(self, round, asks):
-        answers = super().__call__(round, asks)
-        if round == self.gone and len(self.asked) > 1:
-            del answers[self.node]
-        return answers
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = super().send_and_receive(messages, timeout=timeout)
+        lost = len(self.sent) - 2 == self.gone
+        return [r for r in replies if not (lost and r.metadata.src_node_id == self.node)]
 
 
 def test_a_lost_site_is_named_and_the_others_go_on(files, tmp_path):
@@ -83,18 +86,19 @@ def test_the_run_ends_when_too_few_are_left(files, tmp_path):
 class Silent(Network):
     """Sites that answer one round, then no more."""
 
-    def __call__(self, round, asks):
-        return super().__call__(round, asks) if round < 1 else {}
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = super().send_and_receive(messages, timeout=timeout)
+        return replies if len(self.sent) < 3 else []
 
 
 def test_a_site_that_comes_back_under_another_number_joins_again(files, tmp_path):
     class Returning(Losing):
         back = 4
 
-        def online(self):
-            nodes = super().online()
-            if len(self.asked) > 4 and 101 in self.sites:
-                self.sites[555], self.kept[555] = self.sites.pop(101), {}
+        def get_node_ids(self):
+            nodes = super().get_node_ids()
+            if len(self.sent) > 4 and 101 in self.contexts:
+                self.contexts[555] = self.contexts.pop(101)
                 nodes = [555 if node == 101 else node for node in nodes]
             return nodes
 
@@ -123,9 +127,9 @@ def test_an_unlike_cache_is_left_out_by_name(table, files, tmp_path):
 
 def test_a_site_refuses_by_itself_what_its_cache_is_not(table, files, tmp_path):
     demand = {**demand_of(table), "logit_scale": 1.0}
-    ask = Ask(as_json(config()), demand, ("a", "b", "c", "d"), 0, {"a": 1.0}, None, {})
+    ask = Ask(demand, ("a", "b", "c", "d"), 0, {"a": 1.0}, None)
     with pytest.raises(CacheError, match="a.h5: made with logit_scale = 20.0, asked for 1.0"):
-        answer(Site(files[0]), ask, {})
+        answer(Site(files[0]), config(), ask, {})
 
 
 def test_extracted_caches_are_told_apart_by_what_encoded_them(table, files):
@@ -147,32 +151,45 @@ def test_extracted_caches_are_told_apart_by_what_encoded_them(table, files):
 
 
 def sends(update):
-    return lambda told, arrays: (json.dumps(told), arrays | {"update.b": update})
+    return lambda arrays, metrics, told: (arrays | {"update.b": update}, metrics, told)
 
 
-CLIENT = {"domain": "b", "rows": {"train": 9, "val": 0, "test": 0}, "domain_rows": 9, "loss": 1.0}
-NOBODY = {"clients": {}, "right": {}, "zero_shot": {}}
+def renamed(name, domain="b"):
+    def lie(arrays, metrics, told):
+        moved = {a.replace("update.b", f"update.{name}"): values for a, values in arrays.items()}
+        return moved, metrics, told | {"clients": [name], "domains": [domain]}
+
+    return lie
+
+
+def two(arrays, metrics, told):
+    return arrays, metrics, told | {"clients": ["b", "b"]}
+
+
 P = 2 * (12 * 12 + 12)
 LIES = {
-    "not json": (lambda told, arrays: ("{", arrays), "is not what this version sends"),
-    "a list": (lambda told, arrays: ("[]", arrays), "is not what this version sends"),
-    "deep": (lambda told, arrays: ("[" * 10**5, arrays), "is not what this version sends"),
-    "version": (changed(["format"], 1), "messages of format 1 came, here is 2"),
-    "nobody": (lambda told, arrays: (json.dumps(told | NOBODY), {}), "names no client"),
-    "other name": (changed(["clients", "z"], CLIENT), "'z'"),
-    "other's": (changed(["clients", "a"], {**CLIENT, "domain": "a"}), "'a'"),
-    "control": (changed(["clients", "\x1b[2J"], CLIENT), "a printable name"),
-    "rows": (changed(["clients", "b", "rows", "train"], -1), "a count of at most"),
-    "right": (changed(["right", "val", "b"], [10, 9]), "10 right answers of 9"),
-    "other rows": (changed(["right", "val", "b"], [8, 8]), "8 right answers of 8"),
-    "truth": (changed(["right", "val", "b"], [True, 8]), "a count of at most"),
+    "nothing": (lambda *_: RecordDict(), "is not what this version sends"),
+    "no metrics": (lambda arrays, *_: (arrays, {}, {}), "is not what this version sends"),
+    "another record": (
+        lambda *parts: RecordDict({**records(*parts), "more": ConfigRecord()}), "records arrays"),
+    "another field": (lambda a, m, told: (a, m, told | {"more": 1}), "more: Extra inputs"),
+    "nobody": (lambda a, m, told: (a, m, told | {"clients": []}), "clients: List should have"),
+    "twice": (two, "domains has 1 entries for 2 clients"),
+    "other name": (renamed("z"), "'z'"),
+    "other's": (renamed("a", "a"), "'a'"),
+    "control": (renamed("\x1b[2J"), "printable text was expected"),
+    "rows": (changed(train=-1), "greater than or equal to 0"),
+    "right": (changed(right_val=10), "10 right answers of 9"),
+    "counts of none": (lambda a, m, told: (a, m | {"right_train": [0]}, told), "right counts of"),
+    "fraction": (changed(right_val=0.5), "valid integer"),
     "short": (sends(np.zeros(P - 1, np.float32)), "were expected"),
     "wide": (sends(np.zeros(P, np.float64)), "were expected"),
     "table": (sends(np.zeros((P, 2), np.float32)), "were expected"),
     "nan": (sends(np.full(P, np.nan, np.float32)), "numbers are not finite"),
-    "nan loss": (changed(["clients", "b", "loss"], float("nan")), "NaN is not a number of JSON"),
-    "no loss": (changed(["clients", "b", "loss"], None), None),
-}
+    "infinite loss": (changed(loss=float("inf")), "a finite loss was expected"),
+    "huge loss": (changed(loss=1e300), "a finite loss was expected"),
+    "no loss": (changed(loss=float("nan")), None),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LIES)
@@ -208,12 +225,69 @@ def test_a_bad_site_setting_is_told(files, tmp_path):
         ({"method": "ditto"}, P, "method ditto cannot go to sites"),
         ({"method": "fedavg!"}, P, "is unknown"),
         ({"lr": "much"}, P, "lr must be a number"),
-        ({"strange": 1}, P, "invalid run settings"),
-        ({"held_out": 3}, P, "invalid run settings"),
+        ({"strange": 1}, P, "run config 'strange' is unknown"),
     ],
 )
 def test_a_site_refuses_what_makes_no_sense(files, settings, numbers, why):
     adapter = Encoded(torch.zeros(numbers), torch.zeros(0))
-    ask = Ask(as_json(config()) | settings, {}, (*"abcd",), 0, {"a": 1.0}, adapter, {})
-    with pytest.raises(ConfigError, match=why):
-        answer(Site(files[0], backend="torch"), ask, {})
+    own = context(Site(files[0], backend="torch"))
+    own.run_config = run_config(config()) | settings
+    ask = write_ask(Ask({}, (*"abcd",), 0, {"a": 1.0}, adapter))
+    reply = client_app(Message(ask, dst_node_id=1, message_type="train"), own)
+    assert re.search(why, reply.content.config_records[REFUSED]["why"])
+
+
+def of_sums(change):
+    """A lie: node 101's sums of its 27 train rows, (n, S, G) at 4 classes and width 12."""
+
+    def lie(arrays, metrics, told):
+        found = unpacked(torch.from_numpy(arrays["sums.b"]), 4, 12)
+        values = packed(change(found)).numpy()
+        return arrays | {"sums.b": values}, metrics, told
+
+    return lie
+
+
+def one_number(value):
+    def change(arrays, metrics, told):
+        return arrays | {"scores.b": arrays["scores.b"] * value}, metrics, told
+
+    return change
+
+
+SUMS = {
+    "more rows": (of_sums(lambda s: s + s), "counts of"),
+    "half a row": (of_sums(lambda s: Sums(s.count / 2, s.by_class, s.gram)), "counts of"),
+    "negative": (of_sums(lambda s: Sums(-s.count, s.by_class, s.gram)), "counts of"),
+    "long sums": (of_sums(lambda s: Sums(s.count, 1e3 * s.by_class, s.gram)), "of length 1"),
+    "big gram": (of_sums(lambda s: Sums(s.count, s.by_class, 2 * s.gram)), "of length 1"),
+    "turned gram": (of_sums(lambda s: Sums(s.count, s.by_class, -s.gram)), "of length 1"),
+    "nan": (of_sums(lambda s: Sums(s.count, s.by_class * np.nan, s.gram)), "not finite"),
+    "short": (lambda a, m, told: (a | {"sums.b": a["sums.b"][:-1]}, m, told), "were expected"),
+    "none": (lambda a, m, told: ({}, m, told), "did not come"),
+    "another's": (lambda a, m, told: (a | {"sums.a": a["sums.b"]}, m, told), "not expected"),
+    "single": (lambda a, m, told: ({"sums.b": a["sums.b"].astype(np.float32)}, m, told), "float64"),
+}
+SCORES = {
+    "more rows": (one_number(2.0), "scores of"),
+    "negative": (one_number(-1.0), "scores of"),
+    "infinite": (one_number(np.inf), "not finite"),
+    "none": (lambda a, m, told: ({}, m, told), "did not come"),
+}
+CALLS = [(1, *lie) for lie in SUMS.values()] + [(2, *lie) for lie in SCORES.values()]
+NAMES = [*(f"sums, {name}" for name in SUMS), *(f"scores, {name}" for name in SCORES)]
+
+
+@pytest.mark.parametrize(("call", "lie", "why"), CALLS, ids=NAMES)
+def test_sums_that_no_rows_give_are_left_out(files, tmp_path, call, lie, why):
+    """The head is then that of the others; without a site's scores they choose among heads."""
+    settings = config(method="closed-form", solver="gda", shape=1.0)
+    said = []
+    run(Lying(lie, *sites(files[:3]), calls=(call,)), settings, tmp_path / "run", said=said)
+    (line,) = lines(tmp_path / "run")
+    assert list(line["rejected"]) == ["b"] and why in line["rejected"]["b"], line["rejected"]
+    run(Lying(lambda *_: None, *sites(files[:3]), calls=(call,)), settings, tmp_path / "silent")
+    ours, theirs = (
+        read_adapters(tmp_path / name / "adapter.safetensors")[0] for name in ("run", "silent")
+    )
+    assert all(torch.equal(ours[part], theirs[part]) for part in theirs)

@@ -26,6 +26,5 @@ METHODS = (
                 "pass --tune-on domain or validation, or --clip 0",
             ),
         ),
-        at_home="Flower's rounds carry adapters, not sums; use ./run.sh federate on a merged cache",
     ),
 )

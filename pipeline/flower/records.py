@@ -1,0 +1,235 @@
+"""What a server asks its sites and what they answer, as Flower's ArrayRecord, MetricRecord and
+ConfigRecord.
+
+Every message and reply has the three records that Flower's own strategies use: `arrays`, `metrics`
+and `config`. A reply's lists have one entry for each of its clients.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from pipeline import terminal
+from pipeline.errors import ConfigError
+from pipeline.federation.payload import BLOCK, Encoded
+from pipeline.json_files import STRANGE
+
+MOST_TEXT = 1 << 21  # characters of a JSON text: 21,000 class names are half a million
+MOST_ROWS = 10**8  # that a client may have
+USES = ("train", "val", "test")
+DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
+_HEADER = re.compile(  # as numpy.lib.format writes version 1.0
+    rb"\x93NUMPY\x01\x00..\{'descr': '(<f8|<f4|<f2|\|i1)', 'fortran_order': False, "
+    rb"'shape': \((\d{1,10}, ?(?:\d{1,10})?)\), \} *\n",
+    re.DOTALL,
+)
+
+Arrays = dict[str, np.ndarray]
+"""The numbers of a message by name."""
+
+Counts = dict[str, dict[str, int]]
+"""By use ("val", "test", "train") and client: how many of its rows were answered right."""
+
+
+class Ask(NamedTuple):
+    """What a site is asked; the same for every site but for work, shifts and nonce."""
+
+    demand: dict[str, Any]  # what a cache must have been made with; empty: the site only says
+    domains: tuple[str, ...]  # of all sites, in order; empty: the site only says who it is
+    round: int
+    work: dict[str, float]  # by client, its share of a round's steps; others do not train
+    adapter: Encoded | None  # (P,) the server's; payload fp16, int8: its way from the first one
+    shifts: dict[str, Tensor] = {}  # (P,) by client, scaffold: what is added to every gradient
+    nonce: str = ""  # comes back in the answer: one to another request is refused
+    solve: str = ""  # of a method that is solved (sums.py): what of_site is to answer
+    sums: dict[str, Tensor] = {}  # by domain, "" for any: packed sums, (n,) float64
+
+
+class Client(NamedTuple):
+    """What a site states of one client."""
+
+    domain: str
+    rows: dict[str, int]  # by use; in a partition final once the run's domains are known
+    domain_rows: int  # rows of the domain in the site's cache
+    loss: float | None = None  # sum over its steps if it trained, and if that is finite
+
+
+class Answer(NamedTuple):
+    """What a site answers. Nothing in it is a row of features."""
+
+    cache: dict[str, Any]  # names and hashes: see site.py; but for content_sha256 in a query only
+    clients: dict[str, Client]
+    right: Counts = {}  # with the adapter received
+    zero_shot: Counts = {}  # without one; in round 0 only
+    updates: dict[str, Encoded] = {}  # (P,) of each client that trained
+    text: Tensor | None = None  # (C, D) class names' features, where the site only says who it is
+    round: int = 0  # of the request, as its nonce
+    nonce: str = ""
+    solved: dict[str, Tensor] = {}  # of a method that is solved: sums.of_site
+
+
+def write_ask(ask: Ask) -> RecordDict:
+    """A message's content."""
+    arrays = {} if ask.adapter is None else _named("adapter", ask.adapter)
+    arrays |= {f"shift.{name}": shift.numpy() for name, shift in ask.shifts.items()}
+    arrays |= {f"sums.{domain}": sums.numpy() for domain, sums in ask.sums.items()}
+    config = {
+        "solve": ask.solve, "round": ask.round, "nonce": ask.nonce,
+        "demand": json.dumps(ask.demand), "domains": list(ask.domains), "clients": list(ask.work),
+        "shares": [float(share) for share in ask.work.values()],
+    }  # fmt: skip
+    return records(arrays, {}, config)
+
+
+def read_ask(content: RecordDict, payload: str) -> Ask:
+    """The inverse of write_ask. Raises ConfigError for what is no such message."""
+    with reading("the server's message"):
+        arrays, _, told = plain(content)
+        shifts = {
+            name.removeprefix("shift."): torch.from_numpy(plain_array(array, np.float32, None))
+            for name, array in arrays.items()
+            if name.startswith("shift.")
+        }
+        shares = [_fraction(share) for share in told["shares"]]
+        work = dict(zip(map(str, told["clients"]), shares, strict=True))
+        demand, domains = dict(load_json(told["demand"])), tuple(map(str, told["domains"]))
+        encoded = encoded_of("adapter", arrays, payload, None) if "adapter" in arrays else None
+        round, nonce = _round(told["round"]), str(told["nonce"])
+        sums = {
+            name.removeprefix("sums."): torch.from_numpy(plain_array(array, np.float64, None))
+            for name, array in arrays.items()
+            if name.startswith("sums.")
+        }
+        solve = str(told["solve"])
+        return Ask(demand, domains, round, work, encoded, shifts, nonce, solve, sums)
+
+
+def write_answer(answer: Answer) -> RecordDict:
+    """A reply's content."""
+    clients = answer.clients.values()
+    arrays = {} if answer.text is None else {"text": answer.text.numpy()}
+    for name, encoded in answer.updates.items():
+        arrays |= _named(f"update.{name}", encoded)
+    arrays |= {name: numbers.numpy() for name, numbers in answer.solved.items()}
+    metrics: dict[str, Any] = {use: [client.rows[use] for client in clients] for use in USES}
+    metrics["domain_rows"] = [client.domain_rows for client in clients]
+    metrics["loss"] = [math.nan if one.loss is None else float(one.loss) for one in clients]
+    for what, counts in (("right", answer.right), ("zero_shot", answer.zero_shot)):
+        for use, by_client in counts.items():
+            metrics[f"{what}_{use}"] = [by_client[name] for name in answer.clients]
+    metrics["num-examples"] = sum(metrics["train"])  # as Flower's own strategies weigh replies
+    config: dict[str, Any] = {"round": answer.round, "nonce": answer.nonce}
+    config |= {"clients": list(answer.clients), "domains": [client.domain for client in clients]}
+    config |= {
+        name: json.dumps(value) if isinstance(value, dict) else value or ""
+        for name, value in answer.cache.items()
+    }
+    return records(arrays, metrics, config)
+
+
+def records(arrays: Arrays, metrics: dict[str, Any], config: dict[str, Any]) -> RecordDict:
+    """The three records of a message."""
+    made = {name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    return RecordDict({
+        "arrays": ArrayRecord(made), "metrics": MetricRecord(metrics),
+        "config": ConfigRecord(config),
+    })  # fmt: skip
+
+
+def plain(content: RecordDict) -> tuple[Arrays, dict[str, Any], dict[str, Any]]:
+    """Arrays, metrics and config of a message. Raises ValueError, KeyError for other content."""
+    if set(content) != {"arrays", "metrics", "config"}:
+        raise ValueError(f"records {printable(', '.join(content))} came")
+    arrays = {
+        name: read_array(array.data) for name, array in content.array_records["arrays"].items()
+    }
+    return arrays, dict(content.metric_records["metrics"]), dict(content.config_records["config"])
+
+
+def load_json(text: object) -> Any:
+    """JSON without NaN and Infinity. Raises ValueError, also for what is too long or no text."""
+    if not isinstance(text, str) or len(text) > MOST_TEXT:
+        raise ValueError(f"JSON of at most {MOST_TEXT:,} characters was expected")
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is not a number of JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def plain_array(array: object, dtype: type, shape: tuple[int, ...] | None) -> np.ndarray:
+    """A copy of an array of exactly this dtype and shape; shape None: one axis of any length.
+
+    Raises ValueError for any other object, before anything is copied.
+    """
+    found = getattr(array, "shape", None), getattr(array, "dtype", type(array).__name__)
+    if type(array) is not np.ndarray or array.dtype != dtype or (
+        array.ndim != 1 if shape is None else array.shape != shape
+    ):  # fmt: skip
+        wanted = "" if shape is None else f" of shape {shape}"
+        raise ValueError(f"{np.dtype(dtype)} numbers{wanted} were expected, {found} found")
+    return np.array(array, dtype, order="C", copy=True)
+
+
+def encoded_of(name: str, arrays: Mapping[str, Any], payload: str, size: int | None) -> Encoded:
+    """P numbers as they travelled; size None: of any P. Raises ValueError for anything else."""
+    numbers = plain_array(arrays[name], DTYPES[payload], None if size is None else (size,))
+    blocks = -(-len(numbers) // BLOCK) if payload == "int8" else 0
+    scales = arrays.get(f"{name}:scales")
+    if (scales is None) == bool(blocks):
+        raise ValueError(f"{name} came {'without' if blocks else 'with'} scales")
+    scales = plain_array(scales, np.float32, (blocks,)) if blocks else np.empty(0, np.float32)
+    return Encoded(torch.from_numpy(numbers), torch.from_numpy(scales))
+
+
+def read_array(data: bytes) -> np.ndarray:
+    """The array of an .npy of float64, float32, float16 or int8, one or two axes; nothing else.
+
+    numpy's own reader evaluates the header as Python, and raises of it what Python does.
+    """
+    header = _HEADER.match(data)
+    if header is None:
+        raise ValueError("an array is not an .npy of float64, float32, float16 or int8")
+    dtype, shape = np.dtype(header[1].decode()), tuple(int(n) for n in header[2].split(b",") if n)
+    if len(data) - header.end() != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"an array has {len(data):,} bytes, not those of shape {shape} {dtype}")
+    return np.frombuffer(data, dtype, offset=header.end()).reshape(shape)
+
+
+def printable(text: str) -> str:
+    """A text of strangers as one line of at most 1,000 characters, as terminal.printable."""
+    return terminal.printable(text)[:1000]
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turns every surprise at the content of a message into one ConfigError."""
+    try:
+        yield
+    except (*STRANGE, RecursionError) as error:
+        raise ConfigError(f"{what} is not what this version sends ({error})") from error
+
+
+def _named(name: str, encoded: Encoded) -> Arrays:
+    arrays = {name: encoded.numbers.numpy()}
+    return arrays | ({f"{name}:scales": encoded.scales.numpy()} if encoded.scales.numel() else {})
+
+
+def _round(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"a round was expected, {str(value)[:40]!r} found")
+    return value
+
+
+def _fraction(value: object) -> float:
+    if not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value <= 1):
+        raise ValueError(f"a share was expected, {str(value)[:40]!r} found")
+    return float(value)
