@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -41,7 +41,8 @@ class Floor:
     deadline: float
     stop: list[int]
     bar: Bar
-    steps: int = field(default=0)  # lane-steps made
+    steps: int = 0  # lane-steps made
+    first: float | None = None  # when the first of them had been made
 
 
 def train_all(search: Search, floor: Floor) -> None:
@@ -108,6 +109,8 @@ def _record(events: Iterable[Event], floor: Floor) -> dict[str, Record]:
             floor.folder.sync()
             fresh = False
         floor.steps += event.made
+        if event.made and floor.first is None:
+            floor.first = time.monotonic()
         floor.bar.update(event.made)
         if event.left and (floor.stop or time.monotonic() > floor.deadline):
             raise Stopped
