@@ -101,7 +101,6 @@ def start(begin: Callable[[], T]) -> T:
         try:
             return begin()
         except Exception as error:
-            ray.shutdown()
             if left == 1 or "timed out during startup" not in str(error):
                 raise
     raise AssertionError

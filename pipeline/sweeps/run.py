@@ -138,6 +138,7 @@ def sweep(
             "lane_steps": floor.steps,
             "lane_steps_a_second": floor.steps / spent if spent else 0.0,
             "wall_seconds": spent,
+            "startup_seconds": (floor.first or started) - started,
         })  # fmt: skip
 
 

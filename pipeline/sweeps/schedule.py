@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -41,7 +41,8 @@ class Floor:
     deadline: float
     stop: list[int]
     bar: Bar
-    steps: int = field(default=0)  # lane-steps made
+    steps: int = 0  # lane-steps made
+    first: float | None = None  # when the first of them had been made
     most: int | None = None  # trials in all, where that is known
 
 
@@ -109,9 +110,13 @@ def _record(events: Iterable[Event], floor: Floor) -> dict[str, Record]:
             floor.folder.sync()
             fresh = False
         if event.made:
-            first, floor.steps = not floor.steps, floor.steps + event.made
+            floor.steps += event.made
             _show(floor, event.round, event.rounds)
-            floor.bar.started(event.made) if first else floor.bar.update(event.made)
+            if floor.first is None:
+                floor.first = time.monotonic()
+                floor.bar.started(event.made)
+            else:
+                floor.bar.update(event.made)
         if event.left and (floor.stop or time.monotonic() > floor.deadline):
             raise Stopped
     floor.folder.sync()

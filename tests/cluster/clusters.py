@@ -65,18 +65,21 @@ class Watched:
             yield event
 
 
-def slow(worker: type) -> type:
-    """The class of a worker whose rounds take a while longer."""
+def slow(worker: type, gate: str) -> type:
+    """The class of a worker whose rounds take a while, and from its third on wait for a file."""
 
     class Slow(worker):
         def __init__(self, *args):
             from pipeline.federation import training
 
             super().__init__(*args)
-            plain = training.advance
+            plain, rounds = training.advance, [0]
 
             def advance(*words):
-                time.sleep(0.1)
+                rounds[0] += 1
+                while rounds[0] > 2 and not os.path.exists(gate):
+                    time.sleep(0.02)
+                time.sleep(0.05)
                 return plain(*words)
 
             training.advance = advance
@@ -86,13 +89,6 @@ def slow(worker: type) -> type:
 
 def busy(pool: RayPool) -> list:
     return [hand for hand in pool._hands if hand.batch]
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        os.kill(pid, 0)
-        return True
-    return False
 
 
 def ended(out: Path) -> list[dict]:

@@ -1,6 +1,5 @@
 """A Ray cluster of three workers gives what one process does, whoever of them dies or joins."""
 
-import contextlib
 import dataclasses
 import importlib
 import os
@@ -31,7 +30,7 @@ from pipeline.sweeps.run import sweep  # noqa: E402
 from pipeline.sweeps.search import listed_trials  # noqa: E402
 from pipeline.sweeps.space import Range  # noqa: E402
 from pipeline.sweeps.spec import SweepSpec, from_options  # noqa: E402
-from tests.cluster.clusters import Watched, add, alive, busy, cluster_of, ended, slow  # noqa: E402
+from tests.cluster.clusters import Watched, add, busy, cluster_of, ended, slow  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
 from tests.extraction.extraction import draw_tree  # noqa: E402
 from tests.runs.small_runs import small  # noqa: E402
@@ -116,40 +115,42 @@ def test_a_budget_and_a_signal_stop_it_and_the_same_command_resumes(table, tmp_p
 
 
 def test_workers_and_nodes_die_in_mid_rung_and_others_join(
-    table, tmp_path, cluster, monkeypatch, heard
+    table, tmp_path, cluster, kept, monkeypatch, heard
 ):
-    """No worker sees the cache's path: it travels. Then one of each kind dies, and a node comes."""
-    monkeypatch.setattr(driver, "Worker", slow(Worker))
+    """No worker sees the cache's path: it travels. Then a worker and a node die, a node joins,
+    and a worker dies with trials that have a state of an earlier rung."""
+    if kept.pool is not None:
+        kept.pool.close()
+    monkeypatch.setattr(driver, "Worker", slow(Worker, str(tmp_path / "go")))
     monkeypatch.setattr("pipeline.cluster.actor.BLOCK", 10_000)
     far = dataclasses.replace(table, source="/there/is/no/such/cache.h5")
-    node, plan, seen = add(cluster, 1), ["worker", "node", "late"], set()
+    nodes, done = {"lost": add(cluster, 1)}, []
 
     def harm(pool):
-        seen.update(hand.node.id for hand in pool._hands if hand.facts)
-        if not plan:
-            return
-        if plan[0] == "late":
-            add(cluster, 1)
-        else:
-            wanted = [hand for hand in busy(pool)
-                      if (hand.node.id == node.node_id) == (plan[0] == "node")]  # fmt: skip
-            if not wanted:
-                return
-            if plan[0] == "worker":
-                os.kill(wanted[0].facts.process, signal.SIGKILL)
-            else:
-                cluster.remove_node(node, allow_graceful=False)
-        plan.pop(0)
+        if not done and len(busy(pool)) == 4:
+            ours = next(h for h in busy(pool) if h.node.id != nodes["lost"].node_id)
+            os.kill(ours.facts.process, signal.SIGKILL)
+            cluster.remove_node(nodes["lost"], allow_graceful=False)
+            nodes["late"] = add(cluster, 1)
+            done.append("worker and node")
+        elif len(done) == 1 and nodes["late"].node_id in {h.node.id for h in busy(pool)}:
+            (tmp_path / "go").touch()
+            done.append("late")
+        elif len(done) == 2:
+            for hand in busy(pool):
+                if pool._states.keys() & hand.batch.keys():
+                    os.kill(hand.facts.process, signal.SIGKILL)
+                    done.append("worker of a later rung")
+                    return
 
     run(table, tmp_path / "one", SPECS["halving"])
-    watched = Watched(harm)
-    run(far, tmp_path / "ray", SPECS["halving"], watched)
-    assert not plan and ended(tmp_path / "ray") == ended(tmp_path / "one")
-    assert sum("was lost" in line for line in heard) >= 2 and any("sending it" in e for e in heard)
-    assert len(seen) >= 3  # the two there were, and the one that died; the late one if it came
-    assert not any(h.facts and alive(h.facts.process) for h in watched.pool._hands)
-    with contextlib.suppress(Exception):
-        cluster.remove_node(node)
+    try:
+        run(far, tmp_path / "ray", SPECS["halving"], Watched(harm))
+    finally:
+        cluster.remove_node(nodes["late"])
+    assert len(done) == 3 and ended(tmp_path / "ray") == ended(tmp_path / "one")
+    assert sum("was lost" in line for line in heard) >= 3
+    assert sum("sending it" in line for line in heard) == 1
 
 
 def test_a_killed_driver_resumes_and_two_on_one_folder_are_refused(table, tmp_path, cluster, kept):
@@ -158,7 +159,7 @@ def test_a_killed_driver_resumes_and_two_on_one_folder_are_refused(table, tmp_pa
         sys.executable, "-m", "pipeline", "sweep", table.source, "--grid", "lr=1e-3,1e-2,3e-2",
         "--grid", "head=attention,low-rank", "--grid", "method=fedavg,ditto,zero-shot",
         "--rounds", "6", "--batch", "8", "--held-out", "a", "--held-out", "b", "--memory", "0",
-        "--out", str(out), "--ray", cluster.address, "--ray-worker", "cpus=1", "--json",
+        "--out", str(out), "--ray", cluster.address, "--ray-worker", "cpus=2", "--json",
     ]  # fmt: skip
     if kept.pool is not None:
         kept.pool.close()  # the driver's workers take their places
@@ -172,7 +173,7 @@ def test_a_killed_driver_resumes_and_two_on_one_folder_are_refused(table, tmp_pa
         child.kill()
         child.communicate(timeout=60)
     assert 0 < log.read_bytes().count(b"\n") < 18
-    run(table, out, SPECS["grid"], Watched())
+    run(table, out, SPECS["grid"])
     run(table, tmp_path / "one", SPECS["grid"])
     assert ended(out) == ended(tmp_path / "one")
 
