@@ -277,16 +277,14 @@ class Solving(FedCLIP):
                         found[name] = unpacked(sent, self.fed.kind.classes, self.fed.kind.width)
             return self.arrays(), MetricRecord()
         answers = {one.node: one.solved for one in heard.values()}
-        fold = chosen(
-            self.plan.folds[0], self.fed.text, float(self.fed.demand["logit_scale"]),
-            {name: self.sums[name] for name in self.fed.clients if name in self.sums},
-            self.again, list(answers.values()),
+        fold = self.plan.folds[0]
+        found = chosen(
+            fold, self.fed.text, float(self.fed.demand["logit_scale"]), self.sums, self.again,
+            list(answers.values()),
         )  # fmt: skip
-        self.plan = replace(self.plan, folds=(fold,))
+        self.plan = replace(self.plan, folds=(replace(fold, closed_form=found),))
         self.state = first_state(self.plan, self.fed.text, None)
-        self.told = Told({}, self.rejected, None)
-        assert fold.closed_form is not None
-        head = fold.closed_form.chosen
+        self.told, head = Told({}, self.rejected, None), found.chosen
         LOG.info(f"{head.solver}, shape {head.shape:g}, strength {head.strength:.3g}")
         return self.arrays(), MetricRecord({"loss": head.loss} if head.rows else {})
 

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from pipeline.federation.clients import ClientSplit
 from pipeline.federation.closed_form import (
+    ClosedForm,
     Found,
     client_sums,
     domains_apart,
@@ -101,8 +102,8 @@ def checked(
 def chosen(
     fold: Fold, text: Tensor, logit_scale: float, sums: Mapping[str, Sums],
     again: Mapping[str, Sums], answers: Sequence[Mapping[str, Tensor]],
-) -> Fold:  # fmt: skip
-    """The fold with its head: as closed_form.closed_form's, from what sites answered.
+) -> ClosedForm:  # fmt: skip
+    """The fold's head as closed_form.closed_form makes it, of the clients whose sums came.
 
     sums, again  of each client: of its train rows, and with refit of its validation rows too
     answers      of each site: scores
@@ -127,7 +128,7 @@ def chosen(
     cached = Cached(none, none.long(), text, normalize(text, dim=1), logit_scale)
     last = [shortened(again[c.name], fold.config) for c in clients] if again else parts
     made = sum(last[1:], last[0]) if again else total_of(fold, parts)
-    return replace(fold, closed_form=solved_of(fold, cached, made, tried_of(fold, found), by))
+    return solved_of(fold, cached, made, tried_of(fold, found), by)
 
 
 def to_score(fold: Fold, sums: Mapping[str, Sums]) -> tuple[str, dict[str, Tensor]]:
