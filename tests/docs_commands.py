@@ -104,6 +104,8 @@ def plan(command: str) -> Plan:
         )
     if "--figures" in words and not importlib.util.find_spec("matplotlib"):
         return Plan(words, run=False, why="matplotlib is not installed (requirements-figures.txt)")
+    if "--log-to" in words and not all(map(importlib.util.find_spec, ("tensorboard", "mlflow"))):
+        return Plan(words, run=False, why="loggers are not installed (requirements-loggers.txt)")
     if name == "gpu-check":
         return Plan(words, run=False, why="needs a GPU; tests/test_gpu_check.py")
     if "--help" in words or name not in ("test", "check", "docs-check", "bench", *cli.commands):

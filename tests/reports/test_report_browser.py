@@ -1,11 +1,17 @@
 """Reports as a browser shows them: nothing asked for, nothing complained of, nothing too wide."""
 
 import pytest
+import torch
 
+from pipeline.federation.plan import build_plan
 from pipeline.reports.listing import read_listed, results_in
 from pipeline.reports.page import index_html, read, report_html, write_report
+from pipeline.reports.partition import partition_html
+from pipeline.runs.partition import look
+from pipeline.settings import RunConfig
 from tests.reports import chromium
 from tests.reports.report_folders import HOSTILE, made_bench, made_run, made_sweep, real_run
+from tests.runs.small_runs import small
 
 WIDTHS = (400, 1280)
 OUTSIDE = """[...document.querySelectorAll("body *")].filter((e) => {
@@ -42,13 +48,21 @@ def pages(tmp_path_factory):
     index = folder / "index.html"
     rows = [read_listed(each) for each in (run, *results_in(folder))]
     index.write_bytes(index_html(rows * 4, folder, "index"))
-    names = ("run", "classes", "domains", "sweep")
-    return {"index": index, "several": several, **dict(zip(names, made, strict=True))}
+    partition = folder / "partition.html"
+    table = small(classes=90)
+    config = RunConfig(held_out=((),), partition="iid", clients=12)
+    plan = build_plan(table, config)
+    looked = look(table, plan, "torch", torch.device("cpu"), ["odd"], dataset="d", timed=False)
+    partition.write_bytes(partition_html(looked, "./run.sh federate c.h5"))
+    named = dict(zip(("run", "classes", "domains", "sweep"), made, strict=True))
+    return {"index": index, "partition": partition, "several": several, **named}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["run", "classes", "domains", "sweep", "several", "index"])
+@pytest.mark.parametrize(
+    "name", ["run", "classes", "domains", "sweep", "several", "index", "partition"]
+)
 def test_fits_asks_for_nothing_and_complains_of_nothing(browser, pages, name, width, dark):
     browser.open(pages[name], width, dark)
     assert browser.run("document.documentElement.scrollWidth") <= width
