@@ -6,7 +6,9 @@ import sys
 from tests.conftest import ROOT
 
 SOME_NEED = ("clip", "flwr", "optuna", "dp_accounting", "sklearn", "matplotlib", "tensorboard",
-             "triton", "atheris", "torchvision")  # fmt: skip
+             "triton", "atheris", "torchvision", "ray", "pyarrow", "pandas", "transformers",
+             "open_clip", "nbformat", "nbclient", "mlflow", "wandb", "jax",
+             "huggingface_hub")  # fmt: skip
 WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
