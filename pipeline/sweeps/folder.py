@@ -99,7 +99,8 @@ def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
     spec, trials = folder / "spec.json", folder / TRIALS
     described = json.loads(json.dumps(described, allow_nan=False))
     if force:
-        ours = [*(file.name for file in trial_files(folder)), *OURS]
+        others = (file.name for file in trial_files(folder))
+        ours = [*dict.fromkeys([TRIALS, *others]), *OURS]  # also one that cannot be looked up
         if any(os.path.lexists(folder / name) for name in ours):
             set_aside(folder, ours)
     shutil.rmtree(folder / "parked", ignore_errors=True)  # of a process that was killed

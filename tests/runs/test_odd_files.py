@@ -180,7 +180,6 @@ def test_odd_files_of_a_sweep(made, tmp_path, name, odd):
     odd(place / name)
     resume = [*swept(made), "--out", place]
     in_one_line(["report", place, "--csv", "--out", tmp_path / "page.html"])
-    in_one_line(["sweep", "--join", place])
     in_one_line(["predict", ROOT, "--run", place])
     in_one_line(resume)
     assert in_one_line([*resume, "--force"]) == 0
