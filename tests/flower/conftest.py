@@ -8,7 +8,7 @@ import pytest
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # flwr reads it when it is imported
 if importlib.util.find_spec("flwr") is None:  # pip install -r requirements-dev.txt
-    collect_ignore_glob = ["test_site*.py", "test_flower_[al]*.py"]
+    collect_ignore_glob = ["test_site*.py", "test_flower_[als]*.py"]
 else:
     with warnings.catch_warnings():  # typer's, of click
         warnings.simplefilter("ignore")
