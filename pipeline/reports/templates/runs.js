@@ -101,7 +101,8 @@ function chart(svg, lines) {
       if (value === null) pen = "M";
       else { d += `${pen}${x(round).toFixed(1)} ${y(value).toFixed(1)}`; pen = "L"; }
     });
-    const path = node("path", { d: line.points[0].length > 1 ? d : d + "h0.01", class: look(line.style) + (line.points[0].length > 1 ? "" : " lone") });
+    d = d && line.points[0].length === 1 ? d + "h0.01" : d || "M0 0"; // a dot; nothing at all
+    const path = node("path", { d, class: look(line.style) + (line.points[0].length > 1 ? "" : " lone") });
     const hint = node("title", {});
     hint.textContent = line.name;
     path.append(hint);
