@@ -34,7 +34,11 @@ def partition_part(found: Partition, title: str, command: str = "") -> Markup:
     tiles = [
         Tile("Clients", f"{len(found.clients):,}", f"{many} training{'s' * (many != 1)}"),
         each,
-        Tile("Steps a round", f"{found.steps:,}", f"{found.rounds:,} rounds"),
+        Tile(
+            "Steps a round",
+            f"{found.steps:,}",
+            f"{found.rounds:,} round{'s' * (found.rounds != 1)}",
+        ),
     ]
     if found.up or found.down:
         tiles.append(Tile("Sent in all", size(found.up + found.down), "up and down"))

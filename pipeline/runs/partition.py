@@ -14,7 +14,7 @@ from pipeline.federation.clients import ClientSplit
 from pipeline.federation.closed_form import with_closed_form
 from pipeline.federation.evaluate import score
 from pipeline.federation.local import Engine
-from pipeline.federation.plan import Plan, rounds_of, steps_a_round
+from pipeline.federation.plan import Fold, Plan, rounds_of, steps_a_round
 from pipeline.federation.training import advance, begin, to_device
 from pipeline.machine import threads
 from pipeline.runs.notes import few
@@ -84,7 +84,8 @@ def look(
         for name, split in sorted(splits.items(), key=lambda e: order.index(e[1].domain_name))
     ]
     share = config.client_fraction * rounds_of(config)
-    sent = [bytes_a_round(plan, fold, model) for fold in plan.folds]
+    sent = [_sums_sent(table, fold) if plan.method.solved else bytes_a_round(plan, fold, model)
+            for fold in plan.folds]  # fmt: skip
     return Partition(
         dataset,
         model or "unnamed",
@@ -157,13 +158,19 @@ def costs_of(found: Partition) -> list[str]:
     many = len(found.folds)
     said = [
         f"held out: {few(list(found.folds), 8)} ({many} training{'s' * (many != 1)}); "
-        f"{found.rounds:,} rounds of {found.steps:,} steps"
+        + rounds_in_words(found)
     ]
     if found.up or found.down:
         said.append(f"sent in all: {size(found.up)} up, {size(found.down)} down")
     if found.seconds is not None:
         said.append(f"expected time here: {lasting(found.seconds)}, measured on a few steps")
     return said
+
+
+def rounds_in_words(found: Partition) -> str:
+    """200 rounds of 96 steps; 1 round without steps."""
+    rounds = f"{found.rounds:,} round{'s' * (found.rounds != 1)}"
+    return f"{rounds} of {found.steps:,} steps" if found.steps else f"{rounds} without steps"
 
 
 def record_of(found: Partition) -> dict[str, Any]:
@@ -204,6 +211,13 @@ def _client(table: FeatureTable, split: ClientSplit, steps: int) -> Client:
     counts = np.bincount(table.labels[rows], minlength=len(table.class_names))
     uses = {use: len(getattr(split, use)) for use in USES}
     return Client(split.name, split.domain_name, uses, steps, counts)
+
+
+def _sums_sent(table: FeatureTable, fold: Fold) -> dict[str, int]:
+    """Bytes of a closed form's sums, which every client sends and receives once."""
+    classes, width = len(table.class_names), table.features.shape[1]
+    numbers = classes * (width + 1) + width * (width + 1) // 2
+    return dict.fromkeys(("up", "down"), 8 * numbers * len(fold.clients))
 
 
 def _joined(counts: np.ndarray, each: int) -> np.ndarray:
