@@ -91,3 +91,13 @@ def pytest_collection_modifyitems(items):
     odd = [item.nodeid[:300] for item in items if " at 0x" in item.nodeid]
     if odd:
         raise pytest.UsageError(f"a test's name holds an address; give it ids: {odd[0]}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Captured logs may hold lone surrogates, which tests side by side cannot send each other."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report

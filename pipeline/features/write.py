@@ -18,6 +18,7 @@ FORMS = (".npz", ".pt", ".h5", ".npy")
 def write_features(table: FeatureTable, path: str | PathLike[str], *, force: bool = False) -> Path:
     """Write the arrays of cache.npz.as_table in the form that path's suffix names, of FORMS.
 
+    .npz  numpy's archive; also of a path without suffix
     .pt   a dict of tensors, numbers, text and lists of text (torch.load with weights_only)
     .h5   a plain HDF5 file with a data set each
     .npy  a folder of that name without the suffix: features.npy, labels.npy, class_names.txt, ...
@@ -26,10 +27,10 @@ def write_features(table: FeatureTable, path: str | PathLike[str], *, force: boo
     damaged, or the disk refuses.
     """
     path = Path(path)
-    form = path.suffix.lower()
+    form = path.suffix.lower() or ".npz"
     if form not in FORMS:
         raise CacheError(
-            f"{path}: there is no form {form or 'without suffix'}; {', '.join(FORMS)} are"
+            f"{path}: features cannot be written as {form}; choose from {', '.join(FORMS)}"
         )
     if form == ".npz":
         write_npz(table, path, force=force)

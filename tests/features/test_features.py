@@ -394,7 +394,7 @@ def test_what_is_exported_is_imported_again(form, split, tmp_path):
     with pytest.raises(CacheError, match="--force"):
         write_features(table, tmp_path / f"a{form}")
     write_features(table, tmp_path / f"a{form}", force=True)
-    with pytest.raises(CacheError, match="no form"):
+    with pytest.raises(CacheError, match="written as .xyz"):
         write_features(table, tmp_path / "a.xyz")
 
 

@@ -11,7 +11,7 @@ from tests.reliability.powerloss import Disk, cut_power
 @pytest.mark.parametrize("name", ["federate", "federate --force", "sweep"])
 def test_after_a_power_cut_the_same_command_ends_with_the_same_bytes(name, tmp_path):
     calls, folders, wrong = cut_power(name, 25, 0, tmp_path)
-    assert calls > 20 and folders > 10
+    assert calls > 12 and folders > 10  # else the harness saw nothing; a sweep makes 16 calls
     assert not wrong, "\n".join(wrong)
 
 
