@@ -277,7 +277,8 @@ def test_a_supernode_without_a_registered_key_is_refused(federation):
 
 def test_sites_killed_in_a_round_are_named_until_too_few_are_left(federation, tmp_path):
     received = {n: federation.log(n).read_text("utf-8").count(RECEIVING) for n in "bc"}
-    seconds = str(max(8, int(2 * federation.pace)))
+    # Every message is a process that imports torch: beside other tests six times the usual time.
+    seconds = str(max(30, int(6 * federation.pace)))
     run = federation.run(
         tmp_path / "run", "--rounds", "2", "--timeout", seconds, "--min-sites", "2"
     )
@@ -289,9 +290,12 @@ def test_sites_killed_in_a_round_are_named_until_too_few_are_left(federation, tm
     # On a slow machine Flower misses its heartbeat before our own time is up.
     gone = r"(its site did not answer in time|.*Node Unavailable.*)"
     assert re.search(f"round 0: nothing from b: {gone}", said), said
-    assert "round 1: 1 site(s) answered, the run asks for 2" in said
+    few = re.search(r"round 1: ([01]) site\(s\) answered, the run asks for 2", said)
+    assert few, said
+    assert not (tmp_path / "run" / "done").exists()
+    if few[1] == "0":  # a was late: nobody is left to tell how round 0 did
+        return
     (line,) = lines(tmp_path / "run")  # round 0 without b, told of by the one that is left
     assert set(line["rejected"]) == {"b"} and re.fullmatch(gone, line["rejected"]["b"])
     assert set(line["train_loss"]) == {"a", "c"} and set(line["val_accuracy"]) == {"a"}
     assert read_adapters(tmp_path / "run" / "adapter.safetensors")[1]["rounds_done"] == 1
-    assert not (tmp_path / "run" / "done").exists()
