@@ -54,7 +54,9 @@ def parse_size(words: str | None) -> Size:
             raise ConfigError(f"--ray-worker {words!r}: write cpus=N, gpus=N or cpus=N,gpus=N")
         found[match[1]] = float(match[2])
     if found and not any(found.values()):
-        raise ConfigError(f"--ray-worker {words!r}: a worker takes some of a CPU or a GPU")
+        raise ConfigError(
+            f"--ray-worker {words!r}: a worker needs a CPU or a GPU; pass numbers above 0"
+        )
     return Size(**found)
 
 

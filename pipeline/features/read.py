@@ -75,7 +75,7 @@ def read_features(
     _refuse_missing(arrays, source, stated)
     _turn(arrays)
     if stated.model and "text_features" in arrays:
-        LOG.warning("--model: the text features are there already; they are taken")
+        LOG.warning("--model: not used for text features; the source has its own")
     elif stated.model:
         _add_text(arrays, source, stated)
     table = as_table(source, arrays, **settings)
@@ -119,7 +119,7 @@ def _of_file(source: Path, stated: Stated, given: Arrays, ignore: Sequence[str])
     if "features" not in known:
         names = [f"{ascii(name)[1:-1]} {array.shape}" for name, array in found.items()]
         raise CacheError(
-            f"{source}: it lacks features; it has {shown(names)}; pass --key features=NAME"
+            f"{source}: it has no features, but {shown(names)}; pass --key features=NAME"
         )
     if others := sorted(set(found) - set(known)):
         LOG.warning(f"ignored: {shown([ascii(name)[1:-1] for name in others])}")
@@ -157,7 +157,9 @@ def _of_splits(parts: list[Part], splits: list[int], folder: Path) -> Arrays:
     for split in splits:
         here = {part.key: part for part in parts if part.split == split}
         if "features" not in here:
-            raise CacheError(f"{folder}: {next(iter(here.values())).file.name} is without features")
+            raise CacheError(
+                f"{folder}: {next(iter(here.values())).file.name} has no features beside it"
+            )
         arrays = {key: _read_part(part) for key, part in here.items()}
         lengths.append(len(arrays["features"]))
         for key, array in arrays.items():
@@ -169,7 +171,7 @@ def _of_splits(parts: list[Part], splits: list[int], folder: Path) -> Arrays:
             found.setdefault(key, []).append(array)
     for key, arrays_of_key in found.items():
         if len(arrays_of_key) < len(splits):
-            raise CacheError(f"{folder}: {key} are there for some of its splits only")
+            raise CacheError(f"{folder}: {key} exist for some of its splits only")
     names = ", ".join(part.file.name for part in parts)
     LOG.info(f"{folder.name}: read {names}")
     joined = {key: _joined(arrays, key, folder) for key, arrays in found.items()}
@@ -188,7 +190,7 @@ def _joined(arrays: list[np.ndarray], key: str, folder: Path) -> np.ndarray:
     kinds = {(array.dtype.kind, array.shape[1:]) for array in arrays}
     if len(kinds) > 1:
         shapes = ", ".join(f"{array.shape} {array.dtype}" for array in arrays[:4])
-        raise CacheError(f"{folder}: the files of {key} do not go together: {shapes}")
+        raise CacheError(f"{folder}: the files of {key} have mismatched shapes: {shapes}")
     return np.concatenate(arrays)
 
 
