@@ -76,7 +76,9 @@ def test_a_killed_check_takes_its_stage_with_it(tmp_path):
     words = ["--pretend", "--stage", "versions", "--out", str(tmp_path / "a.jsonl")]
 
     def alive() -> bool:
-        found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
+        # -ww: lines are cut to 80 columns otherwise
+        words = ["ps", "-wweo", "pid,args"]
+        found = subprocess.run(words, capture_output=True, text=True).stdout
         return any(f"# {tmp_path}" in line and "check.command" not in line
                    for line in found.splitlines())  # fmt: skip
 
@@ -85,8 +87,9 @@ def test_a_killed_check_takes_its_stage_with_it(tmp_path):
     ) as running:
         assert running.stderr.readline().startswith("versions")
         ends = time.monotonic() + PATIENT
-        while not alive() and time.monotonic() < ends:
+        while not (began := alive()) and time.monotonic() < ends:
             time.sleep(0.1)
+        assert began
         running.send_signal(signal.SIGTERM)
         assert running.wait(PATIENT) == 143 and not alive()
 
