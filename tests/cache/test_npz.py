@@ -147,12 +147,12 @@ def member(shape: tuple, data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (member((1 << 40, 5), b""), "claims"),
-        (member((40, 5), bytes(399)), "claims"),
+        (member((1 << 40, 5), b""), "declares"),
+        (member((40, 5), bytes(399)), "declares"),
         (member((40, 5), bytes(400)).replace(b"\1\0", b"\3\0", 1), "version"),
         (member((5000, 5000), bytes(5000 * 5000 * 2)), "unpack to"),
         (b"not an array at all", "damaged .npz"),
-        (member((-1, 5), b""), "claims"),
+        (member((-1, 5), b""), "declares"),
         (b"", "damaged .npz"),
     ],
 )

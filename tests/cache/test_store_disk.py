@@ -1,4 +1,4 @@
-"""What a disk refuses is said as what it is and leaves nothing behind; disks without locks."""
+"""Disk errors are reported by their cause and leave nothing behind; disks without locks."""
 
 import errno
 import io
@@ -210,7 +210,7 @@ def free(monkeypatch, nbytes: int, inodes: int = 9) -> None:
     [
         (errno.ENOSPC, 99, 9, "no space left: it needs 1,000 bytes, 99 are free"),
         (errno.ENOSPC, 9999, 0, "no space left for another file.*1,000 inodes in use"),
-        (errno.ENOSPC, 9999, 9, "refuses more although 9,999 are free.*quota or a reserve"),
+        (errno.ENOSPC, 9999, 9, "refuses them although 9,999 are free.*a quota, or space"),
         (errno.EDQUOT, 9999, 9, "your disk quota .* is used up: it needs 1,000 bytes"),
         (errno.EFBIG, 9999, 9, "too large a file for the file system"),
         (errno.EACCES, 9999, 9, "cannot be written: Permission denied"),

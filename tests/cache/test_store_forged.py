@@ -120,7 +120,7 @@ FORGERIES = {
     "soft link": (soft, "link to elsewhere"),
     "external link": (outside, "link to elsewhere"),
     "group": (group, "split is not a dataset"),
-    "more members": (lambda file: file.create_dataset("zzz", data=1), "lacks or adds .zzz."),
+    "more members": (lambda file: file.create_dataset("zzz", data=1), "or should not have, .zzz."),
     "2000 members": (many, "datasets, more than"),
     "missing member": (lambda file: file.pop("labels"), "labels"),
     "root attribute": (big_attribute, "attributes"),
@@ -128,8 +128,8 @@ FORGERIES = {
     "chunked": (instead("labels", (5000,), "|u1", chunks=(100,)), "chunked, compressed"),
     "filtered": (instead("labels", (5000,), "|u1", compression="gzip"), "chunked, compressed"),
     "huge chunked": (instead("labels", (1 << 40,), "|u1", chunks=(1 << 20,)), "chunked"),
-    "huge": (instead("labels", (1 << 40,), "|u1"), "labels is declared, but holds no bytes"),
-    "never stored": (instead("labels", (5000,), "|u1"), "labels is declared, but holds no bytes"),
+    "huge": (instead("labels", (1 << 40,), "|u1"), "labels is declared but has no bytes"),
+    "never stored": (instead("labels", (5000,), "|u1"), "labels is declared but has no bytes"),
     "float labels": (instead("labels", data=np.zeros(5000)), "labels must have 1 axes"),
     "text labels": (instead("labels", data=["a"] * 5000), "labels must have 1 axes"),
     "big-endian": (instead("labels", data=np.zeros(5000, ">u2")), "labels must have 1 axes"),
@@ -230,7 +230,7 @@ def test_verify_needs_more_than_right_crcs(forged, sound):
         begin, nbytes = block.regions["paths"]
     crc = zlib.crc32(raw[begin : begin + nbytes])
     forged.write_bytes(userblock.pack(replace(block, paths_crc32=crc)) + raw[512:])
-    refused(forged, "hides from every CRC-32", (store.verify,))
+    refused(forged, "although every CRC-32 matches", (store.verify,))
 
 
 def test_random_damage_to_hdf5_with_checksums_made_right(forged, sound):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cache.identity import manifest_sha256 as manifest
-from pipeline.datasets.known import image_digests, scan
+from pipeline.datasets.tree import image_digests, scan
 from pipeline.encoder.model import import_clip
 from pipeline.errors import DataError
 from tests.conftest import ROOT

@@ -19,7 +19,7 @@ from pipeline.encoder.model import (
     load_model,
 )
 from pipeline.encoder.weights import OPENAI_NAMES
-from pipeline.errors import WeightsError
+from pipeline.errors import ConfigError, WeightsError
 from tests.conftest import ROOT
 from tests.datasets.loopback import head, replying
 from tests.encoder import clips
@@ -131,7 +131,7 @@ def test_a_prompt_that_is_too_long_is_named(vit):
 
 @pytest.mark.parametrize("template", ["a picture", "{} and {}"])
 def test_a_template_without_its_one_place_is_refused(vit, template):
-    with pytest.raises(ValueError, match="template"):
+    with pytest.raises(ConfigError, match="prompt"):
         encode_prompts(vit, ["dog"], [template])
 
 
@@ -184,7 +184,7 @@ def test_weights_that_cannot_be_had_say_from_where_and_to_where(home, monkeypatc
         assert f"put it at {file}, or" in said and "cannot be reached" in said
         assert "name resolution" in said and "--url" not in said
     file.write_bytes(b"half")
-    with pytest.raises(WeightsError, match="in the place of the damaged or other file"):
+    with pytest.raises(WeightsError, match="in place of the damaged or different file"):
         load_model(name, CPU)
     assert file.read_bytes() == b"half"
 

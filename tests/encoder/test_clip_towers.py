@@ -236,8 +236,8 @@ def test_openais_own_weights_are_known_whatever_lies_beside(tmp_path, monkeypatc
         (["vision_model.embeddings.class_embedding"], "Hugging Face's layout"),
         (["text.token_embedding.weight"], "text tower that is not CLIP's"),
         (["visual.trunk.cls_token"], "timm"),
-        (["module.visual.conv1.weight"], "1 more tensors, first module.visual.conv1.weight"),
-        (["visual.extra\x1b[2J"], "1 more tensors, first visual.extra\\x1b[2J"),
+        (["module.visual.conv1.weight"], "1 unknown tensors, first module.visual.conv1.weight"),
+        (["visual.extra\x1b[2J"], "1 unknown tensors, first visual.extra\\x1b[2J"),
         (["logit_bias"], "SigLIP"),
     ],
 )

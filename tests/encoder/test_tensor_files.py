@@ -279,7 +279,7 @@ def test_archives_that_lie_are_refused(tmp_path):
     twice.write_bytes(sound.read_bytes())
     with zipfile.ZipFile(twice, "a") as archive:
         archive.writestr(archive.namelist()[0], b"other")
-    refused(twice, "two members of one name")
+    refused(twice, "two members of the same name")
     two = tmp_path / "two.pt"
     two.write_bytes(sound.read_bytes())
     with zipfile.ZipFile(two, "a") as archive:

@@ -20,8 +20,8 @@ from cache.table import CacheError
 from tests.conftest import ROOT
 from tests.encoder import clips
 
-KILLS = 24  # half of them of the parent only
-IMAGES, BATCH = 200, 2
+KILLS = 16  # half of them of the parent only
+IMAGES, BATCH = 120, 2
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills by process group, forks")
 

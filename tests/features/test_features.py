@@ -101,7 +101,7 @@ def test_labels_of_every_form_are_the_same(form, tmp_path):
         (np.zeros((ROWS, 2)), "labels must be"),
         (np.full(ROWS, np.nan), "must be integers"),
         (np.zeros(0, int), "labels must be (40,)"),
-        (np.int64(3), "a row each; got one value"),
+        (np.int64(3), "one per row; got a single value"),
         (PARTS["labels"].astype(complex), "must be integers"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_folder_of_splits_becomes_the_split(form, tmp_path):
     split = np.repeat([0, 1, 2], [20, 8, 12])
     table, said = read(folder)
     assert table.fingerprint == expected(split=split).fingerprint
-    assert "ignored files: features_train_cache_3.pt, notes.md" in said and "turned" in said
+    assert "ignored files: features_train_cache_3.pt, notes.md" in said and "transposed" in said
 
 
 def test_tip_adapters_cache_is_turned(tmp_path):
@@ -220,7 +220,7 @@ def test_tip_adapters_cache_is_turned(tmp_path):
     np.testing.assert_array_equal(table.features, unit[rows].astype(np.float16))
     np.testing.assert_array_equal(table.labels, PARTS["labels"][rows])
     np.testing.assert_array_equal(table.split, np.repeat([0, 2], [20, 12]))
-    assert "Tip-Adapter's cache, whose columns are rows" in said
+    assert "Tip-Adapter's cache, one feature per column" in said
 
 
 def save_clip_retrieval(folder: Path, columns: dict[str, list]) -> None:
@@ -297,7 +297,7 @@ def test_what_is_missing_is_said_with_its_option(tmp_path):
     with pytest.raises(CacheError, match="--text-features FILE.*--model NAME"):
         read(tmp_path / "f.npy", only)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CacheError, match="no file of features in it"):
+    with pytest.raises(CacheError, match="no features in it"):
         read(tmp_path / "empty")
     (tmp_path / "up" / "inner").mkdir(parents=True)
     np.save(tmp_path / "up" / "inner" / "features.npy", PARTS["features"])

@@ -1,7 +1,7 @@
-"""What the seven things of the built-in data look like: outlines with parts that vary.
+"""The seven things of the built-in data as outlines with varying parts.
 
-Each function takes a random generator and returns the parts of one thing, back to front, in a
-frame of x to the right and y downwards in which the thing fills about [-1, 1].
+Each function takes a random generator and returns the parts of one thing, from back to front, in a
+frame with x to the right and y downwards where the thing fills about [-1, 1].
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class Part:
     """One filled outline, or a line where `width` is above 0."""
 
     points: np.ndarray  # (k, 2) float64
-    tone: str  # main, second, dark or light: which of the picture's colours it takes
+    tone: str  # main, second, dark or light: which of the picture's colours it has
     width: float = 0.0
 
 
@@ -242,7 +242,7 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 
 
 def _arc(x: float, rim: float, high: float, rib: np.ndarray) -> np.ndarray:
-    """An umbrella's rib, from its top in the middle down to (x, rim)."""
+    """A rib of an umbrella, from the top in the middle down to (x, rim)."""
     return np.column_stack([x * np.sin(rib), rim - (rim + high) * np.cos(rib)])
 
 
