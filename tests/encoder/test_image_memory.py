@@ -16,7 +16,7 @@ from pipeline.encoder import pixels
 from pipeline.encoder.pixels import IMAGE_LIMITS, MIB, Limits, UnreadableImage, load_pixels
 from tests.conftest import ROOT
 
-SIZE = (1600, 1250)
+SIZE = (1000, 780)
 ONE_STRIP = {"compression": "tiff_lzw", "strip_size": 1 << 30}
 FORMS = {  # what is saved -> options, modes
     "plain.jpg": ({}, ("L", "RGB", "CMYK")),
