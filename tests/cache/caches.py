@@ -36,7 +36,7 @@ def draw(rows: int = 50, width: int = 6, classes: int = 3, seed: int = 0, dtype=
 
 
 def begin(path: Path, drawn: dict, **changes) -> store.Writer:
-    """open_writer for what was drawn, with some fields and arguments changed."""
+    """open_writer for `drawn`, with some fields and arguments changed."""
     values = {"split": None, **drawn, **changes}
     options = {name: values.pop(name) for name in OPTIONS if name in values}
     width, dtype = (values.pop(name, None) for name in ("width", "dtype"))
@@ -55,7 +55,7 @@ def begin(path: Path, drawn: dict, **changes) -> store.Writer:
 
 
 def make(path: Path, drawn: dict, unreadable: tuple[int, ...] = (), **changes) -> Path:
-    """A complete cache of what was drawn."""
+    """A complete cache of `drawn`."""
     with begin(path, drawn, **changes) as writer:
         fill(writer, drawn, unreadable)
         writer.publish()

@@ -1,4 +1,4 @@
-"""Features that people already have come in and go out without a changed number."""
+"""Existing features are imported and exported without changing a number."""
 
 import io
 import zipfile

@@ -1,4 +1,4 @@
-"""What cache import makes of files as people save them: understood and said, or refused."""
+"""How cache import reads files in their usual forms: understood and reported, or refused."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ from tests.cli.test_cli import call, refused
 from tests.conftest import logged
 
 KNOWN = ("features", "labels", "text_features", *OPTIONAL)
-FIELD = {  # other names of the field
+FIELD = {  # synonyms in use
     "features": ("image_features", "Image-Features", "feats", "embeddings", "image_embeds", "X"),
     "labels": ("label", "y", "targets", "class_ids", "class"),
     "text_features": ("text", "text_embeddings", "text_feature", "zeroshot_weights"),

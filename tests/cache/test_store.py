@@ -1,4 +1,4 @@
-"""The cache on disk: what goes in comes out, and what must not go in does not."""
+"""The cache on disk: what is written is read back, and invalid tables are refused."""
 
 import hashlib
 import json

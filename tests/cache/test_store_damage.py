@@ -1,4 +1,4 @@
-"""Flipped bits are found, and a disk that is full or read-only is one line."""
+"""Flipped bits are found; a full or read-only disk is one line."""
 
 import os
 import random

@@ -127,7 +127,7 @@ def test_hdf5_takes_no_lock_itself(tmp_path, monkeypatch):
 
 
 class Disk:
-    """A disk whose call number `last` of writing, syncing or renaming fails, and each one after."""
+    """A disk that fails from call number `last` of writing, syncing or renaming on."""
 
     def __init__(self, monkeypatch, number: int, last: int) -> None:
         self.number, self.left = number, last
@@ -280,7 +280,7 @@ def test_a_folder_in_a_files_place(tmp_path):
 
 
 class Named:
-    """A path as os.PathLike has it, and no more."""
+    """A path that is only os.PathLike."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)

@@ -1,4 +1,4 @@
-"""Caches forged with every checksum right are refused before anything in them is followed."""
+"""Forged caches with valid checksums are refused before anything in them is used."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def sound(tmp_path_factory) -> Path:
 
 
 def seal(path: Path) -> None:
-    """Make every checksum right again, as a forger would; regions follow the HDF5 where it can."""
+    """Recompute every checksum, as a forger would; regions follow the HDF5 if possible."""
     raw = path.read_bytes()
     raw = raw[:24] + len(raw).to_bytes(8, "little") + raw[32:508]
     raw += zlib.crc32(raw).to_bytes(4, "little")
@@ -251,7 +251,7 @@ def test_random_damage_to_hdf5_with_checksums_made_right(forged, sound):
 
 
 def patch(path: Path, changes: dict[int, int]) -> None:
-    """Overwrite single bytes in place: making the file anew each time costs the disk 30 ms."""
+    """Overwrite single bytes in place: recreating the file each time takes 30 ms."""
     with path.open("r+b") as file:
         for where, value in changes.items():
             file.seek(where)

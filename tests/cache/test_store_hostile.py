@@ -1,4 +1,4 @@
-"""Files that are no caches, not whole, or of another version: one line that says which."""
+"""Files that are not caches, incomplete, or of another version: one line that says which."""
 
 import os
 import zlib

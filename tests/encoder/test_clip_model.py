@@ -40,7 +40,7 @@ def vit(tmp_path_factory):
 
 
 def test_every_form_of_the_same_weights_is_the_same_model(module, tmp_path):
-    # The suffix says nothing: the content decides.
+    # The content decides, not the suffix.
     models = [load_model(str(clips.save(module, tmp_path / f"{n}.pt", f)), CPU)
               for n, f in enumerate(FORMS)]  # fmt: skip
     assert len({model.weights_sha256 for model in models}) == 1
@@ -165,7 +165,7 @@ def test_loading_leaves_no_trace_and_no_warning(tmp_path):
 
 @pytest.fixture
 def home(monkeypatch, tmp_path) -> Path:
-    """A home folder without weights; returns where clip keeps them in it."""
+    """A home folder without weights; returns where clip keeps them."""
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return tmp_path / ".cache" / "clip"
@@ -195,7 +195,7 @@ def weights_file(tmp_path) -> bytes:
 
 
 def served(server, content: bytes, monkeypatch) -> None:
-    """Let ViT-B/32 be what a server of this machine has."""
+    """Make ViT-B/32 a file on a local server."""
     url = f"{server.url.rsplit('/', 1)[0]}/{hashlib.sha256(content).hexdigest()}/small.pt"
     monkeypatch.setitem(import_clip().clip._MODELS, "ViT-B/32", url)
 

@@ -1,4 +1,4 @@
-"""Workers that decode: killed, crashing, stopped, hung or missing ones change nothing but words."""
+"""Decoding workers: killed, crashing, stopped, hung or missing ones only change messages."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ from pipeline.encoder import decoding
 decoding.SAY_AFTER = 0.5
 runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
 """
-PATIENCE = 60.0  # of tests, for a machine that does much else
+PATIENCE = 60.0  # timeout for busy machines
 
 # What the name of a file does to the process that opens it.
 TRAPS = """
@@ -58,7 +58,7 @@ PIL.Image.open = opened
 
 @pytest.fixture
 def files(tmp_path, monkeypatch) -> list[str]:
-    """Images, and workers that fall into TRAPS; this process does not."""
+    """Images, and workers with TRAPS; this process has none."""
     (tmp_path / "traps").mkdir()
     (tmp_path / "traps" / "sitecustomize.py").write_text(TRAPS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "traps"))
@@ -165,7 +165,7 @@ def test_many_threads_that_stand_still_are_an_error(files, monkeypatch):
 
 
 def test_processes_that_outlive_a_kill_are_left_behind_and_counted(files, monkeypatch):
-    """As those that wait for a dead disk do."""
+    """As with processes that wait for a dead disk."""
     spawned, plain = [], decoding._spawn
 
     def spawn():

@@ -1,4 +1,4 @@
-"""extract --check: a cache is what its images give, and whatever is not shows."""
+"""extract --check: a cache matches its images, and every mismatch shows."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def test_the_draw_is_random_or_fixed_by_a_seed(demo):
 
 
 def test_a_softer_resize_shows(demo, monkeypatch):
-    """The limits are tight enough to see bilinear in the place of bicubic."""
+    """The limits are tight enough to detect bilinear in place of bicubic."""
     soft = Image.Resampling.BILINEAR
     plain = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda image, size, _: plain(image, size, soft))

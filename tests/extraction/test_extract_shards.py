@@ -1,4 +1,4 @@
-"""Extraction in shards: merged they are the file of one piece; what does not fit is named."""
+"""Extraction in shards: merged, they equal the file of one piece; mismatches are named."""
 
 import shutil
 import subprocess
@@ -266,7 +266,7 @@ print(peak() - before)
 
 @pytest.mark.parametrize("levels", [("art", "photo"), ("train/art", "test/art")])
 def test_a_copy_in_another_shard_is_found_on_merging(tree, weights, tmp_path, levels):
-    """No shard has both images; the whole, extracted in one piece, is refused for them."""
+    """No shard has both images; extracted in one piece, the whole is refused for them."""
     if levels[0] == "train/art":
         (tree.parent / "new" / "train").mkdir(parents=True)
         (tree.parent / "new" / "test").mkdir()

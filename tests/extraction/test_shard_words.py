@@ -1,4 +1,4 @@
-"""Which shard a process is, by its words, torchrun or Slurm; and the commands."""
+"""The shard of a process: by option, torchrun or Slurm; and the commands."""
 
 import os
 import subprocess

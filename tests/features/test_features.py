@@ -1,4 +1,4 @@
-"""Features as other tools leave them: read the same whatever the form, refused with the way out."""
+"""Features of other tools: read the same in every format, or refused with what to do."""
 
 import json
 import zipfile
@@ -45,7 +45,7 @@ def read(source: Path, stated: Stated | None = None, **settings: object):
 
 
 def named(folder: Path, **others: object) -> Stated:
-    """Text features and names in files of their own, beside a source that has none."""
+    """Text features and names in separate files, beside a source without them."""
     np.save(folder / "t_e_x_t.npy", PARTS["text_features"])
     (folder / "n_a_m_e_s.txt").write_text("\n".join(NAMES) + "\n")
     files = {"text_features": folder / "t_e_x_t.npy", "class_names": folder / "n_a_m_e_s.txt"}
