@@ -95,7 +95,7 @@ def test_what_training_would_notice_changes_the_fingerprint(tmp_path):
 WRONG = {
     "missing": (
         {"labels": None, "text_features": None},
-        "lacks labels, text_features; it has 'feat",
+        "has no labels, text_features; it has 'feat",
     ),
     "pickle": ({"class_names": np.array(["a", None], object)}, "Python objects"),
     "pickled features": ({"features": np.array([[1.0]], object)}, "Python objects"),

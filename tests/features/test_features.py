@@ -1,5 +1,6 @@
 """Features of other tools: read the same in every format, or refused with what to do."""
 
+import dataclasses
 import json
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from cache.npz import as_table
 from cache.store import read_table
 from cache.table import CacheError
+from pipeline.errors import ConfigError
 from pipeline.features.read import Stated, read_features
 from pipeline.features.write import FORMS, write_features
 from tests.cli.test_cli import call, refused
@@ -280,6 +282,8 @@ def test_text_features_are_made_by_the_model(tmp_path):
         read(tmp_path / "f.npy", by_number)
     np.save(tmp_path / "f.npy", text[(PARTS["labels"] + 1) % 3])
     assert "near chance" in read(tmp_path / "f.npy", by_words)[1]
+    with pytest.raises(ConfigError, match="--prompt 'an owl': needs one {}"):
+        read(tmp_path / "f.npy", dataclasses.replace(by_words, templates=["an owl"]))
     np.save(tmp_path / "f.npy", PARTS["features"])
     with pytest.raises(CacheError, match="6 wide, those of --model demo 128"):
         read(tmp_path / "f.npy", by_words)
@@ -291,7 +295,7 @@ def test_text_features_are_made_by_the_model(tmp_path):
 def test_what_is_missing_is_said_with_its_option(tmp_path):
     np.save(tmp_path / "f.npy", PARTS["features"])
     np.save(tmp_path / "labels.npy", PARTS["labels"])
-    with pytest.raises(CacheError, match=r"lacks labels; pass --labels FILE.*labels\.npy"):
+    with pytest.raises(CacheError, match=r"has no labels; pass --labels FILE.*labels\.npy"):
         read(tmp_path / "f.npy")
     only = Stated(files={"labels": tmp_path / "labels.npy"})
     with pytest.raises(CacheError, match="--text-features FILE.*--model NAME"):
