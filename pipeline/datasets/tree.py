@@ -177,38 +177,33 @@ def named_after(root: Path) -> str:
     return (root.stem if root.is_file() else root.name) or "images"
 
 
-def image_digests(tree: ImageTree, progress: Callable[[int], object] | None = None) -> np.ndarray:
+def image_digests(tree: ImageTree) -> np.ndarray:
     """Size and content SHA-256 of every row's image, (N, DIGEST_BYTES) uint8.
 
-    Zeros for a file that cannot be read. `progress` is called with the number of files hashed
-    since its last call. cache.identity.manifest_sha256 combines them with the paths.
-    Ctrl-C ends it at once, even while a disk does not respond.
+    Zeros for a file that cannot be read. cache.identity.manifest_sha256 combines them with the
+    paths. Ctrl-C ends it at once, even while a disk does not respond.
     """
     found = np.zeros((len(tree.paths), DIGEST_BYTES), np.uint8)
-    starts = deque(range(0, len(tree.paths), _HASH_ROWS))
+    starts = deque(range(0, len(found), _HASH_ROWS))
     tasks = len(starts)
-    done: queue.SimpleQueue[tuple[int, list[bytes] | Exception]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
     def hash_some() -> None:
         while starts:
             with contextlib.suppress(IndexError):  # another thread took the last one
                 start = starts.popleft()
                 try:
-                    done.put((start, _hash_rows(tree, start)))
+                    for row in range(start, min(start + _HASH_ROWS, len(found))):
+                        found[row] = np.frombuffer(_digest(tree.file(row)), np.uint8)
+                    done.put(None)
                 except Exception as error:
-                    done.put((start, error))
+                    done.put(error)
 
     try:
         _start_threads(hash_some, min(16, 2 * (os.cpu_count() or 1), tasks))
         for _ in range(tasks):
-            start, rows = done.get()
-            if isinstance(rows, Exception):
-                raise rows
-            found[start : start + len(rows)] = np.frombuffer(b"".join(rows), np.uint8).reshape(
-                -1, DIGEST_BYTES
-            )
-            if progress:
-                progress(len(rows))
+            if error := done.get():
+                raise error
     finally:
         starts.clear()
     return found
@@ -239,26 +234,20 @@ def _check_names(root: Path, paths: list[str]) -> None:
         ) from None
 
 
-def _hash_rows(tree: ImageTree, start: int) -> list[bytes]:
-    rows = []
-    for row in range(start, min(start + _HASH_ROWS, len(tree.paths))):
-        try:
-            rows.append(_digest(tree.file(row)))
-        except OSError:
-            rows.append(bytes(DIGEST_BYTES))
-    return rows
-
-
 def _digest(place: str) -> bytes:
+    """Zeros for what cannot be read: decoding reports that image as unreadable."""
     content = hashlib.sha256()
     if is_contained(place):
         try:
             data = read_contained(place, _MOST_BYTES)
-        except Exception:  # damaged archives: decoding reports that image as unreadable
+        except Exception:  # damaged archives raise nearly anything
             return bytes(DIGEST_BYTES)
         content.update(data)
         return len(data).to_bytes(8, "little") + content.digest()
-    with open(place, "rb", buffering=0) as file:
-        while block := file.read(_HASH_BYTES):
-            content.update(block)
-        return file.tell().to_bytes(8, "little") + content.digest()
+    try:
+        with open(place, "rb", buffering=0) as file:
+            while block := file.read(_HASH_BYTES):
+                content.update(block)
+            return file.tell().to_bytes(8, "little") + content.digest()
+    except OSError:
+        return bytes(DIGEST_BYTES)
