@@ -23,7 +23,7 @@ def is_unit(lengths: np.ndarray) -> np.ndarray:
 
 
 def summary(table: FeatureTable, lengths: np.ndarray) -> list[str]:
-    """One sentence a fact: rows, width, dtype, classes, domains, splits, model, scale, lengths."""
+    """One sentence each on rows, width, dtype, classes, domains, splits, model, scale, lengths."""
     rows, width = table.features.shape
     by_domain = np.bincount(table.domains, minlength=len(table.domain_names))
     domains = [f"{n} {c:,}" for n, c in zip(table.domain_names, by_domain.tolist(), strict=True)]

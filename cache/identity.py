@@ -56,7 +56,7 @@ def compare_identity(
 
 
 def _leaves(value: object, name: str = "") -> dict[str, str]:
-    """{"preprocessing.version": "13.0", ...}, every leaf as its JSON text."""
+    """{"preprocessing.version": "13.0", ...}, every leaf as JSON text."""
     if isinstance(value, list | tuple):
         value = {str(number): item for number, item in enumerate(value)}
     if isinstance(value, dict) and value:

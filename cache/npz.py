@@ -46,7 +46,7 @@ def read_npz(path: AnyPath, *, ignore: Collection[str] = (), **settings: Any) ->
     ignore         keys not to read although they resemble a known one
     settings       of as_table
 
-    Raises CacheError for a missing or misnamed key, Python objects, wrong shapes or numbers.
+    Raises CacheError for a missing or misspelled key, Python objects, invalid shapes or numbers.
     """
     path = Path(path)
     given = [key for key in ("logit_scale", "dataset") if settings.get(key) is not None]
@@ -220,7 +220,7 @@ def _table(
 
 
 def _logit_scale(arrays: dict[str, np.ndarray], path: Path) -> float:
-    """The file's multiplier; CacheError when it looks like its logarithm."""
+    """The multiplier of the file; CacheError if it looks like its logarithm."""
     scale = float(_scalar(arrays, "logit_scale", path, "fiu", _LOGIT_SCALE))
     if 0 < scale <= _LOG_BELOW:
         power = math.exp(scale)

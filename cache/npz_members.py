@@ -27,7 +27,7 @@ DAMAGED = (
 """What zipfile and numpy raise for damaged bytes, found by damaging files."""
 _WAYS = {"labels": "--labels FILE", "text_features": "--text-features FILE or --model NAME"}
 _MOST_KEYS, _SHOWN = 10_000, 4
-_UNPACKED, _SLACK = 100, 1 << 26  # refused: above 100 times the file's size and 64 MiB unpacked
+_UNPACKED, _SLACK = 100, 1 << 26  # at most 100 times the file's size and 64 MiB when unpacked
 
 
 def read_members(
@@ -81,7 +81,7 @@ def _check_keys(
     ignore: Collection[str],
     given: Collection[str],
 ) -> None:
-    """Raises CacheError for keys that are missing, misnamed, twice or too many."""
+    """Raises CacheError for missing, misspelled, repeated or too many keys."""
     if len(names) > _MOST_KEYS:
         raise CacheError(f"{path}: has {len(names):,} keys; at most {_MOST_KEYS:,} are allowed")
     keys = [name.removesuffix(".npy") for name in names]

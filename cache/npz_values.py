@@ -118,7 +118,7 @@ def _one_hot(array: np.ndarray) -> bool:
 
 
 def _whole(array: np.ndarray, key: str) -> np.ndarray:
-    """As int64; CacheError where that changes a number."""
+    """As int64; CacheError if that would change a number."""
     if array.size and max(int(array.max()), -int(array.min())) >= 1 << 62:
         raise CacheError(f"{key} must be positions from 0; got numbers up to {array.max()}")
     return array.astype(np.int64)

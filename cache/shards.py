@@ -26,7 +26,7 @@ _NAME = re.compile(r"\.shard-\d+-of-\d+$")
 _COUNTS = ("index", "count", "rows", "batch")
 _DIGESTS = ("paths_sha256", "manifest_sha256")
 Check = Callable[[FeatureTable, list[str], np.ndarray], None]
-_SHOWN = 8  # missing shards named; the rest is a count
+_SHOWN = 8  # missing shards listed; the rest is a count
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class _Shard:
 
     @property
     def rows(self) -> range:
-        """Which rows of the whole these are."""
+        """The rows of the whole that these are."""
         return shard_rows(*(self.facts[name] for name in ("rows", "batch", "index", "count")))
 
 
 def shard_rows(rows: int, batch: int, index: int, count: int) -> range:
-    """The rows of shard `index` of `count`, counted from 1: neighbours, whole batches.
+    """The rows of shard `index` of `count`, counted from 1: consecutive whole batches.
 
-    Blocks of `batch` rows are dealt out in order, floor(blocks * index / count) of them to the
-    shards up to this one. A feature's last bits depend on the images it is encoded with, so a
-    batch that was cut in two would not give the bytes of an extraction in one piece.
+    Of the blocks of `batch` rows, the first floor(blocks * index / count) belong to the
+    shards up to this one. A feature's last bits depend on the images it is encoded with, so
+    splitting a batch would not give the bytes of an extraction in one piece.
     """
     blocks = -(-rows // batch)
     first, stop = (blocks * number // count * batch for number in (index - 1, index))
@@ -58,7 +58,7 @@ def shard_rows(rows: int, batch: int, index: int, count: int) -> range:
 
 
 def shard_path(whole: AnyPath, index: int, count: int) -> Path:
-    """The file of a shard beside the file of the whole: x.h5 -> x.shard-2-of-8.h5."""
+    """The file of a shard, beside that of the whole: x.h5 -> x.shard-2-of-8.h5."""
     whole = Path(whole)
     return whole.with_name(f"{whole.stem}.shard-{index}-of-{count}{whole.suffix}")
 
@@ -66,7 +66,7 @@ def shard_path(whole: AnyPath, index: int, count: int) -> Path:
 def shard_identity(
     whole: dict[str, Any], paths: Sequence[str], *, index: int, count: int, batch: int
 ) -> dict[str, Any]:
-    """The identity of a shard: the whole's, but its manifest is of the shard's own rows.
+    """The identity of a shard: the whole's, with a manifest of only the shard's rows.
 
     whole  as of a cache in one piece, with the manifest_sha256 of the shard's images
     paths  of all rows of the whole, in order
@@ -90,7 +90,7 @@ def merge_shards(
     force: bool = False,
     check: Check = lambda whole, paths, digests: None,
 ) -> Path:
-    """One cache of all shards of an extraction: the bytes that it would have had in one piece.
+    """Merge all shards of an extraction into the cache that it would have been in one piece.
 
     files  every shard once, in any order;  out  None: their name without .shard-i-of-n
     force  replace what is at out
@@ -153,7 +153,7 @@ def _open(stack: ExitStack, path: Path) -> _Shard:
 
 
 def _sound(facts: object, rows: int) -> bool:
-    """Whether these are a shard's facts, of so many rows."""
+    """Whether these are valid facts of a shard with so many rows."""
     if not isinstance(facts, dict) or facts.keys() != {*_COUNTS, *_DIGESTS}:
         return False
     counts = [facts[name] for name in _COUNTS]
@@ -197,7 +197,7 @@ def _whole_path(shard: Path) -> Path:
 
 
 def _missing(beside: Path, count: int, there: set[int]) -> Iterator[str]:
-    """The first missing shards in words; an unfinished file of one is named."""
+    """The first missing shards in words, with their unfinished files."""
     numbers = (number for number in range(1, count + 1) if number not in there)
     for number in itertools.islice(numbers, _SHOWN):
         partial = partial_of(shard_path(_whole_path(beside), number, count))

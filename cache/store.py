@@ -1,6 +1,6 @@
 """The feature cache on disk: FeatureTable <-> one HDF5 file; docs/cache-format.md is its schema.
 
-What other packages use of the cache on disk is here or is imported here.
+Other packages use the cache on disk only through this file.
 """
 
 from dataclasses import replace
@@ -72,7 +72,7 @@ def read_table(path: AnyPath) -> FeatureTable:
 
 
 def _readable(path: Path) -> FeatureTable:
-    """The readable rows of a complete cache or shard; perhaps none."""
+    """The readable rows, perhaps none, of a complete cache or shard."""
     with open_cache(path) as (file, block):
         _refuse_partial(block, path)
         table, status = read_contents(file, block, path)
@@ -183,7 +183,7 @@ def write_table(path: AnyPath, table: FeatureTable, *, force: bool = False) -> N
 
 
 def _shard_number(identity: dict[str, Any]) -> str | None:
-    """Of a shard its "2/8"."""
+    """ "2/8" of a shard; None for a whole cache."""
     facts = identity.get("shard")
     return f"{facts.get('index')}/{facts.get('count')}" if isinstance(facts, dict) else None
 

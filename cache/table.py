@@ -1,4 +1,4 @@
-"""FeatureTable: what stage one leaves for stage two, its checks, and the errors of a cache."""
+"""FeatureTable, what stage one passes to stage two; its checks, and the errors of a cache."""
 
 import difflib
 from collections import Counter
@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK_ROWS = 4096  # rows checked, hashed and converted at a time: 4 MiB at 512 x float16
-LOGIT_SCALE_BOUND = 1e6  # CLIP's own is 100; scores up to this times 1 keep 1 / 16 in float32
-_SQUARES = 1e-37, 1e37  # of lengths: ten times within what float32 holds
+LOGIT_SCALE_BOUND = (
+    1e6  # CLIP's own is 100; scores up to this keep a resolution of 1 / 16 in float32
+)
+_SQUARES = 1e-37, 1e37  # of lengths: a factor of ten within float32's range
 SPLITS = ("train", "val", "test")  # what 0, 1 and 2 mean in FeatureTable.split
 
 
@@ -28,7 +30,7 @@ class StaleCache(CacheError):
 
 @dataclass(frozen=True, eq=False)
 class FeatureTable:
-    """N rows of image features with labels and domains, and the C text features they meet.
+    """N rows of image features with labels and domains, and the C text features to compare with.
 
     source          the file's name, for messages
     features        (N, D) float16 or float32, as the encoder gave them; may be memory-mapped
@@ -145,7 +147,7 @@ def unusable_rows(rows: np.ndarray, keep: np.ndarray | None = None) -> tuple[np.
 def _sound(rows: np.ndarray) -> np.ndarray:
     """(n,) bool: of rows (n, D), those whose sum of squares is within _SQUARES.
 
-    float16's smallest and largest numbers are within: its rows need some bit and no NaN or Inf.
+    All of float16's numbers are within: its rows only need one nonzero and neither NaN nor Inf.
     """
     if rows.dtype == np.float16 and rows.shape[1]:  # 5 GB/s; squares 0.5
         sizes = (rows.view(np.uint16) & 0x7FFF).max(axis=1)
@@ -172,7 +174,7 @@ def _check_names(source: str, kind: str, names: tuple[str, ...]) -> None:
     if not names:
         raise CacheError(f"{source}: has no {kind} names; at least one is needed")
     for name in names:
-        # Unprintable ones could steer the terminal that shows them.
+        # Unprintable names could control the terminal that shows them.
         if not isinstance(name, str) or not name or not name.isprintable():
             raise CacheError(
                 f"{source}: {name!r} is not a valid {kind} name; a name is printable text"

@@ -23,7 +23,7 @@ def content_sha256(
     domains: np.ndarray,
     text_features: np.ndarray,
 ) -> str:
-    """SHA-256 of what stage two computes with, however it is stored; 64 hex digits.
+    """SHA-256, 64 hex digits, of what stage two computes with, however it is stored.
 
     It covers in this order, all row-major and little-endian: the line
     "fedclip content 1 <dtype> <N> <D> <C>\\n", the features in their own dtype, labels and
@@ -160,7 +160,7 @@ def unvouched_blocks(
 
 
 def crc32_of(file: BinaryIO, begin: int, end: int, crc: int = 0) -> int:
-    """CRC-32 of the bytes begin to end, continued from crc."""
+    """CRC-32 of the bytes from `begin` to `end`, continued from crc."""
     file.seek(begin)
     while begin < end and (chunk := file.read(min(_CHUNK, end - begin))):
         crc = zlib.crc32(chunk, crc)
@@ -171,7 +171,7 @@ def crc32_of(file: BinaryIO, begin: int, end: int, crc: int = 0) -> int:
 def file_sha256(file: BinaryIO) -> str:
     """SHA-256 of every byte after the user block."""
     file.seek(BYTES)
-    # BinaryIO does not name readinto, which every file opened "rb" or "r+b" has.
+    # BinaryIO does not declare readinto, which every file opened "rb" or "r+b" has.
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
@@ -204,7 +204,7 @@ def _sound_block(table: FeatureTable, start: int) -> np.ndarray:
 
 
 def _for_each_block(work: Callable[[int], None], rows: int) -> None:
-    """work(first row) for each block; crc, conversion and comparison all let other threads run."""
+    """Call work(first row) for each block in threads; CRC, conversion and comparison allow that."""
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(work, range(0, rows, BLOCK_ROWS)):
             pass

@@ -20,7 +20,7 @@ _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+\\?(?:"|\Z)', re.DOTALL)
 
 
 def encode_metadata(table: FeatureTable) -> bytes:
-    """The table's names, logit scale and identity as JSON for people and for read_contents."""
+    """The table's names, logit scale and identity as JSON, for people and read_contents."""
     fields = {
         "schema": SCHEMA,
         "class_names": table.class_names,
@@ -124,7 +124,7 @@ def refuse_excess(raw: bytes, source: object) -> None:
                 f"{most:,} a cache may have"
             )
     brackets = re.sub(rb"[^][{}]+", b"", structure)
-    for _ in range(_DEEPEST):  # each pass takes away what has nothing inside
+    for _ in range(_DEEPEST):  # each pass removes the innermost brackets
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
     if brackets:
         raise CacheError(

@@ -14,7 +14,7 @@ from cache.container.locks import holder, let_go, on_lock_file, take
 from cache.table import CacheError
 
 AnyPath = str | os.PathLike[str]
-HDF5_LOCK = "unable to lock file"  # in HDF5's words when flock refuses it
+HDF5_LOCK = "unable to lock file"  # part of HDF5's message when flock fails
 _QUOTA = getattr(errno, "EDQUOT", -1)  # Windows has none
 _FULL = {errno.ENOSPC, errno.EFBIG, _QUOTA}
 _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR}
@@ -23,7 +23,7 @@ _NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOSYS, errno.
 
 
 def partial_of(path: AnyPath) -> Path:
-    """Where the cache of this name is written until it is complete."""
+    """The file that is the cache of this name until it is complete."""
     path = Path(path)
     return path.with_name(path.name + ".partial")
 
@@ -75,7 +75,7 @@ def disk_error(path: Path, error: OSError, need: int) -> CacheError:
     need  bytes of the complete file
     """
     folder = _nearest_folder(path)
-    # HDF5 gives the number in words only.
+    # HDF5 gives the number only in words.
     named = re.search(r"errno = (\d+)", str(error))
     number = error.errno or (int(named[1]) if named else None)
     if HDF5_LOCK in str(error):

@@ -54,7 +54,7 @@ class Place:
 
     @property
     def region(self) -> Region:
-        """The bytes it takes."""
+        """The bytes of the dataset."""
         return Region(self.offset, math.prod(self.shape) * self.dtype.itemsize)
 
 

@@ -105,7 +105,7 @@ def _resume(path: Path, held: BaseFileLock, asked: FeatureTable, paths: list[str
 
 
 def _compare(asked: FeatureTable, found: FeatureTable, partial: Path) -> None:
-    """Raises StaleCache for the first difference; text features may differ by rounding and stay."""
+    """Raises StaleCache for the first difference; text features may differ by rounding."""
     compare_identity(asked.identity, found.identity, partial)
     compare_identity(facts_of(asked), facts_of(found), partial)
     for name in ("labels", "domains", "split"):
@@ -132,7 +132,7 @@ def facts_of(table: FeatureTable) -> dict[str, Any]:
 
 
 def _half_made(partial: Path) -> bool:
-    """Whether a kill hit _create, which writes the first 512 bytes last."""
+    """Whether _create was killed, which writes the first 512 bytes last."""
     if not partial.is_file():
         return False
     with partial.open("rb") as file:
@@ -157,7 +157,7 @@ def _create(
             for name, array in values.items():
                 file.seek(places[name].offset)
                 file.write(array.data)
-            # Zeros, not a hole: a disk that is too small says so now, not hours later.
+            # Zeros, not a hole: a full disk is found now, not hours later.
             left = asked.features.nbytes
             file.seek(places["features"].offset)
             while left:

@@ -19,10 +19,10 @@ SCHEMA = 1
 MAGIC = b"\x89FEDCLIPCACHE\r\n\x1a"  # like PNG's: a text-mode copy or a 7-bit channel breaks it
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PARTIAL, COMPLETE = 1, 2
-REGIONS = ("row_status", "block_crc32", "paths", "features")  # what static_crc32 leaves out
+REGIONS = ("row_status", "block_crc32", "paths", "features")  # excluded from static_crc32
 _FIELDS = struct.Struct("<16sIIQ8QIII4x32s32s")
 _CRC = struct.Struct("<I")
-_STRANGERS = (  # how other files begin, in lower case, and what to say of them
+_STRANGERS = (  # the first bytes of other files, in lower case, and their description
     (b"<", "HTML or XML, not a cache; was a web page saved instead of the file? Download it again"),
     (b"version https://git-lfs", "a git-LFS pointer, not the file; `git lfs pull` fetches that"),
     (b"pk\x03\x04", "a zip or .npz, not a cache; `./run.sh cache import` makes a cache of an .npz"),
@@ -131,7 +131,7 @@ def unpack(raw: bytes, size: int, path: Path) -> UserBlock:
 
 
 def _fit(regions: dict[str, Region], size: int) -> bool:
-    """Whether the regions lie in the file, apart from each other, and agree on the rows."""
+    """Whether the regions are in the file, do not overlap, and agree on the rows."""
     end = BYTES
     for offset, nbytes in sorted(region for region in regions.values() if region != (0, 0)):
         if offset < end or offset + nbytes > size:

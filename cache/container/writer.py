@@ -43,7 +43,7 @@ class Writer:
         status: np.ndarray,
         paths: list[str] | None,
     ) -> None:
-        """A writer into path's .partial, which has this user block and this (N,) row_status."""
+        """Write to path's .partial, which has this user block and this (N,) row_status."""
         self._path, self._partial = path, partial_of(path)
         self._lock, self._block, self._table = lock, block, table
         self._status, self._paths = status, paths
@@ -55,7 +55,7 @@ class Writer:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        """Flush what was put, also after an error, then close."""
+        """Flush what was put, even after an error, then close."""
         # A second error during cleanup would only hide the first.
         with contextlib.suppress(CacheError) if kind else contextlib.nullcontext():
             try:

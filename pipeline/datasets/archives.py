@@ -115,9 +115,6 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
-# --- tars -----------------------------------------------------------------------------------------
-
-
 def _rows_of_tar(file: Path) -> tuple[list[Row], list[str]]:
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     shown, size = printable(file), file.stat().st_size
@@ -196,9 +193,6 @@ def _facts(archive: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -> dict[
             continue
         found |= facts if isinstance(facts, dict) else {}
     return found
-
-
-# --- parquet --------------------------------------------------------------------------------------
 
 
 def _rows_of_parquet(file: Path, root: Path) -> tuple[list[Row], list[str]]:

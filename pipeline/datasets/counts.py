@@ -16,7 +16,7 @@ class Published:
     """One data set as its authors count it, and the usual spellings of its folders."""
 
     title: str  # the usual name of the folder
-    source: str  # whose counts these are
+    source: str  # where the counts are published
     spellings: tuple[str, ...]  # of the folder, as `plain` gives them
     class_names: tuple[str, ...]
     rows: Mapping[str, tuple[int, ...]]  # by domain: every valid count
@@ -39,7 +39,7 @@ def plain(name: str) -> str:
 def _published(
     domains: tuple[str, ...] = (), counts: Mapping[str, list[int]] | None = None, **rest: Any
 ) -> Published:
-    """One entry of published.json; counts  {class: images in each of `domains`}."""
+    """An entry of published.json; counts  {class: images in each of `domains`}."""
     lists = ("spellings", "class_names", "totals")
     rest = {name: tuple(value) if name in lists else value for name, value in rest.items()}
     if counts is None:

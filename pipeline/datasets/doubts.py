@@ -343,7 +343,7 @@ def _would_do(root: Path, top: Folder) -> bool:
 
 
 def _these(noun: str, names: Sequence[str], one: str, several: str) -> str:
-    """the domain 'a' is one; the domains 'a', 'b' are several."""
+    """Join words: "the domain 'a' {one}" or "the domains 'a', 'b' {several}"."""
     if len(names) == 1:
         return f"the {noun} {some(names)} {one}"
     return f"the {noun}{'es' if noun == 'class' else 's'} {some(names)} {several}"

@@ -167,7 +167,7 @@ def find_folder(dataset: str, root: Path) -> Path:
         except ValueError as error:  # there are pictures it did not draw
             raise DataError(str(error)) from error
         except OSError as error:
-            if error.filename is None:  # not about a file: too few processes, memory
+            if error.filename is None:  # not about a file, such as a lack of processes or memory
                 raise
             raise DataError(
                 f"the built-in data cannot be drawn in {root / 'demo'}: {error.filename}: "

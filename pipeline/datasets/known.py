@@ -15,7 +15,7 @@ from pipeline.places import DATA
 from pipeline.terminal import printable
 
 _INNER = ("kfold", "images")  # folders above the domains in copies of PACS
-_ENOUGH = 2  # domain folders that make a data set: no two known sets share more than one
+_ENOUGH = 2  # domain folders that identify a data set: no two known ones share more than one
 
 
 def known_dataset(name: str) -> str:

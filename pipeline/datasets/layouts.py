@@ -14,7 +14,7 @@ EXPECTED = (
     "expected FOLDER/domain/class/image, or FOLDER/class/image for one domain; either may have "
     "train, val and test folders above or below its domains"
 )
-# Of ImageFolder's and TensorFlow's trees, Dassl's VLCS ("crossval"), Kaggle's ("training_set").
+# In trees of ImageFolder and TensorFlow, Dassl's VLCS ("crossval"), Kaggle ("training_set").
 _PACKED = (".zip", ".csv", ".tsv", ".json")
 _SPLIT_NAMES = {
     "train": ("train", "training", "trn"),
@@ -35,9 +35,9 @@ class Group(NamedTuple):
 
 
 def split_of(name: str) -> int | None:
-    """Which of SPLITS a folder's name means: "Train", "test_set", "val2017", "crossval"; or None.
+    """The position in SPLITS that a folder's name means ("Train", "test_set", "val2017"), or None.
 
-    Case, digits, separators and a last word "set", "data" or "images" do not count.
+    Case, digits, separators and a final "set", "data" or "images" are ignored.
     """
     word = re.sub(r"[\W_\d]+", "", unicodedata.normalize("NFKC", name).casefold())
     return _SPLIT_OF.get(word, _SPLIT_OF.get(_BESIDE.sub("", word)))

@@ -33,7 +33,7 @@ _TRIED = 50  # rows whose files are searched for in each folder
 
 
 def read_list(file: Path, say: Callable[[str], None], layout: str | None = None) -> ImageTree:
-    """The images that a file of one of SUFFIXES lists; paths are relative to it, or to a folder
+    """The images listed in a file of one of SUFFIXES; paths are relative to it, or to a folder
     beside it.
 
     layout  "domain/class": if the list has no domains, a path's first folder is its domain

@@ -46,7 +46,7 @@ class ImageTree:
     places: tuple[str, ...] | None = None  # (N,) of pipeline.contained or files; None: root/path
 
     def file(self, row: int) -> str:
-        """Where the image of a row is read: a file, or a place of pipeline.contained."""
+        """The file of a row's image, or its place as of pipeline.contained."""
         return self.places[row] if self.places else os.path.join(self.root, self.paths[row])
 
 

@@ -71,7 +71,7 @@ def wait_until_ready(process: IO[bytes]) -> None:
 
 
 def answers(process: IO[bytes], resolution: int) -> Iterator[Decoded]:
-    """The images of the jobs sent, in order; raises EOFError when the process has ended."""
+    """Yield the images of the jobs sent, in order; raises EOFError when the process has ended."""
     while True:
         kind, body = _read(process)
         if kind == BAD:

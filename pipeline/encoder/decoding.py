@@ -54,7 +54,7 @@ class _Worker:
     job: _Job | None = None
     seen: int = 0  # images of the job at the last check
     waited: float = 0.0  # seconds spent waiting for the next one
-    error: Exception | None = None  # what ended a thread of this process
+    error: Exception | None = None  # that ended a thread of this process
     said: float = field(default_factory=lambda: SAY_AFTER)
 
 
@@ -68,7 +68,7 @@ def decoded_images(
     ahead: int = 0,
     stop: Sequence[int] = (),
 ) -> Iterator[Iterator[Decoded]]:
-    """read_image of every file, in order, from workers that end with the context.
+    """Yield read_image of every file, in order, from workers that end with the context.
 
     workers  processes; -n: n threads of this process instead; 0: one thread
     limits   an image that takes longer than `seconds` is unreadable; its worker is killed

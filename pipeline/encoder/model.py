@@ -71,7 +71,7 @@ def load_model(
     device: torch.device,
     towers: Towers = UNNAMED,
 ) -> ClipModel:
-    """The CLIP of that name (MODEL_NAMES, in any case; hf:, open_clip:) or in that file or folder.
+    """Load the CLIP of that name (MODEL_NAMES, in any case; hf:, open_clip:), file or folder.
 
     OpenAI's weights are downloaded once, to clip's own folder ~/.cache/clip; others by hub.fetch.
     For files see read_state_dict.
@@ -245,7 +245,7 @@ def _openai_sha256() -> set[str]:
 def _encode_texts(model: ClipModel, texts: list[str]) -> Tensor:
     try:
         tokens = import_clip().tokenize(texts, context_length=model.module.context_length)
-    except RuntimeError as error:  # it names the text and the length
+    except RuntimeError as error:  # names the text and the length
         raise WeightsError(f"a prompt does not fit {model.name}: {error}") from error
     if int(tokens.max()) >= model.module.vocab_size:
         raise WeightsError(

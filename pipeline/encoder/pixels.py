@@ -79,7 +79,7 @@ def image_limits(megapixels: float, seconds: float, mib: float) -> Limits:
 
 
 class UnreadableImage(Exception):
-    """An image file that cannot become pixels; carries `path` and a one-line `reason`."""
+    """An image file that cannot be decoded; has `path` and a one-line `reason`."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
@@ -135,7 +135,7 @@ def _opened(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("not a regular file")
     with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # changed meanwhile
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced meanwhile
             raise ValueError("not a regular file")
         yield file
 

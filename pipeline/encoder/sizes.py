@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.errors import WeightsError
 
-# No public CLIP comes near. Attention takes the square of either length.
+# Far above any public CLIP. Attention takes the square of either length.
 LONGEST_CONTEXT, LARGEST_RESOLUTION = 4096, 4096
 MLP = "transformer.resblocks.0.mlp.c_fc.weight"
 ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # of OpenAI's archives

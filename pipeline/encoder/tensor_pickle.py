@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 MOST_BYTES = 8 << 20
 MOST_STEPS = 500_000
 MOST_TEXT = 4096
-INTEGER_BYTES = 16  # the number that begins a file of torch before 1.6 has 10
+INTEGER_BYTES = 16  # the magic number of files before torch 1.6 has 10
 NUMBERS = {  # torch's storage class -> the dtype of its numbers
     "torch.DoubleStorage": "float64",
     "torch.FloatStorage": "float32",
@@ -33,7 +33,7 @@ NUMBERS = {  # torch's storage class -> the dtype of its numbers
     "torch.ByteStorage": "uint8",
     "torch.BoolStorage": "bool",
 }
-TORCHSCRIPT = "__torch__."  # how the names of an archive's own classes begin
+TORCHSCRIPT = "__torch__."  # prefix of the names of an archive's own classes
 
 
 class UnsafePickle(Exception):
@@ -44,11 +44,11 @@ class UnsafePickle(Exception):
 
 
 class DamagedFile(Exception):
-    """A file whose parts are malformed or missing, contradict each other or do not fit in it."""
+    """A file whose parts are malformed, missing, contradictory or larger than the file."""
 
 
 class Global(NamedTuple):
-    """A reference to a class or function, by its dotted name only."""
+    """A reference to a class or function, as its dotted name."""
 
     name: str
 

@@ -26,7 +26,7 @@ from pipeline.places import DATA
 LOG = logging.getLogger(__name__)
 
 BATCH = 16
-# Of the row's largest number, and 1 - cosine. Storing as float16 moves a number by up to 2^-11; the
+# Relative to a row's largest number, and 1 - cosine. Storing as float16 costs up to 2^-11; the
 # built-in CLIP on 200 pictures, stored so: 4.7e-4 and 3e-8; bilinear, not bicubic: 0.21 and 2e-2.
 # With float16 arithmetic (a GPU) each layer rounds; its limit is an estimate.
 LIMITS = {"float32": (1e-3, 1e-6), "float16": (3e-2, 1e-3)}
@@ -107,23 +107,13 @@ def check_cache(
     place_of = _places(folder)
     clip = load_model(model, where, towers)
     _compare(identity, dataset_name(dataset), clip, templates, path)
-    drawn = np.random.default_rng(seed).permutation(len(paths))[:rows]
-    drawn.sort()
-    rows_there = [row for row in drawn.tolist() if place_of(paths[row])]
-    gone = {paths[row]: "not in the data set now" for row in {*drawn.tolist()} - {*rows_there}}
-    files = [str(place_of(paths[row])) for row in rows_there]
-    pixels, kept = [], []
-    with decoded_images(files, clip.resolution, workers=0, limits=limits) as images:
-        for row, one in zip(rows_there, images, strict=True):
-            if one.pixels is None:
-                gone[paths[row]] = one.reason
-            else:
-                pixels.append(one.pixels)
-                kept.append(row)
-    if not kept:
+    drawn = sorted(np.random.default_rng(seed).permutation(len(paths))[:rows].tolist())
+    pixels, gone = _decoded({row: paths[row] for row in drawn}, place_of, clip, limits)
+    if not pixels:
         first, why = next(iter(gone.items()))
         raise DataError(f"none of {len(gone)} images can be read: {folder / first}: {why}")
-    differences, cosines = _distances(_encode(clip, pixels), table.features[kept])
+    kept = list(pixels)
+    differences, cosines = _distances(_encode(clip, [*pixels.values()]), table.features[kept])
     prompts = encode_prompts(clip, table.class_names, templates)
     prompt_differences, prompt_cosines = _distances(prompts, table.text_features)
     computed = {str(clip.dtype).removeprefix("torch."), _object(identity, "compute").get("dtype")}
@@ -150,29 +140,40 @@ def _places(folder: Path) -> Callable[[str], str | None]:
     return lambda path: str(folder / path) if (folder / path).is_file() else None
 
 
+def _decoded(
+    paths: dict[int, str], place_of: Callable[[str], str | None], clip: ClipModel, limits: Limits
+) -> tuple[dict[int, np.ndarray], dict[str, str]]:
+    """{row: pixels} of the images that can be read, and {path: reason} of the others."""
+    there = {row: place for row, path in paths.items() if (place := place_of(path))}
+    gone = {path: "not in the data set now" for row, path in paths.items() if row not in there}
+    pixels = {}
+    files = list(there.values())
+    with decoded_images(files, clip.resolution, workers=0, limits=limits) as images:
+        for row, one in zip(there, images, strict=True):
+            if one.pixels is None:
+                gone[paths[row]] = one.reason
+            else:
+                pixels[row] = one.pixels
+    return pixels, gone
+
+
 def _compare(
-    identity: dict[str, Any],
-    dataset: str,
-    clip: ClipModel,
-    templates: tuple[str, ...],
-    path: Path,
+    identity: dict[str, Any], dataset: str, clip: ClipModel, templates: tuple[str, ...], path: Path
 ) -> None:
     made = _object(identity, "preprocessing")
+
+    def facts(of: dict[str, Any], architecture: object, preprocessing: dict[str, Any]) -> Any:
+        fixed = {name: value for name, value in preprocessing.items() if name not in DECODERS}
+        return {**of, **towers_fact(architecture), "preprocessing": fixed}
+
+    asked = {
+        "dataset": dataset,
+        "templates": list(templates),
+        "weights_sha256": clip.weights_sha256,
+    }
     compare_identity(
-        {
-            "dataset": dataset,
-            "templates": list(templates),
-            "weights_sha256": clip.weights_sha256,
-            **towers_fact(clip.architecture),
-            "preprocessing": {k: v for k, v in PREPROCESSING.items() if k not in DECODERS},
-        },
-        {
-            "dataset": identity.get("dataset"),
-            "templates": identity.get("templates"),
-            "weights_sha256": identity["weights_sha256"],
-            **towers_fact(identity.get("architecture")),
-            "preprocessing": {k: v for k, v in made.items() if k not in DECODERS},
-        },
+        facts(asked, clip.architecture, PREPROCESSING),
+        facts({name: identity.get(name) for name in asked}, identity.get("architecture"), made),
         path,
         "pass the options that it was extracted with",
     )
@@ -194,7 +195,7 @@ def _encode(clip: ClipModel, pixels: list[np.ndarray]) -> np.ndarray:
 
 
 def _distances(found: np.ndarray, cached: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By row: max |found - cached| / max |found|, and the cosine; both (n,) float64."""
+    """For each row max |found - cached| / max |found|, and the cosine; both (n,) float64."""
     x, y = found.astype(np.float64), cached.astype(np.float64)
     differences = abs(x - y).max(axis=1) / abs(x).max(axis=1)
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)

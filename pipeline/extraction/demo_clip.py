@@ -97,7 +97,7 @@ def train(recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    """The command; its options shorten the training to see that it runs."""
+    """Run the command; its options shorten the training for a trial."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def _draw(recipe: Recipe) -> tuple[torch.Tensor, list[list[str]]]:
-    """Pixels (N, 3, n, n) uint8 of as many drawings of each kind, and four captions of each."""
+    """Pixels (N, 3, n, n) uint8 of as many drawings of each kind, with four captions each."""
     each = max(1, recipe.pictures // (len(STYLES) * len(SHAPES)))
     kinds = [(d, c, n, recipe.habit) for n in range(each) for d in STYLES for c in SHAPES]
     if len(kinds) < ALONE:

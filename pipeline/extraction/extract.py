@@ -121,7 +121,7 @@ def extract(
     where, pace = pick_card(pick_device(device), card), Pace()
     batch = batch or BATCH[where.type]
     dataset, model = fspath(dataset), fspath(model)
-    usual = cache_path(dataset, model, templates)  # refuses an unknown model before images are read
+    usual = cache_path(dataset, model, templates)  # refuses an unknown model before reading images
     out = Path(out or usual)
     if part:
         out = shard_path(out, *part)

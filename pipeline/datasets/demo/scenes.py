@@ -67,7 +67,7 @@ class Scene:
 
 
 def compose(thing: str, usual: Habit, habit: float, rng: np.random.Generator) -> Scene:
-    """A scene with the class `thing` in it; every choice comes from `rng`.
+    """A scene that shows the class `thing`; every choice comes from `rng`.
 
     habit  probability that a choice (colour, background, size, height) is the `usual` one
     """
