@@ -11,14 +11,7 @@ import numpy as np
 from pipeline.datasets.archives import places_in_zip, read_parquets, read_tars, read_zip
 from pipeline.datasets.counts import KNOWN
 from pipeline.datasets.demo.draw import PICTURES, draw_dataset, picture_counts
-from pipeline.datasets.doubts import (
-    COPIES_AT_ONCE,
-    copies,
-    doubts,
-    refuse,
-    renamed,
-    unclear,
-)
+from pipeline.datasets.doubts import COPIES_AT_ONCE, copies, doubts, refuse, renamed, unclear
 from pipeline.datasets.image_files import Folder, read_folder
 from pipeline.datasets.known import compare_counts, find_dataset, known_dataset
 from pipeline.datasets.layouts import guess, no_images
@@ -139,11 +132,7 @@ def read_source(
 
 
 def refuse_copies(
-    dataset: str,
-    tree: ImageTree,
-    digests: np.ndarray,
-    stated: Stated,
-    say: Callable[[str], None],
+    dataset: str, tree: ImageTree, digests: np.ndarray, stated: Stated, say: Callable[[str], None]
 ) -> None:
     """Raises Doubtful when images of equal content are in several domains, splits or classes.
 

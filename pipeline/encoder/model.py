@@ -66,11 +66,7 @@ class ClipModel:
     dtype: torch.dtype
 
 
-def load_model(
-    name_or_file: str,
-    device: torch.device,
-    towers: Towers = UNNAMED,
-) -> ClipModel:
+def load_model(name_or_file: str, device: torch.device, towers: Towers = UNNAMED) -> ClipModel:
     """Load the CLIP of that name (MODEL_NAMES, in any case; hf:, open_clip:), file or folder.
 
     OpenAI's weights are downloaded once, to clip's own folder ~/.cache/clip; others by hub.fetch.

@@ -28,11 +28,7 @@ def cache_path(dataset: str, model: str, templates: tuple[str, ...] = TEMPLATES)
     return CACHES / f"{'-'.join(words)}.h5"
 
 
-def find_cache(
-    dataset: str,
-    model: str,
-    towers: Towers = UNNAMED,
-) -> Path | None:
+def find_cache(dataset: str, model: str, towers: Towers = UNNAMED) -> Path | None:
     """The cache that `extract` creates of these words without --out, if it exists.
 
     Raises StaleCache when it was made from another data set, other prompts or another model; a

@@ -113,11 +113,7 @@ def part_of(tree: ImageTree, shard: Shard, batch: int) -> ImageTree:
 
 
 def merge(
-    files: Sequence[Path],
-    out: Path | None,
-    *,
-    force: bool = False,
-    accept: Sequence[str] = (),
+    files: Sequence[Path], out: Path | None, *, force: bool = False, accept: Sequence[str] = ()
 ) -> Path:
     """cache.store.merge_shards, after checking the whole for copies in other domains or splits.
 
