@@ -266,7 +266,7 @@ def test_words_that_cannot_be_are_refused(tmp_path, tree):
     for words in (["--layout", "class/domain"], ["--accept", "all"]):
         call("extract", "--dataset", tree, *words, code=2)
     for stated in ({"layout": "x"}, {"accept": ("x",)}):
-        with pytest.raises(ConfigError, match="there are"):
+        with pytest.raises(ConfigError, match="choose from"):
             Stated(**stated)
     refused("extract", "--dry-run", "--check", 3, code=1, match="only one of them")
 
