@@ -1,25 +1,20 @@
-"""Fetching a data set: downloaded, unpacked and counted."""
+"""Fetch a data set: download, unpack and count."""
 
 import logging
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
-from pipeline.datasets.known import (
-    KNOWN,
-    compare_counts,
-    find_dataset,
-    known_dataset,
-    root_option,
-    scan,
-)
+from pipeline.datasets.counts import KNOWN
+from pipeline.datasets.known import compare_counts, find_dataset, known_dataset, root_option
+from pipeline.datasets.tree import scan
 from pipeline.errors import DataError
 from pipeline.transfer.download import download
 from pipeline.transfer.unpack import check_free, unpack
 
 LOG = logging.getLogger(__name__)
 
-_IMAGE = 1 << 20  # bytes of archive an image: some ten times what the known data sets' have
+_IMAGE = 1 << 20  # bytes of archive per image, about ten times what known data sets have
 
 
 def download_dataset(
@@ -30,15 +25,15 @@ def download_dataset(
 ) -> Path:
     """Download, unpack and count the known data set `name` in `root`; return its folder.
 
-    Does nothing when it is there with its published counts. Raises DataError when it cannot be
-    fetched, or when its counts differ: each difference is said, and the files are kept.
+    Does nothing if it is there with its published counts. Raises DataError when it cannot be
+    fetched, or when its counts differ: each difference is reported, and the files are kept.
     """
     key, root = known_dataset(name), Path(root)
     known = KNOWN[key]
     folder, archive = root / known.title, root / f"{known.title}.zip"
     try:
         found = find_dataset(key, root)
-        say(f"{known.title} is there already, in {found}; nothing is downloaded")
+        say(f"{known.title} is already in {found}; nothing is downloaded")
     except DataError:
         check_free(folder)
         images = sum(max(accepted) for accepted in known.rows.values())
@@ -49,7 +44,7 @@ def download_dataset(
             found = find_dataset(key, root)
         except DataError as error:
             raise DataError(
-                f"{archive} does not contain {known.title}: there are no folders "
+                f"{archive} does not contain {known.title}: no folders "
                 f"{', '.join(known.domain_names)} in {folder}; the files are kept"
             ) from error
     tree = scan(found)
@@ -76,8 +71,8 @@ def _fetch_archive(url: str | None, archive: Path, say: Callable[[str], None], m
         try:
             download(url, archive, say, most=most)
         except DataError as error:
-            raise DataError(f"{error}; --url takes another address") from error
+            raise DataError(f"{error}; pass another address with --url") from error
     elif not archive.exists():
         raise DataError(
-            f"no address is known for {archive.name}; give one with --url, or put it at {archive}"
+            f"no address is known for {archive.name}; pass one with --url, or put it at {archive}"
         )

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cache.store import read_table
+from pipeline.datasets.counts import KNOWN
 from pipeline.datasets.find import dataset_name, find_images
-from pipeline.datasets.known import KNOWN, compare_counts
+from pipeline.datasets.known import compare_counts
 from pipeline.datasets.stated import Stated
 from pipeline.digests import sealed
 from pipeline.encoder.towers import UNNAMED, Towers
