@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.command import PATH, Function, option, together
-from pipeline.cli.sections import MEANINGS, arranged
 from pipeline.datasets.stated import ACCEPT, LAYOUTS
 from pipeline.encoder.towers import ACTIVATIONS, Towers
 from pipeline.errors import ConfigError
-from pipeline.settings import PRESETS
+from pipeline.settings import PRESETS, RunConfig
+from pipeline.settings_used import ways_of
 
 if TYPE_CHECKING:
     from cache.table import FeatureTable
@@ -23,7 +23,32 @@ if TYPE_CHECKING:
 
 ALIASES = {"rounds": "--iters", "local_epochs": "--wk-iters", "split": "--datapercent"}
 """What the released code calls a setting."""
-DATA, HARDWARE, OUTPUT = "Data", "Hardware", "Output"
+DATA, HARDWARE = "Data", "Hardware"
+SECTIONS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
+    ("Preset and seed", None, ("seed",)),
+    ("What is held out", None, ("split", "fixed_split")),
+    ("Adapter", "head", ("mode", "head", "start", "rank")),
+    (
+        "Local training", "optimizer",
+        ("local_epochs", "batch", "loss", "lr", "schedule", "weight_decay", "optimizer", "moments",
+         "beta1", "beta2", "eps", "momentum"),
+    ),
+    (
+        "Federated method", "method",
+        ("method", "rounds", "weighting", "choose", "eval", "client_fraction", "dropout",
+         "stragglers", "payload", "personalise", "mu", "server_lr", "server_momentum",
+         "server_beta1", "server_beta2", "tau", "trim", "byzantine", "keep",
+         "solver", "tune_on", "shape", "strength", "refit"),
+    ),
+    (
+        "Partition into clients", "partition",
+        ("partition", "clients", "shots", "alpha", "classes_per_client"),
+    ),
+    ("Privacy", None, ("clip", "noise")),
+)  # fmt: skip
+"""Title, the setting whose choices have settings of their own, and the settings in their order."""
+OTHERS = "Other settings"
+FEW = 5  # choices in a heading, at most; a setting that more choices use has none
 
 
 def setting_options(command: Function) -> Function:
@@ -45,7 +70,12 @@ def setting_options(command: Function) -> Function:
             default="released",
             show_default=True,
             section=arranged()[0][0],
-            meanings=MEANINGS["preset"],
+            meanings={
+                "released": "The released FedCLIP code's settings.",
+                "tuned": "Ten rounds from the closed-form classifier (docs/findings.md).",
+                "cosine": "A text classifier trained with momentum on the server "
+                "(docs/findings.md).",
+            },
             help="Settings to start from; other options override it.",
         ),
         *(_setting(*place) for place in arranged()),
@@ -54,7 +84,6 @@ def setting_options(command: Function) -> Function:
 
 def _setting(section: str, under: str, each: dataclasses.Field[Any]) -> Function:
     choices = each.metadata.get("choices")
-    known = MEANINGS.get(each.name, {})
     return option(
         "--" + each.name.replace("_", "-"),
         *([ALIASES[each.name]] if each.name in ALIASES else []),
@@ -62,10 +91,31 @@ def _setting(section: str, under: str, each: dataclasses.Field[Any]) -> Function
         type=click.Choice(choices) if choices else each.type,
         section=section,
         under=under,
-        meanings={choice: known.get(choice, "") for choice in choices} if choices else None,
+        meanings=each.metadata.get("meanings"),
         note=each.default if choices else f"{each.default:g}",
         help=each.metadata["help"],
     )
+
+
+def arranged() -> list[tuple[str, str, dataclasses.Field[Any]]]:
+    """(section, heading in it, field) of each setting but held_out, in the order of --help."""
+    fields = {each.name: each for each in dataclasses.fields(RunConfig) if each.metadata}
+    found = []
+    for title, chooser, names in SECTIONS:
+        placed = [(under(name, chooser), name) for name in names]
+        headings = {heading: at for at, (heading, _) in reversed(list(enumerate(placed)))}
+        for heading, name in sorted(placed, key=lambda one: (one[0] != "", headings[one[0]])):
+            found.append((title, heading, fields.pop(name)))
+    return found + [(OTHERS, "", each) for each in fields.values()]
+
+
+def under(name: str, chooser: str | None) -> str:
+    """The heading of a setting that few choices use, as "With --method fedprox or ditto"; or ""."""
+    used = [way[chooser] for way in ways_of(name) if chooser in way] if chooser else []
+    if name == chooser or len(used) != 1 or len(used[0]) > FEW:
+        return ""
+    *others, last = used[0]
+    return f"With --{chooser} {', '.join(others)}{' or ' if others else ''}{last}"
 
 
 def given_settings(preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,12 +38,12 @@ from pipeline.runs.checkpoint import from_tensors, to_tensors
 from pipeline.runs.folder import RunFolder, open_run
 from pipeline.runs.labels import label_of, write_label
 from pipeline.runs.loggers import figures_of, open_loggers
-from pipeline.runs.notes import row_notes
+from pipeline.runs.notes import length_warning, row_notes
 from pipeline.runs.outcomes import Tested, outcomes
 from pipeline.runs.results import mean_results, round_line
 from pipeline.runs.run_result import RunResult
 from pipeline.settings import RunConfig, as_json, run_id
-from pipeline.settings_used import length_warning, possible, unused
+from pipeline.settings_used import possible, unused
 from pipeline.signals import noted_signals
 
 LOG = logging.getLogger(__name__)

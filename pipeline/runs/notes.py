@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cache.table import FeatureTable
+from kernels.heads import HEADS
 from pipeline.errors import ConfigError
 from pipeline.federation.clients import ClientSplit
+from pipeline.federation.methods import METHODS
 from pipeline.federation.plan import Fold, Plan, build_plan, steps_a_round
+from pipeline.settings import RunConfig
 
 NAMED = 5  # names in a line
 LINES = 6  # lines of a kind
+SAMPLE = 256  # rows whose length is measured
+RAW = 10  # approximate length of ViT-B/32's raw features
 
 
 def few(names: Sequence[str], most: int = NAMED) -> str:
@@ -36,6 +41,27 @@ def row_notes(table: FeatureTable, plan: Plan) -> list[str]:
         *_bounded(list(_fewer_classes(table, plan, list(clients.values())))),
     ]
     return list(dict.fromkeys(said))
+
+
+def length_warning(table: FeatureTable, config: RunConfig) -> str | None:
+    """A warning if the attention head trains on image features of length 1; else None.
+
+    Only this head depends on a feature's length (docs/methods.md): W1 x grows with |x|, and the
+    released adapter was designed for raw features. Measures up to SAMPLE rows, spread over the
+    table.
+    """
+    if not HEADS[config.head].raw or config.mode == "FedAtTxt" or not METHODS[config.method].trains:
+        return None
+    if not len(table.features):
+        return None
+    some = np.unique(np.linspace(0, len(table.features) - 1, SAMPLE).astype(np.int64))
+    lengths = np.linalg.norm(np.asarray(table.features[some], np.float64), axis=1)
+    if not np.allclose(lengths, 1, atol=0.01):  # float16 rounds a length by up to 0.0005
+        return None
+    return (
+        "features have length 1; the released adapter was designed for CLIP's raw features "
+        f"(length about {RAW} for ViT-B/32); results differ: import with --feature-scale"
+    )
 
 
 def _untested(table: FeatureTable, plan: Plan) -> Iterator[str]:

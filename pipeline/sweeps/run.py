@@ -23,8 +23,9 @@ from pipeline.plain_files import OBJECT, read_plain
 from pipeline.progress import progress_bar
 from pipeline.runs.federate import cache_facts
 from pipeline.runs.labels import label_of, write_label
+from pipeline.runs.notes import length_warning
 from pipeline.settings import RunConfig, as_json, run_id
-from pipeline.settings_used import length_warning, possible, unused
+from pipeline.settings_used import possible, unused
 from pipeline.signals import noted_signals
 from pipeline.sweeps.best import check_selection, sweep_report
 from pipeline.sweeps.context import Opener, plan_trial

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from pipeline.errors import ConfigError
-from pipeline.sweeps.values import KINDS, Value, parse_value, shown, sweepable
+from pipeline.sweeps.values import KINDS, SWEEPABLE, Value, parse_value, shown
 
 LOG_FROM = 10.0
 """Ends that differ by this much are drawn log-uniformly: one decade or more is a scale."""
@@ -90,7 +90,7 @@ def numbers(name: str, low: object, high: object, how: str | None = None) -> Ran
 
     Raises ConfigError for ends that are not in order, not numbers, or without a logarithm.
     """
-    kind = sweepable()[name][0]
+    kind = SWEEPABLE[name]
     if kind not in (int, float):
         raise ConfigError(f"{name} takes {KINDS[kind]} and has no range; list its values")
     ends = parse_value(name, low), parse_value(name, high)

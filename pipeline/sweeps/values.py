@@ -1,62 +1,50 @@
 """The settings that a sweep may vary: their names as people write them, and their values."""
 
 import dataclasses
-import functools
 import math
-import types
-import typing
 from difflib import get_close_matches
 
 from pipeline.errors import ConfigError
 from pipeline.settings import RunConfig
 
-Value = int | float | bool | str | None
+Value = int | float | str
 RELEASED = {"iters": "rounds", "wk_iters": "local_epochs", "datapercent": "split"}
-KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}
-TRUTH = {"true": True, "yes": True, "on": True, "1": True}
-TRUTH |= {"false": False, "no": False, "off": False, "0": False}
+KINDS = {int: "a whole number", float: "a finite number", str: "a word"}
 LARGEST = 2**63
-
-
-@functools.cache
-def sweepable() -> dict[str, tuple[type, bool]]:
-    """By name of a RunConfig field: its type, and whether it may be None as well.
-
-    Fields of other types than int, float, bool and str (held_out) are left out.
-    """
-    hints = typing.get_type_hints(RunConfig)
-    kinds = {field.name: _kind(hints[field.name]) for field in dataclasses.fields(RunConfig)}
-    return {name: kind for name, kind in kinds.items() if kind is not None}
+SWEEPABLE = {each.name: each.type for each in dataclasses.fields(RunConfig) if each.type in KINDS}
+"""The type of each setting that can be swept: all but held_out."""
 
 
 def setting_name(word: str) -> str:
-    """The RunConfig field that a word means: hyphens and the released spellings are understood.
+    """The RunConfig field that a word means; hyphens and the released spellings are accepted.
 
     Raises ConfigError, with the nearest name, for an unknown field, or one that cannot be swept.
     """
     name = word.strip().removeprefix("--").replace("-", "_")
     name = RELEASED.get(name, name)
-    if name in sweepable():
+    if name in SWEEPABLE:
         return name
     if name in {field.name for field in dataclasses.fields(RunConfig)} | {"test_envs"}:
         raise ConfigError(
             f"{name} cannot be swept: every trial trains all held-out domains of the command"
         )
-    near = get_close_matches(name, [*sweepable(), *RELEASED], n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sweepable())}"
+    near = get_close_matches(name, [*SWEEPABLE, *RELEASED], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SWEEPABLE)}"
     raise ConfigError(f"{shown(word)} is not a setting; {hint}")
 
 
 def parse_value(name: str, raw: object) -> Value:
-    """What `raw`, a word or what YAML made of it, is as a value of the setting's type.
+    """Converts `raw`, a word or a value from YAML, to the setting's type.
 
-    Raises ConfigError when it is none.
+    Raises ConfigError if it cannot be converted.
     """
-    kind, optional = sweepable()[name]
-    if optional and (raw is None or raw in ("none", "null")):
-        return None
+    kind = SWEEPABLE[name]
     try:
-        return _READ[kind](raw.strip() if isinstance(raw, str) else raw)
+        if kind is str:
+            if not isinstance(raw, str) or not raw.strip():
+                raise ValueError
+            return raw.strip()
+        return whole_number(raw) if kind is int else read_number(raw)
     except (ValueError, OverflowError):
         hint = " (YAML reads yes, no, on and off as truth: quote it)" if kind is str else ""
         raise ConfigError(f"{name} takes {KINDS[kind]}; got {shown(raw)}{hint}") from None
@@ -67,10 +55,20 @@ def read_number(raw: object) -> float:
     if isinstance(raw, bool) or not isinstance(raw, int | float | str):
         raise ValueError
     if isinstance(raw, str) and (not raw.isascii() or "_" in raw):
-        raise ValueError  # float() reads other alphabets' digits and 1_0
+        raise ValueError  # float() accepts other alphabets' digits and 1_0
     if not math.isfinite(number := float(raw)):
         raise OverflowError
     return number + 0.0  # -0.0 would be a second name of 0.0
+
+
+def whole_number(raw: object) -> int:
+    """A whole number, or a word that is one; raises ValueError or OverflowError."""
+    number = read_number(raw)
+    if number != int(number):
+        raise ValueError
+    if abs(number) > LARGEST:
+        raise OverflowError
+    return int(number)
 
 
 def shown(raw: object) -> str:
@@ -80,44 +78,3 @@ def shown(raw: object) -> str:
     except ValueError:  # an int of more than 4300 digits has no decimal form
         text = f"a {type(raw).__name__} too long to print"
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _kind(hint: object) -> tuple[type, bool] | None:
-    if hint in KINDS:
-        return hint, False
-    if typing.get_origin(hint) is typing.Literal:
-        return str, False
-    if isinstance(hint, types.UnionType):
-        inner = [_kind(each) for each in typing.get_args(hint) if each is not types.NoneType]
-        return (inner[0][0], True) if len(inner) == 1 and inner[0] else None
-    return None
-
-
-def _whole(raw: object) -> int:
-    if isinstance(raw, int) and not isinstance(raw, bool):
-        number = raw
-    else:
-        fraction = read_number(raw)
-        number = int(raw) if isinstance(raw, str) and raw.lstrip("+-").isdigit() else int(fraction)
-        if number != fraction:
-            raise ValueError
-    if abs(number) > LARGEST:
-        raise OverflowError
-    return number
-
-
-def _truth(raw: object) -> bool:
-    if isinstance(raw, str) and raw.lower() in TRUTH:
-        return TRUTH[raw.lower()]
-    if not isinstance(raw, bool):
-        raise ValueError
-    return raw
-
-
-def _word(raw: object) -> str:
-    if not isinstance(raw, str) or not raw:
-        raise ValueError
-    return raw
-
-
-_READ = {int: _whole, float: read_number, bool: _truth, str: _word}

@@ -19,7 +19,7 @@ from pipeline.plain_files import read_plain
 from pipeline.sweeps.halving import Halving, rungs
 from pipeline.sweeps.space import Choices, Domain, Normal, Range, Steps, choices, numbers
 from pipeline.sweeps.spec import METHODS, METRIC, SweepSpec, split_seeds
-from pipeline.sweeps.values import read_number, setting_name, shown, sweepable
+from pipeline.sweeps.values import SWEEPABLE, read_number, setting_name, shown, whole_number
 
 LARGEST = 64 * 1024
 """Bytes: 2 s of PyYAML's time. The sweeps people share have a thousand."""
@@ -231,13 +231,13 @@ def _implied(name: str, words: dict, where: str) -> str:
     if "min" not in words and "max" not in words:
         raise ConfigError(f"{where}: give value, values, or min and max")
     ends = [words.get("min"), words.get("max")]
-    if sweepable()[name][0] is float and all(type(end) is int for end in ends):
+    if SWEEPABLE[name] is float and all(type(end) is int for end in ends):
         LOG.warning(
             "%s: drawn as fractions from %s to %s, as the setting is one; W&B would draw whole "
             "numbers: distribution: int_uniform",
             name, *ends,
         )  # fmt: skip
-    return "int_uniform" if sweepable()[name][0] is int else "uniform"
+    return "int_uniform" if SWEEPABLE[name] is int else "uniform"
 
 
 def _stepped(ends: Range | Steps, q: object, where: str) -> Steps:
@@ -254,7 +254,7 @@ def _stepped(ends: Range | Steps, q: object, where: str) -> Steps:
 
 
 def _normal(name: str, words: dict, where: str) -> Normal:
-    if sweepable()[name][0] is not float:
+    if SWEEPABLE[name] is not float:
         raise ConfigError(f"{where}: normal gives fractions, which this setting does not take")
     mu, sigma = (_number(words.get(key, key == "sigma" and 1), where) for key in ("mu", "sigma"))
     if sigma <= 0:
@@ -293,7 +293,10 @@ def _number(raw: object, where: str) -> float:
 
 
 def _integer(raw: object, where: str, least: int) -> int:
-    number = _number(raw, where)
-    if number != int(number) or not least <= number <= 10**7:
+    try:
+        number = whole_number(raw)
+    except (ValueError, OverflowError):
+        number = -1
+    if not least <= number <= 10**7:
         raise ConfigError(f"{where} takes a whole number from {least}; got {shown(raw)}")
-    return int(number)
+    return number

@@ -14,7 +14,7 @@ from pipeline.sweeps.best import federate_command, sweep_report, sweep_table
 from pipeline.sweeps.search import listed_trials
 from pipeline.sweeps.spec import from_options
 from pipeline.sweeps.trials import record
-from pipeline.sweeps.values import sweepable
+from pipeline.sweeps.values import SWEEPABLE
 
 BASE = RunConfig(rounds=20, held_out=(("art painting",), ("sketch", "photo")))
 CACHE = ("my cache.h5",)
@@ -171,7 +171,7 @@ def test_the_command_line_trains_the_same_again(settings, held_out):
 
 def test_every_setting_has_its_option():
     options = {option for p in cli.commands["federate"].params for option in p.opts}
-    assert {f"--{name.replace('_', '-')}" for name in sweepable()} <= options
+    assert {f"--{name.replace('_', '-')}" for name in SWEEPABLE} <= options
 
 
 def test_the_command_line_has_no_default_in_it():
