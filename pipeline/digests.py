@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import ConfigError, DamagedDone
-from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, open_plain, read_plain
+from pipeline.files import ADAPTERS, LOG, OBJECT, check_plain, open_plain, read_plain
 
 NAME = "sha256"
 KEY = "fedclip"  # the one metadata key: safetensors writes several keys in random order

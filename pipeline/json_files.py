@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.files import remove_temporary, replace_whole
-from pipeline.plain_files import LOG, OBJECT, read_plain
+from pipeline.files import LOG, OBJECT, read_plain, remove_temporary, replace_whole
 
 LARGEST = 1e30
 STRANGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object that is a file. Raises ConfigError for anything else."""
+def read_object(file: Path, way_out: str = "") -> dict[str, Any]:
+    """Reads the JSON object that a file holds.
+
+    way_out  the end of an error's message: what to do
+    Raises ConfigError for anything else.
+    """
+    end = f"; {way_out}" if way_out else ""
     try:
         found = json.loads(read_plain(file, OBJECT))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: cannot be read as JSON ({_reason(error)})") from error
+        raise ConfigError(f"{file}: cannot be read as JSON ({_reason(error)}){end}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{file}: holds a {type(found).__name__}, not a JSON object")
+        raise ConfigError(f"{file}: holds a {type(found).__name__}, not a JSON object{end}")
     return found
 
 

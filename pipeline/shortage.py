@@ -10,8 +10,8 @@ import signal
 import threading
 from typing import Any
 
-from pipeline.cores import cores
 from pipeline.errors import ConfigError
+from pipeline.machine import cores
 
 # Address space in kB of the commands that import torch: `federate` on the built-in data takes
 # 1,250,000 on two cores, `sweep` 1,300,000, and each thread a stack and an arena. What is taken is

@@ -19,8 +19,8 @@ OURS = {
 FLOORS = (
     {"errors", "places"},
     {"methods"},  # of federation/: settings and --help read what they are
-    {"settings", "settings_used", "files", "plain_files", "json_files", "digests", "machine",
-     "progress", "terminal", "signals", "shortage", "cores", "missing", "contained", "frames",
+    {"settings", "settings_used", "files", "json_files", "digests", "machine",
+     "progress", "terminal", "signals", "shortage", "missing", "contained", "frames",
      "parquet_files", "transfer"},
     {"encoder", "datasets", "federation"},
     {"extraction", "features", "runs"},

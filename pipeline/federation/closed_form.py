@@ -17,7 +17,13 @@ from pipeline.errors import ConfigError
 from pipeline.federation.clients import ClientSplit
 from pipeline.federation.evaluate import Cached
 from pipeline.federation.methods import METHODS
-from pipeline.federation.methods.closed_form import Sums, sums_of
+from pipeline.federation.methods.closed_form import (
+    SENSITIVITY,
+    Sums,
+    clipped_sums,
+    released,
+    sums_of,
+)
 from pipeline.federation.methods.closed_form_choice import (
     SHAPES,
     SOLVERS,
@@ -27,11 +33,6 @@ from pipeline.federation.methods.closed_form_choice import (
     best_of,
     heads_of,
     scored,
-)
-from pipeline.federation.methods.closed_form_privacy import (
-    SENSITIVITY,
-    clipped_sums,
-    released,
 )
 from pipeline.federation.plan import Fold, Plan, train_rows
 from pipeline.settings import RunConfig

@@ -10,7 +10,7 @@ from pipeline.federation.plan import Plan
 from pipeline.federation.record import held_out_name
 from pipeline.federation.state import model_rows
 from pipeline.federation.training import Chosen, Progress
-from pipeline.runs.checkpoint_facts import check_facts
+from pipeline.runs.folder import check_facts
 
 
 def to_tensors(plan: Plan, progress: Progress) -> tuple[dict[str, Tensor], dict]:

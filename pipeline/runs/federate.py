@@ -40,8 +40,7 @@ from pipeline.runs.labels import label_of, write_label
 from pipeline.runs.loggers import figures_of, open_loggers
 from pipeline.runs.notes import length_warning, row_notes
 from pipeline.runs.outcomes import Tested, outcomes
-from pipeline.runs.results import mean_results, round_line
-from pipeline.runs.run_result import RunResult
+from pipeline.runs.results import RunResult, mean_results, round_line
 from pipeline.settings import RunConfig, as_json, run_id
 from pipeline.settings_used import possible, unused
 from pipeline.signals import noted_signals

@@ -9,11 +9,13 @@ of them, all the others before `done`.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,15 +27,20 @@ from kernels.heads.plain import Kind, as_rows
 from pipeline.digests import KEY, LARGEST, NAME, check_done, digest, digests_of
 from pipeline.errors import ConfigError, DamagedDone
 from pipeline.files import (
+    ADAPTERS,
+    LOG,
+    OBJECT,
+    check_plain,
     errors_of,
-    first_difference,
     locked,
     naming,
+    read_plain,
+    refuse_other,
     replace_whole,
     set_aside,
 )
-from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, read_plain
-from pipeline.runs.checkpoint_facts import check_facts
+from pipeline.json_files import read_object
+from pipeline.settings import RunConfig
 
 SHARE = 0.05  # of the time spent may go into checkpoints
 FIRST_COST = 0.1
@@ -41,6 +48,7 @@ FIRST_COST = 0.1
 Shorter runs (2 seconds at SHARE) are saved at their end alone."""
 WRITTEN = ("done", "summary.json", "rounds.jsonl", "adapter.safetensors", "config.json")
 """In the order in which they are removed: what vouches for others goes first."""
+MOST_ROUNDS = RunConfig.__dataclass_fields__["rounds"].metadata["high"]
 TYPES = (torch.float32, torch.int64)  # of what training keeps; int64 counts steps
 WAY_OUT = "restore it from a copy, or pass --force to move the run's files aside and train again"
 
@@ -74,7 +82,7 @@ class RunFolder:
         if not file.exists():
             self.notes.append(f"{file} is missing; the run is finished again from its checkpoint")
             return None
-        return _read_object(file)
+        return read_object(file, WAY_OUT)
 
     @property
     def rounds_sha256(self) -> str:
@@ -90,7 +98,9 @@ class RunFolder:
         """
         file = self.folder / "config.json"
         if file.exists() and not force:
-            _refuse_other(_read_object(file), described, self.folder)
+            refuse_other(
+                self.folder, "run", read_object(file, WAY_OUT), described, "replace the run"
+            )
             return
         self._clear()
         replace_whole(file, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
@@ -110,7 +120,7 @@ class RunFolder:
         try:
             for name in there:
                 check_plain(self.folder / name, LARGEST.get(name, OBJECT))
-            _read_object(self.folder / "config.json")
+            read_object(self.folder / "config.json", WAY_OUT)
             return self.summary is not None or (self.notes == notes and bool(self._checkpoint()))
         except ConfigError:
             return False
@@ -149,7 +159,7 @@ class RunFolder:
         kept = b"".join(lines[:done])
         if facts.get("rounds_sha256") != _short(hashlib.sha256(kept)):
             raise ConfigError(f"{log}: does not match {file.name}: damaged or edited; {WAY_OUT}")
-        if facts.get("belongs_to") != _read_object(self.folder / "config.json"):
+        if facts.get("belongs_to") != read_object(self.folder / "config.json", WAY_OUT):
             raise ConfigError(f"{file}: belongs to another run; {WAY_OUT}")
         return (tensors, facts), kept
 
@@ -255,6 +265,28 @@ def read_adapters(
     return tensors, rest
 
 
+def check_facts(facts: Any) -> None:
+    """Raises ValueError, saying what is wrong, for facts that no training writes.
+
+    rounds_done   a count;  chosen  by fold null or {"round", "val_accuracy", "test_accuracy"}, of a
+    round that is done, with accuracies from 0 to 1, and "val_loss" where rounds are chosen by it
+    adapters, belongs_to, rounds_sha256  of the right type where they are there
+    """
+    if not isinstance(facts, dict) or not {"rounds_done", "chosen"} <= facts.keys():
+        raise ValueError("it has no facts of a run")
+    done = facts["rounds_done"]
+    if type(done) is not int or not 0 <= done <= MOST_ROUNDS:
+        raise ValueError(f"rounds_done is {_shown(done)}, not a count up to {MOST_ROUNDS:,}")
+    if not isinstance(facts["chosen"], list):
+        raise ValueError(f"chosen is {_shown(facts['chosen'])}, not a list")
+    for each in facts["chosen"]:
+        if each is not None:
+            _check_chosen(each, done)
+    for name, kind in (("adapters", list), ("belongs_to", dict), ("rounds_sha256", str)):
+        if not isinstance(facts.get(name, kind()), kind):
+            raise ValueError(f"{name} is {_shown(facts[name])}, not a {kind.__name__}")
+
+
 def unlike_checkpoint(folder: Path) -> list[str]:
     """Sentences on why what an unfinished run's files tell is doubtful; none when it is not."""
     file, log = folder / "adapter.safetensors", folder / "rounds.jsonl"
@@ -304,25 +336,29 @@ def read_first_adapter(file: str | PathLike[str], kind: Kind) -> Tensor:
     return row.reshape(-1)
 
 
-def _read_object(file: Path) -> dict:
-    try:
-        found = json.loads(read_plain(file, OBJECT))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: is damaged: not JSON ({error}); {WAY_OUT}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file}: is damaged: not a JSON object; {WAY_OUT}")
-    return found
-
-
 def _short(found) -> str:
     return found.hexdigest()[:16]
 
 
-def _refuse_other(found: dict, asked: dict, folder: Path) -> None:
-    differs = first_difference(found, asked)
-    if differs:
-        name, old, new = differs
-        raise ConfigError(
-            f"{folder}: holds a run with {name} = {old}, but {new} was requested; pass another "
-            "--out, or --force to replace the run"
+def _check_chosen(chosen: Any, done: int) -> None:
+    names = {"round", "val_accuracy", "test_accuracy"}
+    if not isinstance(chosen, dict) or chosen.keys() - {"val_loss"} != names:
+        raise ValueError(
+            f"chosen has {_shown(chosen)}, not an object of {', '.join(sorted(names))}"
         )
+    round, tested = chosen["round"], chosen["test_accuracy"]
+    if type(round) is not int or not 0 <= round < done:
+        raise ValueError(f"chosen has round {_shown(round)}, not one of the {done} that are done")
+    if not isinstance(tested, dict):
+        raise ValueError(f"chosen has test_accuracy {_shown(tested)}, not an object")
+    # Without validation rows (choose last, closed-form) there is no val_accuracy.
+    for value in (v for v in (chosen["val_accuracy"], *tested.values()) if v is not None):
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise ValueError(f"chosen has accuracy {_shown(value)}, not a fraction from 0 to 1")
+    loss = chosen.get("val_loss")
+    if loss is not None and (type(loss) not in (int, float) or not 0 <= loss < math.inf):
+        raise ValueError(f"chosen has val_loss {_shown(loss)}, not a loss")
+
+
+def _shown(value: Any) -> str:
+    return ascii(value)[:60]

@@ -55,6 +55,15 @@ def spread_or_none(accuracies: Sequence[float], rows: Sequence[int]) -> dict[str
     return figures._asdict() if figures else dict.fromkeys(Spread._fields)
 
 
+def mean_and_std(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation of the values that are not None; None if too few."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    }
+
+
 def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float | None:
     """Mean over classes of 2 TP / (2 TP + FP + FN); None of no rows.
 

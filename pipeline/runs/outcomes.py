@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kernels.answers import confidences
+from kernels.answers import confidences, top1
 from kernels.heads.plain import size
 from pipeline.federation.clients import NO_ROWS
 from pipeline.federation.evaluate import (
@@ -22,16 +22,23 @@ from pipeline.federation.evaluate import (
     zero_shot_accuracy,
     zero_shot_top1,
 )
-from pipeline.federation.local import Engine
+from pipeline.federation.local import Engine, lane_steps
 from pipeline.federation.methods.closed_form_choice import Tried
 from pipeline.federation.payload import clip_bytes, payload_bytes
-from pipeline.federation.plan import Fold, Plan
+from pipeline.federation.plan import (
+    Fold,
+    Lane,
+    Plan,
+    round_rows,
+    settings_of,
+    steps_a_round,
+    train_rows,
+)
 from pipeline.federation.record import held_out_name
 from pipeline.federation.state import own_part
 from pipeline.federation.training import Progress
 from pipeline.runs.advice import changed_on_validation
 from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread_or_none
-from pipeline.runs.personal import personalised
 
 
 class Tested(NamedTuple):
@@ -96,6 +103,39 @@ def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
     clients += [np.repeat(-1, len(held.test)) for held in fold.unseen]
     joined = [each.cpu().numpy() for each in (rows, zero_shot[rows], torch.cat(sure))]
     return Tested(joined[0], np.concatenate(clients), *joined[1:])
+
+
+def personalised(engine: Engine, adapters: Tensor, f: int) -> dict | None:
+    """Fine-tunes each client's adapter of fold f for config.personalise epochs on its train rows.
+
+    adapters  (A, P), one for each of the plan's models; not changed
+    returns   {"epochs", "before", "after"}: accuracies on the client's own test rows, by client in
+              "accuracy" and put together as in pipeline/runs/metrics.py; None for 0 epochs
+
+    Everything else is as in a round after the last one: loss, fresh optimizer, batches.
+    """
+    plan = engine.plan
+    fold = plan.folds[f]
+    epochs = fold.config.personalise
+    if not epochs or not plan.method.trains:
+        return None
+    model_of = {k: m for m in fold.models for k in plan.models[m].clients}
+    lanes = [
+        Lane(fold.config, f, -1, k, client.stream, train_rows(client, fold.config))
+        for k, client in enumerate(fold.clients)
+        if len(client.test)
+    ]
+    lanes.sort(key=lambda lane: -steps_a_round(lane, epochs))
+    before = adapters[[model_of[lane.client] for lane in lanes]]
+    after = before.clone()
+    rows = round_rows(lanes, fold.config.rounds, engine.orders, epochs)
+    if rows.numel():
+        lane_steps(engine, lanes, after, rows, settings_of(lanes, 0))
+    return {
+        "epochs": epochs,
+        "before": _own_accuracies(engine, before, lanes),
+        "after": _own_accuracies(engine, after, lanes),
+    }
 
 
 def _outcome(
@@ -223,3 +263,20 @@ def _gate(seen: Tested, zero_shot: Tensor) -> dict[str, Any]:
     """
     changed = int((seen.answers != zero_shot.cpu().numpy()[seen.rows]).sum())
     return {"distance": seen.moved, "changed": changed, "tested": len(seen.rows)}
+
+
+def _own_accuracies(engine: Engine, adapters: Tensor, lanes: list[Lane]) -> dict:
+    plan, cached = engine.plan, engine.cached
+    clients = [plan.folds[lane.fold].clients[lane.client] for lane in lanes]
+    rows = [torch.from_numpy(client.test).to(cached.labels.device) for client in clients]
+    answers = top1(
+        plan.work.kind, adapters, cached.features, cached.text, cached.unit_text, rows,
+        backend=engine.backend,
+    ) if rows else []  # fmt: skip
+    right = [
+        float((found == cached.labels[own]).float().mean())
+        for found, own in zip(answers, rows, strict=True)
+    ]
+    by_name = {client.name: value for client, value in zip(clients, right, strict=True)}
+    figures = spread_or_none(right, [len(own) for own in rows])
+    return {**figures, "accuracy": dict(sorted(by_name.items()))}

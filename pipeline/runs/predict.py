@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kernels.heads.plain import named, unit_images, unit_texts
-from pipeline.cores import cores
 from pipeline.datasets.image_files import converter, images_below, kind_of, read_folder
 from pipeline.encoder.decoding import decoded_images
 from pipeline.encoder.model import ClipModel, encode_images, encode_prompts
 from pipeline.encoder.pixels import IMAGE_LIMITS, Limits
 from pipeline.errors import ConfigError
+from pipeline.machine import cores
 from pipeline.runs.adapters import Trained
 
 BATCH = {"cpu": 16, "cuda": 256}  # as extraction's

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError, ConflictError
-from pipeline.plain_files import LOG, read_plain
+from pipeline.files import LOG, read_plain
 from pipeline.settings import RunConfig
 from pipeline.sweeps.search import Search, State
-from pipeline.sweeps.space import Choices, Domain, Normal, Range, Steps, at_step, in_range
+from pipeline.sweeps.space import Choices, Domain, Normal, Range, Steps, Value, at_step, in_range
 from pipeline.sweeps.spec import SweepSpec, rank_of, ranks_by_loss, seeded
 from pipeline.sweeps.trials import Record, Trial, configuration_id
-from pipeline.sweeps.values import Value
 
 try:
     import optuna

@@ -13,14 +13,14 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
-from pipeline.runs.results import aligned, mean_results, percent
+from pipeline.runs.metrics import mean_and_std
+from pipeline.runs.results import FIGURES, aligned, mean_results, percent
 from pipeline.settings import RunConfig, run_id
 from pipeline.sweeps.importance import influences, label
 from pipeline.sweeps.trials import STATUSES, Record, configuration_id
 from pipeline.terminal import printable
 
 SELECTIONS = ("validation", "oracle")
-TESTED = ("unseen", "participants", "overall")
 TOP = 10
 DISTINCT = 20  # values of a setting that are compared with each other
 REASONS = 5  # why trials failed, in text for people
@@ -258,7 +258,7 @@ def _compared(
 ) -> Iterator[tuple[dict[str, Any], int, tuple[object, ...]]]:
     for each in records:
         if each.status == "done":
-            tested = tuple(tuple(result[name] for name in TESTED) for result in each.results)
+            tested = tuple(tuple(result[name] for name in FIGURES) for result in each.results)
             yield each.settings, each.seed, (each.val_accuracy, tested)
 
 
@@ -277,8 +277,8 @@ def _best(best: Candidate[Record], base: RunConfig, cache: Sequence[str], select
     start = [m["zero_shot"] for m in means]
     return {
         **_described(best, select),
-        "tested": {name: _spread([m[name] for m in means]) for name in TESTED},
-        "zero_shot": {name: _spread([m[name] for m in start])["mean"] for name in TESTED},
+        "tested": {name: mean_and_std([m[name] for m in means]) for name in FIGURES},
+        "zero_shot": {name: mean_and_std([m[name] for m in start])["mean"] for name in FIGURES},
         "command": federate_command(base, first.settings, first.seed, cache),
     }
 
@@ -288,15 +288,8 @@ def _described(each: Candidate[Record], select: str) -> dict:
         "number": each.records[0].number,
         "settings": each.records[0].settings,
         "seeds": [record.seed for record in each.records],
-        SCORES[select]: _spread(each.scores),
+        SCORES[select]: mean_and_std(each.scores),
     }
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and sample standard deviation; None for what too few values do not have."""
-    values = [value for value in values if value is not None]
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": mean(values), "std": std}
 
 
 def _top(document: dict, by: str) -> str:
@@ -346,7 +339,7 @@ def _importance(importance: Sequence[dict], score: str) -> str:
 
 def _tested(best: dict, by: str) -> str:
     rows = [["tested", "zero-shot %", "adapter %", "std"]]
-    for name in TESTED:
+    for name in FIGURES:
         spread = best["tested"][name]
         if spread["mean"] is not None:
             start = percent(best["zero_shot"][name])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.sweeps.values import Value
+from pipeline.sweeps.space import Value
 
 DISTINCT = 6
 """A number with more values than that is put into four groups of nearly equal size: with a group

@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from pipeline.runs.results import aligned, mean_results, percent
+from pipeline.runs.metrics import mean_and_std
+from pipeline.runs.results import FIGURES, aligned, mean_results, percent
 from pipeline.settings import RunConfig
 from pipeline.terminal import printable
 
 NAME = "reproduced.json"
-FIGURES = ("unseen", "participants", "overall")
 
 
 def compared(
@@ -73,25 +71,18 @@ def doubts(document: Mapping[str, Any]) -> list[str]:
 def _row(
     held_out: str, results: Sequence[Mapping[str, Any]], released: Mapping[str, float]
 ) -> dict[str, Any]:
-    spread = {name: _spread([one[name] for one in results]) for name in FIGURES}
+    spread = {name: mean_and_std([one[name] for one in results]) for name in FIGURES}
     published, overall = released.get(held_out), spread["overall"]["mean"]
     known = published is not None and overall is not None
     return {
         "held_out": held_out,
         "zero_shot": {
-            name: _spread([one["zero_shot"][name] for one in results])["mean"] for name in FIGURES
+            name: mean_and_std([one["zero_shot"][name] for one in results])["mean"]
+            for name in FIGURES
         },
         **spread,
         "released": published,
         "difference": overall - published if known else None,
-    }
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
-    return {
-        "mean": float(np.mean(known)) if known else None,
-        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
     }
 
 

@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from cache.table import FeatureTable
 from kernels.backends import BackendUnavailable, pick_backend
 from pipeline.errors import ConfigError, Interrupted
-from pipeline.json_files import replace_file
-from pipeline.plain_files import OBJECT, read_plain
+from pipeline.frames import frame
+from pipeline.json_files import content_of, read_object, replace_file
 from pipeline.progress import progress_bar
 from pipeline.runs.federate import cache_facts
 from pipeline.runs.labels import label_of, write_label
@@ -29,14 +29,15 @@ from pipeline.settings_used import possible, unused
 from pipeline.signals import noted_signals
 from pipeline.sweeps.best import check_selection, sweep_report
 from pipeline.sweeps.context import Opener, plan_trial
-from pipeline.sweeps.folder import open_sweep
 from pipeline.sweeps.schedule import Floor, Stopped, train_all
 from pipeline.sweeps.search import Search, check_search, open_search, reasons
 from pipeline.sweeps.space import ends_of
 from pipeline.sweeps.spec import SweepSpec, describe
-from pipeline.sweeps.sweep_result import SweepResult
 from pipeline.sweeps.train import Here
-from pipeline.sweeps.trials import Trial
+from pipeline.sweeps.trials import Record, Trial, open_sweep, read_all
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 LOG = logging.getLogger(__name__)
 SHARED = "shared.json"
@@ -49,6 +50,69 @@ class Shared:
 
     cache: str
     words: tuple[str, ...]
+
+
+class Best(NamedTuple):
+    """The configuration that was chosen.
+
+    score, std  over its seeds, of what it was chosen by: validation accuracy, or the oracle's
+    tested      {figure: test accuracy, mean over seeds}, which did not choose
+    command     that trains it again
+    """
+
+    settings: dict[str, Any]
+    score: float | None
+    std: float | None
+    tested: dict[str, float | None]
+    command: str
+
+
+class SweepResult(dict[str, Any]):
+    """The object of `sweep --json` as a dict, and its main parts by attribute.
+
+    It equals, and is written as, that dict.
+    """
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder."""
+        return Path(self["sweep"])
+
+    @property
+    def best(self) -> Best | None:
+        """The configuration that was chosen; None where no trial could be."""
+        found = self["best"]
+        if found is None:
+            return None
+        score = found["val_accuracy" if self["select"] == "validation" else "oracle_accuracy"]
+        tested = {name: spread["mean"] for name, spread in found["tested"].items()}
+        return Best(found["settings"], score["mean"], score["std"], tested, found["command"])
+
+    @property
+    def trials(self) -> tuple[Record, ...]:
+        """All that ended, in order of their numbers, read from the folder; see Record."""
+        return tuple(sorted(read_all(self.folder).values(), key=lambda one: one.number))
+
+    def to_frame(self) -> "DataFrame":
+        """A row a trial: number, status, its settings, seed, rounds, seconds, val_accuracy, error.
+
+        No test accuracies: choosing by them is not validation; pipeline.reports.tables.records has
+        their means over seeds. Raises ConfigError where pandas is not installed or a file of the
+        folder is damaged.
+        """
+        return frame(
+            {
+                "number": one.number,
+                "status": one.status,
+                **one.settings,
+                "seed": one.seed,
+                "rounds": one.rounds,
+                "seconds": one.seconds,
+                "val_accuracy": one.val_accuracy,
+                "error": one.error,
+            }
+            for one in self.trials
+        )
 
 
 def sweep(
@@ -183,11 +247,9 @@ def _heads(base: RunConfig, trials: dict[str, Any]) -> Iterator[RunConfig]:
 def read_shared(folder: Path) -> Shared:
     """How the sweep's command named its cache; ConfigError where that is missing."""
     file = folder / SHARED
-    try:
-        found = json.loads(read_plain(file, OBJECT))
+    found = read_object(file)
+    with content_of(file):
         return Shared(str(found.get("cache") or ""), tuple(map(str, found["words"])))
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{file}: does not name the sweep's cache ({error!r})") from error
 
 
 def _refuse_untrainable(

@@ -14,11 +14,10 @@ from pipeline.federation.plan import rounds_of, steps_a_round
 from pipeline.progress import Bar
 from pipeline.settings import RunConfig
 from pipeline.sweeps.context import Event, Pool, Running, plan_trial
-from pipeline.sweeps.folder import SweepFolder
 from pipeline.sweeps.halving import rungs, survivors, trial_rounds
 from pipeline.sweeps.search import Search
 from pipeline.sweeps.spec import SweepSpec, batch_size, rank_of, ranks_by_loss
-from pipeline.sweeps.trials import REACHED, Record, Trial, configuration_id, record
+from pipeline.sweeps.trials import REACHED, Record, SweepFolder, Trial, configuration_id, record
 
 LOG = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from pipeline.sweeps.space import (
     ends_of,
     in_words,
     parse_words,
+    setting_name,
+    shown,
 )
 from pipeline.sweeps.trials import Record, Trial, make_trial
-from pipeline.sweeps.values import setting_name, shown
 
 METHODS = ("grid", "random", "bayes")
 METRIC = "val_accuracy"

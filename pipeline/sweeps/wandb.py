@@ -15,11 +15,23 @@ from typing import Any
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.plain_files import read_plain
+from pipeline.files import read_plain
 from pipeline.sweeps.halving import Halving, rungs
-from pipeline.sweeps.space import Choices, Domain, Normal, Range, Steps, choices, numbers
+from pipeline.sweeps.space import (
+    SWEEPABLE,
+    Choices,
+    Domain,
+    Normal,
+    Range,
+    Steps,
+    choices,
+    numbers,
+    read_number,
+    setting_name,
+    shown,
+    whole_number,
+)
 from pipeline.sweeps.spec import METHODS, METRIC, SweepSpec, split_seeds
-from pipeline.sweeps.values import SWEEPABLE, read_number, setting_name, shown, whole_number
 
 LARGEST = 64 * 1024
 """Bytes: 2 s of PyYAML's time. The sweeps people share have a thousand."""

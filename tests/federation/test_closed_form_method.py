@@ -13,7 +13,12 @@ from pipeline.errors import ConfigError
 from pipeline.federation.closed_form import tuned_on, with_closed_form
 from pipeline.federation.local import Engine
 from pipeline.federation.methods import closed_form_choice
-from pipeline.federation.methods.closed_form import sums_of
+from pipeline.federation.methods.closed_form import (
+    SENSITIVITY,
+    clipped_sums,
+    released,
+    sums_of,
+)
 from pipeline.federation.methods.closed_form_choice import (
     SHAPES,
     STRENGTHS,
@@ -22,11 +27,6 @@ from pipeline.federation.methods.closed_form_choice import (
     best_of,
     heads_of,
     scored,
-)
-from pipeline.federation.methods.closed_form_privacy import (
-    SENSITIVITY,
-    clipped_sums,
-    released,
 )
 from pipeline.federation.plan import build_plan
 from pipeline.federation.training import advance, begin, to_device

@@ -19,8 +19,7 @@ from pipeline.digests import KEY, check_done, sealed, unsealed
 from pipeline.errors import ConfigError, DamagedDone
 from pipeline.reports.data import read_run
 from pipeline.reports.maps import answers_of
-from pipeline.runs.checkpoint_facts import check_facts
-from pipeline.runs.folder import read_adapters, write_adapters
+from pipeline.runs.folder import check_facts, read_adapters, write_adapters
 from tests.reports.report_folders import real_run
 from tests.runs.small_runs import FILES, config, figures, run, small
 

@@ -12,9 +12,9 @@ from pipeline.errors import ConfigError
 from pipeline.settings import RunConfig
 from pipeline.sweeps.best import federate_command, sweep_report, sweep_table
 from pipeline.sweeps.search import listed_trials
+from pipeline.sweeps.space import SWEEPABLE
 from pipeline.sweeps.spec import from_options
 from pipeline.sweeps.trials import record
-from pipeline.sweeps.values import SWEEPABLE
 
 BASE = RunConfig(rounds=20, held_out=(("art painting",), ("sketch", "photo")))
 CACHE = ("my cache.h5",)

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError
 from pipeline.settings import RunConfig
 from pipeline.sweeps.search import listed_trials
-from pipeline.sweeps.space import Choices, Range, Steps, at, parse_words
+from pipeline.sweeps.space import (
+    SWEEPABLE,
+    Choices,
+    Range,
+    Steps,
+    at,
+    parse_value,
+    parse_words,
+    setting_name,
+)
 from pipeline.sweeps.spec import (
     MOST,
     check_ends,
@@ -21,7 +30,6 @@ from pipeline.sweeps.spec import (
     trial_count,
 )
 from pipeline.sweeps.trials import configuration_id
-from pipeline.sweeps.values import SWEEPABLE, parse_value, setting_name
 
 BASE = RunConfig()
 

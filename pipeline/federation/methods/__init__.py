@@ -12,7 +12,6 @@ SHARED = (
     "aggregate",
     "closed_form",
     "closed_form_choice",
-    "closed_form_privacy",
     "guard",
     "method",
     "privacy",

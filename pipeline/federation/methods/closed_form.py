@@ -10,9 +10,11 @@ Hard-to-Beat Baseline for Training-free CLIP-based Adaptation" (ICLR 2024, arXiv
 gda; Fani et al., Fed3R (ICML 2024, arXiv:2406.01116) for ridge.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -20,6 +22,9 @@ from torch.nn.functional import normalize
 BLOCK = 4096  # rows of a pass: 16 MB of float64 at D 512
 FLOOR = 1e-6
 """The least tr(A) / D counts as, of tr(G) / D: rows that equal their class means leave A = 0."""
+SENSITIVITY = math.sqrt(3)
+"""How far one row of length 1 moves (n, S, G): 1 in each, so sqrt(3) together."""
+_STREAM = 41  # keeps this noise apart from other draws of the same seed
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,45 @@ def unpacked(numbers: Tensor, classes: int, width: int) -> Sums:
     gram[above[0], above[1]] = half
     gram = gram + gram.T - gram.diagonal().diag()
     return Sums(count.clone(), by_class.reshape(classes, width).clone(), gram)
+
+
+def clipped_sums(sums: Sums, clip: float) -> Sums:
+    """A client's (n, S, G) times min(1, clip / length), its length sqrt(|n|^2 + |S|^2 + |G|^2).
+
+    One client, whatever its rows, then moves the sum over clients by at most clip. All three are
+    scaled alike: the client counts as fewer rows with the same means and second moments.
+    """
+    length = math.sqrt(
+        sum(float((part**2).sum()) for part in (sums.count, sums.by_class, sums.gram))
+    )
+    if length <= clip:
+        return sums
+    return Sums(*(part * (clip / length) for part in (sums.count, sums.by_class, sums.gram)))
+
+
+def released(sums: Sums, sigma: float, seed: int) -> Sums:
+    """Sums plus Gaussian noise of standard deviation sigma, then made possible again.
+
+    sigma is the noise multiplier times the sensitivity: SENSITIVITY for rows; for clients whose
+    sums went through clipped_sums, their clip.
+
+    The gram's noise is symmetric: standard deviation sigma on the diagonal and sigma / sqrt(2) off
+    it, so that its Frobenius norm in the D (D + 1) / 2 free directions is that of white noise.
+    Afterwards, on what is already private: n is clamped at 0, a class's sum is shortened to n (the
+    mean of unit rows is no longer than 1), and the gram becomes the nearest positive semidefinite
+    matrix in Frobenius norm. Source: Dwork and Roth, 2014, A.1; Higham, 1988.
+    """
+    draw = np.random.RandomState([seed, _STREAM])
+
+    def white(like: Tensor) -> Tensor:
+        return torch.from_numpy(sigma * draw.standard_normal(tuple(like.shape))).to(like.device)
+
+    count = (sums.count + white(sums.count)).clamp(min=0)
+    by_class = sums.by_class + white(sums.by_class)
+    by_class = normalize(by_class, dim=1) * torch.minimum(by_class.norm(dim=1), count)[:, None]
+    turned = white(sums.gram)
+    values, vectors = torch.linalg.eigh(sums.gram + (turned + turned.T) / 2)
+    return Sums(count, by_class, (vectors * values.clamp(min=0)) @ vectors.T)
 
 
 @dataclass(frozen=True)
