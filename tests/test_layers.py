@@ -1,6 +1,7 @@
 """Who may import whom: the floors of the house, and one door for each outside package."""
 
 import ast
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -59,16 +60,20 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
 FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"))
+
+
+@functools.cache
 def imported(file: Path, *, types: bool = True) -> list[tuple[str, str]]:
     """(module, name) of every import of a file, anywhere in it; name is "" for `import module`.
 
     types  with those of `if TYPE_CHECKING:`, which run nothing
     """
     found = []
-    tree = ast.parse(file.read_text("utf-8"))
-    if not types:
-        tree.body = [node for node in tree.body if not _for_types(node)]
-    for node in ast.walk(tree):
+    body = [node for node in parsed(file).body if types or not _for_types(node)]
+    for node in (inner for outer in body for inner in ast.walk(outer)):
         if isinstance(node, ast.Import):
             found += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -285,10 +290,11 @@ def _within(here: Path, door: str) -> bool:
     return here.as_posix().startswith(door) if door.endswith("/") else here.match(door)
 
 
+@functools.cache
 def defined(file: Path) -> set[str]:
     """Names that a module has at its top level, in any branch."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
