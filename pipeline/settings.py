@@ -286,8 +286,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "choose": "loss",
     },
 }
-"""Settings by name: the released code's, and those that docs/findings.md arrives at. tuned trains
-on from the closed-form head, cosine is a classifier trained from the text features."""
+"""Settings by name: the released code's, and those that docs/findings.md recommends. tuned starts
+training at the closed-form head; cosine trains a classifier from the text features."""
 
 
 LATER = ("keep", "choose", "solver", "tune_on", "shape", "strength", "refit")
@@ -307,7 +307,7 @@ _CONFLICTS: tuple[Refusal, ...] = (
     ),
     (
         lambda c: c.start == "closed-form" and c.noise > 0 and METHODS[c.method].trains,
-        "noise covers the updates, and not the sums that start closed-form sends before: pass "
+        "noise protects the updates, not the sums that start closed-form sends first: pass "
         "--method closed-form, which releases them with noise, or another --start",
     ),
     (
@@ -328,17 +328,17 @@ _CONFLICTS: tuple[Refusal, ...] = (
                 or not METHODS[c.method].private
             )
         ),
-        "noise (central DP) is worked out for a uniform mean: pass --weighting uniform --method "
+        "noise (central DP) is defined for a uniform mean: pass --weighting uniform --method "
         f"{_PRIVATE[0]} ({', '.join(_PRIVATE[1:])}), or --noise 0",
     ),
 )
-"""Combinations that cannot be, whatever the head and the method; those have `refusals`."""
+"""Invalid combinations beside those that heads and methods refuse themselves."""
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:
-    """The settings as JSON can hold them: tuples become lists.
+    """The settings in JSON's types: tuples become lists.
 
-    A setting in LATER is left out at its default: runs of before it keep their id and files.
+    A setting in LATER is left out at its default, so that runs of earlier releases keep their id.
     """
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     default = {name: getattr(RunConfig, name) for name in LATER}

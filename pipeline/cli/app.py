@@ -26,7 +26,7 @@ from pipeline.terminal import printable
 
 
 class Commands(Group):
-    """Prints what a user can cause as one line; a bug keeps its traceback.
+    """Shows errors that a user can cause as one line; bugs keep their traceback.
 
     Exit codes: 0 done; 1 invalid setting or run; 2 usage; 3 mismatched cache; 4 damaged, incomplete
     or unknown cache or name in it; 5 device or backend not available; 6 images or data set; 7 CLIP
@@ -34,7 +34,7 @@ class Commands(Group):
     """
 
     def main(self, *args, standalone_mode: bool = True, **settings):
-        """As click's, but a SIGINT at any moment is 130; its own code for one is 1."""
+        """As click's, but a SIGINT at any moment exits with 130; click's code is 1."""
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **settings)
         try:
@@ -49,17 +49,17 @@ class Commands(Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
-        """As click's, after a check of limits at which its libraries would hang or crash."""
+        """As click's, after a check of limits under which libraries would hang or crash."""
         found = super().resolve_command(ctx, args)
         if found[0] and not {"--help", "-h"} & set(args):
             prepare_for_limit(found[0])
         return found
 
     def invoke(self, ctx: click.Context):
-        """Runs the command; an error with an exit_code ends as one line and that code."""
+        """Runs the command; an error with an exit_code is shown as one line and sets that code."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:  # nothing that needs a message was under way
+        except KeyboardInterrupt:  # nothing was under way that needs a message
             ctx.exit(130)
         except ModuleNotFoundError as error:
             refuse_missing_package(error)
@@ -87,7 +87,7 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def _of_the_system(error: OSError) -> str:
-    """What the system refused, and for which file, or in which function where none is named."""
+    """The system's error, with the file, or with the function if no file is named."""
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = " -> ".join(names) or f"{last.name} ({last.filename}:{last.lineno})"

@@ -36,8 +36,8 @@ DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognit
 @click.command(cls=Command)
 @option(
     "--dataset", default="demo", show_default=True, metavar="NAME|FOLDER", section=DATA,
-    help=f"One of {', '.join(DATASETS)}; a folder domain/class/image or class/image, also with "
-    "train, val and test folders; or a zip, list, CSV, parquet or tar file (docs/folders.md).",
+    help=f"One of {', '.join(DATASETS)}; a folder domain/class/image or class/image, optionally "
+    "with train, val and test folders; or a zip, list, CSV, parquet or tar file (docs/folders.md).",
 )  # fmt: skip
 @root_option
 @layout_options
@@ -45,7 +45,7 @@ DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognit
 @tower_options
 @option(
     "--prompt", "prompts", multiple=True, default=(PROMPT,), show_default=True, section=DATA,
-    help="Prompt, with {} in the place of the class name; several are averaged.",
+    help="Prompt with {} in place of the class name; several are averaged.",
 )  # fmt: skip
 @option(
     "--on-bad-image", default="fail", type=click.Choice(["fail", "skip"]), show_default=True,
@@ -69,8 +69,8 @@ DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognit
     "--store", default="fp16", type=click.Choice(["fp16", "fp32"]), show_default=True,
     help="Precision of the stored features.",
 )  # fmt: skip
-@option("--force", is_flag=True, help="Encode everything again, even if it is in the cache.")
-@option("--dry-run", is_flag=True, help="Show how the images are understood, and stop.")
+@option("--force", is_flag=True, help="Encode all images again, even if they are in the cache.")
+@option("--dry-run", is_flag=True, help="Show how the images would be read, and stop.")
 @option(
     "--check", type=click.IntRange(1), metavar="N",
     help="Encode N random rows again and compare them with the cache; write nothing.",
@@ -131,11 +131,11 @@ def extract(
 def _show_images(
     dataset: str, prompts: tuple[str, ...], as_json: bool, settings: dict[str, Any]
 ) -> None:
-    """Prints how extract would understand the images; writes nothing and loads no CLIP.
+    """Prints how extract would read the images; writes nothing and does not load CLIP.
 
-    settings  extract's other options; root, layout, class_names and accept count here
+    settings  extract's other options, of which root, layout, class_names and accept are used
 
-    Raises DataError where extract would.
+    Raises DataError as extract does.
     """
     from pipeline.datasets.find import find_images, refuse_copies
     from pipeline.datasets.tree import image_digests
@@ -155,11 +155,11 @@ def _show_images(
 def _check(
     dataset: str, model: str, prompts: tuple[str, ...], rows: int, as_json: bool, settings: dict
 ) -> None:
-    """Compares rows with the cache and prints how far they lie apart.
+    """Compares rows with the cache and prints their difference.
 
-    settings  extract's other options; root, out, device, towers and the limits of an image count
+    settings  extract's other options, of which root, out, device, towers and image limits are used
 
-    Raises CacheError when they are further apart than arithmetic explains.
+    Raises CacheError if they differ by more than rounding explains.
     """
     from cache.table import CacheError
     from pipeline.encoder.pixels import image_limits
@@ -171,8 +171,8 @@ def _check(
     )
     found = check_cache(dataset, rows, model=model, templates=prompts, limits=limits, **used)
     if as_json:
-        told = {**dataclasses.asdict(found), "as_expected": found.as_expected}
-        show(json.dumps(told, default=str, allow_nan=False))
+        outcome = {**dataclasses.asdict(found), "as_expected": found.as_expected}
+        show(json.dumps(outcome, default=str, allow_nan=False))
     else:
         show(
             f"{found.path}: {found.rows:,} rows encoded again differ by at most "
@@ -191,7 +191,7 @@ def _check(
 
 
 def _named_shard(words: str | None) -> dict:
-    """The shard that extract encodes: from --shard, else from the launcher's environment."""
+    """The shard to encode: from --shard, else from the launcher's environment."""
     from pipeline.extraction.shards import launched_task
 
     task = launched_task(os.environ, level=logging.INFO if words is None else logging.DEBUG)

@@ -42,13 +42,13 @@ LOG = logging.getLogger(__name__)
 )  # fmt: skip
 @option(
     "--dry-run", is_flag=True,
-    help="Show who would have which rows, and the expected time and bytes, and stop.",
+    help="Show each client's rows and the expected time and bytes, and stop.",
 )  # fmt: skip
 def federate(
     job: Job, given: dict, init_adapter: Path | None, log_every: int | None,
     log_to: tuple[str, ...], dry_run: bool,
 ) -> None:  # fmt: skip
-    """Train adapters by federated rounds on cached features (stage two).
+    """Train adapters in federated rounds on cached features (stage two).
 
     Without options: the built-in data, with each domain held out in turn.
 
@@ -94,9 +94,9 @@ def federate(
 
 
 def _show_partition(job: Job, config: RunConfig, table: "FeatureTable", file: Path) -> None:
-    """Prints who would have which rows and what training would cost, and writes a page of it.
+    """Prints and writes a page of each client's rows and the expected cost of training.
 
-    The page goes to where the run's files would; nothing else is written. Raises as federate.
+    The page goes to the run's folder; nothing else is written. Raises as federate does.
     """
     from kernels.backends import pick_device
     from pipeline.federation.plan import build_plan

@@ -19,7 +19,7 @@ from pipeline.cli.console import show
     help="Accept images that have a copy in another domain or split.",
 )  # fmt: skip
 def merge(shards: tuple[Path, ...], out: Path | None, force: bool, accept: tuple[str, ...]) -> None:
-    """Join all shards of one extraction into one cache.
+    """Merge all shards of one extraction into one cache.
 
     \b
         ./run.sh cache merge cache/files/pacs-ViT-B-32.shard-*-of-8.h5

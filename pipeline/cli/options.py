@@ -1,4 +1,4 @@
-"""Options that several commands share: which cache, what is held out, the settings of a run."""
+"""Options that commands share: the cache, held-out domains, the settings of a run."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.connect import Size
 
 ALIASES = {"rounds": "--iters", "local_epochs": "--wk-iters", "split": "--datapercent"}
-"""What the released code calls a setting."""
+"""The released code's names of settings."""
 DATA, HARDWARE = "Data", "Hardware"
 SECTIONS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ("Preset and seed", None, ("seed",)),
@@ -46,16 +46,16 @@ SECTIONS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ),
     ("Privacy", None, ("clip", "noise")),
 )  # fmt: skip
-"""Title, the setting whose choices have settings of their own, and the settings in their order."""
+"""Title, the setting whose choices get headings of their own, and the settings in order."""
 OTHERS = "Other settings"
 FEW = 5  # choices in a heading, at most; a setting that more choices use has none
 
 
 def setting_options(command: Function) -> Function:
-    """An option for each setting of RunConfig but held_out, and --preset for many at once.
+    """Adds an option for each setting of RunConfig but held_out, and --preset.
 
-    They come to the command as one dict, `given`: the preset's settings, then those that were
-    named. What is in neither has RunConfig's own default.
+    The command gets them as one dict, `given`: the preset's settings, overridden by the given
+    options. Others have RunConfig's defaults.
     """
 
     @functools.wraps(command)
@@ -119,7 +119,7 @@ def under(name: str, chooser: str | None) -> str:
 
 
 def given_settings(preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What RunConfig is made from: the preset's settings, then those that were named."""
+    """The preset's settings, overridden by those that are not None."""
     named = {name: value for name, value in settings.items() if value is not None}
     return {**PRESETS[preset], **named}
 
@@ -135,12 +135,12 @@ class HeadCounts(click.ParamType):
         """(12, 8) of "12,8"; (12, None) of "12"."""
         parts = [part.strip() for part in str(value).split(",")]
         if len(parts) > 2 or not all(p.isascii() and p.isdigit() and 0 < int(p[:9]) for p in parts):
-            self.fail(f"{value!r}: give the heads of the image tower, or both: 12,8", param, ctx)
+            self.fail(f"{value!r}: pass the heads of the image tower, or of both: 12,8", param, ctx)
         return int(parts[0][:9]), int(parts[1][:9]) if len(parts) == 2 else None
 
 
 def tower_options(command: Function) -> Function:
-    """--heads and --activation, which come to the command as `towers`."""
+    """Adds --heads and --activation, which the command gets as `towers`."""
 
     @functools.wraps(command)
     def with_towers(*args: Any, heads: Any, activation: str | None, **others: Any) -> Any:
@@ -204,19 +204,19 @@ limit_options = together(
 )  # fmt: skip
 csv_option = option(
     "--csv", metavar="FILE", type=PATH,
-    help="Also add the results to this CSV file, a line for each held-out domain's training with "
-    "all settings; what is in it already is replaced.",
+    help="Also add the results to this CSV file, a line for each training with all its "
+    "settings; existing lines of the same training are replaced.",
 )  # fmt: skip
 ray_options = (
     option(
         "--ray", metavar="auto|local|HOST:PORT", section=HARDWARE,
-        help="Use the workers of a Ray cluster: the running one, one on this machine, or by "
-        "address.",
+        help="Use the workers of a Ray cluster: a running one, a new one on this machine, or "
+        "one by its address.",
     ),
     option(
         "--ray-worker", metavar="cpus=N,gpus=N", section=HARDWARE,
         note="gpus=1, without GPUs a whole node",
-        help="What one worker takes of its node.",
+        help="Resources of one worker.",
     ),
 )  # fmt: skip
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -232,24 +232,24 @@ layout_options = together(
         "--class-names",
         metavar="FILE|folder",
         section=DATA,
-        help="A file with the names of the class folders, or `folder` to use the folders' names.",
+        help="A file with a name for each class folder, or `folder` to use the folders' names.",
     ),
     option(
         "--accept",
         multiple=True,
         type=click.Choice(ACCEPT),
         section=DATA,
-        help="Accept an oddity of the data that would be refused; can be repeated.",
+        help="Accept a peculiarity of the data that is refused by default; can be repeated.",
     ),
 )
 
 
 @contextlib.contextmanager
 def connection(ray: str | None, worker: str | None) -> Iterator["Size | None"]:
-    """A connection to the cluster of --ray, and the size of its workers; None without --ray."""
+    """Connects to the cluster of --ray and yields the size of its workers; None without --ray."""
     if ray is None:
         if worker is not None:
-            raise ConfigError("--ray-worker is the size of workers of --ray; pass --ray as well")
+            raise ConfigError("--ray-worker sets the size of --ray's workers; pass --ray as well")
         yield None
         return
     from pipeline.cluster.connect import connected, parse_size
@@ -261,9 +261,9 @@ def connection(ray: str | None, worker: str | None) -> Iterator["Size | None"]:
 
 @dataclass(frozen=True)
 class Job:
-    """What federate and sweep ask alike: the cache, what is held out, where it runs and goes.
+    """The arguments that federate and sweep share.
 
-    cache  its file; or None, and dataset, model, root and towers find or make it
+    cache  its file; or None, and dataset, model, root and towers find or extract it
     """
 
     cache: Path | None
@@ -288,10 +288,10 @@ class Job:
 
 
 def job_options(*first: Function, out: str) -> Function:
-    """The options of a command that trains on a cache, which come to it as `job` and `given`.
+    """Adds the options of a command that trains on a cache; it gets them as `job` and `given`.
 
-    first  options of the command's own that are shown before the settings
-    out    default of --out, in words
+    first  the command's own options that are shown before the settings
+    out    description of --out's default
     """
 
     def decorate(command: Function) -> Function:
@@ -343,8 +343,8 @@ fold_options = together(
         metavar="DOMAIN|all|none",
         section="What is held out",
         note="all",
-        help="Domain that no client trains on. `a,b` holds out both in one training; `all` holds "
-        "out each domain in turn; can be repeated.",
+        help="Domain that no client trains on; can be repeated. `a,b` holds out both in one "
+        "training; `all` holds out each domain in turn.",
     ),
     option(
         "--test-envs",
@@ -356,7 +356,7 @@ fold_options = together(
         "together.",
     ),
 )
-"""What is held out: choose_held_out's two arguments."""
+"""The two arguments of choose_held_out."""
 
 
 def choose_held_out(
@@ -364,15 +364,15 @@ def choose_held_out(
 ) -> tuple[tuple[str, ...], ...]:
     """The folds to train: one tuple of held-out domain names for each.
 
-    Nothing named: every domain in turn, or none where there is only one. `all` and `none` ask for
-    these; "a,b" holds out two in one training, naming the option twice trains twice.
-    Raises ConfigError or CacheError for what the table does not have.
+    By default every domain in turn, or none if there is only one; `all` and `none` request these.
+    "a,b" holds out two in one training; repeating the option trains several times. Raises
+    ConfigError or CacheError for domains that the table does not have.
     """
     from cache.table import domain_index
 
     names = table.domain_names
     if held_out and test_envs:
-        raise ConfigError("--held-out and --test-envs mean the same; pass only one of them")
+        raise ConfigError("--held-out and --test-envs are equivalent; pass only one of them")
     if test_envs:
         wrong = [number for number in test_envs if not 0 <= number < len(names)]
         if wrong:

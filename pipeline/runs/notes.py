@@ -1,4 +1,4 @@
-"""What is odd about the rows that take part in a run: a line each, before training."""
+"""Warnings about the rows of a run, before training."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -13,23 +13,24 @@ from pipeline.federation.methods import METHODS
 from pipeline.federation.plan import Fold, Plan, build_plan, steps_a_round
 from pipeline.settings import RunConfig
 
-NAMED = 5  # names in a line
-LINES = 6  # lines of a kind
+NAMED = 5  # most names in a line
+LINES = 6  # most lines of a kind
 SAMPLE = 256  # rows whose length is measured
 RAW = 10  # approximate length of ViT-B/32's raw features
 
 
 def few(names: Sequence[str], most: int = NAMED) -> str:
-    """The first names, and how many more there are."""
+    """Lists the first names, and how many more there are."""
     left = len(names) - most
     return ", ".join(names[:most]) + (f" and {left} more" if left > 0 else "")
 
 
 def row_notes(table: FeatureTable, plan: Plan) -> list[str]:
-    """Sentences on what lacks rows and does not stop the run; the same of all folds once.
+    """Sentences on missing rows that do not stop the run; what several folds share is listed once.
 
-    Nothing tested, clients that never train or have no validation or test rows, held-out domains
-    without rows, classes without train rows, folds of one client, fewer classes than asked for.
+    Reports: no test rows, clients that never train or have no validation or test rows, held-out
+    domains without rows, classes without train rows, folds of one client, fewer classes than
+    requested.
     """
     clients = {client.name: client for fold in plan.folds for client in fold.clients}
     said = [
@@ -87,7 +88,7 @@ def _has_test_rows(fold: Fold) -> bool:
 
 
 def _clients_without(plan: Plan, clients: Sequence[ClientSplit]) -> Iterator[str]:
-    """Where some clients have rows of a use and others have none; of none at all others tell."""
+    """Uses of which some clients, but not all, have no rows."""
     if plan.method.trains:
         lanes = [lane for lane in plan.lanes if lane.client is not None]
         idle = {
@@ -153,7 +154,7 @@ def _fewer_classes(
 
 def _bounded(lines: Sequence[str]) -> list[str]:
     left = len(lines) - LINES
-    return [*lines[:LINES], *([f"the same of {left} more"] if left > 0 else [])]
+    return [*lines[:LINES], *([f"and {left} more like these"] if left > 0 else [])]
 
 
 def _name(fold: Fold) -> str:

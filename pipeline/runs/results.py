@@ -1,4 +1,4 @@
-"""Results of a run: a JSON line for each round, a JSON object at the end, a table for people."""
+"""Results of a run: a JSON line for each round, typed results, and a table for people."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ CHOSEN_BY = {
     "loss": "the earliest of the least mean validation loss",
     "last": "the last, regardless of validation",
 }
-"""How results describe the setting `choose`."""
+"""Descriptions of the setting `choose` in results."""
 
 
 class Accuracies(NamedTuple):
@@ -110,15 +110,15 @@ class RunResult(dict[str, Any]):
 
 def round_line(report: RoundReport) -> str:
     """The line of rounds.jsonl; val_loss is in it where rounds are chosen by it."""
-    told = asdict(report)
-    for fold in told["folds"]:
+    line = asdict(report)
+    for fold in line["folds"]:
         if fold["val_loss"] is None:
             del fold["val_loss"]
-    return json.dumps(told, allow_nan=False)
+    return json.dumps(line, allow_nan=False)
 
 
 def mean_results(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Plain mean of the accuracies over folds; None where no fold has one."""
+    """Plain mean of the accuracies over folds; None if no fold has one."""
 
     def means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {n: mean([row[n] for row in rows if row[n] is not None]) for n in FIGURES}
@@ -152,11 +152,11 @@ def table(document: dict[str, Any]) -> str:
         rows.append(["mean", "", *[""] * untested, *figures, "", "", *last])
     note = (
         "accuracy in %, zero-shot -> adapter; rounds count from 0; gate moved: 0 is zero-shot's "
-        "uniform gate, 1 a single channel; changed: test rows answered unlike zero-shot; "
-        f"round: {CHOSEN_BY[document['config'].get('choose', 'accuracy')]}"
+        "uniform gate, 1 a single channel; changed: test rows whose answer differs from "
+        f"zero-shot's; round: {CHOSEN_BY[document['config'].get('choose', 'accuracy')]}"
     )
     if document["config"].get("refit") == "yes":
-        note += "\nrefit: validation rows trained too; validation figures are of rows that trained"
+        note += "\nrefit: training used validation rows too, so validation figures include them"
     private = document.get("privacy")
     if private and private["epsilon"] is not None:
         note += (

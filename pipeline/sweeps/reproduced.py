@@ -1,4 +1,4 @@
-"""The paper's table again: results over seeds, zero-shot and the released figures beside them."""
+"""The reproduced table: results over seeds next to zero-shot and the released figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +14,9 @@ NAME = "reproduced.json"
 def compared(
     by_seed: Mapping[int, Sequence[dict[str, Any]]], released: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Results over seeds beside released ones: {"seeds", "rows", "mean"}.
+    """Compares results over seeds with released ones: {"seeds", "rows", "mean"}.
 
-    by_seed   seed -> what `federate --json` lists under results, the same folds for each
+    by_seed   seed -> the "results" of `federate --json`, with the same folds for each seed
     released  held-out domain -> overall accuracy; may be empty
     """
     seeds = sorted(by_seed)
@@ -45,22 +45,22 @@ def table_of(document: Mapping[str, Any]) -> str:
         "overall"
     )
     if released:
-        note += "; released: overall as the released code's README has it; difference: ours less it"
+        note += "; released: overall in the released code's README; difference: ours minus released"
     return "\n".join([aligned(rows), note, *map(printable, doubts(document))])
 
 
 def doubts(document: Mapping[str, Any]) -> list[str]:
-    """Sentences on why these figures are not the paper's experiment; none when they are."""
+    """Ways in which these figures differ from the paper's experiment; [] if they do not."""
     said = []
     if document["counts"]:
         lines = document["counts"]
         more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
         said.append(f"not the published images: {lines[0]}{more}")
     if document["counts"] is None:
-        said.append("no published counts are known for these images: they were not checked")
+        said.append("no counts are published for these images: they were not checked")
     if document["lost"]:
         seeds = ", ".join(map(str, document["lost"]))
-        said.append(f"left out of all means, for their training did not end well: seeds {seeds}")
+        said.append(f"left out of all means, because their training failed: seeds {seeds}")
     if document["rounds"] != RunConfig.rounds:
         said.append(f"{document['rounds']} rounds; the released experiment has {RunConfig.rounds}")
     if document["dataset"] == "pacs" and document["model"] != "ViT-B/32":

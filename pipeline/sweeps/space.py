@@ -1,11 +1,11 @@
-"""What one setting of a sweep may be: a list of values or a range, read from words, drawn from.
+"""The space of a swept setting: a list of values or a range; its grammar and its draws.
 
 On the command line `name=` is followed by one of
 
     a,b,c          each of these values
     a..b           from a to b: whole numbers for a whole-number setting; else fractions,
                    log-uniform where both ends are positive and differ by 10 times or more
-    log:a..b  uniform:a..b  int:a..b      the same, with the kind said
+    log:a..b  uniform:a..b  int:a..b      the same, with the kind stated
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ LARGEST = 2**63
 SWEEPABLE = {each.name: each.type for each in dataclasses.fields(RunConfig) if each.type in KINDS}
 """The type of each setting that can be swept: all but held_out."""
 LOG_FROM = 10.0
-"""Ends that differ by this much are drawn log-uniformly: one decade or more is a scale."""
+"""Ranges that span this factor or more, a decade, are drawn log-uniformly."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One of these values, each as likely as another."""
+    """One of these values, all equally likely."""
 
     values: tuple[Value, ...]
 
@@ -67,9 +67,9 @@ Domain = Choices | Range | Steps | Normal
 
 
 def parse_words(name: str, words: str) -> Domain:
-    """The domain that the command line's words mean (the grammar is this file's first lines).
+    """Parses a command line's words into a domain (the grammar is at the top of this file).
 
-    Raises ConfigError for words that mean none.
+    Raises ConfigError for invalid words.
     """
     ends = re.fullmatch(r"\s*(?:(\w+):)?(.*?)\.\.(.*)", words, re.DOTALL)
     if ends is None:
@@ -85,7 +85,7 @@ def parse_words(name: str, words: str) -> Domain:
 
 
 def choices(name: str, values: Iterable[object]) -> Choices:
-    """Each value once, in the order given; raises ConfigError for none or one that cannot be."""
+    """Distinct values, in the order given; raises ConfigError for none, or an invalid one."""
     parsed = tuple(dict.fromkeys(parse_value(name, value) for value in values))
     if not parsed:
         raise ConfigError(f"{name} has an empty list of values")
@@ -93,17 +93,17 @@ def choices(name: str, values: Iterable[object]) -> Choices:
 
 
 def numbers(name: str, low: object, high: object, how: str | None = None) -> Range | Steps:
-    """A range; how is "log", "uniform", "int" or None, which chooses (see this file's top).
+    """A range; how is "log", "uniform", "int" or None: automatic (see the top of this file).
 
-    Raises ConfigError for ends that are not in order, not numbers, or without a logarithm.
+    Raises ConfigError for ends that are out of order, not numbers, or without a logarithm.
     """
     kind = SWEEPABLE[name]
     if kind not in (int, float):
-        raise ConfigError(f"{name} takes {KINDS[kind]} and has no range; list its values")
+        raise ConfigError(f"{name} takes {KINDS[kind]} and has no ranges; list its values")
     ends = parse_value(name, low), parse_value(name, high)
     asked = f"{name} from {ends[0]} to {ends[1]}"
     if ends[0] > ends[1]:
-        raise ConfigError(f"{asked}: the first must be the smaller one")
+        raise ConfigError(f"{asked}: the first must be the smaller")
     if not math.isfinite(float(ends[1]) - float(ends[0])):
         raise ConfigError(f"{asked}: too far apart")
     if how == "log" and ends[0] <= 0:
@@ -184,7 +184,7 @@ def shown(raw: object) -> str:
 def at(name: str, domain: Domain, u: float) -> Value:
     """The domain's quantile at u, 0 <= u < 1: a uniform u gives a draw.
 
-    Fractions are rounded to 6 digits, so that the command line that repeats them can be read.
+    Fractions are rounded to 6 digits, so that the command that repeats them is readable.
     """
     match domain:
         case Choices(values):
@@ -209,7 +209,7 @@ def at_step(name: str, domain: Steps, k: int) -> Value:
 
 
 def in_range(domain: Range, x: float) -> float:
-    """x of 6 digits, which may lie beyond the range's ends: then the end."""
+    """x rounded to 6 digits, clamped to the range."""
     return min(max(round6(x), domain.low), domain.high)
 
 
@@ -219,7 +219,7 @@ def round6(x: float) -> float:
 
 
 def ends_of(name: str, domain: Domain) -> tuple[Value, ...]:
-    """The values at which a domain can go wrong: all choices, or the two ends of a range."""
+    """The values at which a domain can be invalid: all choices, or the two ends of a range."""
     match domain:
         case Choices(values):
             return values
@@ -232,7 +232,7 @@ def ends_of(name: str, domain: Domain) -> tuple[Value, ...]:
 
 
 def in_words(domain: Domain) -> dict:
-    """The domain as JSON can hold it."""
+    """The domain in JSON's types."""
     return {"kind": type(domain).__name__.lower(), **dataclasses.asdict(domain)}
 
 

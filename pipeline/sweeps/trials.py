@@ -1,7 +1,7 @@
-"""A sweep on disk: spec.json says what it is, trials.jsonl holds every trial that ended.
+"""A sweep on disk: its spec in spec.json and every trial that ended in trials.jsonl.
 
-trials.jsonl is the truth: one object a trial, appended as each ends. Of two objects with one id the
-later counts: a trial that failed is tried again by the next start. Older versions let further
+trials.jsonl is authoritative: one object for each trial, appended when it ends. Of two objects with
+one id the later counts: the next start tries failed trials again. Older versions let other
 processes write trials-<member>.jsonl beside it; those are read.
 """
 
@@ -33,13 +33,13 @@ from pipeline.files import (
 from pipeline.settings import run_id
 
 STATUSES = ("done", "diverged", "failed", "pruned")
-"""Trained to the end; its numbers left the finite ones; an error, described in `error`; cut."""
+"""Trained to the end; stopped being finite; an error, described in `error`; cut."""
 REACHED = "reached"
-"""Of a Record that is on no disk: the trial waits for its next rung."""
+"""Status of a Record that is never written: the trial waits for its next rung."""
 TRIALS = "trials.jsonl"
 OURS = ("study.journal", "shared.json", "selection.json", "reproduced.json", "parked", "claims",
         "members", "spec.json")  # fmt: skip
-"""Of a sweep, beside its files of trials; set aside in this order, so that none is without spec."""
+"""A sweep's files beside its trials; set aside in this order, so that spec.json goes last."""
 
 WAY_OUT = "restore it from a copy, or pass --force to move the sweep's files aside and start again"
 
@@ -56,7 +56,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Record:
-    """A trial that ended, as its line in trials.jsonl has it; None for what it did not reach."""
+    """A trial that ended, as in its line of trials.jsonl; None for what it did not reach."""
 
     id: str
     number: int
@@ -66,36 +66,36 @@ class Record:
     rounds: int
     """Rounds trained; of a pruned trial those before its cut."""
     results: list
-    """As `federate --json` gives them, one object a held-out domain; empty when there are none."""
+    """As in `federate --json`, one object for each held-out domain; may be empty."""
     val_accuracy: float | None
     """Of the best round, a fraction, mean over the held-out domains' trainings."""
     seconds: float
     error: str | None = None
     val_loss: float | None = None
-    """Likewise the mean validation loss, where rounds are chosen by it."""
+    """Likewise the mean validation loss, if it chooses rounds."""
 
 
 def make_trial(number: int, settings: dict, seed: int) -> Trial:
-    """The trial; its id is the first 12 hex digits of sha256 over settings and seed as JSON."""
+    """Makes a trial; its id is the first 12 hex digits of sha256 over settings and seed as JSON."""
     return Trial(number, settings, seed, run_id({**settings, "seed": seed}))
 
 
 def configuration_id(settings: dict) -> str:
-    """The name that all seeds of one configuration share, made like a trial's id."""
+    """An id that all seeds of a configuration share, made like a trial's id."""
     return run_id(settings)
 
 
 def record(trial: Trial, *, status: str, **facts: Any) -> Record:
-    """The trial's Record; facts that are not given are those of one that never started."""
+    """Makes a trial's Record; missing facts are those of a trial that never started."""
     blank = {"rounds": 0, "results": [], "val_accuracy": None, "seconds": 0.0}
     return Record(trial.id, trial.number, trial.settings, trial.seed, status, **{**blank, **facts})
 
 
 def read_trials(file: Path) -> tuple[dict[str, Record], int]:
-    """The last Record of every id, in the order of first lines, and how many bytes are good.
+    """Reads the last Record of every id, in order of first lines, and the number of valid bytes.
 
-    A last line that a kill tore (or filled with zeros) is left out; a file that is missing is
-    empty. Raises ConfigError for another line that is not a trial.
+    A last line that a kill tore (or filled with zeros) is left out; a missing file counts as empty.
+    Raises ConfigError for any other line that is not a trial.
     """
     content = read_plain(file, LOG) if file.exists() else b""
     records: dict[str, Record] = {}
@@ -117,15 +117,15 @@ def read_trials(file: Path) -> tuple[dict[str, Record], int]:
 
 
 def trial_files(folder: Path) -> list[Path]:
-    """trials.jsonl and then those of older versions' further processes, as far as they exist."""
+    """trials.jsonl and the files of older versions' other processes, as far as they exist."""
     first = folder / TRIALS
     return [first] * first.exists() + sorted(folder.glob("trials-*.jsonl"))
 
 
 def read_all(folder: Path) -> dict[str, Record]:
-    """The Record that counts of every id in a sweep's folder.
+    """The Record that counts for every id in a sweep's folder.
 
-    One that failed counts less than another; else the one that stands in the earlier file.
+    A failed one yields to any other; else the one in the earlier file counts.
     """
     records: dict[str, Record] = {}
     for file in trial_files(folder):
@@ -141,7 +141,7 @@ def line_of(record: dict) -> bytes:
 
 
 class SweepFolder:
-    """The files of one sweep; records has the Record that counts of every id."""
+    """The files of one sweep; `records` has the Record that counts for every id."""
 
     def __init__(self, folder: Path, records: dict[str, Record]) -> None:
         self.folder = folder
@@ -151,22 +151,22 @@ class SweepFolder:
         sync_folder(folder)
 
     def add(self, ended: Record) -> None:
-        """Appends one trial, handed to the system before this returns; `sync` makes it last.
+        """Appends one trial and flushes it; `sync` brings it to the disk.
 
-        One that stands there already, as what failed and fails again does, is not appended.
-        Raises ConfigError when it cannot be written.
+        A trial that failed again in the same way is not appended twice. Raises ConfigError if it
+        cannot be written.
         """
         assert ended.status in STATUSES, ended.status
-        said = finite(dataclasses.asdict(ended))
-        fresh = Record(**said)
+        facts = finite(dataclasses.asdict(ended))
+        fresh = Record(**facts)
         if self.records.get(ended.id) != fresh:
             with errors_of(self.folder), naming(self._file):
-                self._lines.write(line_of(said))
+                self._lines.write(line_of(facts))
                 self._lines.flush()
         self.records[ended.id] = fresh
 
     def sync(self) -> None:
-        """Brings what was added onto the disk."""
+        """Brings added trials to the disk."""
         with errors_of(self.folder), naming(self._file):
             os.fsync(self._lines.fileno())
 
@@ -179,15 +179,14 @@ class SweepFolder:
 
 @contextlib.contextmanager
 def open_sweep(folder: Path, described: dict, *, force: bool = False) -> Iterator[SweepFolder]:
-    """The folder of the sweep that `described` says, made when missing, locked while it is open.
+    """The folder of the sweep in `described`, created if missing, locked while it is open.
 
-    described  all that decides the trials and their numbers, as JSON can hold it
-    force      start again: what the folder holds of a sweep is set aside in old-<n>/, for it may
-               be hours of work
+    described  everything that determines the trials and their numbers, in JSON's types
+    force      start again: an existing sweep, which may be hours of work, is moved to old-<n>/
 
-    Raises ConfigError when it holds another sweep (the first field that differs is named), when
-    another process sweeps in it, when it cannot be written, and for a line, not the last, that is
-    no trial.
+    Raises ConfigError if it holds another sweep (naming the first field that differs), if another
+    process sweeps in it, if it cannot be written, and for a line, except the last, that is not a
+    trial.
     """
     with locked(folder, "sweeping"), errors_of(folder):
         sweep = SweepFolder(folder, _prepare(folder, described, force))
@@ -211,7 +210,7 @@ def _parse(line: bytes) -> Record:
 
 
 def finite(value: object) -> object:
-    """The value with None for each number in it that is not finite."""
+    """The value with None in place of numbers that are not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -226,7 +225,7 @@ def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
     described = json.loads(json.dumps(described, allow_nan=False))
     if force:
         others = (file.name for file in trial_files(folder))
-        ours = [*dict.fromkeys([TRIALS, *others]), *OURS]  # also one that cannot be looked up
+        ours = [*dict.fromkeys([TRIALS, *others]), *OURS]  # also those that cannot be looked up
         if any(os.path.lexists(folder / name) for name in ours):
             set_aside(folder, ours)
     shutil.rmtree(folder / "parked", ignore_errors=True)  # of a process that was killed

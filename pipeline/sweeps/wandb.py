@@ -1,7 +1,7 @@
-"""A sweep in the words of W&B: a YAML file, read with care, mapped onto a SweepSpec.
+"""Reads W&B's sweep configurations: a YAML file, read defensively, mapped onto a SweepSpec.
 
-Each parameter becomes a domain of pipeline/sweeps/space.py by the parser that --grid has. Where a
-word means something else here than in W&B, a warning is logged.
+Each parameter becomes a domain of pipeline/sweeps/space.py by the parser of --grid. A warning is
+logged where a key means something else than in W&B.
 Source: the keys of docs.wandb.ai "Sweep configuration structure".
 """
 
@@ -34,9 +34,9 @@ from pipeline.sweeps.space import (
 from pipeline.sweeps.spec import METHODS, METRIC, SweepSpec, split_seeds
 
 LARGEST = 64 * 1024
-"""Bytes: 2 s of PyYAML's time. The sweeps people share have a thousand."""
+"""Bytes: PyYAML takes 2 s for them. Typical sweeps have a thousand."""
 DEEPEST = 16
-"""A sweep nests 4 deep; PyYAML takes 5 minutes over 100 kB of opening brackets."""
+"""A sweep nests 4 levels; PyYAML takes 5 minutes for 100 kB of opening brackets."""
 
 LOG = logging.getLogger(__name__)
 KEYS = ("method", "metric", "parameters", "early_terminate", "run_cap")
@@ -47,17 +47,17 @@ EARLY_KEYS = ("type", "eta", "min_iter", "max_iter", "s", "strict")
 PARAMETER_KEYS = ("value", "values", "min", "max", "mu", "sigma", "q", "distribution")
 RANGES = {"int_uniform": "int", "uniform": "uniform", "q_uniform": "uniform"}
 RANGES |= {"log_uniform": "log", "log_uniform_values": "log"}
-"""W&B's distributions with two ends, and how `numbers` calls them."""
+"""W&B's distributions with two ends, and their names in `numbers`."""
 NEEDS = {"constant": ("value",), "categorical": ("values",), "normal": ()}
 NEEDS |= dict.fromkeys(RANGES, ("min", "max"))
-"""By distribution the keys that it cannot do without."""
+"""The required keys of each distribution."""
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds, read with safe_load.
+    """Reads the mapping of a YAML file with safe_load.
 
-    Aliases are refused (nine lines of them stand for a billion values) and so are keys given
-    twice, of which YAML would keep the last. Raises ConfigError saying what is wrong and where.
+    Refuses aliases (nine lines of them can stand for a billion values) and repeated keys, of which
+    YAML would keep the last. Raises ConfigError, naming the fault and its line.
     """
     try:
         content = read_plain(file, LARGEST)
@@ -91,12 +91,12 @@ def from_wandb(
 ) -> SweepSpec:
     """The sweep that a W&B sweep configuration describes.
 
-    found    what the YAML file holds
-    rounds   of the run that is swept, where parameters has none: early_terminate's cuts need it
-    seeds    as many seeds train every configuration, unless parameters lists values of seed
+    found    content of the YAML file
+    rounds   of the swept run, unless parameters sets them: early_terminate's cuts need them
+    seeds    number of seeds of every configuration, unless parameters lists values of seed
     halving  --halving ETA, or None
 
-    Raises ConfigError for words that are unknown, unsupported or contradict each other.
+    Raises ConfigError for keys that are unknown, unsupported or contradictory.
     """
     _refuse_unknown(found, (*KEYS, *ELSEWHERE), "the sweep")
     if unused := [key for key in found if key in ELSEWHERE]:
@@ -183,7 +183,7 @@ def _halving(words: dict, rounds: int) -> Halving:
         raise ConfigError("early_terminate: give min_iter, or max_iter and s")
     eta = _integer(words.get("eta", 3), "early_terminate: eta", 2)
     cuts = _integer(words["s"], "early_terminate: s", 1) if "s" in words else None
-    halving = Halving(eta, None, cuts)  # refuses an s whose eta**s would never be computed
+    halving = Halving(eta, None, cuts)  # refuses an s that is too large for eta**s
     if "min_iter" in words:
         first = _integer(words["min_iter"], "early_terminate: min_iter", 1)
     else:
@@ -201,7 +201,7 @@ def _halving(words: dict, rounds: int) -> Halving:
 
 
 def _parameter(name: str, words: dict, where: str) -> Domain:
-    """What `words`, the mapping under a parameter's name, lets the setting be."""
+    """The domain of a parameter, from the mapping under its name."""
     if "parameters" in words:
         raise ConfigError(f"{where}: nested parameters are not supported; settings are flat")
     _refuse_unknown(words, PARAMETER_KEYS, where)
@@ -253,7 +253,7 @@ def _implied(name: str, words: dict, where: str) -> str:
 
 
 def _stepped(ends: Range | Steps, q: object, where: str) -> Steps:
-    """The multiples of q between the ends; W&B rounds to them, and so may leave the range."""
+    """The multiples of q in the range; W&B rounds to them, which may leave the range."""
     step = _number(q, f"{where}: q")
     if step <= 0:
         raise ConfigError(f"{where}: q must be above 0; got {step:g}")
@@ -289,7 +289,7 @@ def _mapping(found: object, where: str) -> dict:
 
 
 def _refuse_unknown(found: dict, known: tuple[str, ...], where: str) -> None:
-    """Raises ConfigError, with the nearest known one, for a key that is not known."""
+    """Raises ConfigError, with the nearest known key, for an unknown one."""
     for key in found:
         if key not in known:
             near = get_close_matches(str(key), known, n=1)
