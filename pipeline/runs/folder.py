@@ -109,7 +109,9 @@ class RunFolder:
         there = [name for name in WRITTEN if os.path.lexists(self.folder / name)]
         if there and not self._is_sound(there):
             aside = set_aside(self.folder, WRITTEN)
-            self.notes.append(f"{self.folder}: the existing run is damaged; moved it to {aside}")
+            self.notes.append(
+                f"{self.folder}: the existing run is damaged and was moved to {aside}"
+            )
             return
         for name in there:
             (self.folder / name).unlink()

@@ -53,8 +53,33 @@ NEEDS |= dict.fromkeys(RANGES, ("min", "max"))
 """The required keys of each distribution."""
 
 
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses aliases, deep nesting and repeated keys while it composes nodes."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"line {line} uses the alias *{event.anchor}; write the values out")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ConfigError(f"line {line} nests deeper than {DEEPEST} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        seen: set[str] = set()
+        for key in (key for key in keys if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise ConfigError(f"line {line} gives {key.value} a second time")
+            seen.add(key.value)
+        return node
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Reads the mapping of a YAML file with safe_load.
+    """Reads the mapping of a YAML file, of plain types only.
 
     Refuses aliases (nine lines of them can stand for a billion values) and repeated keys, of which
     YAML would keep the last. Raises ConfigError, naming the fault and its line.
@@ -64,12 +89,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"--spec {error}; a sweep is a YAML file of some lines") from error
     try:
-        text = content.decode("utf-8-sig")
-        _refuse_events(text, file)
-        _refuse_twice(yaml.compose(text, yaml.SafeLoader), file)
-        found = yaml.safe_load(text)
-    except ConfigError:
-        raise
+        found = yaml.load(content.decode("utf-8-sig"), _Loader)  # noqa: S506
+    except ConfigError as error:
+        raise ConfigError(f"--spec {file}: {error}") from error
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"--spec {file}: invalid YAML{line}: {error.problem}") from error
@@ -127,33 +149,6 @@ def from_wandb(
                 "run_cap %s: %d configurations, %d seeds each", cap, count, len(seed_numbers)
             )
     return SweepSpec(method, others, seed_numbers, count, cuts, draw_seed)
-
-
-def _refuse_events(text: str, file: Path) -> None:
-    deep = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent):
-            raise ConfigError(
-                f"--spec {file}: line {line} uses the alias *{event.anchor}; write the values out"
-            )
-        opens = isinstance(event, yaml.CollectionStartEvent)
-        deep += opens - isinstance(event, yaml.CollectionEndEvent)
-        if deep > DEEPEST:
-            raise ConfigError(f"--spec {file}: line {line} nests deeper than {DEEPEST} levels")
-
-
-def _refuse_twice(node: yaml.Node | None, file: Path) -> None:
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    inside = node.value if isinstance(node, yaml.SequenceNode) else [child for _, child in pairs]
-    seen: set[str] = set()
-    for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
-        if key.value in seen:
-            line = key.start_mark.line + 1
-            raise ConfigError(f"--spec {file}: line {line} gives {key.value} a second time")
-        seen.add(key.value)
-    for child in inside:
-        _refuse_twice(child, file)
 
 
 def _check_metric(metric: object) -> None:

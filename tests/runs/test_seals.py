@@ -38,7 +38,7 @@ def test_a_changed_byte_of_a_finished_run_is_told_by_every_reader(whole, tmp_pat
         at = random.Random(seed).randrange(len(raw))
         raw[at] ^= 1 << seed % 8
         (folder / name).write_bytes(raw)
-        with pytest.raises(ConfigError, match=rf"{name} is not as it was when the run ended"):
+        with pytest.raises(ConfigError, match=rf"{name} has changed since the run ended"):
             check_done(folder)
         done = CliRunner().invoke(cli, ["report", str(folder)])
         assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1, done.output

@@ -184,5 +184,5 @@ def test_the_table_is_aligned_and_shows_what_varies():
     lines = shown.split("\n\n")[1].splitlines()
     assert lines[1].split() == ["trial", "lr", "val_accuracy", "%", "std", "of", "2", "seeds"]
     assert len({len(line) for line in lines[1:-1]}) == 1
-    assert lines[-1] == "all of them: batch 16"
+    assert lines[-1] == "the same for all: batch 16"
     assert "./run.sh federate 'my cache.h5' --held-out 'art painting'" in shown

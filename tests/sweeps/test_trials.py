@@ -209,6 +209,6 @@ def test_a_full_disk_is_told(tmp_path):
     with open_sweep(tmp_path, SPEC) as sweep:
         sweep._lines.close()
         sweep._lines = open("/dev/full", "ab")  # noqa: SIM115
-        with pytest.raises(ConfigError, match="free space"):
+        with pytest.raises(ConfigError, match="free some space"):
             sweep.add(ended(0))
         assert sweep.records == {}
