@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -27,26 +27,7 @@ REASONS = 5  # most reasons for failed trials in the text
 SCORES = {"validation": "val_accuracy", "oracle": "oracle_accuracy"}
 
 
-class _Ended(Protocol):
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def settings(self) -> dict[str, Any]: ...
-
-    @property
-    def val_loss(self) -> float | None: ...
-
-
-class _Failed(Protocol):
-    @property
-    def status(self) -> str: ...
-
-    @property
-    def error(self) -> str | None: ...
-
-
-Ended = TypeVar("Ended", bound=_Ended)
+Ended = TypeVar("Ended", bound=Any)
 """A trial that ended: a Record, or a report's view of one."""
 
 
@@ -185,7 +166,7 @@ def without_effect(done: Iterable[tuple[Mapping[str, Any], int | None, object]])
     return said
 
 
-def failures(ended: Iterable[_Failed]) -> list[dict[str, Any]]:
+def failures(ended: Iterable[Any]) -> list[dict[str, Any]]:
     """The reasons for failed trials with their number of trials, the commonest first."""
     counted = Counter(each.error or "no reason recorded" for each in ended
                       if each.status == "failed")  # fmt: skip
