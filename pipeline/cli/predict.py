@@ -10,7 +10,7 @@ from pipeline.cli.command import PATH, Command, option
 from pipeline.cli.console import show_table
 from pipeline.cli.options import device_option, json_option, limit_options
 
-NAMED = 3  # bad images in the last line; each has its own line above it
+NAMED = 3  # bad images named in the error; each has its own line above it
 ADAPTER = "Adapter"
 
 
@@ -122,7 +122,7 @@ def _as_json(one) -> dict:
 
 
 def _table(answers) -> str:
-    """One line a guess: image, class and confidence by the adapter, the same by zero-shot CLIP."""
+    """A line for each guess: image, class and confidence by the adapter, and by zero-shot CLIP."""
     from pipeline.runs.results import aligned, percent
 
     rows = [["image", "class", "%", "zero-shot", "%"]]

@@ -65,7 +65,7 @@ TRY = "What to try"
     option("--draw-seed", default=0, show_default=True, section=TRY, help="Seed of --random."),
     option(
         "--budget", metavar="TIME", section=TRY,
-        help="Start no round after this time, such as 90s, 2m or 1.5h.",
+        help="Do not start a round after this time, such as 90s, 2m or 1.5h.",
     ),
     option(
         "--memory", metavar="BYTES", section=TRY, note="half of the free memory, 0.8 on a GPU",
@@ -100,8 +100,8 @@ def sweep(
 ) -> None:
     """Train many configurations on one cache side by side and show the best.
 
-    What is not swept is set by the same options as for federate. To resume a killed sweep, run the
-    same command again. The best is selected by validation accuracy only.
+    Settings that are not swept have the same options as in federate. To resume a killed sweep, run
+    the same command again. The best is selected by validation accuracy only.
 
     \b
         ./run.sh sweep cache.h5 --grid lr=5e-5,3e-4,1e-3 --grid weight_decay=0,0.2 --seeds 3
@@ -143,7 +143,7 @@ def sweep(
             pool=None if size is None else OnRay(size, job.device),
         )
     show_table(json.dumps(document, allow_nan=False) if job.as_json else sweep_table(document))
-    if not job.as_json and select != "oracle":  # its words are that test accuracy selected nothing
+    if not job.as_json and select != "oracle":  # it says that test accuracy selected nothing
         show_comparison(Path(document["sweep"]))
     grow_results(job.csv, [Path(document["sweep"])], job.as_json)
     show_report(Path(document["sweep"]), file, job.as_json)

@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from pipeline.cores import cores
 from pipeline.datasets.demo.captions import caption
 from pipeline.datasets.demo.draw import ALONE, draw_picture
 from pipeline.datasets.demo.scenes import HABITS
@@ -31,6 +30,7 @@ from pipeline.datasets.demo.styles import STYLES
 from pipeline.encoder.model import import_clip
 from pipeline.encoder.pixels import MEAN, STD
 from pipeline.encoder.weights import WEIGHTS
+from pipeline.machine import cores
 
 SEED = 1_000_003  # of the drawings; the built-in data set has seed 0
 SHAPE = {

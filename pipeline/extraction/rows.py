@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from cache.store import OK, UNREADABLE, Writer
-from pipeline.cores import cores
 from pipeline.datasets.tree import ImageTree
 from pipeline.encoder.blocks import Decoded
 from pipeline.encoder.decoding import decoded_images
 from pipeline.encoder.model import ClipModel, encode_images
 from pipeline.encoder.pixels import IMAGE_LIMITS, Limits
 from pipeline.errors import ConfigError, DataError, Interrupted
+from pipeline.machine import cores
 from pipeline.progress import progress_bar
 from pipeline.signals import noted_signals
 

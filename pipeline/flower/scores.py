@@ -23,7 +23,7 @@ from pipeline.federation.methods import METHODS
 from pipeline.federation.payload import clip_bytes, payload_bytes
 from pipeline.federation.plan import Fold, Plan, plan_of
 from pipeline.federation.record import FoldRound, held_out_name
-from pipeline.federation.round import Told
+from pipeline.federation.round import FoldReport
 from pipeline.federation.state import State
 from pipeline.federation.training import Chosen, Progress, to_device
 from pipeline.flower.call import Federation, Heard
@@ -72,7 +72,7 @@ def rows_unseen(fed: Federation, held: FeatureTable | None) -> Unseen | None:
 
 def scored(
     fed: Federation, unseen: Unseen | None, reached: Reached, state: State,
-    heard: Mapping[str, Heard], told: Told,
+    heard: Mapping[str, Heard], told: FoldReport,
 ) -> tuple[Reached, FoldRound]:  # fmt: skip
     """The run after one more round, and its line.
 

@@ -27,7 +27,7 @@ from pipeline.federation.methods.guard import unsound
 from pipeline.federation.payload import Encoded, decode, encode, payload_of
 from pipeline.federation.plan import Plan, plan_of, rounds_of
 from pipeline.federation.record import FoldRound, RoundReport
-from pipeline.federation.round import Told, settle
+from pipeline.federation.round import FoldReport, settle
 from pipeline.federation.state import State, first_state, model_rows
 from pipeline.federation.training import Progress
 from pipeline.flower.call import Asked, Federation, Heard, ask_round, hear, messages_of
@@ -75,7 +75,7 @@ class FedCLIP(Strategy):
         self.state = first_state(self.plan, fed.text, None)
         self.asked: Asked = {}
         self.work: dict[str, float] = {}
-        self.told = Told({}, {}, None)  # of the last round that was aggregated
+        self.told = FoldReport({}, {}, None)  # of the last round that was aggregated
         self.reached: Reached
 
     def summary(self) -> None:
@@ -284,7 +284,7 @@ class Solving(FedCLIP):
         )  # fmt: skip
         self.plan = replace(self.plan, folds=(replace(fold, closed_form=found),))
         self.state = first_state(self.plan, self.fed.text, None)
-        self.told, head = Told({}, self.rejected, None), found.chosen
+        self.told, head = FoldReport({}, self.rejected, None), found.chosen
         LOG.info(f"{head.solver}, shape {head.shape:g}, strength {head.strength:.3g}")
         return self.arrays(), MetricRecord({"loss": head.loss} if head.rows else {})
 

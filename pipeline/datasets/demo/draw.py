@@ -11,11 +11,11 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from pipeline.cores import cores
 from pipeline.datasets.demo.scenes import OTHER_HABITS, Habit, compose
 from pipeline.datasets.demo.shapes import SHAPES
 from pipeline.datasets.demo.styles import STYLES
 from pipeline.files import naming
+from pipeline.machine import cores
 
 VERSION = 1  # increased when drawings change; folders of an older version are redrawn
 PICTURES = 3000
