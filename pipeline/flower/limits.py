@@ -15,11 +15,6 @@ def refuse_what_cannot_travel(config: RunConfig) -> None:
         )
     if why := METHODS[config.method].at_home:
         raise ConfigError(f"method {config.method} cannot go to sites: {why}")
-    if config.choose == "loss":
-        raise ConfigError(
-            "choose loss cannot go to sites: they send how many rows were answered right, no "
-            "losses; pass --choose accuracy or --choose last"
-        )
     if config.personalise:
         raise ConfigError(f"personalise tunes adapters that stay at their clients; {at_home}")
     if len(config.held_out) != 1:

@@ -69,6 +69,7 @@ class Answer(NamedTuple):
     clients: dict[str, Client]
     right: Counts = {}  # with the adapter received
     zero_shot: Counts = {}  # without one; in round 0 only
+    val_loss: dict[str, float] = {}  # with the adapter received, where rounds are chosen by it
     updates: dict[str, Encoded] = {}  # (P,) of each client that trained
     text: Tensor | None = None  # (C, D) class names' features, where the site only says who it is
     round: int = 0  # of the request, as its nonce
@@ -125,6 +126,8 @@ def write_answer(answer: Answer) -> RecordDict:
     for what, counts in (("right", answer.right), ("zero_shot", answer.zero_shot)):
         for use, by_client in counts.items():
             metrics[f"{what}_{use}"] = [by_client[name] for name in answer.clients]
+    if answer.val_loss:
+        metrics["val_loss"] = [answer.val_loss.get(name, math.nan) for name in answer.clients]
     metrics["num-examples"] = sum(metrics["train"])  # as Flower's own strategies weigh replies
     config: dict[str, Any] = {"round": answer.round, "nonce": answer.nonce}
     config |= {"clients": list(answer.clients), "domains": [client.domain for client in clients]}

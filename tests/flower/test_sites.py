@@ -48,6 +48,8 @@ EXACT = {
     "fedyogi": {"method": "fedyogi", "server_lr": 1e-2},
     "fedadagrad": {"method": "fedadagrad", "server_lr": 1e-2},
     "median": {"method": "median"},
+    "by loss": {"choose": "loss", "partition": "dirichlet", "clients": 4},
+    "cosine, by loss": {"mode": "FedAtTxt", "head": "cosine", "loss": "class", "choose": "loss"},
     "trimmed-mean": {"method": "trimmed-mean", "trim": 0.34},
     "krum": {"method": "krum", "byzantine": 0},
     "scaffold": {"method": "scaffold", "optimizer": "sgd", "momentum": 0.0, "lr": 0.05},
