@@ -106,6 +106,7 @@ def ask_round(
     fed: Federation, known: Mapping[int, list[str]], nodes: Iterable[int], round: int,
     work: Mapping[str, float], adapter: Encoded, shifts: Mapping[str, Tensor],
     solve: str = "", sums: Mapping[str, Tensor] = {},  # noqa: B006
+    metric: Tensor | None = None,
 ) -> dict[int, tuple[Ask, Expected]]:  # fmt: skip
     """What each site is asked in a round, and what its answer must follow.
 
@@ -121,7 +122,10 @@ def ask_round(
         domains = {"", *(fed.clients[name] for name in own)}
         theirs = {domain: sums[domain] for domain in sums if domain in domains}
         asks[node] = (
-            Ask(fed.demand, fed.domains, round, mine, adapter, moved, "", solve, theirs),
+            Ask(
+                fed.demand, fed.domains, round, mine, adapter, moved, "", solve, theirs,
+                metric if mine else None,
+            ),
             Expected(
                 fed.config, round, "", size(fed.kind), frozenset(mine), frozenset(own) or None,
                 fed.stated, frozenset(fed.fixed), hashes, fed.groups, solve, tuple(theirs),

@@ -51,6 +51,7 @@ class Ask(NamedTuple):
     nonce: str = ""  # comes back in the answer: one to another request is refused
     solve: str = ""  # of a method that is solved (sums.py): what of_site is to answer
     sums: dict[str, Tensor] = {}  # by domain, "" for any: packed sums, (n,) float64
+    metric: Tensor | None = None  # ((D + 1) D,) start closed-form: root and mean of its Metric
 
 
 class Client(NamedTuple):
@@ -82,6 +83,7 @@ def write_ask(ask: Ask) -> RecordDict:
     arrays = {} if ask.adapter is None else _named("adapter", ask.adapter)
     arrays |= {f"shift.{name}": shift.numpy() for name, shift in ask.shifts.items()}
     arrays |= {f"sums.{domain}": sums.numpy() for domain, sums in ask.sums.items()}
+    arrays |= {} if ask.metric is None else {"metric": ask.metric.numpy()}
     config = {
         "solve": ask.solve, "round": ask.round, "nonce": ask.nonce,
         "demand": json.dumps(ask.demand), "domains": list(ask.domains), "clients": list(ask.work),
@@ -94,23 +96,19 @@ def read_ask(content: RecordDict, payload: str) -> Ask:
     """The inverse of write_ask. Raises ConfigError for what is no such message."""
     with reading("the server's message"):
         arrays, _, told = plain(content)
-        shifts = {
-            name.removeprefix("shift."): torch.from_numpy(plain_array(array, np.float32, None))
-            for name, array in arrays.items()
-            if name.startswith("shift.")
-        }
+        shifts = _under("shift.", arrays, np.float32)
         shares = [_fraction(share) for share in told["shares"]]
         work = dict(zip(map(str, told["clients"]), shares, strict=True))
         demand, domains = dict(load_json(told["demand"])), tuple(map(str, told["domains"]))
         encoded = encoded_of("adapter", arrays, payload, None) if "adapter" in arrays else None
         round, nonce = _round(told["round"]), str(told["nonce"])
-        sums = {
-            name.removeprefix("sums."): torch.from_numpy(plain_array(array, np.float64, None))
-            for name, array in arrays.items()
-            if name.startswith("sums.")
-        }
+        sums, metric = (
+            _under(n, arrays, t) for n, t in (("sums.", np.float64), ("metric", np.float32))
+        )
         solve = str(told["solve"])
-        return Ask(demand, domains, round, work, encoded, shifts, nonce, solve, sums)
+        return Ask(
+            demand, domains, round, work, encoded, shifts, nonce, solve, sums, metric.get("")
+        )  # fmt: skip
 
 
 def write_answer(answer: Answer) -> RecordDict:
@@ -219,6 +217,15 @@ def reading(what: str) -> Iterator[None]:
         yield
     except (*STRANGE, RecursionError) as error:
         raise ConfigError(f"{what} is not what this version sends ({error})") from error
+
+
+def _under(prefix: str, arrays: Arrays, dtype: type) -> dict[str, Tensor]:
+    """The vectors whose names begin so, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): torch.from_numpy(plain_array(array, dtype, None))
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def _named(name: str, encoded: Encoded) -> Arrays:

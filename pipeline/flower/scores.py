@@ -164,6 +164,8 @@ def result(fed: Federation, reached: Reached, model: str | None, fold: Fold) -> 
         fed.config.method
     ].controls:  # c - c_k to each; the server works out c_k's way itself
         down += len(fed.clients) * payload_bytes(size(fed.kind), "fp32")
+    if fed.config.start == "closed-form":  # what whitens features, of each site anew
+        down += len(fed.groups) * payload_bytes(fed.kind.width * (fed.kind.width + 1), "fp32")
     clip = clip_bytes(model or "")
     of_clip = clip and clip * 2 * len(fed.clients)
     return {
@@ -185,7 +187,7 @@ def result(fed: Federation, reached: Reached, model: str | None, fold: Fold) -> 
         "gate": None,
         "personalised": None,
         "bytes_a_round": (solved(fold)["bytes"] | {"clip": None})
-        if fold.closed_form
+        if METHODS[fed.config.method].solved
         else {
             "up": one_way,
             "down": down,

@@ -35,7 +35,7 @@ from pipeline.federation.state import State
 from pipeline.federation.training import pick_plan_backend, to_device
 from pipeline.flower.limits import refuse_what_cannot_travel
 from pipeline.flower.records import USES, Answer, Ask, Client, Counts
-from pipeline.flower.sums import of_site
+from pipeline.flower.sums import head_of_site, of_site
 from pipeline.machine import threads
 from pipeline.settings import RunConfig
 
@@ -86,7 +86,11 @@ def answer(site: Site, config: RunConfig, ask: Ask, kept: Kept) -> tuple[Answer,
     _check_numbers(plan.work.kind, ask)
     on = pick_device(site.device)
     backend = pick_plan_backend(plan, site.backend, on)
-    engine = Engine(plan, _loaded(site.cache, _stamp(site.cache), on), backend)
+    cached = _loaded(site.cache, _stamp(site.cache), on)
+    if ask.metric is not None:
+        head = head_of_site(plan.folds[0], cached, ask.metric)
+        plan = replace(plan, folds=(replace(plan.folds[0], closed_form=head),))
+    engine = Engine(plan, cached, backend)
     with threads(on, table.features.shape[1], backend):
         row = _received(engine, config, ask.adapter)
         right = _right(engine, row)

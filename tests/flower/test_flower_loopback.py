@@ -290,8 +290,8 @@ def test_a_supernode_without_a_registered_key_is_refused(federation):
 
 def test_a_site_killed_in_a_round_is_named_and_too_few_end_the_run(federation, tmp_path):
     received = federation.said("b").count(RECEIVING)
-    # Every message is a process that imports torch: beside other tests six times the usual time.
-    seconds = str(max(20, int(5 * federation.pace)))
+    # Every message is a process that imports torch: beside other tests several times slower.
+    seconds = str(max(15, int(2.5 * federation.pace)))
     more = ["--rounds", "1", "--timeout", seconds, "--min-sites"]
     federation.start("killed", *federation.run_of(tmp_path / "run", *more, "1"))
     federation.wait("b", RECEIVING, received + 1)
@@ -304,8 +304,7 @@ def test_a_site_killed_in_a_round_is_named_and_too_few_end_the_run(federation, t
     assert set(line["rejected"]) == {"b"} and re.fullmatch(gone, line["rejected"]["b"])
     assert set(line["train_loss"]) == set(line["val_accuracy"]) == {"a"}
 
-    few = r"(1 of 2 sites connected|[01] of [12] sites can take part, at least 2 must)"
-    more = ["--rounds", "1", "--timeout", "15", "--wait", "1", "--min-sites", "2"]
+    more = ["--rounds", "1", "--sites", "3", "--wait", "1"]
     code, said = federation.run("few", *federation.run_of(tmp_path / "few", *more))
-    assert code == 1 and "ended as finished:failed" in said and re.search(few, said), said
-    assert not (tmp_path / "few" / "done").exists()
+    assert code == 1 and re.search("[12] of 3 sites connected in 1 s", said), said
+    assert "ended as finished:failed" in said and not (tmp_path / "few" / "done").exists()
