@@ -122,7 +122,9 @@ def closed_form(fold: Fold, cached: Cached) -> ClosedForm:
         rows = [train_rows(client, config) for client in fold.clients]
         again = [shortened(client_sums(cached, own), config) for own in rows]
         sums = sum(again[1:], again[0])
-    metric = _metric(fold, cached, sums, tried) if METHODS[config.method].trains else None
+    metric = None
+    if METHODS[config.method].trains:
+        metric = metric_of(fold, cached, *whitening(sums, tried))
     return solved_of(fold, cached, sums, tried, by, metric)
 
 
@@ -286,19 +288,25 @@ def _row(cached: Cached, sums: Sums, chosen: Tried) -> Tensor:
     return torch.cat([(chosen.temperature * w).flatten(), chosen.temperature * b]).float()
 
 
-def _metric(fold: Fold, cached: Cached, sums: Sums, tried: Sequence[Tried]) -> Metric:
-    """The whitening of gda at its best eps on the grid, or at 1 if gda was not tried."""
+def whitening(sums: Sums, tried: Sequence[Tried]) -> tuple[Tensor, Tensor, Tensor]:
+    """The metric's root, inverse and mean, float64: gda's whitening at its best eps on the grid.
+
+    eps is 1 if gda was not tried.
+    """
     of_gda = [each for each in tried if each.solver == "gda"]
     eps = best_of(of_gda).shape if of_gda else 1.0
-    width, total = cached.features.shape[1], sums.count.sum().clamp(min=1)
+    width, total = sums.gram.shape[0], sums.count.sum().clamp(min=1)
     mean = sums.by_class / sums.count.clamp(min=1)[:, None]
     within = sums.gram - (mean * sums.count[:, None]).T @ mean
     values, vectors = torch.linalg.eigh(within)
     values = values.clamp(min=0)
     values = values + eps * values.mean().clamp(min=1e-6 * sums.gram.trace() / width)
     scale = (1 / values / (1 / values).mean() * width).sqrt()
-    root, inverse = vectors * scale, vectors / scale
-    centre = sums.by_class.sum(0) / total
+    return vectors * scale, vectors / scale, sums.by_class.sum(0) / total
+
+
+def metric_of(fold: Fold, cached: Cached, root: Tensor, inverse: Tensor, centre: Tensor) -> Metric:
+    """The metric of a fold's clients' train rows, of what `whitening` returns."""
     rows = np.concatenate([train_rows(client, fold.config) for client in fold.clients])
     own = torch.from_numpy(rows).to(cached.labels.device)
     place = torch.full((len(cached.labels),), -1, dtype=torch.int64)
