@@ -20,8 +20,8 @@ FLOORS = (
     {"errors", "places"},
     {"methods"},  # of federation/: settings and --help read what they are
     {"settings", "settings_used", "files", "plain_files", "json_files", "digests", "machine",
-     "progress", "terminal", "signals", "shortage", "cores", "missing", "contained", "frames",
-     "parquet_files", "transfer"},
+     "imports", "progress", "terminal", "signals", "shortage", "cores", "missing", "contained",
+     "frames", "parquet_files", "transfer"},
     {"encoder", "datasets", "federation"},
     {"extraction", "features", "runs"},
     {"sweeps", "flower"},

@@ -48,6 +48,7 @@ from pipeline.cli.sweep import sweep
 from pipeline.cli.table import table
 from pipeline.datasets.counts import DOWNLOADS
 from pipeline.errors import ConfigError
+from pipeline.imports import uncollected
 from pipeline.missing import refuse_missing_package
 from pipeline.places import DATA as DATA_FOLDER
 from pipeline.places import RUNS
@@ -263,10 +264,11 @@ def federate(
     """
     RunConfig(**given)  # refuses invalid settings before anything slow happens
     _, file = find_cache(job)
-    from pipeline.federation.plan import kind_of
-    from pipeline.runs.federate import federate as run
-    from pipeline.runs.folder import read_first_adapter
-    from pipeline.runs.results import table as as_table
+    with uncollected():
+        from pipeline.federation.plan import kind_of
+        from pipeline.runs.federate import federate as run
+        from pipeline.runs.folder import read_first_adapter
+        from pipeline.runs.results import table as as_table
 
     table = load_table(file)
     config = RunConfig(held_out=job.folds(table), **given)

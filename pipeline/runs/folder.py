@@ -35,6 +35,7 @@ from pipeline.files import (
 from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, read_plain
 from pipeline.runs.checkpoint_facts import check_facts
 
+BEST = "best."  # what names of the kept rounds' tensors begin with
 SHARE = 0.05  # of the time spent may go into checkpoints
 FIRST_COST = 0.1
 """Seconds that the first checkpoint is assumed to take; with PACS's features it takes 0.05 to 0.09.
@@ -282,7 +283,7 @@ def read_first_adapter(file: str | PathLike[str], kind: Kind) -> Tensor:
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
-            prefix = "best." if any(name.startswith("best.") for name in names) else ""
+            prefix = BEST if any(name.startswith(BEST) for name in names) else ""
             parts = {
                 name.removeprefix(prefix): opened.get_tensor(name)
                 for name in names
