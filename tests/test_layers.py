@@ -21,7 +21,7 @@ OURS = {
 FLOORS = (
     {"errors", "places"},
     {"methods"},  # of federation/: settings and --help read what they are
-    {"settings", "settings_used", "files", "json_files", "digests", "machine",
+    {"settings", "settings_used", "files", "json_files", "digests", "machine", "imports",
      "progress", "terminal", "signals", "shortage", "missing", "contained", "frames",
      "parquet_files", "transfer"},
     {"encoder", "datasets", "federation"},

@@ -12,6 +12,7 @@ import click
 from pipeline.cli.options import Job
 from pipeline.encoder.towers import UNNAMED, words_of
 from pipeline.errors import ConfigError
+from pipeline.imports import uncollected
 from pipeline.terminal import printable
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def default_model(dataset: str, model: str | None) -> str:
 
 def run_extract(dataset: str, model: str | None, prompts: tuple[str, ...], **settings):
     """Runs stage one and returns its report."""
-    from pipeline.extraction.extract import extract as run
+    with uncollected():
+        from pipeline.extraction.extract import extract as run
 
     model = default_model(dataset, model)
     return run(dataset, model=model, templates=prompts, **settings)

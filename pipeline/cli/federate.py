@@ -17,6 +17,7 @@ from pipeline.cli.console import (
     show_table,
 )
 from pipeline.cli.options import Job, job_options
+from pipeline.imports import uncollected
 from pipeline.places import RUNS
 from pipeline.settings import RunConfig
 
@@ -60,10 +61,11 @@ def federate(
     """
     RunConfig(**given)  # refuses invalid settings before anything slow happens
     _, file = find_cache(job)
-    from pipeline.federation.plan import kind_of
-    from pipeline.runs.federate import federate as run
-    from pipeline.runs.folder import read_first_adapter
-    from pipeline.runs.results import table as as_table
+    with uncollected():
+        from pipeline.federation.plan import kind_of
+        from pipeline.runs.federate import federate as run
+        from pipeline.runs.folder import read_first_adapter
+        from pipeline.runs.results import table as as_table
 
     table = load_table(file)
     config = RunConfig(held_out=job.folds(table), **given)

@@ -19,6 +19,7 @@ from pipeline.cli.console import (
 )
 from pipeline.cli.options import Job, connection, job_options, ray_options
 from pipeline.errors import ConfigError
+from pipeline.imports import uncollected
 from pipeline.places import RUNS
 from pipeline.settings import RunConfig
 
@@ -117,8 +118,9 @@ def sweep(
 
     base = base_of(asked, given)  # refuses invalid settings before anything slow happens
     words, file = find_cache(job)
-    from pipeline.sweeps.best import sweep_table
-    from pipeline.sweeps.run import sweep as run
+    with uncollected():
+        from pipeline.sweeps.best import sweep_table
+        from pipeline.sweeps.run import sweep as run
 
     table = load_table(file)
     with connection(ray, ray_worker) as size:

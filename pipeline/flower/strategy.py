@@ -200,7 +200,7 @@ class FedCLIP(Strategy):
         """Keeps the sums of each client; then starts at the head that is chosen."""
         config, width = self.fed.config, self.fed.kind.width
         rejected = {**self.told.rejected, **absent}
-        self.told = Told({}, rejected, None)
+        self.told = FoldReport({}, rejected, None)
         if not self.sums:
             self.sums = {
                 kind: {

@@ -19,11 +19,10 @@ from pipeline.encoder.weights import OPENAI_NAMES, find_weights
 from pipeline.errors import ConfigError
 from pipeline.federation.plan import adapter_kind
 from pipeline.json_files import content_of
-from pipeline.runs.folder import read_adapters
+from pipeline.runs.folder import BEST, read_adapters
 from pipeline.settings import RunConfig
 
 LOG = logging.getLogger(__name__)
-BEST = "best."
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from pipeline.files import (
 from pipeline.json_files import read_object
 from pipeline.settings import RunConfig
 
+BEST = "best."  # what names of the kept rounds' tensors begin with
 SHARE = 0.05  # of the time spent may go into checkpoints
 FIRST_COST = 0.1
 """Assumed seconds of the first checkpoint; with PACS's features it takes 0.05 to 0.09. Runs shorter
@@ -317,7 +318,7 @@ def read_first_adapter(file: str | PathLike[str], kind: Kind) -> Tensor:
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
-            prefix = "best." if any(name.startswith("best.") for name in names) else ""
+            prefix = BEST if any(name.startswith(BEST) for name in names) else ""
             parts = {
                 name.removeprefix(prefix): opened.get_tensor(name)
                 for name in names
