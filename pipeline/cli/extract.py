@@ -59,6 +59,10 @@ DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognit
 )  # fmt: skip
 @workers_option
 @option(
+    "--compile", is_flag=True, section=HARDWARE,
+    help="Compile the image encoder with torch.compile first; pays for thousands of images.",
+)  # fmt: skip
+@option(
     "--shard", metavar="I/N", section=HARDWARE,
     note="as set by torchrun or srun, else all images",
     help="Encode only part I of N on this machine or GPU; join the parts with `cache merge`.",

@@ -28,7 +28,13 @@ from kernels.backends import pick_device
 from pipeline.datasets.find import dataset_name, find_images, refuse_copies
 from pipeline.datasets.stated import Stated
 from pipeline.datasets.tree import ImageTree, image_digests
-from pipeline.encoder.model import ClipModel, encode_prompts, load_model, refuse_bad_templates
+from pipeline.encoder.model import (
+    ClipModel,
+    compiled,
+    encode_prompts,
+    load_model,
+    refuse_bad_templates,
+)
 from pipeline.encoder.pixels import IMAGE_LIMITS, MIB, PREPROCESSING, image_limits
 from pipeline.encoder.towers import UNNAMED, Towers
 from pipeline.errors import ConfigError, Interrupted
@@ -80,6 +86,7 @@ def extract(
     batch: int | None = None,
     workers: int | None = None,
     store: str = "fp16",
+    compile: bool = False,
     on_bad_image: str = "fail",
     max_megapixels: float = IMAGE_LIMITS.pixels / 1e6,
     max_image_seconds: float = IMAGE_LIMITS.seconds,
@@ -99,6 +106,7 @@ def extract(
     out           the cache; None: cache_path. A shard's file is derived from it, x.shard-2-of-8.h5
     batch         images encoded together; None: 16 on the CPU, 256 on a GPU
     workers       decoding processes; 0: this process decodes; None: one per core
+    compile       compile the image encoder with torch.compile; the cache says so
     on_bad_image  "fail" stops at an unreadable image, "skip" leaves its row without features
     max_megapixels, max_image_seconds, max_image_mib  an image that exceeds one is unreadable;
                   MiB of memory, in each worker
@@ -132,6 +140,7 @@ def extract(
         tree = part_of(whole, part, batch) if part else whole
     with pace.part("model"):
         clip = load_model(model, where, towers)
+        clip = compiled(clip) if compile else clip
     with pace.part("manifest"):
         digests = image_digests(tree)
         identity = _identity(dataset_name(dataset), tree, clip, templates, STORE[store], digests)
@@ -146,6 +155,8 @@ def extract(
     refuse_copies(dataset, tree, digests, stated, LOG.info)
     named = f"shard {part.index}/{part.count}, " if part else ""
     LOG.info(f"encoding {named}{len(tree.paths):,} images with {clip.name} on {device_name(where)}")
+    if clip.compiled:
+        LOG.info("the first images wait for the compiler, about half a minute")
     with pace.part("prompts"):
         text_features = encode_prompts(clip, tree.class_names, templates)
     table = FeatureTable(
@@ -221,7 +232,7 @@ def _identity(
 
     Without batch, torch's version and processor, which change features by float rounding.
     """
-    identity = {
+    identity: dict[str, Any] = {
         "schema": SCHEMA,
         "dataset": dataset,
         "model": clip.architecture["name"],
@@ -236,7 +247,9 @@ def _identity(
         "class_names": tree.class_names,
         "domain_names": tree.domain_names,
     }
-    # Only if they add to paths and names: caches of older releases have neither.
+    # Only if they say something: caches of older releases have none of them.
+    if clip.compiled:
+        identity["compute"]["compiled"] = True
     if tree.split is not None:
         identity["layout"] = tree.layout
     if tree.renamed:

@@ -116,7 +116,7 @@ def encode_rows(
             ahead=AHEAD * batch,
             stop=stop,
         ) as images,
-        contextlib.closing(_encode(_blocks(blocks, images, clip), clip, pace)) as encoded,
+        contextlib.closing(_encode(_blocks(blocks, images, clip), clip, pace, batch)) as encoded,
     ):
         for block, features in encoded:
             rows = np.arange(block.start, block.start + len(features))
@@ -171,7 +171,7 @@ def _blocks(blocks: Sequence[range], images: Iterator[Decoded], clip: ClipModel)
 
 
 def _encode(
-    blocks: Iterator[Block], clip: ClipModel, pace: Pace
+    blocks: Iterator[Block], clip: ClipModel, pace: Pace, batch: int
 ) -> Iterator[tuple[Block, np.ndarray]]:
     """Yield every block with its (B, D) features, in order.
 
@@ -192,7 +192,7 @@ def _encode(
                     with pace.part("waiting for pixels"):
                         block = next(blocks, None)
                     if more := block is not None:
-                        ahead.append((block, encoders.submit(encode_images, clip, block.pixels)))
+                        ahead.append((block, encoders.submit(_features, clip, block.pixels, batch)))
                     continue
                 block, features = ahead.popleft()
                 with pace.part("waiting for the encoder"):
@@ -200,6 +200,20 @@ def _encode(
                 yield block, found
     finally:
         torch.set_num_threads(threads)  # some of torch's libraries share the setting among threads
+
+
+def _features(clip: ClipModel, pixels: Tensor, batch: int) -> Tensor:
+    """encode_images; a compiled model gets `batch` images, as it is compiled for each size."""
+    if not clip.compiled:
+        return encode_images(clip, pixels)
+    padded = torch.cat([pixels, pixels.new_zeros((batch - len(pixels), *pixels.shape[1:]))])
+    try:
+        return encode_images(clip, padded)[: len(pixels)]
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--compile: torch cannot compile {clip.name}: {reason}") from error
 
 
 def _begin_encoding(device: torch.device) -> None:
