@@ -17,6 +17,7 @@ from pipeline.federation.training import Progress
 from pipeline.machine import free_memory
 from pipeline.settings import RunConfig
 from pipeline.sweeps.context import Event, Running, plan_trial
+from pipeline.sweeps.curves import ByRound
 from pipeline.sweeps.train import Trainer
 from pipeline.sweeps.trials import REACHED, Record, Trial
 
@@ -44,6 +45,13 @@ class Dealt(NamedTuple):
     loss: float | None
 
 
+class Between(NamedTuple):
+    """A trial between two rungs: its progress, `packed`, and its figures by round."""
+
+    progress: Any
+    by_round: ByRound
+
+
 class Facts(NamedTuple):
     """What a worker has: the backend that trains, versions that decide bits, free memory."""
 
@@ -56,8 +64,8 @@ class Facts(NamedTuple):
 class Worker:
     """Trains on the one device of its process.
 
-    A trial's state, between two rungs, is a `packed` Progress, and None at the start; Ray's object
-    store has it meanwhile, on the node that made it.
+    A trial's state is None at the start, and Between two rungs; meanwhile it is in Ray's object
+    store, on the node that made it.
     """
 
     def __init__(self, job: Job) -> None:
@@ -89,8 +97,8 @@ class Worker:
         return Facts(backend, versions, free_memory(device), os.getpid())
 
     def train(
-        self, mark: int | None, batch: Sequence[Dealt], *states: Progress | None
-    ) -> Iterator[list[Event] | Progress]:
+        self, mark: int | None, batch: Sequence[Dealt], *states: Between | None
+    ) -> Iterator[list[Event] | Between]:
         """Lists of what Trainer.train yields; behind a list that ends with REACHED, the state."""
         live = {
             dealt.trial.id: self._running(dealt, state)
@@ -106,23 +114,25 @@ class Worker:
                 yield said
                 said, spoke = [], time.monotonic()
             if reached:
-                yield packed(live.pop(event.id).progress)
+                each = live.pop(event.id)
+                yield Between(packed(each.progress), each.by_round)
         yield said
 
     def finish(
-        self, _: int | None, batch: Sequence[Dealt], *states: Progress | None
+        self, _: int | None, batch: Sequence[Dealt], *states: Between | None
     ) -> Iterator[list[Event]]:
         """The records of trials that are cut where their states are."""
         assert self._trainer is not None
         for dealt, state in zip(batch, states, strict=True):
             yield [self._trainer.end(self._running(dealt, state), "pruned")]
 
-    def _running(self, dealt: Dealt, state: Progress | None) -> Running:
+    def _running(self, dealt: Dealt, state: Between | None) -> Running:
         assert self._table is not None and self._trainer is not None
         job, device = self._job, self._trainer.device
         each = plan_trial(dealt.trial, job.base, self._table, device, job.backend)
         each.seconds, each.val, each.loss = dealt.seconds, dealt.val, dealt.loss
-        each.progress = None if state is None else unpacked(state, device)
+        if state is not None:
+            each.progress, each.by_round = unpacked(state.progress, device), dict(state.by_round)
         return each
 
     def _load(self, table: FeatureTable) -> None:

@@ -6,6 +6,7 @@ from pipeline.reports.charts.lines import Band, Level, Line, Mark, line_chart
 from pipeline.reports.charts.svg import colour, percent, span
 from pipeline.reports.data import Curve, FoldData, RunData
 from pipeline.reports.render import Figure, Key
+from pipeline.reports.spread import tenths
 
 FOLDS = 12  # trainings drawn, three charts each
 MANY = 20  # clients whose losses are drawn one by one; of more the median and a band
@@ -59,17 +60,10 @@ def _loss(fold: FoldData, styles: dict[str, str], limits: tuple[float, float], l
             if value is not None:
                 by_round.setdefault(round, []).append(value)
     rounds = sorted(by_round)
-    tenths = [_tenths(by_round[round]) for round in rounds]
-    median = Line("median client", "strong", rounds, [middle for _, middle, _ in tenths])
-    band = Band("80 % of the clients", "c0", rounds, [(low, high) for low, _, high in tenths])
+    found = [tenths(by_round[round]) for round in rounds]
+    median = Line("median client", "strong", rounds, [middle for _, middle, _ in found])
+    band = Band("80 % of the clients", "c0", rounds, [(low, high) for low, _, high in found])
     return _figure("training loss", fold, [median], limits, last, bands=[band])
-
-
-def _tenths(values: Sequence[float]) -> tuple[float, float, float]:
-    """The values a tenth, half and nine tenths of the way up."""
-    ordered = sorted(values)
-    low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.5, 0.9))
-    return low, middle, high
 
 
 def _test(

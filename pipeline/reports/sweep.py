@@ -17,6 +17,7 @@ from pipeline.reports.spread import Spread, spread
 from pipeline.reports.sweep_figures import sweep_figures, zero_shot_validation
 from pipeline.reports.threads import parallel_figures
 from pipeline.reports.titles import title_of
+from pipeline.reports.trial_curves import trial_curves
 from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking, setting_heads
 from pipeline.settings import from_json
 from pipeline.sweeps.best import (
@@ -49,6 +50,7 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
     best = ranked[0] if ranked else None
     chosen = best.records if best else ()
     found = _configurations(sweep)
+    zero_shot = zero_shot_validation(sweep.trials)
     again = read_reproduced(sweep.folder)
     return render(
         "sweep.html",
@@ -68,7 +70,8 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
         settings=_settings(sweep, chosen),
         chosen_tested=_tested(chosen),
         failures=failures(sweep.trials)[:LISTED],
-        threads=parallel_figures(sweep, chosen, zero_shot_validation(sweep.trials)),
+        curves=trial_curves(sweep, zero_shot),
+        threads=parallel_figures(sweep, chosen, zero_shot),
         searched=sweep_figures(sweep, chosen),
         configurations=found[:LISTED],
         heads=setting_heads(sweep.varied, [trial.settings for trial in sweep.trials]),

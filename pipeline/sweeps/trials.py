@@ -53,6 +53,8 @@ class Record:
     error: str | None = None
     val_loss: float | None = None
     """Likewise the mean validation loss, where rounds are chosen by it."""
+    curves: dict | None = None
+    """By round: see pipeline/sweeps/curves.py; None in older files, and where no round trained."""
 
 
 def make_trial(number: int, settings: dict, seed: int) -> Trial:
