@@ -14,7 +14,7 @@ from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, read_run
 from pipeline.reports.listing import is_result, results_in
 from pipeline.reports.trials import SweepData, Trial, read_sweep, score
 from pipeline.settings_used import FIELDS, plays_part
-from pipeline.sweeps.best import candidates
+from pipeline.sweeps.best import candidates, two_measures
 from pipeline.sweeps.trials import trial_files
 
 NAMED = 10  # trials that a note lists
@@ -174,7 +174,8 @@ def _of_sweep(sweep: SweepData, best_by: Sequence[str] | None) -> Read:
             full.append((trial, seed, {**settings, "model": model}))
     chosen = {trial.number for trial, _, _ in full if trial.status == "done"}
     if best_by is not None:
-        chosen = _chosen([(trial, settings) for trial, _, settings in full], best_by)
+        chosen, mixed = _chosen([(trial, settings) for trial, _, settings in full], best_by)
+        notes += [f"{sweep.folder}: {each}" for each in mixed]
         if full and not chosen:
             notes.append(
                 f"{sweep.folder} is left out: no configuration has all its seeds done and a "
@@ -191,16 +192,22 @@ def _of_sweep(sweep: SweepData, best_by: Sequence[str] | None) -> Read:
     return Read(tuple(tested), tuple(notes), len(lost))
 
 
-def _chosen(full: Sequence[tuple[Trial, dict[str, Any]]], by: Sequence[str]) -> set[int]:
-    """Numbers of the trials that validation chooses, as `sweep` ranks them, for each row."""
+def _chosen(
+    full: Sequence[tuple[Trial, dict[str, Any]]], by: Sequence[str]
+) -> tuple[set[int], list[str]]:
+    """Numbers of the trials that validation chooses, as `sweep` ranks them, for each row.
+
+    Besides a sentence where a row had configurations of two measures to choose from.
+    """
     parts: dict[tuple[str, ...], list[Trial]] = {}
     for trial, settings in full:
         parts.setdefault(tuple(word(settings.get(n)) for n in by), []).append(trial)
-    best = (
+    best = [
         candidates(((trial, score(trial, "validation")) for trial in part), "validation")
         for part in parts.values()
-    )
-    return {trial.number for ranked in best if ranked for trial in ranked[0].records}
+    ]
+    mixed = dict.fromkeys(said for ranked in best for said in two_measures(ranked))
+    return {trial.number for ranked in best if ranked for trial in ranked[0].records}, [*mixed]
 
 
 def _cache(facts: Mapping[str, Any]) -> tuple[str, str, str]:

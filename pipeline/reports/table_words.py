@@ -46,7 +46,7 @@ def foot(table: Table) -> tuple[str, ...]:
     if own and len(methods) > len(own):
         found.append(
             f"{', '.join(own)}: each client's own adapter answers that client's rows, and all of "
-            "them held-out rows; other methods have one adapter."
+            "them held-out rows; other methods have one adapter. The two kinds are marked apart."
         )
     if table.against is not None:
         found.append(

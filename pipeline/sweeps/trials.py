@@ -8,12 +8,14 @@ processes write trials-<member>.jsonl beside it; those are read.
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.digests import sealed, unsealed
 from pipeline.errors import ConfigError
+from pipeline.federation.methods import METHODS
 from pipeline.plain_files import LOG, read_plain
 from pipeline.settings import run_id
 
@@ -65,6 +67,15 @@ def make_trial(number: int, settings: dict, seed: int) -> Trial:
 def configuration_id(settings: dict) -> str:
     """The name that all seeds of one configuration share, made like a trial's id."""
     return run_id(settings)
+
+
+def has_own_adapters(settings: Mapping[str, object]) -> bool:
+    """Whether the settings name a method that answers each client by an adapter of its own.
+
+    Its accuracies are of other models on other rows than those of one adapter: ranked apart.
+    """
+    method = METHODS.get(str(settings.get("method")))
+    return method is not None and method.personal
 
 
 def record(trial: Trial, *, status: str, **facts: Any) -> Record:
