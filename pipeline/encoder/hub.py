@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from pipeline.encoder.shards import INDEX, names_in
 from pipeline.errors import WeightsError
 
 HUB_PREFIXES = ("hf:", "open_clip:")
@@ -20,6 +21,8 @@ def refuse_bad_name(name: str) -> None:
 
 def fetch(name: str, wanted: tuple[str, ...]) -> Path:
     """The first of the files `wanted` that the repository has, with its CONFIGS beside it.
+
+    With an index of shards they come too.
 
     name  hf:ORG/NAME, hf:ORG/NAME@REVISION or open_clip:NAME/PRETRAINED
 
@@ -57,6 +60,8 @@ def fetch(name: str, wanted: tuple[str, ...]) -> Path:
         have(config)
     for file in wanted:
         if path := have(file):
+            for shard in names_in(path) if file.endswith(INDEX) else ():
+                have(shard)  # a missing one is named by who reads them
             return path
     raise WeightsError(
         f"--model {name}: the repository {repository} has none of {', '.join(wanted)}; download "
