@@ -37,6 +37,7 @@ def foot(table: Table) -> tuple[str, ...]:
     if any(cell.place for row in table.rows for cell in row.cells):
         found.append("The best and the second mean of a column are marked: compared, not selected.")
     found += _unequal_seeds(table.rows)
+    found += _equal_rows(table.rows)
     if left_out := table.read.left_out:
         found.append(
             f"Left out: {left_out} runs or trials that did not finish; means are over the others."
@@ -54,6 +55,26 @@ def foot(table: Table) -> tuple[str, ...]:
             f"{LEVEL:.0%} t-interval."
         )
     return tuple(found)
+
+
+def _equal_rows(rows: Sequence[Row]) -> list[str]:
+    """A sentence on rows with the same figures in every column; or []."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for row in rows:
+        figures = tuple((cell.seeds, _digits(cell.mean), _digits(cell.std)) for cell in row.cells)
+        groups.setdefault(figures, []).append(row.label)
+    same = [" = ".join(labels) for labels in groups.values() if len(labels) > 1]
+    if not same:
+        return []
+    more = f"; and {len(same) - SHOWN} more" if len(same) > SHOWN else ""
+    return [
+        f"Same figures in all columns: {'; '.join(same[:SHOWN])}{more}. What they differ in "
+        "changes nothing here."
+    ]
+
+
+def _digits(value: float | None) -> float | None:
+    return None if value is None else round(value, 12)
 
 
 def _unequal_seeds(rows: Sequence[Row]) -> list[str]:

@@ -24,7 +24,8 @@ def row_notes(table: FeatureTable, plan: Plan) -> list[str]:
     """Sentences on what lacks rows and does not stop the run; the same of all folds once.
 
     Nothing tested, clients that never train or have no validation or test rows, held-out domains
-    without rows, classes without train rows, folds of one client, fewer classes than asked for.
+    without rows, classes without train rows, folds of one client, fewer classes than asked for, a
+    proximal term that is zero in every step.
     """
     clients = {client.name: client for fold in plan.folds for client in fold.clients}
     said = [
@@ -34,6 +35,7 @@ def row_notes(table: FeatureTable, plan: Plan) -> list[str]:
         *_bounded(list(_classes_without(table, plan))),
         *_bounded(list(_alone(plan))),
         *_bounded(list(_fewer_classes(table, plan, list(clients.values())))),
+        *_never_pulled(plan),
     ]
     return list(dict.fromkeys(said))
 
@@ -123,6 +125,17 @@ def _fewer_classes(
                 f"domain {name}: {config.classes_per_client} classes per client requested, but "
                 f"there are {present}: each client has all of them"
             )
+
+
+def _never_pulled(plan: Plan) -> Iterator[str]:
+    """mu (w - server's adapter) is 0 in a client's first step, where w is the server's adapter."""
+    method = plan.method
+    if method.proximal and method.keeps != "adapter" and max(map(steps_a_round, plan.lanes)) == 1:
+        yield (
+            f"mu {plan.folds[0].config.mu:g} changes nothing: every client makes one step a round, "
+            "and the proximal term acts from the second on; a smaller --batch or more "
+            "--local-epochs make more steps"
+        )
 
 
 def _bounded(lines: Sequence[str]) -> list[str]:

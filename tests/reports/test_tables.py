@@ -421,6 +421,14 @@ def test_ties_share_a_place_and_one_row_has_none(tmp_path):
     assert "ditto, local: each client's own adapter" in text and "marked apart" in text
 
 
+def test_rows_that_change_nothing_are_named(tmp_path):
+    for name, value, mu in (("a", 0.7, 0.0), ("b", 0.7, 0.01), ("c", 0.6, 1.0)):
+        made(tmp_path / name, [result("x", value), result("y", 0.5)], method="fedprox", mu=mu)
+    text = FORMATS["text"](build_table([tmp_path]))
+    assert "Same figures in all columns: 0 = 0.01. What they differ in changes" in text
+    assert "Same figures" not in FORMATS["text"](build_table([tmp_path / "a", tmp_path / "c"]))
+
+
 def test_real_runs_and_sweeps_give_what_their_summaries_say(tmp_path):
     table = small()
     on = {"device": "cpu", "backend": "torch"}
