@@ -13,7 +13,7 @@ from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
 from pipeline.json_files import word
 from pipeline.reports.data import ACCURACIES, Curve, FoldData, RunData, mean_of, read_run
-from pipeline.reports.trials import SweepData, ranking, read_sweep
+from pipeline.reports.trials import SweepData, curve_of, ranking, read_sweep
 from pipeline.runs.results import aligned, percent
 from pipeline.sweeps.trials import TRIALS, trial_files
 
@@ -144,6 +144,7 @@ def listed_sweep(sweep: SweepData) -> Listed:
             "val_accuracy": (_mean(vals), _mean([trial.val_accuracy for trial in best])),
             **figures,
         },
+        {"validation": curve} if (curve := curve_of(best, "val_accuracy")) else {},
     )
 
 

@@ -108,7 +108,7 @@ def _figure(
     if grey:
         keys.append(Key(f"{grey} more", "rest", "line"))
     if levels:
-        own = "zero-shot" if len(levels) == 1 else "zero-shot, in the domain's colour"
+        own = "zero-shot" if len(levels) == 1 else "zero-shot: level, same pattern"
         keys.append(Key(own, "strong", "level"))
     return Figure(title, picture, keys)
 

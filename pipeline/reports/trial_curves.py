@@ -12,7 +12,7 @@ from pipeline.reports.charts.svg import colour, number, percent, short, span
 from pipeline.reports.data import Curve
 from pipeline.reports.render import Figure, Key
 from pipeline.reports.spread import tenths
-from pipeline.reports.trials import SweepData, Trial, ranking
+from pipeline.reports.trials import SweepData, Trial, curve_of, ranking
 from pipeline.sweeps.trials import configuration_id
 
 BEST = 5  # configurations with a colour
@@ -65,17 +65,6 @@ def trial_curves(sweep: SweepData, zero_shot: float | None) -> list[Figure]:
             level = zero_shot if kind == "val_accuracy" else None
             found.append(_figure(f"{what} by round", drawn, level, kind == "val_accuracy"))
     return found
-
-
-def curve_of(trials: Sequence[Trial], kind: str) -> Curve | None:
-    """Mean over trials in the rounds that all have; None where there is none."""
-    by = [dict(zip(c.rounds, c.values, strict=True)) for t in trials if (c := t.curves.get(kind))]
-    if not by or len(by) < len(trials):
-        return None
-    points = [(round, [each.get(round) for each in by]) for round in by[0]]
-    means = [(round, float(np.mean(known))) for round, values in points
-             if len(known := [v for v in values if v is not None]) == len(by)]  # fmt: skip
-    return Curve(*map(tuple, zip(*means, strict=True))) if means else None
 
 
 def _figure(

@@ -164,6 +164,17 @@ def score(trial: Trial, select: str) -> float | None:
     return mean_of(trial.results, "tested")
 
 
+def curve_of(trials: Sequence[Trial], kind: str) -> Curve | None:
+    """Mean over trials in the rounds that all have; None where there is none."""
+    by = [dict(zip(c.rounds, c.values, strict=True)) for t in trials if (c := t.curves.get(kind))]
+    if not by or len(by) < len(trials):
+        return None
+    points = [(round, [each.get(round) for each in by]) for round in by[0]]
+    means = [(round, sum(known) / len(known)) for round, values in points
+             if len(known := [v for v in values if v is not None]) == len(by)]  # fmt: skip
+    return Curve(*map(tuple, zip(*means, strict=True))) if means else None
+
+
 def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     """Names of the settings with more than one value, in the order of their first appearance."""
     names = dict.fromkeys(name for one in settings for name in one if name != "seed")

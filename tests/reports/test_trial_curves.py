@@ -11,8 +11,8 @@ import pytest
 from pipeline.reports import trial_curves as module
 from pipeline.reports.data import Curve
 from pipeline.reports.page import write_report
-from pipeline.reports.trial_curves import curve_of, trial_curves
-from pipeline.reports.trials import Trial, read_sweep
+from pipeline.reports.trial_curves import trial_curves
+from pipeline.reports.trials import Trial, curve_of, read_sweep
 from pipeline.sweeps.curves import MOST, curves_of
 from pipeline.sweeps.trials import line_of
 from tests.reports.report_folders import made_sweep
