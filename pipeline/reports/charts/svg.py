@@ -109,7 +109,7 @@ def colour(at: int) -> str:
 
 
 def short(name: str, most: int) -> str:
-    """The name, cut to `most` columns with an ellipsis, in front of a client's number (photo/12)."""
+    """The name, cut to `most` columns by an ellipsis, before a client's number (photo/12)."""
     if columns(name) <= most:
         return name
     head, slash, number = name.rpartition("/")
