@@ -1,6 +1,6 @@
 """Runs and sweeps as the plain records that figures for papers are drawn from."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.json_files import content_of, word
 from pipeline.reports.closed_form import Grid, maps_of
-from pipeline.reports.data import Curve, FoldData, RunData
+from pipeline.reports.data import Curve, FoldData, RunData, mean_curve
 from pipeline.reports.figures import Band, Bar, Group, Picture, Point
 from pipeline.reports.figures import bars as draw_bars
 from pipeline.reports.figures import clients as draw_clients
@@ -18,6 +18,7 @@ from pipeline.reports.figures import sent as draw_sent
 from pipeline.reports.spread import spread
 from pipeline.reports.table_inputs import Tested, settings_of
 from pipeline.reports.tables import ZERO_SHOT, Row, Table, build_table, is_zero_shot, value_word
+from pipeline.reports.threads import in_order
 from pipeline.reports.trials import SweepData, ranking
 
 MOST = 24  # rows of a table that a figure has room for
@@ -179,7 +180,7 @@ def _facts(run: RunData) -> dict[str, Any]:
 
 def _band(name: str, seeds: Sequence[Sequence[FoldData]], kind: str) -> Band | None:
     """Mean and standard deviation over seeds of each round that all have; None for no round."""
-    curves = [_mean_by_round(folds, kind) for folds in seeds]
+    curves = [_by_round(folds, kind) for folds in seeds]
     shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     if not shared:
         return None
@@ -187,25 +188,15 @@ def _band(name: str, seeds: Sequence[Sequence[FoldData]], kind: str) -> Band | N
     return Band(name, tuple(shared), tuple(e.mean or 0.0 for e in ends), tuple(e.std for e in ends))
 
 
-def _mean_by_round(folds: Sequence[FoldData], kind: str) -> dict[int, float]:
+def _by_round(folds: Sequence[FoldData], kind: str) -> dict[int, float]:
     """Mean over folds, of the mean over clients (validation) or over held-out domains (test)."""
-    by_fold = []
+    means = []
     for fold in folds:
         curves: dict[str, Curve] = getattr(fold, kind)
-        own = {n: c for n, c in curves.items() if n in fold.held_out} if kind == "test" else {}
-        by_fold.append(_averaged([_points(curve) for curve in (own or curves).values()]))
-    return _averaged(by_fold)
-
-
-def _points(curve: Curve) -> dict[int, float]:
-    pairs = zip(curve.rounds, curve.values, strict=True)
-    return {round: value for round, value in pairs if value is not None}
-
-
-def _averaged(parts: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """The mean of what all parts have."""
-    shared = set.intersection(*(set(part) for part in parts)) if parts else set()
-    return {at: sum(part[at] for part in parts) / len(parts) for at in sorted(shared)}
+        own = [c for n, c in curves.items() if n in fold.held_out] if kind == "test" else []
+        means.append(mean_curve(own or [*curves.values()]))
+    found = mean_curve(means)
+    return {round: value or 0.0 for round, value in zip(found.rounds, found.values, strict=True)}
 
 
 def _validation(sweep: SweepData) -> Grid | None:
@@ -218,7 +209,8 @@ def _validation(sweep: SweepData) -> Grid | None:
             by_place.setdefault(at, []).append(trial.val_accuracy)
     if not by_place:
         return None
-    y, x = (_values(sweep, name) for name in (down, across))
+    y, x = (tuple(map(word, in_order([trial.settings.get(name) for trial in sweep.trials])))
+            for name in (down, across))  # fmt: skip
     ranked = ranking(sweep)
     best = ranked[0].records[0].settings if ranked else None
     return Grid(
@@ -230,15 +222,3 @@ def _validation(sweep: SweepData) -> Grid | None:
         tuple(tuple(spread(by_place.get((a, b), [])).mean for b in x) for a in y),
         (y.index(word(best.get(down))), x.index(word(best.get(across)))) if best else None,
     )
-
-
-def _values(sweep: SweepData, name: str) -> tuple[str, ...]:
-    """All values of a setting as words, numbers by size."""
-    found = {word(v): v for trial in sweep.trials for v in [trial.settings.get(name)]}
-
-    def rank(each: str) -> tuple[bool, float, str]:
-        value = found[each]
-        number = isinstance(value, int | float)
-        return not number, float(value) if number else 0.0, each
-
-    return tuple(sorted(found, key=rank))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.reports.charts.lines import Band, Level, Line, Mark, line_chart
 from pipeline.reports.charts.svg import colour, percent, span
-from pipeline.reports.data import Curve, FoldData, RunData
+from pipeline.reports.data import Curve, FoldData, RunData, mean_curve
 from pipeline.reports.render import Figure, Key
 from pipeline.reports.spread import tenths
 
@@ -40,7 +40,7 @@ def _validation(
     result = fold.result
     lines = _lines(fold.validation, styles, ())
     if len(fold.validation) > 1:
-        mean = _mean(list(fold.validation.values()))
+        mean = mean_curve(list(fold.validation.values()))
         lines.append(Line("mean", "strong", mean.rounds, mean.values))
     zero_shot = result.zero_shot.val_accuracy if result and result.zero_shot else None
     levels = [Level("zero-shot, mean", "strong", zero_shot)] if zero_shot is not None else []
@@ -162,19 +162,6 @@ def _limits(folds: Sequence[FoldData], which: str) -> tuple[float, float]:
     known = [value for value in values if value is not None]
     low, high = span(known, least=0.0 if which == "loss" else 0.02)
     return (max(low, 0.0), high) if which == "loss" else (max(low, -0.02), min(high, 1.02))
-
-
-def _mean(curves: Sequence[Curve]) -> Curve:
-    """The plain mean over clients, None where one has no number."""
-    by_round: dict[int, list[float | None]] = {}
-    for curve in curves:
-        for round, value in zip(curve.rounds, curve.values, strict=True):
-            by_round.setdefault(round, []).append(value)
-    means = [
-        sum(values) / len(values) if len(values) == len(curves) and None not in values else None
-        for values in by_round.values()
-    ]
-    return Curve(tuple(by_round), tuple(means))
 
 
 def _percent_tick(value: float) -> str:

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.federation.methods import METHODS
 from pipeline.json_files import content_of, fraction, whole, word
 from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, read_run
-from pipeline.reports.listing import is_result, results_in
+from pipeline.reports.listing import expanded, is_result
 from pipeline.reports.trials import SweepData, Trial, read_sweep, score
 from pipeline.settings_used import FIELDS, plays_part
 from pipeline.sweeps.best import candidates, two_measures
@@ -116,17 +116,15 @@ def settings_of(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
 def _folders(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
     """Each folder of a run or sweep once, by name; and whether it was named itself."""
     found: dict[Path, tuple[Path, bool]] = {}
-    for path in paths:
-        inside = [path] if is_result(path) else results_in(path)
-        if not inside:
-            what = "it has none of these files" if path.exists() else "no such path"
+    for each, named in expanded(paths):
+        if not is_result(each):
+            what = "it has none of these files" if each.exists() else "no such path"
             raise ConfigError(
-                f"{path}: {what}; table takes a run folder (config.json), a sweep folder "
+                f"{each}: {what}; table takes a run folder (config.json), a sweep folder "
                 "(trials.jsonl) or a folder of these"
             )
-        for each in inside:
-            there = found.get(each.resolve(), (each, False))
-            found[each.resolve()] = (there[0], there[1] or each is path)
+        first, before = found.get(each.resolve(), (each, False))
+        found[each.resolve()] = (first, before or named)
     return [found[place] for place in sorted(found)]
 
 

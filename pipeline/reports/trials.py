@@ -8,7 +8,15 @@ from typing import Any
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole, word
-from pipeline.reports.data import Curve, Result, dataset_of, label_or_note, mean_of, read_result
+from pipeline.reports.data import (
+    Curve,
+    Result,
+    dataset_of,
+    label_or_note,
+    mean_curve,
+    mean_of,
+    read_result,
+)
 from pipeline.runs.labels import Label
 from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
 from pipeline.sweeps.curves import NAMES
@@ -166,13 +174,9 @@ def score(trial: Trial, select: str) -> float | None:
 
 def curve_of(trials: Sequence[Trial], kind: str) -> Curve | None:
     """Mean over trials in the rounds that all have; None where there is none."""
-    by = [dict(zip(c.rounds, c.values, strict=True)) for t in trials if (c := t.curves.get(kind))]
-    if not by or len(by) < len(trials):
-        return None
-    points = [(round, [each.get(round) for each in by]) for round in by[0]]
-    means = [(round, sum(known) / len(known)) for round, values in points
-             if len(known := [v for v in values if v is not None]) == len(by)]  # fmt: skip
-    return Curve(*map(tuple, zip(*means, strict=True))) if means else None
+    known = [curve for trial in trials if (curve := trial.curves.get(kind))]
+    mean = mean_curve(known) if len(known) == len(trials) else None
+    return mean if mean and mean.rounds else None
 
 
 def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
