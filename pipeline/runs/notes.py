@@ -74,6 +74,8 @@ def _clients_without(plan: Plan, clients: Sequence[ClientSplit]) -> Iterator[str
         if idle:
             yield f"{few(sorted(idle))}: fewer than two train rows, so no training step"
     for part, why in (("val", "does not choose the round"), ("test", "is not tested")):
+        if part == "val" and not plan.method.learns:
+            continue
         without = [c.name for c in clients if not len(getattr(c, part))]
         if 0 < len(without) < len(clients):
             yield (

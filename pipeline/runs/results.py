@@ -63,11 +63,13 @@ def table(document: dict[str, Any]) -> str:
         figures = [_both(document["mean"], n) for n in ("unseen", "participants", "overall")]
         last = [percent(mean(list(released.values())))] if released else []
         rows.append(["mean", "", *[""] * untested, *figures, "", "", *last])
-    note = (
-        "accuracy in %, zero-shot -> adapter; rounds count from 0; gate moved: 0 is zero-shot's "
-        "uniform gate, 1 a single channel; changed: test rows answered unlike zero-shot; "
-        f"round: {CHOSEN_BY[document['config'].get('choose', 'accuracy')]}"
-    )
+    note = "accuracy in %, zero-shot CLIP on both sides of the arrow: nothing was trained"
+    if any(result["best_round"] is not None for result in document["results"]):
+        note = (
+            "accuracy in %, zero-shot -> adapter; rounds count from 0; gate moved: 0 is "
+            "zero-shot's uniform gate, 1 a single channel; changed: test rows answered unlike "
+            f"zero-shot; round: {CHOSEN_BY[document['config'].get('choose', 'accuracy')]}"
+        )
     if document["config"].get("refit") == "yes":
         note += "\nrefit: validation rows trained too; validation figures are of rows that trained"
     private = document.get("privacy")
