@@ -1,6 +1,7 @@
 """What the page of a sweep shows."""
 
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 from pipeline.errors import ConfigError
@@ -141,8 +142,8 @@ def _tiles(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[Tile]:
             beside = _called(group[0].records) + ("" if std is None else f", std {percent(std)}")
             shown.append(Tile(name + apart, f"{percent(mean)} %", beside))
     if done:
-        middle = percent(done[len(done) // 2])
-        shown.append(Tile("Median trial, validation", f"{middle} %", f"worst {percent(done[0])} %"))
+        worst = f"worst {percent(done[0])} %"
+        shown.append(Tile("Median trial, validation", f"{percent(median(done))} %", worst))
     spent = [t.seconds for t in sweep.trials if t.seconds is not None]
     if spent:
         shown.append(Tile("Training time, all trials", duration(sum(spent)), "less side by side"))
