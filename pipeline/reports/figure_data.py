@@ -17,7 +17,15 @@ from pipeline.reports.figures import rounds as draw_rounds
 from pipeline.reports.figures import sent as draw_sent
 from pipeline.reports.spread import spread
 from pipeline.reports.table_inputs import Tested, settings_of
-from pipeline.reports.tables import ZERO_SHOT, Row, Table, build_table, is_zero_shot, value_word
+from pipeline.reports.tables import (
+    ZERO_SHOT,
+    Row,
+    Table,
+    build_table,
+    is_zero_shot,
+    label_of,
+    value_word,
+)
 from pipeline.reports.threads import in_order
 from pipeline.reports.trials import SweepData, ranking
 
@@ -90,7 +98,7 @@ def _of_table(table: Table, notes: list[str]) -> dict[str, Picture]:
         if bars:
             found[f"bars{end}"] = Picture(draw_bars, (bars, start, what))
         own = [t for t in table.read.tested if t.dataset == dataset and not is_zero_shot(t)]
-        by_row = {row.label: [t for t in own if _label(t, table.by) == row.label] for row in rows}
+        by_row = {row.label: [t for t in own if label_of(t, table.by) == row.label] for row in rows}
         if groups := [Group(name, values) for name, each in by_row.items()
                       if (values := _by_client(each))]:  # fmt: skip
             found[f"clients{end}"] = Picture(draw_clients, (groups,))
@@ -99,10 +107,6 @@ def _of_table(table: Table, notes: list[str]) -> dict[str, Picture]:
         if points:
             found[f"bytes{end}"] = Picture(draw_sent, (points, start, what))
     return found
-
-
-def _label(each: Tested, by: Sequence[str]) -> str:
-    return ", ".join(value_word(each.settings[name]) for name in by)
 
 
 def _bar(row: Row, column: int) -> Bar | None:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from pipeline.federation.methods import METHODS
+from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import LEVEL
-from pipeline.reports.tables import SHOWN, Row, Table, is_zero_shot
+from pipeline.reports.tables import SHOWN, Row, Table, is_zero_shot, label_of
 from pipeline.runs.results import CHOSEN_BY
 
 
@@ -37,7 +38,7 @@ def foot(table: Table) -> tuple[str, ...]:
     if any(cell.place for row in table.rows for cell in row.cells):
         found.append("The best and the second mean of a column are marked: compared, not selected.")
     found += _unequal_seeds(table.rows)
-    found += _equal_rows(table.rows)
+    found += _equal_rows(table)
     if left_out := table.read.left_out:
         found.append(
             f"Left out: {left_out} runs or trials that did not finish; means are over the others."
@@ -57,24 +58,26 @@ def foot(table: Table) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _equal_rows(rows: Sequence[Row]) -> list[str]:
-    """A sentence on rows with the same figures in every column; or []."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for row in rows:
-        figures = tuple((cell.seeds, _digits(cell.mean), _digits(cell.std)) for cell in row.cells)
-        groups.setdefault(figures, []).append(row.label)
+def _equal_rows(table: Table) -> list[str]:
+    """A sentence on rows whose trainings all reach the same accuracies; or []."""
+    rows: dict[str, dict[tuple[str, str, int], tuple[float | None, ...]]] = {}
+    for each in table.read.tested:
+        if not is_zero_shot(each):
+            reached = tuple(each.accuracy.get(name) for name in ACCURACIES)
+            rows.setdefault(label_of(each, table.by), {})[
+                each.dataset, each.held_out, each.seed
+            ] = reached
+    groups: dict[object, list[str]] = {}
+    for label, trainings in rows.items():
+        groups.setdefault(frozenset(trainings.items()), []).append(label)
     same = [" = ".join(labels) for labels in groups.values() if len(labels) > 1]
     if not same:
         return []
     more = f"; and {len(same) - SHOWN} more" if len(same) > SHOWN else ""
     return [
-        f"Same figures in all columns: {'; '.join(same[:SHOWN])}{more}. What they differ in "
-        "changes nothing here."
+        f"The same accuracies (unseen, participants, overall) in every training: "
+        f"{'; '.join(same[:SHOWN])}{more}. What these rows differ in changes nothing here."
     ]
-
-
-def _digits(value: float | None) -> float | None:
-    return None if value is None else round(value, 12)
 
 
 def _unequal_seeds(rows: Sequence[Row]) -> list[str]:

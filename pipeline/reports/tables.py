@@ -188,6 +188,11 @@ def value_word(value: object) -> str:
     return "-" if value is None else word(value)
 
 
+def label_of(each: Tested, by: Sequence[str]) -> str:
+    """What its row is called: its values of the settings that make rows."""
+    return ", ".join(value_word(each.settings[name]) for name in by)
+
+
 def varied(trained: Sequence[Tested]) -> tuple[str, ...]:
     """Settings with more than one value; a setting that plays no part (None) has none."""
     names = trained[0].settings if trained else ()
@@ -246,7 +251,7 @@ def _groups(trained: Sequence[Tested], by: Sequence[str]) -> list[_Group]:
     for each in trained:
         settings = {name: each.settings[name] for name in by}
         key = _key(settings)
-        label = ", ".join(map(value_word, settings.values()))
+        label = label_of(each, by)
         group = groups.setdefault(key, _Group(label, settings, has_own_adapters(each.settings)))
         first = seen.setdefault((key, each.dataset, each.held_out, each.seed), each)
         if first.accuracy != each.accuracy:

@@ -425,8 +425,12 @@ def test_rows_that_change_nothing_are_named(tmp_path):
     for name, value, mu in (("a", 0.7, 0.0), ("b", 0.7, 0.01), ("c", 0.6, 1.0)):
         made(tmp_path / name, [result("x", value), result("y", 0.5)], method="fedprox", mu=mu)
     text = FORMATS["text"](build_table([tmp_path]))
-    assert "Same figures in all columns: 0 = 0.01. What they differ in changes" in text
-    assert "Same figures" not in FORMATS["text"](build_table([tmp_path / "a", tmp_path / "c"]))
+    assert "in every training: 0 = 0.01. What these rows differ in changes nothing" in text
+    assert "in every training" not in FORMATS["text"](build_table([tmp_path / "a", tmp_path / "c"]))
+    alike = result("x", 0.6) | {"participants": 0.5}  # a coincidence of one figure is none of all
+    made(tmp_path / "d", [alike, result("y", 0.5)], method="fedprox", mu=0.5)
+    text = FORMATS["text"](build_table([tmp_path]))
+    assert "in every training: 0 = 0.01. What" in text
 
 
 def test_real_runs_and_sweeps_give_what_their_summaries_say(tmp_path):
