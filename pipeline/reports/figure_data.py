@@ -16,16 +16,8 @@ from pipeline.reports.figures import maps as draw_maps
 from pipeline.reports.figures import rounds as draw_rounds
 from pipeline.reports.figures import sent as draw_sent
 from pipeline.reports.spread import spread
-from pipeline.reports.table_inputs import Tested, settings_of
-from pipeline.reports.tables import (
-    ZERO_SHOT,
-    Row,
-    Table,
-    build_table,
-    is_zero_shot,
-    label_of,
-    value_word,
-)
+from pipeline.reports.table_inputs import Tested, is_zero_shot, label_of, settings_of, value_word
+from pipeline.reports.tables import ZERO_SHOT, Row, Table, build_table
 from pipeline.reports.threads import in_order
 from pipeline.reports.trials import SweepData, ranking
 

@@ -113,6 +113,22 @@ def settings_of(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     return seed, {n: value if plays_part(n, found) else None for n, value in found.items()}
 
 
+def value_word(value: object) -> str:
+    """A setting as a cell and as a part of a row's label; "-" for one that plays no part."""
+    return "-" if value is None else word(value)
+
+
+def label_of(each: Tested, by: Sequence[str]) -> str:
+    """What its row is called: its values of the settings that make rows."""
+    return ", ".join(value_word(each.settings[name]) for name in by)
+
+
+def is_zero_shot(each: Tested) -> bool:
+    """Whether nothing was trained: CLIP as it is."""
+    method = METHODS.get(str(each.settings["method"]))
+    return method is not None and not method.learns
+
+
 def _folders(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
     """Each folder of a run or sweep once, by name; and whether it was named itself."""
     found: dict[Path, tuple[Path, bool]] = {}

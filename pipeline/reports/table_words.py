@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pipeline.federation.methods import METHODS
 from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import LEVEL
-from pipeline.reports.tables import SHOWN, Row, Table, is_zero_shot, label_of
+from pipeline.reports.table_inputs import is_zero_shot, label_of
+from pipeline.reports.tables import SHOWN, Row, Table
 from pipeline.runs.results import CHOSEN_BY
 
 

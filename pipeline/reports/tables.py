@@ -10,10 +10,9 @@ from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
 from pipeline.frames import Records
-from pipeline.json_files import word
 from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import interval, spread
-from pipeline.reports.table_inputs import Read, Tested, read_tested
+from pipeline.reports.table_inputs import Read, Tested, is_zero_shot, label_of, read_tested
 from pipeline.sweeps.trials import has_own_adapters
 
 ZERO_SHOT = "zero-shot"
@@ -183,16 +182,6 @@ def records_of(table: Table) -> Records:
     return found
 
 
-def value_word(value: object) -> str:
-    """A setting as a cell and as a part of a row's label; "-" for one that plays no part."""
-    return "-" if value is None else word(value)
-
-
-def label_of(each: Tested, by: Sequence[str]) -> str:
-    """What its row is called: its values of the settings that make rows."""
-    return ", ".join(value_word(each.settings[name]) for name in by)
-
-
 def varied(trained: Sequence[Tested]) -> tuple[str, ...]:
     """Settings with more than one value; a setting that plays no part (None) has none."""
     names = trained[0].settings if trained else ()
@@ -201,12 +190,6 @@ def varied(trained: Sequence[Tested]) -> tuple[str, ...]:
         for name in names
         if len({_key(e.settings[name]) for e in trained if e.settings[name] is not None}) > 1
     )
-
-
-def is_zero_shot(each: Tested) -> bool:
-    """Whether nothing was trained: CLIP as it is."""
-    method = METHODS.get(str(each.settings["method"]))
-    return method is not None and not method.learns
 
 
 def _key(value: object) -> str:
