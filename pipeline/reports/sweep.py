@@ -50,7 +50,7 @@ class Configuration(NamedTuple):
 def sweep_part(sweep: SweepData, anchor: str) -> Markup:
     """The article about one sweep."""
     ranked = ranking(sweep)
-    best = ranked[0] if ranked else None
+    best, (_, own) = ranked[0] if ranked else None, by_measure(ranked)
     chosen = best.records if best else ()
     found = _configurations(sweep)
     zero_shot = zero_shot_validation(sweep.trials)
@@ -65,6 +65,7 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
         notes=[*sweep.notes, *_doubts(sweep, ranked)],
         tiles=reproduced_tiles(again) if again else _tiles(sweep, ranked) if sweep.trials else [],
         command=_command(sweep, chosen),
+        own_command=_command(sweep, own[0].records) if own else "",
         reproduced=again,
         compared=reproduced_figures(again) if again else [],
         chosen=chosen,
