@@ -12,14 +12,14 @@ import torch
 
 from benchmarks.measure import Times
 from benchmarks.rows import Row
-from pipeline.cores import cores
 from pipeline.datasets.demo.draw import draw_dataset
-from pipeline.datasets.known import ImageTree, scan
+from pipeline.datasets.tree import ImageTree, scan
 from pipeline.encoder.decoding import decoded_images
 from pipeline.encoder.model import encode_images, load_model
 from pipeline.encoder.pixels import IMAGE_LIMITS
 from pipeline.extraction.extract import BATCH, extract
 from pipeline.extraction.rows import row_blocks
+from pipeline.machine import cores
 
 
 def run(device: torch.device, quick: bool) -> list[Row]:

@@ -1,4 +1,4 @@
-"""The feature cache: what stage one leaves and stage two reads."""
+"""The feature cache that stage one writes and stage two reads."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What a table holds, in sentences for people: its sizes, and what in it will surprise them."""
+"""Describe a table in sentences: its sizes, and what in it is unusual."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from cache.container.checksums import row_blocks
 from cache.npz_values import shown
 from cache.table import SPLITS, FeatureTable
 
-UNIT = 0.01  # how far a length may be from 1: float16's rounding, and more
+UNIT = 0.01  # the largest distance of a unit length from 1; float16's rounding is below it
 
 
 def row_lengths(rows: np.ndarray) -> np.ndarray:
@@ -23,7 +23,7 @@ def is_unit(lengths: np.ndarray) -> np.ndarray:
 
 
 def summary(table: FeatureTable, lengths: np.ndarray) -> list[str]:
-    """One sentence a fact: rows, width, dtype, classes, domains, splits, model, scale, lengths."""
+    """One sentence each on rows, width, dtype, classes, domains, splits, model, scale, lengths."""
     rows, width = table.features.shape
     by_domain = np.bincount(table.domains, minlength=len(table.domain_names))
     domains = [f"{n} {c:,}" for n, c in zip(table.domain_names, by_domain.tolist(), strict=True)]
@@ -45,13 +45,13 @@ def summary(table: FeatureTable, lengths: np.ndarray) -> list[str]:
 
 
 def surprises(table: FeatureTable, lengths: np.ndarray) -> Iterator[str]:
-    """One sentence for each thing that is allowed and probably not meant."""
+    """One sentence for each thing that is valid but probably unintended."""
     unit = is_unit(lengths)
     if unit.any() and not unit.all():
         others = lengths[~unit]
         yield (
             f"{unit.sum():,} of {len(unit):,} feature rows have length 1, the others "
-            f"{others.min():.4g} to {others.max():.4g}: were some normalised and some not?"
+            f"{others.min():.4g} to {others.max():.4g}: were only some normalised?"
         )
     for kind, names, numbers in (
         ("classes", table.class_names, table.labels),
@@ -77,7 +77,7 @@ def _split_gaps(table: FeatureTable, split: np.ndarray) -> Iterator[str]:
 
 
 def _equal_text(table: FeatureTable) -> Iterator[str]:
-    """Classes whose text feature has an earlier class's direction, to five decimals."""
+    """Classes whose text feature has the direction of an earlier one, to five decimals."""
     text = table.text_features.astype(np.float64)
     unit = np.round(text / np.linalg.norm(text, axis=1, keepdims=True), 5) + 0.0  # no -0
     seen: dict[bytes, str] = {}
@@ -89,5 +89,5 @@ def _equal_text(table: FeatureTable) -> Iterator[str]:
     if pairs:
         yield (
             f"classes with the text feature of an earlier class: {shown(pairs)}; they are never "
-            "answered, as the first of equal scores is; give them prompts of their own"
+            "predicted, because the first of equal scores wins; give each class its own prompt"
         )

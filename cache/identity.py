@@ -1,4 +1,4 @@
-"""What a cache was made from, as one fingerprint, and the first field in which two differ."""
+"""The identity of a cache, what it was made from: its fingerprint, and how two differ."""
 
 import hashlib
 import json
@@ -10,8 +10,8 @@ import numpy as np
 from cache.table import StaleCache
 
 _NOTHING = "nothing"
-DIGEST_BYTES = 40  # of an image: its size as uint64, then its SHA-256; zeros: not readable
-ANEW = "pass --force to recreate it, or another --out to keep both"
+DIGEST_BYTES = 40  # of an image: its size as uint64, then its SHA-256; zeros: unreadable
+RECREATE = "pass --force to recreate it, or another --out to keep both"
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
@@ -21,9 +21,9 @@ def fingerprint(identity: dict[str, Any]) -> str:
 
 
 def manifest_sha256(paths: Sequence[str], digests: np.ndarray) -> str:
-    """sha256, as hex digits, over path, size and sha256 of the content of every image in order.
+    """SHA-256 as hex digits over path, size and content SHA-256 of every image, in order.
 
-    digests  (N, DIGEST_BYTES) uint8; one that is all zeros counts as the word "unreadable"
+    digests  (N, DIGEST_BYTES) uint8; one of zeros counts as the word "unreadable"
     """
     total = hashlib.sha256()
     for path, digest in zip(paths, digests, strict=True):
@@ -35,17 +35,17 @@ def manifest_sha256(paths: Sequence[str], digests: np.ndarray) -> str:
 
 
 def compare_identity(
-    asked: dict[str, Any], found: dict[str, Any], source: object, way_out: str = ANEW
+    asked: dict[str, Any], found: dict[str, Any], source: object, way_out: str = RECREATE
 ) -> None:
-    """Raises StaleCache naming the first field in which found differs from asked.
+    """Raises StaleCache naming the first field in which `found` differs from `asked`.
 
     asked, found  JSON-able; nested fields are named as preprocessing.version or class_names.3
-    source        whose identity `found` is, and way_out  what to do, for the message
+    source        the file whose identity `found` is;  way_out  what to do, for the message
     """
     try:
         wanted, there = _leaves(asked), _leaves(found)
     except RecursionError as error:
-        raise StaleCache(f"{source}: its identity is nested too deeply to be one") from error
+        raise StaleCache(f"{source}: its identity is nested too deeply") from error
     for field in {**wanted, **there}:
         ours, theirs = wanted.get(field, _NOTHING), there.get(field, _NOTHING)
         if ours != theirs:
@@ -56,7 +56,7 @@ def compare_identity(
 
 
 def _leaves(value: object, name: str = "") -> dict[str, str]:
-    """{"preprocessing.version": "13.0", ...}, every leaf as its JSON text."""
+    """{"preprocessing.version": "13.0", ...}, every leaf as JSON text."""
     if isinstance(value, list | tuple):
         value = {str(number): item for number, item in enumerate(value)}
     if isinstance(value, dict) and value:

@@ -1,4 +1,4 @@
-"""Features that people already have: .npz <-> FeatureTable."""
+"""Import and export of existing features: .npz <-> FeatureTable."""
 
 import contextlib
 import hashlib
@@ -24,54 +24,33 @@ from cache.table import BLOCK_ROWS, CacheError, FeatureTable, check_table
 
 LOG = logging.getLogger(__name__)
 
-_LOGIT_SCALE = 100.0  # every released CLIP was trained until its multiplier met this bound
+_LOGIT_SCALE = 100.0  # where training bounds the multiplier; every released CLIP reached it
 _NAME_LENGTH = 200
-_KEPT = {"schema", "imported", *NEEDED, *OPTIONAL}  # of an identity, in an .npz
-_LOG_BELOW = 10.0  # a multiplier is above it: CLIP's starts at 14.3, its logarithm ends at 4.605
+_KEPT = {"schema", "imported", *NEEDED, *OPTIONAL}  # fields of an identity that an .npz keeps
+_LOG_BELOW = 10.0  # multipliers are above: CLIP's starts at 14.3, its logarithm ends at 4.605
 
 
-def read_npz(
-    path: AnyPath,
-    *,
-    logit_scale: float | None = None,
-    feature_scale: float = 1.0,
-    labels_from: int = 0,
-    domains_from: int = 0,
-    dataset: str | None = None,
-    ignore: Collection[str] = (),
-) -> FeatureTable:
+def read_npz(path: AnyPath, *, ignore: Collection[str] = (), **settings: Any) -> FeatureTable:
     """The table in an .npz; pickles are never read.
 
     features       (N, D) float16, float32, or float64, which becomes float32
     labels         (N,) integers from labels_from, text that is in class_names, or (N, C) one-hot
     text_features  (C, D) float, one for each class
-    and where they are there
-    domains        (N,) as labels, of domain_names (else all are 0)
-    class_names    (C,) text (else class_0 ...);  domain_names likewise
-    split          (N,) 0 train, 1 val, 2 test, or those words
-    logit_scale    the multiplier (else 100)
-    model, dataset  text;  normalised  whether features have length 1 (else measured)
+    and optionally
+    domains        (N,) like labels, positions in domain_names (default 0)
+    class_names    (C,) text (default class_0 ...);  domain_names likewise
+    split          (N,) 0 train, 1 val, 2 test, or these words
+    logit_scale    the multiplier (default 100)
+    model, dataset  text;  normalised  whether features have length 1 (default: measured)
 
-    logit_scale    instead of the file's; needed where that looks like a logarithm, at most 10
-    feature_scale  features are multiplied by it: 10 gives CLIP's unit rows about their raw length
-    dataset        its name; None for the file's key, or else the file's name
-    ignore         keys that are not read though they look like a known one
+    ignore         keys not to read although they resemble a known one
+    settings       of as_table
 
-    Raises CacheError for a missing or misnamed key, Python objects, wrong shapes or numbers.
+    Raises CacheError for a missing or misspelled key, Python objects, invalid shapes or numbers.
     """
     path = Path(path)
-    options = {"logit_scale": logit_scale, "dataset": dataset}
-    given = [key for key, value in options.items() if value is not None]
-    arrays = read_members(path, NEEDED, OPTIONAL, ignore, given)
-    return as_table(
-        path,
-        arrays,
-        logit_scale=logit_scale,
-        feature_scale=feature_scale,
-        labels_from=labels_from,
-        domains_from=domains_from,
-        dataset=dataset,
-    )
+    given = [key for key in ("logit_scale", "dataset") if settings.get(key) is not None]
+    return as_table(path, read_members(path, NEEDED, OPTIONAL, ignore, given), **settings)
 
 
 def as_table(
@@ -84,7 +63,15 @@ def as_table(
     domains_from: int = 0,
     dataset: str | None = None,
 ) -> FeatureTable:
-    """read_npz of arrays that are in memory; `path` is where they came from. Raises CacheError."""
+    """The table of arrays by the keys of read_npz; `path` is where they came from.
+
+    logit_scale    replaces the file's; required if that looks like a logarithm (at most 10)
+    feature_scale  features are multiplied by it: 10 gives CLIP's unit rows about their raw length
+    labels_from, domains_from  the number of the first label and domain, 0 or 1
+    dataset        its name; None: the file's key, or the file's name
+
+    Raises CacheError as read_npz.
+    """
     try:
         table = _table(arrays, path, labels_from, domains_from)
         scale = _logit_scale(arrays, path) if logit_scale is None else float(logit_scale)
@@ -95,13 +82,13 @@ def as_table(
         raise CacheError(f"{prefix}{error}") from error
     check_table(table)
     if "logit_scale" not in arrays and logit_scale is None:
-        LOG.info(f"no logit_scale: taking {_LOGIT_SCALE:g}")
+        LOG.info(f"no logit_scale: using {_LOGIT_SCALE:g}")
     lengths = row_lengths(table.features)
     unit = bool(is_unit(lengths).all())
     claimed = _scalar(arrays, "normalised", path, "b", None) if feature_scale == 1 else None
     if claimed is not None and claimed != unit:
         LOG.warning(
-            f"the key normalised is {claimed}, and the mean length of the rows is "
+            f"the key normalised is {claimed}, but the mean length of the rows is "
             f"{lengths.mean():.4g}"
         )
     facts = {
@@ -120,7 +107,7 @@ def as_table(
 
 
 def write_npz(table: FeatureTable, path: AnyPath, *, force: bool = False) -> None:
-    """Write the keys of read_npz, so that importing them again gives the same content_sha256.
+    """Write the keys of read_npz; importing the file gives the same content_sha256.
 
     Raises CacheError when path exists, the features are damaged, or the disk refuses.
     """
@@ -131,7 +118,7 @@ def write_npz(table: FeatureTable, path: AnyPath, *, force: bool = False) -> Non
 
 
 def arrays_of(table: FeatureTable) -> dict[str, Any]:
-    """What as_table makes the same table of. Raises CacheError when the features are damaged."""
+    """The arrays from which as_table makes this table. CacheError when features are damaged."""
     check_features(table)
     arrays: dict[str, Any] = {
         "features": table.features,
@@ -155,9 +142,11 @@ def arrays_of(table: FeatureTable) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def whole_file(path: Path, nbytes: int, *, force: bool) -> Iterator[BinaryIO]:
-    """A file that appears at `path` whole, synced, when the context ends without an exception.
+    """Yields a file that appears at `path`, complete and synced, unless an exception is raised.
 
-    Raises CacheError when it exists and not `force`, or the disk refuses about `nbytes`.
+    nbytes  its size, for the error about a full disk
+
+    Raises CacheError when it exists and not `force`, or the disk refuses.
     """
     refuse_folder(path)
     if path.exists() and not force:
@@ -179,7 +168,7 @@ def whole_file(path: Path, nbytes: int, *, force: bool) -> Iterator[BinaryIO]:
 
 
 def not_exported(facts: dict[str, Any]) -> list[str]:
-    """What an .npz leaves out of a cache, whose cache.store.info this is, a sentence each."""
+    """What an .npz leaves out of a cache, one sentence each; facts as of cache.store.info."""
     left = [name for name in facts["identity"] if name not in _KEPT]
     sentences = []
     if facts["unreadable"]:
@@ -194,7 +183,7 @@ def not_exported(facts: dict[str, Any]) -> list[str]:
 def _table(
     arrays: dict[str, np.ndarray], path: Path, labels_from: int, domains_from: int
 ) -> FeatureTable:
-    """The arrays as a table without identity, logit scale 1; CacheError for wrong ones."""
+    """The arrays as a table without identity, logit scale 1; CacheError for invalid ones."""
     features = _floats(arrays["features"], "features", path)
     text = _floats(arrays["text_features"], "text_features", path).astype(np.float32)
     if features.ndim != 2 or text.ndim != 2 or 0 in features.shape:
@@ -213,7 +202,7 @@ def _table(
     if domain_names is None:
         domain_names = _numbered("domain", int(domains.max(initial=0)) + 1)
         if len(domains) and domains.min() == 1:
-            LOG.warning("no row is of domain 0; if they count from 1, pass --domains-from 1")
+            LOG.warning("no row has domain 0; if domains count from 1, pass --domains-from 1")
     return FeatureTable(
         source=str(path),
         features=features,
@@ -231,7 +220,7 @@ def _table(
 
 
 def _logit_scale(arrays: dict[str, np.ndarray], path: Path) -> float:
-    """The file's multiplier; CacheError when it looks like its logarithm."""
+    """The multiplier of the file; CacheError if it looks like its logarithm."""
     scale = float(_scalar(arrays, "logit_scale", path, "fiu", _LOGIT_SCALE))
     if 0 < scale <= _LOG_BELOW:
         power = math.exp(scale)
@@ -244,7 +233,7 @@ def _logit_scale(arrays: dict[str, np.ndarray], path: Path) -> float:
 
 
 def _scaled(features: np.ndarray, factor: float) -> np.ndarray:
-    """features times factor in float32, rounded to their dtype; CacheError for a factor <= 0."""
+    """features times factor in float32, rounded to their dtype; CacheError unless factor > 0."""
     if factor == 1:
         return features
     if not (math.isfinite(factor) and factor > 0):
@@ -258,20 +247,20 @@ def _scaled(features: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _dataset(arrays: dict[str, np.ndarray], path: Path, given: str | None) -> str | None:
-    """The data set's name: given, the file's key, or the file's name where that can be shown."""
+    """The data set's name: as given, the file's key, or the file's name if printable."""
     name = _scalar(arrays, "dataset", path, "U", None) if given is None else given
     if name is None:
         return path.stem if path.stem.isprintable() else None
     if not name or not name.isprintable() or len(name) > _NAME_LENGTH:
         raise CacheError(
-            f"{path}: a data set's name is printable text of at most {_NAME_LENGTH} characters; "
+            f"{path}: a data set's name must be printable, at most {_NAME_LENGTH} characters; "
             f"got {name[:_NAME_LENGTH]!r}"
         )
     return str(name)
 
 
 def _identified(table: FeatureTable, facts: dict[str, Any]) -> FeatureTable:
-    """The table with its identity: what the numbers are, as nobody knows where they came from."""
+    """The table with its identity: a hash of the numbers, since their source is unknown."""
     content = content_sha256(
         row_blocks(table.features),
         table.features.dtype,

@@ -1,4 +1,4 @@
-"""Which key of an .npz is meant: the known ones, what the field calls them, and typing errors."""
+"""Match the keys of an .npz to the known ones, by common synonyms and despite typing errors."""
 
 import difflib
 import re
@@ -9,7 +9,7 @@ OPTIONAL = (
     *("domains", "class_names", "domain_names", "split"),
     *("logit_scale", "model", "normalised", "dataset"),
 )
-_CALLED = {  # known key: what else it is called, without case, signs and a last s
+_CALLED = {  # known key: its synonyms, in lower case without punctuation and a plural's s
     "features": (
         "feat imagefeature imagefeat imgfeature imgfeat visualfeature embedding imageembedding "
         "imageembed imgembedding embed clipfeature x"
@@ -36,7 +36,7 @@ _ALIKE = 0.84  # of difflib's ratio: one letter of six wrong, missing or swapped
 
 
 def nearest_key(key: str) -> str | None:
-    """The known key that another key probably means; None when it is like none of them."""
+    """The known key that another key probably means; None if it resembles none."""
     bare = _bare(key)
     for known, names in _CALLED.items():
         if bare in (_bare(known), *names.split()):
@@ -46,7 +46,7 @@ def nearest_key(key: str) -> str | None:
 
 
 def misnamed(keys: Iterable[str], ignore: Iterable[str] = ()) -> list[str]:
-    """One sentence a key that probably means a known one which keys lack; not those in ignore."""
+    """One sentence for each key, not in ignore, that probably means a known one that is missing."""
     there, found = set(keys), []
     for key in sorted(there - {*_CALLED, *ignore}):
         meant = nearest_key(key)
@@ -56,6 +56,6 @@ def misnamed(keys: Iterable[str], ignore: Iterable[str] = ()) -> list[str]:
 
 
 def _bare(key: str) -> str:
-    """Without case, signs and a plural's s: "Class-Names" and "classname" are one."""
+    """Without case, punctuation and a plural's s: "Class-Names" equals "classname"."""
     bare = re.sub(r"[\W_]+", "", key.casefold())
     return bare.removesuffix("s") or bare

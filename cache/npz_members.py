@@ -1,4 +1,4 @@
-"""Taking arrays out of an .npz that somebody else made."""
+"""Read arrays from an untrusted .npz."""
 
 import logging
 import lzma
@@ -22,12 +22,12 @@ LOG = logging.getLogger(__name__)
 DAMAGED = (
     *(ValueError, TypeError, EOFError, zlib.error, lzma.LZMAError, struct.error),
     *(NotImplementedError, RuntimeError, MemoryError, ArithmeticError),
-    tokenize.TokenError,  # of numpy's reading of a header
+    tokenize.TokenError,  # from numpy's parsing of a header
 )
-"""What zipfile and numpy raise for bytes that they cannot read, found by damaging files."""
+"""What zipfile and numpy raise for damaged bytes, found by damaging files."""
 _WAYS = {"labels": "--labels FILE", "text_features": "--text-features FILE or --model NAME"}
 _MOST_KEYS, _SHOWN = 10_000, 4
-_UNPACKED, _SLACK = 100, 1 << 26  # refused: above 100 times the file's size and 64 MiB unpacked
+_UNPACKED, _SLACK = 100, 1 << 26  # at most 100 times the file's size and 64 MiB when unpacked
 
 
 def read_members(
@@ -37,30 +37,31 @@ def read_members(
     ignore: Collection[str],
     given: Collection[str],
 ) -> dict[str, np.ndarray]:
-    """The arrays of these keys, each looked at before it is unpacked; others are named as ignored.
+    """The arrays of these keys, each checked before it is unpacked; a warning names the others.
 
-    ignore  keys that are left alone even where they look like one that is missing
-    given   known keys that are not needed, as an option has their value
+    ignore  keys to skip even if they resemble a missing one
+    given   known keys that are not needed because an option has their value
 
-    Raises CacheError when a needed key is missing, another is probably a misnamed one of them, or a
-    shape, a size or a pickle is not to be trusted.
+    Raises CacheError when a needed key is missing, a key is probably a misspelled known one, or a
+    shape, a size or a pickle cannot be trusted.
     """
     try:
         if path.exists() and not path.is_file():
-            raise CacheError(f"{path}: cannot be read: not an ordinary file")
+            raise CacheError(f"{path}: cannot be read: not a regular file")
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             _check_keys(names, path, needed, optional, ignore, given)
             keys = [key for key in (*needed, *optional) if f"{key}.npy" in names]
             total = sum(archive.getinfo(f"{key}.npy").file_size for key in keys)
             if total > _UNPACKED * path.stat().st_size + _SLACK:
-                raise CacheError(f"{path}: claims to unpack to {total:,} bytes; it is not read")
+                raise CacheError(f"{path}: would unpack to {total:,} bytes; refusing to read it")
             for member in archive.infolist():
-                # Compares its name in the directory with the one before its bytes: an optional key
-                # whose name is damaged would pass for one that is not known.
+                # Compares its name in the directory with that before its bytes: an optional key
+                # with a damaged name would pass for an unknown one.
                 archive.open(member).close()
             for key in keys:
-                _check_header(archive, key, path)
+                with archive.open(f"{key}.npy") as file:
+                    check_header(file, archive.getinfo(f"{key}.npy").file_size, key, path)
             return {key: _read(archive, key) for key in keys}
     except zipfile.BadZipFile as error:
         raise CacheError(f"{path}: not an .npz, or a damaged one: {error}") from error
@@ -80,13 +81,13 @@ def _check_keys(
     ignore: Collection[str],
     given: Collection[str],
 ) -> None:
-    """Raises CacheError for keys that are missing, misnamed, twice or too many."""
+    """Raises CacheError for missing, misspelled, repeated or too many keys."""
     if len(names) > _MOST_KEYS:
-        raise CacheError(f"{path}: has {len(names):,} keys, more than {_MOST_KEYS:,}; not read")
+        raise CacheError(f"{path}: has {len(names):,} keys; at most {_MOST_KEYS:,} are allowed")
     keys = [name.removesuffix(".npy") for name in names]
     twice = next((key for key in (*needed, *optional) if names.count(f"{key}.npy") > 1), None)
     if twice:
-        raise CacheError(f"{path}: has the key {twice} more than once; it is not read")
+        raise CacheError(f"{path}: has the key {twice} more than once; refusing to read it")
     odd = misnamed([*keys, *given], ignore)
     missing = [key for key in needed if f"{key}.npy" not in names]
     if missing:
@@ -94,7 +95,7 @@ def _check_keys(
         hint = f"; {'; '.join(odd[:_SHOWN])}: rename it" if odd else ""
         ways = [_WAYS[key] for key in missing if key in _WAYS]
         way = f"; or pass {' and '.join(ways)}" if ways else ""
-        raise CacheError(f"{path}: it lacks {', '.join(missing)}; it has {there}{hint}{way}")
+        raise CacheError(f"{path}: has no {', '.join(missing)}; it has {there}{hint}{way}")
     if odd:
         raise CacheError(
             f"{path}: {'; '.join(odd[:_SHOWN])}; rename the key, or pass --ignore KEY to import "
@@ -110,15 +111,10 @@ def _read(archive: zipfile.ZipFile, key: str) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _check_header(archive: zipfile.ZipFile, key: str, path: Path) -> None:
-    with archive.open(f"{key}.npy") as file:
-        check_header(file, archive.getinfo(f"{key}.npy").file_size, key, path)
-
-
 def check_header(file: IO[bytes], size: int, key: str, path: Path) -> None:
-    """Raises CacheError for Python objects, and for a shape that its bytes cannot fill.
+    """Raises CacheError for Python objects, and for a shape that does not match its bytes.
 
-    file  a .npy of `size` bytes, at its begin
+    file  a .npy of `size` bytes, at its start
     """
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -126,7 +122,7 @@ def check_header(file: IO[bytes], size: int, key: str, path: Path) -> None:
     }
     version = np.lib.format.read_magic(file)
     if version not in readers:
-        raise CacheError(f"{path}: {key} is a .npy of version {version}, which is not read")
+        raise CacheError(f"{path}: {key} is a .npy of unsupported version {version}")
     shape, _, dtype = readers[version](file)
     held = size - file.tell()
     if dtype.hasobject:
@@ -136,5 +132,5 @@ def check_header(file: IO[bytes], size: int, key: str, path: Path) -> None:
         )
     if math.prod(shape) * dtype.itemsize != held:
         raise CacheError(
-            f"{path}: {key} claims {shape} {dtype} and has {held:,} bytes; it is not read"
+            f"{path}: {key} declares {shape} {dtype} but has {held:,} bytes; refusing to read it"
         )

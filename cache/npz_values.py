@@ -1,4 +1,4 @@
-"""What labels, domains, splits and names of an .npz say, in the forms people save them in."""
+"""Labels, domains, splits and names of an .npz, in the forms in which they are saved."""
 
 import difflib
 import logging
@@ -20,13 +20,13 @@ _SPLIT_WORDS = {
 def positions(
     array: np.ndarray, key: str, names: Sequence[str] | None, count: int, first: int
 ) -> np.ndarray:
-    """(N,) int64 positions from 0, of numbers, words or one-hot rows.
+    """(N,) int64 positions from 0, from numbers, words or one-hot rows.
 
-    array  (N,) or (N, 1) integers, floats that are whole, or bool; (N,) text; (N, count) one-hot
-    names  what words are looked up in; None where there are none
-    first  the number of the first position, 0 or 1; words and one-hot rows do not have it
+    array  (N,) or (N, 1) integers, whole floats, or bool; (N,) text; (N, count) one-hot
+    names  in which words are looked up; None if there are none
+    first  the number of the first position, 0 or 1; ignored for words and one-hot rows
 
-    Raises CacheError, without the file's name in front, for what is none of these.
+    Raises CacheError, without the file's name, for anything else.
     """
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -58,7 +58,7 @@ def positions(
 
 
 def splits(array: np.ndarray) -> np.ndarray:
-    """(N,) int8, 0 train, 1 val, 2 test, of those numbers or words. Raises CacheError."""
+    """(N,) int8, 0 train, 1 val, 2 test, from these numbers or words. Raises CacheError."""
     if array.dtype.kind == "U" and array.ndim == 1:
         words, inverse = np.unique(array, return_inverse=True)
         known = [_SPLIT_WORDS.get(word.strip().casefold()) for word in words.tolist()]
@@ -68,7 +68,7 @@ def splits(array: np.ndarray) -> np.ndarray:
         LOG.info("split is text: read as 0 train, 1 val, 2 test")
         return np.array(known, np.int8)[inverse.reshape(array.shape)]
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
-        LOG.info(f"split are whole numbers saved as {array.dtype}: read as integers")
+        LOG.info(f"split has whole numbers saved as {array.dtype}: read as integers")
         array = _whole(array, "split")
     if array.dtype.kind not in "iu":
         raise CacheError(f"split must be integers: 0 train, 1 val, 2 test; got {array.dtype}")
@@ -84,7 +84,7 @@ def splits(array: np.ndarray) -> np.ndarray:
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, those that were there before with a number behind: "crane", "crane (2)"."""
+    """The names, with a number after repeated ones: "crane", "crane (2)"."""
     taken, found = set(names), []
     seen: dict[str, int] = {}
     for name in names:
@@ -106,7 +106,7 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def shown(names: Sequence[str], most: int = 8) -> str:
-    """The first names and how many more there are, on one line."""
+    """The first names and the number of others, on one line."""
     first = ", ".join(name if name.isprintable() else repr(name) for name in names[:most])
     return first + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
@@ -118,16 +118,16 @@ def _one_hot(array: np.ndarray) -> bool:
 
 
 def _whole(array: np.ndarray, key: str) -> np.ndarray:
-    """As int64; CacheError where that changes a number."""
+    """As int64; CacheError if that would change a number."""
     if array.size and max(int(array.max()), -int(array.min())) >= 1 << 62:
-        raise CacheError(f"{key} has numbers as large as {array.max()}; they are positions from 0")
+        raise CacheError(f"{key} must be positions from 0; got numbers up to {array.max()}")
     return array.astype(np.int64)
 
 
 def _looked_up(array: np.ndarray, key: str, names: Sequence[str] | None) -> np.ndarray:
     if names is None:
         raise CacheError(
-            f"{key} are text, and there is no {_names_key(key)} to say which row of text_features "
+            f"{key} are text, but there is no {_names_key(key)} to say which row of text_features "
             f"each means; add {_names_key(key)}, (C,) text in the order of text_features"
         )
     words, inverse = np.unique(array, return_inverse=True)

@@ -1,6 +1,7 @@
-"""Caches that are one of n parts of an extraction: which rows each has, and the whole of all."""
+"""Shards, the n parts of an extraction: which rows each holds, and merging them."""
 
 import hashlib
+import itertools
 import os
 import re
 import zlib
@@ -15,17 +16,17 @@ import numpy as np
 from cache.container.checksums import read_region, refuse_damage
 from cache.container.contents import decode_paths, encode_paths, read_contents, read_digests
 from cache.container.disk import AnyPath, partial_of
-from cache.container.opening import open_writer
-from cache.container.userblock import Region, UserBlock, open_cache
+from cache.container.opening import facts_of, open_writer
+from cache.container.userblock import UserBlock, open_cache
 from cache.container.writer import Writer
 from cache.identity import compare_identity, manifest_sha256
-from cache.table import BLOCK_ROWS, CacheError, FeatureTable
+from cache.table import BLOCK_ROWS, CacheError, FeatureTable, no_features
 
 _NAME = re.compile(r"\.shard-\d+-of-\d+$")
 _COUNTS = ("index", "count", "rows", "batch")
 _DIGESTS = ("paths_sha256", "manifest_sha256")
 Check = Callable[[FeatureTable, list[str], np.ndarray], None]
-_SHOWN = 8  # missing shards named; the rest is a count
+_SHOWN = 8  # missing shards listed; the rest is a count
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,16 @@ class _Shard:
 
     @property
     def rows(self) -> range:
-        """Which rows of the whole these are."""
+        """The rows of the whole that these are."""
         return shard_rows(*(self.facts[name] for name in ("rows", "batch", "index", "count")))
 
 
 def shard_rows(rows: int, batch: int, index: int, count: int) -> range:
-    """The rows of shard `index` of `count`, counted from 1: neighbours, whole batches.
+    """The rows of shard `index` of `count`, counted from 1: consecutive whole batches.
 
-    Blocks of `batch` rows are dealt out in order, floor(blocks * index / count) of them to the
-    shards up to this one. A feature's last bits depend on the images it is encoded with, so a
-    batch that was cut in two would not give the bytes of an extraction in one piece.
+    Of the blocks of `batch` rows, the first floor(blocks * index / count) belong to the
+    shards up to this one. A feature's last bits depend on the images it is encoded with, so
+    splitting a batch would not give the bytes of an extraction in one piece.
     """
     blocks = -(-rows // batch)
     first, stop = (blocks * number // count * batch for number in (index - 1, index))
@@ -57,7 +58,7 @@ def shard_rows(rows: int, batch: int, index: int, count: int) -> range:
 
 
 def shard_path(whole: AnyPath, index: int, count: int) -> Path:
-    """The file of a shard beside the file of the whole: x.h5 -> x.shard-2-of-8.h5."""
+    """The file of a shard, beside that of the whole: x.h5 -> x.shard-2-of-8.h5."""
     whole = Path(whole)
     return whole.with_name(f"{whole.stem}.shard-{index}-of-{count}{whole.suffix}")
 
@@ -65,7 +66,7 @@ def shard_path(whole: AnyPath, index: int, count: int) -> Path:
 def shard_identity(
     whole: dict[str, Any], paths: Sequence[str], *, index: int, count: int, batch: int
 ) -> dict[str, Any]:
-    """The identity of a shard: the whole's, but its manifest is of the shard's own rows.
+    """The identity of a shard: the whole's, with a manifest of only the shard's rows.
 
     whole  as of a cache in one piece, with the manifest_sha256 of the shard's images
     paths  of all rows of the whole, in order
@@ -89,17 +90,17 @@ def merge_shards(
     force: bool = False,
     check: Check = lambda whole, paths, digests: None,
 ) -> Path:
-    """One cache of all shards of an extraction: the bytes that it would have had in one piece.
+    """Merge all shards of an extraction into the cache that it would have been in one piece.
 
     files  every shard once, in any order;  out  None: their name without .shard-i-of-n
     force  replace what is at out
-    check  is called before anything is written, with the whole without features, the paths of its
-           images and their digests, (N, DIGEST_BYTES) uint8
+    check  is called before anything is written, with the whole without its features, the paths of
+           its images and their digests, (N, DIGEST_BYTES) uint8
 
-    Features are read, compared with their checksums and written BLOCK_ROWS rows at a time; killed,
-    the next call resumes. Text features are those of shard 1. Returns out.
+    Features are read, compared with their checksums and written BLOCK_ROWS rows at a time; after a
+    kill, the next call resumes. Text features are those of shard 1. Returns out.
     Raises StaleCache for shards of different extractions, with the first field that differs;
-    CacheError for one that is missing, given twice, unfinished, damaged or no shard.
+    CacheError for a shard that is missing, given twice, unfinished or damaged, and for other files.
     """
     if isinstance(files, str | os.PathLike):
         files = [files]
@@ -117,34 +118,19 @@ def merge_shards(
             )
         _refuse_gaps(shards)
         first, table = shards[0], shards[0].table
-        whole = first.path.with_name(_NAME.sub("", first.path.stem) + first.path.suffix)
-        out = Path(out) if out else whole
+        out = Path(out) if out else _whole_path(first.path)
         paths = [path for shard in shards for path in shard.paths]
         identity, digests = _whole_identity(shards, paths)
         merged = replace(
             table,
             identity=identity,
-            features=np.empty((0, table.features.shape[1]), table.features.dtype),
+            features=no_features(len(paths), table.features.shape[1], table.features.dtype),
             labels=np.concatenate([shard.table.labels for shard in shards]),
             domains=np.concatenate([shard.table.domains for shard in shards]),
             split=_whole_split(shards),
         )
         check(merged, paths, digests)
-        with open_writer(
-            out,
-            identity=identity,
-            class_names=table.class_names,
-            domain_names=table.domain_names,
-            labels=merged.labels,
-            domains=merged.domains,
-            split=merged.split,
-            paths=paths,
-            text_features=table.text_features,
-            logit_scale=table.logit_scale,
-            width=table.features.shape[1],
-            dtype=table.features.dtype.name,
-            force=force,
-        ) as writer:
+        with open_writer(out, merged, paths=paths, force=force) as writer:
             for shard in shards:
                 _copy(shard, writer)
             writer.publish()
@@ -161,13 +147,13 @@ def _open(stack: ExitStack, path: Path) -> _Shard:
     if facts is None:
         raise CacheError(f"{path} is a cache in one piece, not a shard; there is nothing to merge")
     if not _sound(facts, block.rows):
-        raise CacheError(f"{path}: its description as a shard is invalid; it is not read")
+        raise CacheError(f"{path}: its description as a shard is invalid; refusing to read it")
     paths = decode_paths(read_region(file, block.regions["paths"]), block.rows, str(path))
     return _Shard(path, file, block, table, status, paths, facts)
 
 
 def _sound(facts: object, rows: int) -> bool:
-    """Whether these are a shard's facts, of so many rows."""
+    """Whether these are valid facts of a shard with so many rows."""
     if not isinstance(facts, dict) or facts.keys() != {*_COUNTS, *_DIGESTS}:
         return False
     counts = [facts[name] for name in _COUNTS]
@@ -178,17 +164,14 @@ def _sound(facts: object, rows: int) -> bool:
 
 
 def _common(shard: _Shard) -> dict[str, Any]:
-    """What all shards of one extraction have alike."""
-    table = shard.table
+    """What all shards of one extraction have in common."""
     own = {"index", "manifest_sha256"}
+    facts = facts_of(shard.table)
+    del facts["rows"], facts["split"]
     return {
-        **table.identity,
+        **shard.table.identity,
         "shard": {name: value for name, value in shard.facts.items() if name not in own},
-        "dtype": table.features.dtype.name,
-        "width": table.features.shape[1],
-        "classes": table.class_names,
-        "domains": table.domain_names,
-        "logit_scale": table.logit_scale,
+        **facts,
     }
 
 
@@ -209,12 +192,15 @@ def _refuse_gaps(shards: Sequence[_Shard]) -> None:
         )
 
 
+def _whole_path(shard: Path) -> Path:
+    return shard.with_name(_NAME.sub("", shard.stem) + shard.suffix)
+
+
 def _missing(beside: Path, count: int, there: set[int]) -> Iterator[str]:
-    """The first missing shards in words; an unfinished file of one is named."""
-    whole = beside.with_name(_NAME.sub("", beside.stem) + beside.suffix)
+    """The first missing shards in words, with their unfinished files."""
     numbers = (number for number in range(1, count + 1) if number not in there)
-    for number, _ in zip(numbers, range(_SHOWN), strict=False):
-        partial = partial_of(shard_path(whole, number, count))
+    for number in itertools.islice(numbers, _SHOWN):
+        partial = partial_of(shard_path(_whole_path(beside), number, count))
         yield f"{number}/{count}" + (f" ({partial} is unfinished)" if partial.exists() else "")
 
 
@@ -229,14 +215,14 @@ def _whole_identity(
     facts = shards[0].facts
     if _paths_sha256(paths) != facts["paths_sha256"]:
         raise CacheError(
-            f"{shards[0].path} and the others: their paths are not those of the data set that "
-            "they were cut from; recreate them"
+            f"{shards[0].path} and the others: their paths are not those of the data set they "
+            "were extracted from; extract them again"
         )
     digests = []
     for shard in shards:
         own = read_digests(shard.file, shard.block, shard.path)
         if manifest_sha256(shard.paths, own) != shard.facts["manifest_sha256"]:
-            raise CacheError(f"{shard.path}: its images' digests are not those it was made from")
+            raise CacheError(f"{shard.path}: its image digests contradict its manifest_sha256")
         digests.append(own)
     identity = {name: value for name, value in shards[0].table.identity.items() if name != "shard"}
     whole = np.concatenate(digests)
@@ -247,29 +233,25 @@ def _whole_split(shards: Sequence[_Shard]) -> np.ndarray | None:
     parts = [shard.table.split for shard in shards]
     there = [part for part in parts if part is not None]
     if there and len(there) < len(parts):
-        raise CacheError(f"{shards[0].path} and the others: some fix a split and some do not")
+        raise CacheError(f"{shards[0].path} and the others: some have a split and some do not")
     return np.concatenate(there) if there else None
 
 
 def _copy(shard: _Shard, writer: Writer) -> None:
-    """Puts the shard's rows that are still to do, each block of them checked."""
+    """Put the shard's rows that are still to do, after checking each block of them."""
     todo = np.zeros(shard.facts["rows"], bool)
     todo[writer.todo] = True
     todo = todo[shard.rows.start : shard.rows.stop]
     features, crcs = shard.table.features, shard.table.block_crc32
     assert crcs is not None  # read_contents always has them
-    offset, nbytes = shard.block.regions["features"]
-    row_bytes = nbytes // len(todo)
     for number, start in enumerate(range(0, len(todo), BLOCK_ROWS)):
         stop = min(start + BLOCK_ROWS, len(todo))
         # Read, not mapped: the pages of a mapped file count as this process's memory.
-        raw = read_region(
-            shard.file, Region(offset + start * row_bytes, (stop - start) * row_bytes)
-        )
+        raw = read_region(shard.file, shard.block.features_of(number))
         if zlib.crc32(raw) != crcs[number]:
             raise CacheError(
                 f"{shard.path} is damaged in its features, rows {start} to {stop - 1}; copy or "
-                f"make shard {_number(shard)} again"
+                f"extract shard {_number(shard)} again"
             )
         block = np.frombuffer(raw, features.dtype.newbyteorder("<")).reshape(stop - start, -1)
         new = np.flatnonzero(todo[start:stop])

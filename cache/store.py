@@ -1,6 +1,6 @@
 """The feature cache on disk: FeatureTable <-> one HDF5 file; docs/cache-format.md is its schema.
 
-What other packages use of the cache on disk is here or is imported here.
+Other packages use the cache on disk only through this file.
 """
 
 from dataclasses import replace
@@ -26,12 +26,11 @@ from cache.container.userblock import SCHEMA, UserBlock, open_cache
 from cache.container.writer import Writer
 from cache.identity import compare_identity, fingerprint
 from cache.shards import merge_shards, shard_identity, shard_path, shard_rows
-from cache.table import BLOCK_ROWS, CacheError, FeatureTable
+from cache.table import BLOCK_ROWS, CacheError, FeatureTable, no_features
 
 __all__ = [
     "OK",
     "SCHEMA",
-    "TODO",
     "UNREADABLE",
     "Writer",
     "check_features",
@@ -40,6 +39,7 @@ __all__ = [
     "info",
     "load_features",
     "merge_shards",
+    "no_features",
     "open_writer",
     "partial_of",
     "read_paths",
@@ -55,16 +55,16 @@ __all__ = [
 def read_table(path: AnyPath) -> FeatureTable:
     """The readable rows of a complete cache, everything but the features checked.
 
-    The features are mapped and not looked at; load_features reads and checks them. Only where the
-    cache has unreadable rows, its features are loaded and checked here, to leave those out.
-    Raises CacheError when the cache is damaged, incomplete or not to be trusted.
+    The features are mapped and not read; load_features reads and checks them. Only if the cache has
+    unreadable rows are its features loaded and checked here, to leave those rows out.
+    Raises CacheError when the cache is damaged, incomplete or not trustworthy.
     """
     path = Path(path)
     table = _readable(path)
     if "shard" in table.identity:
         raise CacheError(
-            f"{path} is shard {_shard_number(table.identity)} of a cache and not the whole; "
-            "./run.sh cache merge, with all its shards named, makes that"
+            f"{path} is shard {_shard_number(table.identity)} of a cache, not the whole; "
+            "run ./run.sh cache merge with all its shards"
         )
     if not len(table.features):
         raise CacheError(f"{path}: not one of its images could be read")
@@ -72,7 +72,7 @@ def read_table(path: AnyPath) -> FeatureTable:
 
 
 def _readable(path: Path) -> FeatureTable:
-    """The readable rows of a complete cache or shard; perhaps none."""
+    """The readable rows, perhaps none, of a complete cache or shard."""
     with open_cache(path) as (file, block):
         _refuse_partial(block, path)
         table, status = read_contents(file, block, path)
@@ -93,7 +93,7 @@ def _readable(path: Path) -> FeatureTable:
 def read_paths(path: AnyPath, *, all_rows: bool = False) -> list[str]:
     """The image path of each row of read_table, relative and with /; "" where none is stored.
 
-    all_rows  those of unreadable rows too, and of an unfinished cache as well
+    all_rows  include unreadable rows, and allow an unfinished cache
     """
     path = Path(path)
     with open_cache(path) as (file, block):
@@ -107,16 +107,16 @@ def read_paths(path: AnyPath, *, all_rows: bool = False) -> list[str]:
 
 
 def verify(path: AnyPath) -> None:
-    """Read every byte of a complete cache; CacheError says where one is not as it was written.
+    """Read every byte of a complete cache; raises CacheError naming the damaged part.
 
-    Also that every row is usable (docs/cache-format.md) and content_sha256 is theirs.
+    Also checks that every row is usable (docs/cache-format.md) and matches content_sha256.
     """
     path = Path(path)
     with open_cache(path) as (file, block):
         _refuse_partial(block, path)
         if file_sha256(file) != block.file_sha256:
             part = damaged_part(file, block)
-            raise CacheError(f"{path} is damaged in its {part}; copy or make it again")
+            raise CacheError(f"{path} is damaged in its {part}; copy or recreate it")
     table = _readable(path)
     check_features(table)
     read_paths(path)
@@ -129,15 +129,15 @@ def verify(path: AnyPath) -> None:
     )
     if found != table.content_sha256:
         raise CacheError(
-            f"{path}: its content has SHA-256 {found}, and it says {table.content_sha256}; "
-            "it was not made by this code, make it again"
+            f"{path}: its content has SHA-256 {found}, but it records {table.content_sha256}; "
+            "it was not made by this code, recreate it"
         )
 
 
 def info(path: AnyPath) -> dict[str, Any]:
-    """What a cache, complete or .partial, is and holds; JSON-able. The features are not read.
+    """Describe a cache, complete or .partial, as JSON-able facts. The features are not read.
 
-    rows counts all of them; rows_done were tried, and unreadable of those gave no features.
+    rows is the number of all rows; rows_done were tried, and unreadable of those have no features.
     """
     path = Path(path)
     with open_cache(path) as (file, block):
@@ -172,22 +172,9 @@ def info(path: AnyPath) -> dict[str, Any]:
 
 
 def write_table(path: AnyPath, table: FeatureTable, *, force: bool = False) -> None:
-    """Make a complete cache of a whole table, features as they are; CacheError if path exists."""
+    """Write a table as a complete cache, features as they are; CacheError if path exists."""
     check_features(table)
-    with open_writer(
-        Path(path),
-        identity=table.identity,
-        class_names=table.class_names,
-        domain_names=table.domain_names,
-        labels=table.labels,
-        domains=table.domains,
-        text_features=table.text_features,
-        logit_scale=table.logit_scale,
-        width=table.features.shape[1],
-        dtype=table.features.dtype.name,
-        split=table.split,
-        force=force,
-    ) as writer:
+    with open_writer(path, table, force=force) as writer:
         todo = writer.todo  # a killed import of the same table may have left some rows done
         for start in range(0, len(todo), BLOCK_ROWS):
             rows = todo[start : start + BLOCK_ROWS]
@@ -196,7 +183,7 @@ def write_table(path: AnyPath, table: FeatureTable, *, force: bool = False) -> N
 
 
 def _shard_number(identity: dict[str, Any]) -> str | None:
-    """Of a shard its "2/8"."""
+    """ "2/8" of a shard; None for a whole cache."""
     facts = identity.get("shard")
     return f"{facts.get('index')}/{facts.get('count')}" if isinstance(facts, dict) else None
 
@@ -204,6 +191,6 @@ def _shard_number(identity: dict[str, Any]) -> str | None:
 def _refuse_partial(block: UserBlock, path: Path) -> None:
     if not block.complete:
         raise CacheError(
-            f"{path} is not complete: the extraction has not finished; `./run.sh extract` with the "
+            f"{path} is incomplete: the extraction has not finished; `./run.sh extract` with the "
             "same options resumes it"
         )

@@ -1,4 +1,4 @@
-"""FeatureTable: what stage one leaves for stage two, its checks, and the errors of a cache."""
+"""FeatureTable, what stage one passes to stage two; its checks, and the errors of a cache."""
 
 import difflib
 from collections import Counter
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 BLOCK_ROWS = 4096  # rows checked, hashed and converted at a time: 4 MiB at 512 x float16
-LOGIT_SCALE_BOUND = 1e6  # CLIP's own is 100; scores up to this times 1 keep 1 / 16 in float32
-_SQUARES = 1e-37, 1e37  # of lengths: ten times within what float32 holds
+LOGIT_SCALE_BOUND = (
+    1e6  # CLIP's own is 100; scores up to this keep a resolution of 1 / 16 in float32
+)
+_SQUARES = 1e-37, 1e37  # of lengths: a factor of ten within float32's range
 SPLITS = ("train", "val", "test")  # what 0, 1 and 2 mean in FeatureTable.split
 
 
@@ -20,14 +23,14 @@ class CacheError(Exception):
 
 
 class StaleCache(CacheError):
-    """Two caches, or a cache and a command, that are unlike."""
+    """Two caches, or a cache and a command, that do not match."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureTable:
-    """N rows of image features with labels and domains, and the C text features they meet.
+    """N rows of image features with labels and domains, and the C text features to compare with.
 
     source          the file's name, for messages
     features        (N, D) float16 or float32, as the encoder gave them; may be memory-mapped
@@ -40,8 +43,8 @@ class FeatureTable:
     identity        what the fingerprint is made from; JSON-able
     fingerprint     32 hex digits, see cache.identity.fingerprint
     content_sha256  64 hex digits, see cache.container.checksums.content_sha256
-    block_crc32     uint32, one for each BLOCK_ROWS rows of features that are memory-mapped and not
-                    looked at yet; None when features are in memory
+    block_crc32     uint32, one for each BLOCK_ROWS rows of features that are memory-mapped and
+                    unchecked; None when features are in memory
     """
 
     source: str
@@ -54,20 +57,25 @@ class FeatureTable:
     domain_names: tuple[str, ...]
     split: np.ndarray | None
     identity: dict[str, Any]
-    fingerprint: str
-    content_sha256: str
+    fingerprint: str = ""
+    content_sha256: str = ""
     block_crc32: np.ndarray | None = None
 
 
+def no_features(rows: int, width: int, dtype: npt.DTypeLike) -> np.ndarray:
+    """(rows, width) zeros that take no memory, for a table whose features are yet to be written."""
+    return np.broadcast_to(np.zeros((), dtype), (rows, width))
+
+
 def check_table(table: FeatureTable) -> None:
-    """Everything that can be wrong with a table; reads all features once. Raises CacheError."""
+    """Raises CacheError for anything invalid in a table; reads all features once."""
     check_small(table)
     for start in range(0, len(table.features), BLOCK_ROWS):
         refuse_unusable(table.source, table.features[start : start + BLOCK_ROWS], start)
 
 
 def check_small(table: FeatureTable) -> None:
-    """check_table without looking at the features' numbers. Raises CacheError."""
+    """check_table without reading the features' numbers. Raises CacheError."""
     source, features, text = table.source, table.features, table.text_features
     if features.ndim != 2 or 0 in features.shape:
         raise CacheError(
@@ -101,10 +109,10 @@ def check_small(table: FeatureTable) -> None:
 def refuse_unusable(
     source: str, features: np.ndarray, first_row: int, keep: np.ndarray | None = None
 ) -> None:
-    """Raises CacheError when `unusable_rows` of features (n, D) are any, with the first of them.
+    """Raises CacheError naming the first of unusable_rows in features (n, D), if there are any.
 
     first_row  the number that the first of the n rows has in its table
-    keep       (n,) bool, the rows to look at; None for all
+    keep       (n,) bool, the rows to check; None for all
     """
     bad, what = unusable_rows(features, keep)
     if len(bad):
@@ -118,8 +126,8 @@ def refuse_unusable(
 def unusable_rows(rows: np.ndarray, keep: np.ndarray | None = None) -> tuple[np.ndarray, str]:
     """Which of rows (n, D) float have no direction in float32, as cosines need, and why.
 
-    keep     (n,) bool, the rows to look at; None for all
-    returns  ascending row numbers, and what the first of them has: NaN or Inf, nothing but zeros,
+    keep     (n,) bool, the rows to check; None for all
+    returns  ascending row numbers, and what the first of them has: NaN or Inf, only zeros,
              or numbers whose squares overflow float32
     """
     sound = _sound(rows)
@@ -139,7 +147,7 @@ def unusable_rows(rows: np.ndarray, keep: np.ndarray | None = None) -> tuple[np.
 def _sound(rows: np.ndarray) -> np.ndarray:
     """(n,) bool: of rows (n, D), those whose sum of squares is within _SQUARES.
 
-    float16's smallest and largest numbers are within: its rows need some bit and no NaN or Inf.
+    All of float16's numbers are within: its rows only need one nonzero and neither NaN nor Inf.
     """
     if rows.dtype == np.float16 and rows.shape[1]:  # 5 GB/s; squares 0.5
         sizes = (rows.view(np.uint16) & 0x7FFF).max(axis=1)
@@ -151,30 +159,22 @@ def _sound(rows: np.ndarray) -> np.ndarray:
 
 
 def domain_index(table: FeatureTable, name: str) -> int:
-    """The number of the domain of this name; CacheError with the nearest name when it has none."""
-    return _index(table.source, "domain", name, table.domain_names)
-
-
-def class_index(table: FeatureTable, name: str) -> int:
-    """The number of the class of this name; CacheError with the nearest name when it has none."""
-    return _index(table.source, "class", name, table.class_names)
-
-
-def _index(source: str, kind: str, name: str, names: tuple[str, ...]) -> int:
+    """The number of the domain of this name; CacheError with the nearest name if it has none."""
+    names = table.domain_names
     if name in names:
         return names.index(name)
     lower = {known.lower(): known for known in names}
     near = difflib.get_close_matches(name.lower(), lower, n=1)
     hint = f" Did you mean {lower[near[0]]}?" if near else ""
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    raise CacheError(f"{source}: no {kind} {name!r}; it has {shown}.{hint}")
+    raise CacheError(f"{table.source}: no domain {name!r}; it has {shown}.{hint}")
 
 
 def _check_names(source: str, kind: str, names: tuple[str, ...]) -> None:
     if not names:
-        raise CacheError(f"{source}: it has no {kind} names; at least one is needed")
+        raise CacheError(f"{source}: has no {kind} names; at least one is needed")
     for name in names:
-        # Unprintable ones could steer the terminal that shows them.
+        # Unprintable names could control the terminal that shows them.
         if not isinstance(name, str) or not name or not name.isprintable():
             raise CacheError(
                 f"{source}: {name!r} is not a valid {kind} name; a name is printable text"
@@ -193,7 +193,7 @@ def _check_numbers(
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or high >= count:
         row = int(np.argmax((numbers < 0) | (numbers >= count)))
-        hint = "; they count from 1, take 1 away" if (low, high) == (1, count) else ""
+        hint = "; they count from 1, subtract 1" if (low, high) == (1, count) else ""
         raise CacheError(
             f"{source}: {name} must be 0 to {count - 1}; row {row} has {int(numbers[row])}{hint}"
         )

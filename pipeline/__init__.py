@@ -4,8 +4,8 @@ From Python (docs/python.md):
 
     from pipeline import extract, federate, load_cache, sweep
 
-Each is imported when it is first asked for, so that `import pipeline` and a command's --help stay
-quick. Modules log under their own names and nothing is shown unless asked for.
+Each is imported on first use, so that `import pipeline` and a command's --help stay fast. Modules
+log under their own names; nothing is shown by default.
 """
 
 import logging

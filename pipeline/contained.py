@@ -1,4 +1,4 @@
-"""Images inside zips, tars and parquet files: where one lies, as one string, and its bytes.
+"""Images inside zips, tars and parquet files: the place of one, as a string, and its bytes.
 
 Needs the standard library only (pyarrow for parquet): worker processes import this file.
 """
@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-# No file's name has a zero byte, so that none is taken for a place.
+# No file name contains a zero byte, so none is mistaken for a place.
 _PLACE = re.compile("([^\0]+)\0(zip|tar|parquet)\0(.+)", re.DOTALL)
-_ONE_AT_A_TIME = threading.Lock()  # for a table's rows that many threads want at once
+_ONE_AT_A_TIME = threading.Lock()  # many threads may read one table's rows
 
 
 def in_zip(file: Path, member: str) -> str:
@@ -36,7 +36,7 @@ def is_contained(place: str) -> bool:
 
 
 def shown(place: str) -> str:
-    """A place for people: the file's name, and where in it."""
+    """A place as messages show it: the file's name, and the position in it."""
     found = _PLACE.fullmatch(place)
     return f"{found[1]} ({found[3]})" if found else place
 
@@ -67,7 +67,7 @@ def read_contained(place: str, most: int) -> bytes:
         value = _rows(file, column, int(group))[int(row)].as_py()
     held = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(held, bytes):
-        raise ValueError("the table holds no bytes of it, only a path or nothing")
+        raise ValueError("the table contains a path or nothing, not the image's bytes")
     _refuse_large(len(held), most)
     return held
 

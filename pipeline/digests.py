@@ -1,8 +1,8 @@
-"""SHA-256 digests in a run's and a sweep's own files, so that damage is told and not computed with.
+"""SHA-256 digests in a run's and a sweep's own files, so that damage is reported, never used.
 
-A changed digit in a file of JSON is still JSON. Objects therefore carry "sha256" over the rest of
-them, adapter files over their facts and tensors, and `done` lists the digests of a finished run's
-files as `sha256sum -c done` reads them.
+JSON with a changed digit is still JSON. Objects therefore carry "sha256" over their other fields,
+adapter files over their facts and tensors, and `done` lists the digests of a finished run's files
+in the format of `sha256sum -c done`.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import ConfigError, DamagedDone
-from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, open_plain, read_plain
+from pipeline.files import ADAPTERS, LOG, OBJECT, check_plain, open_plain, read_plain
 
 NAME = "sha256"
 KEY = "fedclip"  # the one metadata key: safetensors writes several keys in random order
@@ -30,25 +30,25 @@ FINISHED = tuple(LARGEST)
 
 
 def sealed(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The object with the digest of the rest of it as its last field."""
+    """Adds the digest of an object's other fields as its last field."""
     rest = {name: value for name, value in found.items() if name != NAME}
     return {**rest, NAME: digest(rest)}
 
 
 def unsealed(found: object) -> dict[str, Any]:
-    """The object without its digest; ValueError for anything else than what `sealed` gave."""
+    """Checks and removes an object's digest; raises ValueError if it does not match."""
     if not isinstance(found, dict):
         raise ValueError("not an object")
     rest = {name: value for name, value in found.items() if name != NAME}
     if found.get(NAME) != digest(rest):
-        raise ValueError("its sha256 is not that of the rest of it: damaged, or edited by hand")
+        raise ValueError("its sha256 does not match its other fields: damaged, or edited by hand")
     return rest
 
 
 def digest(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> str:
     """The first 16 hex digits of SHA-256 over facts as sorted JSON, then arrays by name.
 
-    Of an array its CRC-32 is taken: 9 ms of a checkpoint of 17 MB, where SHA-256 takes 50.
+    Arrays contribute their CRC-32: 9 ms for a checkpoint of 17 MB, where SHA-256 takes 50.
     """
     found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, array in sorted((arrays or {}).items()):
@@ -58,7 +58,7 @@ def digest(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = N
 
 
 def digests_of(folder: Path, leave_out: Collection[str] = ()) -> str:
-    """What `done` holds: a line "<SHA-256>  <name>" for each of a finished run's files."""
+    """The content of `done`: a line "<SHA-256>  <name>" for each of a finished run's files."""
     lines = []
     for name in FINISHED:
         if name not in leave_out and (folder / name).exists():
@@ -68,12 +68,12 @@ def digests_of(folder: Path, leave_out: Collection[str] = ()) -> str:
 
 
 def check_done(folder: Path, leave_out: Collection[str] = ()) -> None:
-    """Raises ConfigError when a file of a finished run is there and not as `done` says.
+    """Raises ConfigError if a file of a finished run does not match `done`.
 
     leave_out  names of files that are not read: hundreds of runs have gigabytes of adapters
 
-    Older versions wrote an empty `done`, which says nothing; an empty one of this version is what
-    a power cut leaves. Raises DamagedDone for that, and for one that is no list of these files.
+    Older versions wrote an empty `done`; in this version an empty one is the result of a power cut.
+    Raises DamagedDone for that, and for a `done` that does not list these files.
     """
     done = folder / "done"
     content = read_plain(done, OBJECT)
@@ -84,15 +84,15 @@ def check_done(folder: Path, leave_out: Collection[str] = ()) -> None:
     for line in content.decode("utf-8", "replace").splitlines():
         written, _, name = line.partition("  ")
         if name not in FINISHED or name in seen or len(written) != 64:
-            raise _damaged(done, f"{ascii(line[:80])} is not a line of it")
+            raise _damaged(done, f"unexpected line {ascii(line[:80])}")
         seen[name] = written
     if not seen:
         raise _damaged(done, "it is empty")
     for name, written in seen.items():
         if now.get(name, written) != written:
             raise ConfigError(
-                f"{folder / name} is not as it was when the run ended: damaged, or edited; copy "
-                "it again, or --force sets the run's files aside and trains it again"
+                f"{folder / name} has changed since the run ended: damaged, or edited; restore it "
+                "from a copy, or pass --force to move the run's files aside and train again"
             )
     if now.keys() - seen:
         raise _damaged(done, f"it does not list {min(now.keys() - seen)}")
@@ -100,15 +100,15 @@ def check_done(folder: Path, leave_out: Collection[str] = ()) -> None:
 
 def _damaged(done: Path, why: str) -> DamagedDone:
     return DamagedDone(
-        f"{done} is damaged ({why}), as a power cut may leave it; the run's own command checks the "
-        "other files and finishes the run again"
+        f"{done} is damaged ({why}), as after a power cut; run the same command to check the other "
+        "files and finish the run again"
     )
 
 
 def _is_of_older_version(folder: Path) -> bool:
-    """Whether the run was finished before `done` listed anything: adapters had no digest then.
+    """Whether a version finished the run whose `done` was empty: its adapters have no digest.
 
-    A run that trains nothing (zero-shot) has no adapters, and nothing that an old one lacks.
+    A run without adapters (zero-shot) counts as one if its log is empty too.
     """
     file, log = folder / "adapter.safetensors", folder / "rounds.jsonl"
     if not file.exists():

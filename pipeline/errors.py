@@ -4,7 +4,7 @@
     |-- ConfigError        1  invalid setting, or one that does not fit the cache, run or sweep
     |   |-- ConflictError     two settings, each valid, that cannot be combined
     |   |-- RowsError         too few rows for what the settings ask of them
-    |   `-- DamagedDone       a run's `done` file is damaged: what the others must be is unknown
+    |   `-- DamagedDone       a run's `done` file is damaged, so the others cannot be checked
     |-- DataError          6  images or a data set: missing, unreadable, not what was asked for
     |   |-- UnclearLayout     folders whose levels must be stated
     |   |   `-- TooDeep       more levels than any layout has
@@ -32,7 +32,7 @@ class RowsError(ConfigError):
 
 
 class DamagedDone(ConfigError):
-    """`done` itself is damaged: what the other files must be is not known."""
+    """`done` itself is damaged, so that the other files cannot be checked against it."""
 
 
 class DataError(Exception):
@@ -42,15 +42,15 @@ class DataError(Exception):
 
 
 class UnclearLayout(DataError):
-    """A tree whose levels cannot be told without being stated."""
+    """A tree whose levels are ambiguous unless stated."""
 
 
 class TooDeep(UnclearLayout):
-    """A tree with more levels than a layout has."""
+    """A tree with more levels than any layout has."""
 
 
 class Doubtful(DataError):
-    """A folder that is not read before the user has stated what is meant.
+    """A folder that is ambiguous until the user states what is meant.
 
     words  the options that state it, as on a command line
     """
@@ -66,12 +66,12 @@ class WeightsError(Exception):
     exit_code = 7
 
     def __init__(self, message: str) -> None:
-        # A stranger's file chooses the names in it, and could steer a terminal with them.
+        # The names come from a file that is not trusted; they could contain terminal escapes.
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class Interrupted(Exception):
-    """A signal asked to stop; what was done is written."""
+    """A signal asked to stop; finished work is saved."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)

@@ -1,11 +1,17 @@
-"""A folder that one process writes: its lock, files replaced whole, and what it must hold."""
+"""The files of runs and sweeps: a folder's lock, files replaced whole, and careful reading.
+
+A file is read only if it is regular and of a plausible size: a pipe would block without end, and
+/dev/zero would fill the memory.
+"""
 
 import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import filelock
 
@@ -15,16 +21,29 @@ from pipeline.errors import ConfigError
 
 MISSING = object()
 _TEMPORARY = re.compile(r".+\.([0-9]+)\.tmp")
+OBJECT = 64 * 2**20
+"""Bytes of one JSON object, at most; 20,000 classes and their prompts take 2 MB."""
+LOG = 2 * 2**30
+"""Bytes of a file of JSON lines, at most: 4 million rounds of three clients."""
+ADAPTERS = 32 * 2**30
+"""Bytes of an adapter file, at most; training holds its numbers in memory several times."""
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 @contextlib.contextmanager
 def locked(
     folder: Path, doing: str, way_out: str = "wait for it, or pass another --out"
 ) -> Iterator[None]:
-    """Makes the folder when missing and holds its lock, which a dying process lets go of.
+    """Creates the folder if missing and holds its lock, which the system frees if the process dies.
 
-    Temporary files that a killed process left there are removed. Raises ConfigError when another
-    process holds the lock, or the folder cannot be written.
+    Removes temporary files of killed processes. Raises ConfigError if another process holds the
+    lock, or the folder cannot be written.
     """
     try:
         make_folder(folder)
@@ -46,12 +65,12 @@ def locked(
 
 
 def cannot_write(folder: Path, error: OSError) -> str:
-    """What to say when writing in a folder failed, and of which file in it."""
+    """The message for a failed write in a folder, naming the file."""
     named = _inside(folder, error)
     return (
         f"{folder}: cannot write here ({error.strerror or error})"
         + (f": {named}" if named not in (None, Path(".")) else "")
-        + "; free space or permissions, or pass another --out"
+        + "; free some space, change the permissions, or pass another --out"
     )
 
 
@@ -59,7 +78,7 @@ def cannot_write(folder: Path, error: OSError) -> str:
 def errors_of(folder: Path) -> Iterator[None]:
     """Turns an OSError about a file in this folder into a ConfigError that names it.
 
-    Others pass as they are: what the system refuses elsewhere, another --out does not mend.
+    Other errors pass unchanged: another --out would not fix what the system refuses elsewhere.
     """
     try:
         yield
@@ -71,7 +90,7 @@ def errors_of(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Gives `file` to an OSError without a file's name, as those of write, sync and close are."""
+    """Adds `file` to an OSError that names no file, such as those of write, sync and close."""
     try:
         yield
     except OSError as error:
@@ -81,7 +100,8 @@ def naming(file: Path) -> Iterator[None]:
 
 
 def _inside(folder: Path, error: OSError) -> Path | None:
-    """The file that an error names, relative to the folder; None for one elsewhere, or no name."""
+    """The file that an error names, relative to the folder; None if it is elsewhere or not
+    named."""
     if not isinstance(error.filename, str | os.PathLike):
         return None
     file, top = Path(os.path.abspath(error.filename)), Path(os.path.abspath(folder))
@@ -89,7 +109,7 @@ def _inside(folder: Path, error: OSError) -> Path | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it that are missing; all are on the disk on return."""
+    """Creates a folder and its missing parents; all are on the disk on return."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in missing:
@@ -97,18 +117,18 @@ def make_folder(folder: Path) -> None:
 
 
 def replace_whole(file: Path, content: bytes, *, lasting: bool = True) -> None:
-    """Writes the whole file or leaves the old one: neither a kill nor a power cut leaves half.
+    """Replaces a file atomically: after a kill or a power cut it is the old or the new one, whole.
 
-    It is on the disk on return (lasting=False: for files that the next start throws away). Several
-    processes may write one file at the same time. Raises OSError, with nothing left behind, when
-    it cannot be written, or is there and not a regular file.
+    The file is on the disk on return (lasting=False: for files that the next start deletes).
+    Several processes may write one file at the same time. Raises OSError, leaving nothing behind,
+    if it cannot be written or the existing one is not a regular file.
     """
-    if file.exists() and not file.is_file():  # /dev/null would be replaced, too
+    if file.exists() and not file.is_file():  # or /dev/null would be replaced
         raise OSError(errno.EINVAL, f"{file.name} is not a regular file", str(file))
     fresh = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         with naming(file):
-            with fresh.open("xb") as opened:  # x: what else has this name is not written through
+            with fresh.open("xb") as opened:  # x: never writes through a link of this name
                 opened.write(content)
                 opened.flush()
                 if lasting:
@@ -123,9 +143,9 @@ def replace_whole(file: Path, content: bytes, *, lasting: bool = True) -> None:
 
 
 def set_aside(folder: Path, names: Sequence[str]) -> Path:
-    """Moves what the folder has of these names into a new <folder>/old-<n>/, in their order.
+    """Moves the folder's files of these names, in this order, into a new <folder>/old-<n>/.
 
-    Nothing is deleted, and nothing read: it may be of any kind.
+    Nothing is deleted or read: the files may be of any kind.
     """
     number = 1
     while os.path.lexists(aside := folder / f"old-{number}"):
@@ -140,7 +160,7 @@ def set_aside(folder: Path, names: Sequence[str]) -> Path:
 
 
 def remove_temporary(folder: Path, name: str | None = None) -> None:
-    """Removes what killed processes left of replacing files (the one of this name, or all)."""
+    """Removes temporary files of killed processes: those of one file's name, or all."""
     with contextlib.suppress(OSError):
         for file in os.listdir(folder):
             found = _TEMPORARY.fullmatch(file)
@@ -152,7 +172,7 @@ def remove_temporary(folder: Path, name: str | None = None) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process of this machine has that number; True where it cannot be known."""
+    """Whether this machine runs a process of that number; True if that is unknown."""
     if os.name != "posix":
         return True
     try:
@@ -164,10 +184,46 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def first_difference(found: object, asked: object, path: str = "") -> tuple[str, str, str] | None:
-    """The dotted name of the first thing that differs, what was found and what is asked there.
+def check_plain(file: Path, largest: int) -> None:
+    """Raises ConfigError unless this, or what it links to, is a regular file of `largest` bytes
+    at most."""
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
+    _refuse_odd(file, found, largest)
 
-    None when they are equal; the shown values are "nothing" where one side has none.
+
+def open_plain(file: Path, largest: int) -> BinaryIO:
+    """Opens a regular file of at most `largest` bytes for reading; ConfigError for all else."""
+    check_plain(file, largest)  # before it is opened: opening alone rewinds tapes
+    try:
+        # If it has become a pipe since, O_NONBLOCK keeps open from blocking.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        opened = os.fdopen(os.open(file, flags), "rb")
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    try:
+        _refuse_odd(file, os.fstat(opened.fileno()), largest)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def read_plain(file: Path, largest: int) -> bytes:
+    """Reads a regular file up to its present size; raises as open_plain."""
+    with open_plain(file, largest) as opened:
+        try:
+            return opened.read(os.fstat(opened.fileno()).st_size)
+        except OSError as error:
+            raise _unreadable(file, error) from error
+
+
+def first_difference(found: object, asked: object, path: str = "") -> tuple[str, str, str] | None:
+    """The dotted name of the first difference, the value found there and the value requested.
+
+    None if both are equal; a value that one side lacks is shown as "nothing".
     """
     if isinstance(found, dict) and isinstance(asked, dict):
         for name in sorted(found.keys() | asked.keys()):
@@ -180,3 +236,28 @@ def first_difference(found: object, asked: object, path: str = "") -> tuple[str,
         return None
     shown = ("nothing" if value is MISSING else repr(value) for value in (found, asked))
     return path, *shown
+
+
+def refuse_other(folder: Path, kind: str, found: object, asked: object, way_out: str) -> None:
+    """Raises ConfigError, naming the first field, if a folder holds another run or sweep."""
+    differs = first_difference(found, asked)
+    if differs:
+        name, old, new = differs
+        raise ConfigError(
+            f"{folder}: holds a {kind} with {name or kind} = {old}, but {new} was requested; pass "
+            f"another --out, or --force to {way_out}"
+        )
+
+
+def _refuse_odd(file: Path, found: os.stat_result, largest: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for test, name in _KINDS if test(found.st_mode)), "something else")
+        raise ConfigError(f"{file}: is {kind}, not a regular file")
+    if found.st_size > largest:
+        raise ConfigError(
+            f"{file}: has {found.st_size:,} bytes; files of this kind have at most {largest:,}"
+        )
+
+
+def _unreadable(file: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})")

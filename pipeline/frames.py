@@ -1,4 +1,4 @@
-"""Results as pandas.DataFrame: the one place that imports pandas, and only when asked to."""
+"""Results as pandas.DataFrame; the only importer of pandas, and only on demand."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The files a report is made from, read so that strange content ends as one line."""
+"""JSON files, read so that unexpected content ends in a one-line error."""
 
 import json
 from collections.abc import Iterator
@@ -7,29 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.files import remove_temporary, replace_whole
-from pipeline.plain_files import LOG, OBJECT, read_plain
+from pipeline.files import LOG, OBJECT, read_plain, remove_temporary, replace_whole
 
 LARGEST = 1e30
 STRANGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object that is a file. Raises ConfigError for anything else."""
+def read_object(file: Path, way_out: str = "") -> dict[str, Any]:
+    """Reads the JSON object that a file holds.
+
+    way_out  the end of an error's message: what to do
+    Raises ConfigError for anything else.
+    """
+    end = f"; {way_out}" if way_out else ""
     try:
         found = json.loads(read_plain(file, OBJECT))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: cannot be read as JSON ({_reason(error)})") from error
+        raise ConfigError(f"{file}: cannot be read as JSON ({_reason(error)}){end}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{file}: holds a {type(found).__name__}, not a JSON object")
+        raise ConfigError(f"{file}: holds a {type(found).__name__}, not a JSON object{end}")
     return found
 
 
 def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The objects of a file of JSON lines, and what people should know of it.
+    """Reads the objects of a file of JSON lines, and notes on it for people.
 
-    A last line without its end is what a kill leaves: it is left out and noted. Raises ConfigError
-    for any other line that is no JSON object.
+    An unterminated last line, as a kill leaves it, is left out with a note. Raises ConfigError for
+    any other line that is not a JSON object.
     """
     *lines, last = read_plain(file, LOG).split(b"\n")
     notes = [f"The last line of {file.name} is cut off and was left out."] if last else []
@@ -47,20 +51,20 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 @contextmanager
 def content_of(file: Path) -> Iterator[None]:
-    """Turns every surprise at the content of `file` into one ConfigError that names it."""
+    """Turns any error caused by the content of `file` into a ConfigError that names it."""
     try:
         yield
     except STRANGE as error:
         raise ConfigError(
-            f"{file}: is not what this program writes ({type(error).__name__}: {error}); make it "
-            "again with the command that made it"
+            f"{file}: is not what this program writes ({type(error).__name__}: {error}); recreate "
+            "it with the command that wrote it"
         ) from error
 
 
 def fraction(value: object) -> float | None:
     """A float; None for null, NaN, Inf and what is too large to draw.
 
-    Raises TypeError for what is no number.
+    Raises TypeError for anything that is not a number.
     """
     if value is None:
         return None
@@ -88,7 +92,7 @@ def word(value: object) -> str:
 
 
 def replace_file(file: Path, content: bytes) -> Path:
-    """Writes the whole file or leaves the old one. Raises ConfigError when it cannot be written."""
+    """Replaces a file atomically. Raises ConfigError if it cannot be written."""
     try:
         remove_temporary(file.parent, file.name)
         replace_whole(file, content)

@@ -1,25 +1,34 @@
-"""What a long command takes of its computer: threads and memory."""
+"""What a command takes of its computer: CPUs, threads and memory."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
-
-from kernels.cpu.threads import kernels_alone
+if TYPE_CHECKING:
+    import torch
 
 WIDE = 512
 """Below this width a step on the CPU is too short to share between threads: at 128 two threads took
 11 s for the built-in job and one 12 s, but with another busy program beside them 320 s."""
 
 
-@contextmanager
-def threads(device: torch.device, width: int, backend: str) -> Iterator[None]:
-    """One thread for narrow features on a CPU, as many as torch has for others.
+def cores() -> int:
+    """CPUs available to this process; a container's share can be less than all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    The numba kernels share out whole lanes, so they take all threads at any width.
+
+@contextmanager
+def threads(device: "torch.device", width: int, backend: str) -> Iterator[None]:
+    """Uses one thread for narrow features on a CPU, as many as torch has for others.
+
+    The numba kernels divide whole lanes among threads, so they use all threads at any width.
     """
+    import torch
+
     if backend == "numba":
+        from kernels.cpu.threads import kernels_alone
+
         with kernels_alone():
             yield
         return
@@ -32,8 +41,10 @@ def threads(device: torch.device, width: int, backend: str) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that may be taken: half of what is free in the computer, 0.8 of what is on a GPU."""
+def free_memory(device: "torch.device") -> int:
+    """Bytes that may be used: half of the computer's free memory, 0.8 of a GPU's."""
+    import torch
+
     if device.type == "cuda":
         return int(0.8 * torch.cuda.mem_get_info(device)[0])
     try:

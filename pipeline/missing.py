@@ -1,4 +1,4 @@
-"""What to say when a package, a new enough Python or the current folder is not there."""
+"""One-line refusals: a missing package, an old Python, a deleted current folder."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ OLDEST = (3, 11)
 
 
 def refuse_missing_package(error: ModuleNotFoundError) -> None:
-    """Ends with one line when `error` is about a package of others; returns when about ours."""
+    """Exits with one line if `error` is about a third-party package; returns if about our own."""
     package = (error.name or "").split(".")[0]
     if package and package not in _OURS:
         sys.exit(
@@ -20,7 +20,7 @@ def refuse_missing_package(error: ModuleNotFoundError) -> None:
 
 
 def refuse_lost_folder() -> None:
-    """Ends with one line when the current folder was deleted: torch would end the process."""
+    """Exits with one line if the current folder was deleted: torch would abort."""
     try:
         os.getcwd()
     except OSError as error:
@@ -28,7 +28,7 @@ def refuse_lost_folder() -> None:
 
 
 def refuse_old_python() -> None:
-    """Ends with one line when this Python is older than OLDEST."""
+    """Exits with one line if this Python is older than OLDEST."""
     if sys.version_info < OLDEST:
         there, needed = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST))
         sys.exit(f"Error: Python {needed} or newer is needed; {sys.executable} is {there}")

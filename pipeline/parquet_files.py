@@ -13,7 +13,7 @@ MOST_GROUP = 4 << 30  # bytes of one row group of images, as it declares them
 
 
 def open_parquet(path: Path) -> "pyarrow.parquet.ParquetFile":
-    """A file opened, its footer read. Raises DataError when it is none or pyarrow is missing."""
+    """Opens a parquet file and reads its footer; raises DataError if that fails."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -27,7 +27,9 @@ def open_parquet(path: Path) -> "pyarrow.parquet.ParquetFile":
         reason = " ".join(str(error).split())[:160]
         raise DataError(f"{path}: cannot be read as parquet: {reason}") from error
     if file.metadata.num_rows > MOST_ROWS:
-        raise DataError(f"{path}: declares {file.metadata.num_rows:,} rows; not read")
+        raise DataError(
+            f"{path}: declares {file.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read"
+        )
     groups = range(file.metadata.num_row_groups)
     largest = max((file.metadata.row_group(n).total_byte_size for n in groups), default=0)
     if largest > MOST_GROUP:

@@ -1,4 +1,4 @@
-"""Where things lie when no option says otherwise, from the folder of the project."""
+"""Default folders, below that of the project."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A line on the terminal that moves while a command works."""
+"""Progress bars: live on a terminal, log lines elsewhere."""
 
 import contextlib
 import logging
@@ -13,21 +13,21 @@ LOG = logging.getLogger(__name__)
 
 
 class Bar(tqdm):
-    """tqdm's bar, whose words cannot steer the terminal.
+    """tqdm's bar, with control characters escaped.
 
-    Where no terminal is behind it, each state that it would show is logged as a line of its own.
+    Without a terminal each state that it would show is logged as a line.
     """
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
     @property
-    def living(self) -> bool:
-        """Whether it moves on a terminal now."""
+    def live(self) -> bool:
+        """Whether it is shown on a terminal now."""
         return not self.disable and self.fp.isatty()
 
     def started(self, count: float = 1) -> None:
-        """Counts what was done first without a rate: kernels were compiled and memory was taken.
+        """Counts the first work without its rate: it includes compiling and allocating.
 
         Ten seconds of compiling in a round of 50 ms would make the time left two hundred times too
         long.
@@ -48,7 +48,7 @@ class Bar(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Shows the bar, or `msg` in its place; false where there was nothing to move."""
-        if self.living:
+        if self.live:
             return bool(super().display(msg, pos))
         if msg is None and not self.disable:
             LOG.info("%s", self)
@@ -56,26 +56,26 @@ class Bar(tqdm):
 
 
 def progress_bar(*, seconds: float = 30, leave: bool = False, **settings: Any) -> Bar:
-    """A bar on stderr: a living one in a terminal, a line every so many seconds elsewhere.
+    """A bar on stderr: live on a terminal, elsewhere a log line every `seconds`.
 
-    None is shown where there is no stderr (pythonw), and where nobody listens to our loggers.
+    Nothing is shown without stderr (pythonw), or if our loggers are not enabled.
     """
     stream = cursor_stream()
-    living = stream is not None and stream.isatty()
+    live = stream is not None and stream.isatty()
     return Bar(
         **{"disable": stream is None or not LOG.isEnabledFor(logging.INFO), **settings},
         file=stream,
-        mininterval=0.1 if living else seconds,
-        delay=0 if living else seconds,
+        mininterval=0.1 if live else seconds,
+        delay=0 if live else seconds,
         dynamic_ncols=True,
-        leave=leave and living,
+        leave=leave and live,
     )
 
 
 @contextlib.contextmanager
 def bars_aside() -> Iterator[None]:
-    """Clears the living bars' lines while the context is open, and shows them again behind it."""
-    bars = [bar for bar in list(getattr(Bar, "_instances", ())) if bar.living]
+    """Clears live bars while the context is open, and shows them again afterwards."""
+    bars = [bar for bar in list(getattr(Bar, "_instances", ())) if bar.live]
     if not bars:  # no lock then: a bar that logs holds it
         yield
         return

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +12,20 @@ from kernels.heads import HEADS
 from kernels.names import LOSSES, MODES, OPTIMIZERS, STARTS
 from pipeline.errors import ConfigError, ConflictError
 from pipeline.federation.methods import METHODS
-from pipeline.federation.methods.method import Above, Refusal, Way
-
-TRAINED = tuple(name for name, method in METHODS.items() if method.trains)
-"""Methods that train adapters in rounds."""
+from pipeline.federation.methods.method import Refusal
 
 
 def _number(default: float, low: float, high: float, help: str) -> Any:
     return field(default=default, metadata={"low": low, "high": high, "help": help})
 
 
-def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
-    return field(default=default, metadata={"choices": choices, "help": help})
+def _choice(default: str, meanings: Mapping[str, str], help: str) -> Any:
+    facts = {"choices": tuple(meanings), "meanings": meanings, "help": help}
+    return field(default=default, metadata=facts)
+
+
+def _meanings(names: tuple[str, ...], *meanings: str) -> dict[str, str]:
+    return dict(zip(names, meanings, strict=True))
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,27 @@ class RunConfig:
     """One run: what is held out, how adapters are trained and averaged, how rounds are chosen.
 
     The defaults are those of the released FedCLIP code (fedclip/methods/main.py). Equations and
-    sources of every method: docs/methods.md. A field's metadata holds its help and its limits.
+    sources of every method: docs/methods.md. A field's metadata holds its help, its limits, and
+    what each of its choices means.
     """
 
     held_out: tuple[tuple[str, ...], ...] = ((),)
     """One training for each entry; its domains take no part in that training."""
     method: str = _choice(
-        "fedavg", tuple(METHODS), "How the clients' adapters are combined, or a baseline."
+        "fedavg",
+        {name: method.about for name, method in METHODS.items()},
+        "How the clients' adapters are combined, or a baseline.",
     )
     rounds: int = _number(200, 1, 10**7, "Number of server rounds.")
     local_epochs: int = _number(1, 1, 10**5, "Passes over a client's train rows in each round.")
     lr: float = _number(5e-5, 0, 1e6, "Learning rate of the clients.")
-    batch: int = _number(32, 2, 2**20, "Rows in each step; a batch of one row is never trained on.")
+    batch: int = _number(32, 2, 2**20, "Rows in each step; a last batch of one row is skipped.")
     weight_decay: float = _number(0.2, 0, 1e6, "Weight decay of the clients' optimizer.")
     beta1: float = _number(0.9, 0, 1 - 1e-12, "First-moment decay of Adam.")
     beta2: float = _number(0.98, 0, 1 - 1e-12, "Second-moment decay of Adam.")
-    eps: float = _number(1e-6, 1e-30, 1, "Constant added to the root of Adam's second moment.")
+    eps: float = _number(
+        1e-6, 1e-30, 1, "Constant added to the square root of Adam's second moment."
+    )
     seed: int = _number(
         0, 0, 2**32 - 1, "Seed of the splits, initialization, row order and all other random draws."
     )
@@ -53,40 +61,102 @@ class RunConfig:
         0.6, 0.01, 0.98, "Share of rows to train on; the rest is halved into validation and test."
     )
     weighting: str = _choice(
-        "uniform", ("uniform", "rows"), "How clients are weighted when averaging."
+        "uniform",
+        {
+            "uniform": "All clients count the same.",
+            "rows": "Clients count by their number of train rows.",
+        },
+        "How clients are weighted when averaging.",
     )
-    eval: str = _choice("last", ("last", "best", "every"), "When test rows are scored.")
+    eval: str = _choice(
+        "last",
+        {
+            "last": "Once, with the kept adapter, after the last round.",
+            "best": "Only in rounds that are the best so far.",
+            "every": "In every round, and train rows too.",
+        },
+        "When test rows are scored.",
+    )
     choose: str = _choice(
-        "accuracy", ("accuracy", "loss", "last"),
+        "accuracy",
+        {
+            "accuracy": "The one with the highest mean validation accuracy.",
+            "loss": "The one with the lowest mean validation loss.",
+            "last": "The last one; validation rows are not used.",
+        },
         "Which round is kept.",
-    )  # fmt: skip
-    mode: str = _choice("FedAtImg", MODES, "Which features the adapter is applied to.")
-    head: str = _choice("attention", tuple(HEADS), "Architecture of the adapter.")
-    start: str = _choice("default", STARTS, "Initialization of the adapter.")
+    )
+    mode: str = _choice(
+        "FedAtImg",
+        _meanings(MODES, "On the image features.", "On the text features.", "One adapter on each."),
+        "Which features the adapter is applied to.",
+    )
+    head: str = _choice(
+        "attention",
+        {name: head.about for name, head in HEADS.items()},
+        "Architecture of the adapter.",
+    )
+    start: str = _choice(
+        "default",
+        _meanings(
+            STARTS,
+            "PyTorch's random initialization.",
+            "Exactly at zero-shot CLIP.",
+            "At the head that method closed-form finds (head classifier only).",
+        ),
+        "Initialization of the adapter.",
+    )
     rank: int = _number(8, 1, 4096, "Rank of the linear map.")
-    loss: str = _choice("contrastive", LOSSES, "Loss that the clients minimize.")
-    optimizer: str = _choice("adam", OPTIMIZERS, "Optimizer of the clients.")
+    loss: str = _choice(
+        "contrastive",
+        _meanings(
+            LOSSES,
+            "CLIP's loss over the batch, as released.",
+            "Cross-entropy over all classes.",
+            "Contrastive, with all rows of one class as positives.",
+        ),
+        "Loss that the clients minimize.",
+    )
+    optimizer: str = _choice(
+        "adam",
+        _meanings(
+            OPTIMIZERS,
+            "Adam; weight decay is added to the gradient.",
+            "AdamW; weight decay is decoupled from the gradient.",
+            "SGD with momentum.",
+        ),
+        "Optimizer of the clients.",
+    )
     momentum: float = _number(0.9, 0, 1 - 1e-12, "Momentum of SGD.")
     moments: str = _choice(
-        "reset", ("reset", "kept"), "What clients keep of the optimizer between rounds."
+        "reset",
+        {
+            "reset": "Nothing: every round starts with a fresh optimizer.",
+            "kept": "Their moments and step count.",
+        },
+        "What clients keep of the optimizer between rounds.",
     )
     schedule: str = _choice(
-        "constant", ("constant", "cosine"), "Learning-rate schedule over the rounds."
+        "constant",
+        {
+            "constant": "The same rate in every round.",
+            "cosine": "Decays to 0 along half a cosine.",
+        },
+        "Learning-rate schedule over the rounds.",
     )
-    mu: float = _number(0.01, 0, 1e6, "Weight of the pull towards the server's adapter.")
+    mu: float = _number(0.01, 0, 1e6, "Weight of the proximal term (towards the server's adapter).")
     server_lr: float = _number(1.0, 0, 1e6, "Learning rate of the server.")
     server_momentum: float = _number(0.9, 0, 1 - 1e-12, "Momentum of the server.")
     server_beta1: float = _number(0.9, 0, 1 - 1e-12, "First-moment decay of the server.")
     server_beta2: float = _number(0.99, 0, 1 - 1e-12, "Second-moment decay of the server.")
     tau: float = _number(1e-3, 1e-30, 1e6, "Constant added to the root of the second moment.")
-    trim: float = _number(0.2, 0, 0.499, "Share of the clients cut off at each end.")
+    trim: float = _number(0.2, 0, 0.499, "Share of the clients trimmed at each end.")
     byzantine: int = _number(1, 0, 10**6, "Number of clients that may be malicious.")
     keep: int = _number(
-        1, 1, 10**6, "Clients with the lowest scores to average; above 1 it is Multi-Krum."
-    )
-    client_fraction: float = _number(
-        1.0, 1e-6, 1, "Share of the clients that are sampled in each round."
-    )
+        1, 1, 10**6, "Number of clients with the lowest scores to average; above 1 it is "
+        "Multi-Krum.",
+    )  # fmt: skip
+    client_fraction: float = _number(1.0, 1e-6, 1, "Share of the clients sampled in each round.")
     dropout: float = _number(0.0, 0, 1, "Probability that a sampled client does not report.")
     stragglers: float = _number(
         0.0, 0, 1, "Probability that a client completes only part of its steps."
@@ -95,13 +165,29 @@ class RunConfig:
         0.0, 0, 1e12, "Largest norm of a client's update, or of its sums; 0 means no limit."
     )
     noise: float = _number(
-        0.0, 0, 1e6, "Noise multiplier of central differential privacy; updates need clip."
-    )
-    payload: str = _choice("fp32", ("fp32", "fp16", "int8"), "Encoding of client updates.")
-    partition: str = _choice(
-        "domain", ("domain", "iid", "dirichlet", "pathological", "quantity"),
-        "How a domain's rows are divided among its clients.",
+        0.0, 0, 1e6, "Noise multiplier of central differential privacy; noise on updates needs "
+        "--clip.",
     )  # fmt: skip
+    payload: str = _choice(
+        "fp32",
+        {
+            "fp32": "Single precision.",
+            "fp16": "Half precision.",
+            "int8": "8-bit integers with one scale for every 512 numbers.",
+        },
+        "Encoding of client updates.",
+    )
+    partition: str = _choice(
+        "domain",
+        {
+            "domain": "Each domain is one client.",
+            "iid": "Rows are dealt at random.",
+            "dirichlet": "Each class is dealt in shares drawn from a Dirichlet distribution.",
+            "pathological": "Each client has rows of a few classes only.",
+            "quantity": "Clients differ in their number of rows.",
+        },
+        "How a domain's rows are divided among its clients.",
+    )
     clients: int = _number(1, 1, 10**6, "Number of clients in each domain.")
     alpha: float = _number(
         0.5, 1e-6, 1e9, "Concentration of the Dirichlet distribution; smaller is less even."
@@ -109,30 +195,50 @@ class RunConfig:
     classes_per_client: int = _number(2, 1, 10**6, "Number of classes at each client.")
     shots: int = _number(0, 0, 10**9, "Train rows of each class at each client; 0 means all.")
     fixed_split: str = _choice(
-        "keep", ("keep", "holdout"),
-        "What to do with a split that the cache brings.",
-    )  # fmt: skip
+        "keep",
+        {
+            "keep": "Use it as it is.",
+            "holdout": "Validate on held-out train rows and test on all other rows.",
+        },
+        "How to use a split that the cache contains.",
+    )
     personalise: int = _number(
         0, 0, 10**4, "Epochs of fine-tuning at each client after the last round."
     )
     solver: str = _choice(
-        "auto", ("auto", "gda", "ridge", "prototype"), "Closed-form solver of the classifier."
+        "auto",
+        {
+            "auto": "gda or ridge, whichever does better on the tuning rows (--tune-on).",
+            "gda": "Gaussian discriminant analysis with one shrunken covariance.",
+            "ridge": "Ridge regression on one-hot classes.",
+            "prototype": "Class means.",
+        },
+        "Closed-form solver of the classifier.",
     )
     tune_on: str = _choice(
-        "auto", ("auto", "rows", "domain", "validation"),
-        "Rows by which solver, shape and strength are chosen.",
-    )  # fmt: skip
+        "auto",
+        {
+            "auto": "domain where several domains train, else rows.",
+            "rows": "Each train row, left out of the head that scores it, and validation rows.",
+            "domain": "Each domain, by the head of the other domains.",
+            "validation": "Validation rows.",
+        },
+        "Rows that choose solver, shape and strength.",
+    )
     shape: float = _number(
         0.0, 0, 1e12, "Shrinkage of the solver: eps of gda, reg of ridge, kappa of prototype; "
-        "0 means chosen.",
+        "0 means tuned.",
     )  # fmt: skip
     strength: float = _number(
-        0.0, 0, 1e6, "Weight of the solved logits next to zero-shot's; 0 means chosen."
+        0.0, 0, 1e6, "Weight of the solver's logits next to zero-shot's; 0 means tuned."
     )
     refit: str = _choice(
         "no",
-        ("no", "yes"),
-        "Whether validation rows train as well.",
+        {
+            "no": "Train rows only.",
+            "yes": "Train and validation rows; validation figures are then of rows that trained.",
+        },
+        "Whether to train on validation rows as well.",
     )
 
     def __post_init__(self) -> None:
@@ -180,56 +286,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "choose": "loss",
     },
 }
-"""Settings by name: the released code's, and those that docs/findings.md arrives at. tuned trains
-on from the closed-form head, cosine is a classifier trained from the text features."""
+"""Settings by name: the released code's, and those that docs/findings.md recommends. tuned starts
+training at the closed-form head; cosine trains a classifier from the text features."""
 
-
-def _ways_of_methods() -> dict[str, tuple[Way, ...]]:
-    """The ways in which methods' settings play a part; methods of equal conditions are one way."""
-    found: dict[str, list[tuple[Way, list[str]]]] = {}
-    for method in METHODS.values():
-        for name, conditions in method.uses.items():
-            ways = found.setdefault(name, [])
-            alike = next((names for way, names in ways if way == conditions), None)
-            if alike is None:
-                ways.append((conditions, alike := []))
-            alike.append(method.name)
-    return {
-        name: tuple({"method": tuple(names), **conditions} for conditions, names in ways)
-        for name, ways in found.items()
-    }
-
-
-_ADAM: Way = {"method": TRAINED, "optimizer": ("adam", "adamw")}
-USED_BY: dict[str, tuple[Way, ...]] = {
-    **{
-        name: ()
-        for name in ("held_out", "method", "seed", "split", "fixed_split", "partition", "clients")
-    },
-    **_ways_of_methods(),
-    **{
-        name: (*_ways_of_methods()[name], {"method": TRAINED, "start": ("closed-form",)})
-        for name in ("solver", "tune_on", "shape", "strength")
-    },
-    "refit": (*_ways_of_methods()["refit"], {"method": TRAINED, "choose": ("last",)}),
-    "start": (
-        {
-            "method": TRAINED,
-            "head": tuple(n for n, h in HEADS.items() if h.identity or h.closed_form),
-        },
-    ),
-    "rank": ({"method": TRAINED, "head": tuple(n for n, h in HEADS.items() if h.uses_rank)},),
-    "beta1": (_ADAM,),
-    "beta2": (_ADAM,),
-    "eps": (_ADAM,),
-    "momentum": ({"method": TRAINED, "optimizer": ("sgd",)},),
-    "moments": (_ADAM, {"method": TRAINED, "optimizer": ("sgd",), "momentum": Above(0)}),
-    "alpha": ({"partition": ("dirichlet", "quantity"), "clients": Above(1)},),
-    "classes_per_client": ({"partition": ("pathological",)},),
-}
-"""By setting the ways in which it plays a part in a run: conditions on other settings, all of
-which must hold; (): always. What is not listed needs a method that trains (`ways_of`). A setting
-that has no effect is reported by pipeline/settings_used.py."""
 
 LATER = ("keep", "choose", "solver", "tune_on", "shape", "strength", "refit")
 """Settings that runs of earlier releases do not have."""
@@ -248,7 +307,7 @@ _CONFLICTS: tuple[Refusal, ...] = (
     ),
     (
         lambda c: c.start == "closed-form" and c.noise > 0 and METHODS[c.method].trains,
-        "noise covers the updates, and not the sums that start closed-form sends before: pass "
+        "noise protects the updates, not the sums that start closed-form sends first: pass "
         "--method closed-form, which releases them with noise, or another --start",
     ),
     (
@@ -269,22 +328,17 @@ _CONFLICTS: tuple[Refusal, ...] = (
                 or not METHODS[c.method].private
             )
         ),
-        "noise (central DP) is worked out for a uniform mean: pass --weighting uniform --method "
+        "noise (central DP) is defined for a uniform mean: pass --weighting uniform --method "
         f"{_PRIVATE[0]} ({', '.join(_PRIVATE[1:])}), or --noise 0",
     ),
 )
-"""Combinations that cannot be, whatever the head and the method; those have `refusals`."""
-
-
-def ways_of(name: str) -> tuple[Way, ...]:
-    """The ways in which a setting plays a part; see USED_BY."""
-    return USED_BY.get(name, ({"method": TRAINED},))
+"""Invalid combinations beside those that heads and methods refuse themselves."""
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:
-    """The settings as JSON can hold them: tuples become lists.
+    """The settings in JSON's types: tuples become lists.
 
-    A setting in LATER is left out at its default: runs of before it keep their id and files.
+    A setting in LATER is left out at its default, so that runs of earlier releases keep their id.
     """
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     default = {name: getattr(RunConfig, name) for name in LATER}

@@ -1,33 +1,86 @@
-"""Which named settings play no part in a run: one line each, by the table `config.USED_BY`."""
+"""Which settings play a part in a run, and a sentence for each one that was set in vain."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from cache.table import FeatureTable
 from kernels.heads import HEADS
 from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.method import Above, Way
-from pipeline.settings import TRAINED, RunConfig, ways_of
+from pipeline.settings import RunConfig
+
+if TYPE_CHECKING:
+    from cache.table import FeatureTable
 
 FIELDS = {each.name: each for each in dataclasses.fields(RunConfig)}
-SAMPLE = 256  # rows of which a table's length is told
-RAW = 10  # about how long ViT-B/32's raw features are
+TRAINED = tuple(name for name, method in METHODS.items() if method.trains)
+"""Methods that train adapters in rounds."""
+
+
+def _ways_of_methods() -> dict[str, tuple[Way, ...]]:
+    """Each setting's uses in methods; methods that use it under equal conditions share a way."""
+    found: dict[str, list[tuple[Way, list[str]]]] = {}
+    for method in METHODS.values():
+        for name, conditions in method.uses.items():
+            ways = found.setdefault(name, [])
+            names = next((names for way, names in ways if way == conditions), None)
+            if names is None:
+                ways.append((conditions, names := []))
+            names.append(method.name)
+    return {
+        name: tuple({"method": tuple(names), **conditions} for conditions, names in ways)
+        for name, ways in found.items()
+    }
+
+
+_OF_METHODS = _ways_of_methods()
+_ADAM: Way = {"method": TRAINED, "optimizer": ("adam", "adamw")}
+USED_BY: dict[str, tuple[Way, ...]] = {
+    **{
+        name: ()
+        for name in ("held_out", "method", "seed", "split", "fixed_split", "partition", "clients")
+    },
+    **_OF_METHODS,
+    **{
+        name: (*_OF_METHODS[name], {"method": TRAINED, "start": ("closed-form",)})
+        for name in ("solver", "tune_on", "shape", "strength")
+    },
+    "refit": (*_OF_METHODS["refit"], {"method": TRAINED, "choose": ("last",)}),
+    "start": (
+        {
+            "method": TRAINED,
+            "head": tuple(n for n, h in HEADS.items() if h.identity or h.closed_form),
+        },
+    ),
+    "rank": ({"method": TRAINED, "head": tuple(n for n, h in HEADS.items() if h.uses_rank)},),
+    "beta1": (_ADAM,),
+    "beta2": (_ADAM,),
+    "eps": (_ADAM,),
+    "momentum": ({"method": TRAINED, "optimizer": ("sgd",)},),
+    "moments": (_ADAM, {"method": TRAINED, "optimizer": ("sgd",), "momentum": Above(0)}),
+    "alpha": ({"partition": ("dirichlet", "quantity"), "clients": Above(1)},),
+    "classes_per_client": ({"partition": ("pathological",)},),
+}
+"""By setting, the ways in which it plays a part in a run: conditions on other settings, all of
+which must hold; (): always. A setting that is not listed needs a method that trains (`ways_of`)."""
+
+
+def ways_of(name: str) -> tuple[Way, ...]:
+    """The ways in which a setting plays a part; see USED_BY."""
+    return USED_BY.get(name, ({"method": TRAINED},))
 
 
 def possible(config: RunConfig, swept: Mapping[str, Sequence[Any]] | None = None) -> dict[str, Any]:
-    """Every value that each setting may have: the config's one, or those that a sweep tries."""
+    """All values of each setting: the config's one, or those that a sweep tries."""
     alone = {name: (getattr(config, name),) for name in FIELDS}
     return {**alone, **{name: tuple(values) for name, values in (swept or {}).items()}}
 
 
-def unused(values: Mapping[str, Sequence[Any]], table: FeatureTable | None = None) -> list[str]:
-    """Of each setting that differs from its default and has no effect, a sentence that says so.
+def unused(values: Mapping[str, Sequence[Any]], table: "FeatureTable | None" = None) -> list[str]:
+    """A sentence for each setting that differs from its default and has no effect.
 
-    values  as `possible` gives them: a setting is told where it plays no part in any trial
-    table   whose own split may leave `split` without effect; None: nothing is known of it
+    values  as `possible` gives them: a setting is reported if it plays no part in any trial
+    table   its own split may leave `split` without effect; None: unknown
     """
     found = []
     for name, each in FIELDS.items():
@@ -49,28 +102,8 @@ def plays_part(name: str, settings: Mapping[str, Any]) -> bool:
     return not ways or any(_failing(way, values) is None for way in ways)
 
 
-def length_warning(table: FeatureTable, config: RunConfig) -> str | None:
-    """What to say where the attention head trains on image features of length 1; else None.
-
-    It alone reads how long a feature is (docs/methods.md): W1 x grows with |x|, and the released
-    adapter was designed for raw features. Measured on up to SAMPLE rows, spread over the table.
-    """
-    if not HEADS[config.head].raw or config.mode == "FedAtTxt" or not METHODS[config.method].trains:
-        return None
-    if not len(table.features):
-        return None
-    some = np.unique(np.linspace(0, len(table.features) - 1, SAMPLE).astype(np.int64))
-    lengths = np.linalg.norm(np.asarray(table.features[some], np.float64), axis=1)
-    if not np.allclose(lengths, 1, atol=0.01):  # float16 rounds a length by up to 0.0005
-        return None
-    return (
-        "features have length 1; the released adapter was designed for CLIP's raw features "
-        f"(length about {RAW} for ViT-B/32); results differ: import with --feature-scale"
-    )
-
-
 def _failing(way: Way, values: Mapping[str, Sequence[Any]]) -> str | None:
-    """The first condition of a way to be used that no value meets; None where all can be met."""
+    """The first condition of a way that no value meets; None if all can be met."""
     for name, wanted in way.items():
         if not any(_meets(value, wanted) for value in values[name]):
             return name

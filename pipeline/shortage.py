@@ -1,4 +1,4 @@
-"""What the system lacks: address space, threads, open files; reported before it is met."""
+"""Shortages of address space, threads and open files, reported before they are hit."""
 
 import contextlib
 import ctypes
@@ -10,12 +10,12 @@ import signal
 import threading
 from typing import Any
 
-from pipeline.cores import cores
 from pipeline.errors import ConfigError
+from pipeline.machine import cores
 
 # Address space in kB of the commands that import torch: `federate` on the built-in data takes
-# 1,250,000 on two cores, `sweep` 1,300,000, and each thread a stack and an arena. What is taken is
-# VmPeak in /proc/self/status.
+# 1,250,000 on two cores, `sweep` 1,300,000 (VmPeak in /proc/self/status); each thread adds a stack
+# and an arena.
 BASE_KB, THREAD_KB = 1_200_000, 100_000
 LIGHT = ("cache", "download")  # commands without torch
 M_ARENA_MAX = -8  # malloc.h
@@ -27,12 +27,12 @@ ABORTED = (
 
 
 def prepare_for_limit(command: str) -> None:
-    """Refuse limits (`ulimit -v`, `ulimit -u`) that the command's libraries cannot start in.
+    """Refuses limits (`ulimit -v`, `ulimit -u`) in which the command's libraries cannot start.
 
-    OpenBLAS, which numpy and scipy bring, asks again for ever for a buffer that it is denied, with
-    the interpreter's lock held: nothing could end that but SIGKILL. So its buffers are taken now,
-    for one thread, before data takes the rest. Denied a thread, it interrupts the process as Ctrl-C
-    does, and OpenMP exits without a word of ours. An abort() later is explained in one line.
+    OpenBLAS, which numpy and scipy bring, retries a failed allocation forever while it holds the
+    interpreter's lock: only SIGKILL ends that. Its buffers are therefore allocated now, for one
+    thread, before data takes the rest. If it cannot start a thread it interrupts the process like
+    Ctrl-C, and OpenMP exits without a message of ours. A later abort() is explained in one line.
     Raises ConfigError.
     """
     limit = _limit("AS")
@@ -60,9 +60,9 @@ def shortage(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.EMFILE, errno.ENFILE):
-        return f"too many open files{_said('NOFILE', 'n')}: {text}"
+        return f"too many open files{_limit_words('NOFILE', 'n')}: {text}"
     if "can't start new thread" in text or (number == errno.EAGAIN and error.filename is None):
-        limits = _said("NPROC", "u") + _said("AS", "v", 1024, " kB")
+        limits = _limit_words("NPROC", "u") + _limit_words("AS", "v", 1024, " kB")
         return f"no more threads or processes can be started{limits}; raise the limit{_fewer()}"
     if (
         isinstance(error, MemoryError)
@@ -70,7 +70,9 @@ def shortage(error: BaseException) -> str | None:
         or any(words in text for words in ("allocate memory", "bad_alloc", "bad allocation"))
         or (isinstance(error, ImportError) and "failed to map segment" in text)
     ):
-        return f"out of memory{_said('AS', 'v', 1024, ' kB')}" + (f": {text}" if text else "")
+        return f"out of memory{_limit_words('AS', 'v', 1024, ' kB')}" + (
+            f": {text}" if text else ""
+        )
     return None
 
 
@@ -83,14 +85,14 @@ def _refuse_few_threads(command: str) -> None:
     if started < need:
         raise ConfigError(
             f"{command} needs {need} threads, and only {started} can be started"
-            f"{_said('NPROC', 'u')}; raise the limit, or end other processes{_fewer()}"
+            f"{_limit_words('NPROC', 'u')}; raise the limit, or end other processes{_fewer()}"
         )
 
 
 def _startable(count: int) -> int:
-    """How many of so many threads can live at once; they end before this returns."""
+    """How many of `count` threads can run at once; all end before this returns."""
     over, started = threading.Event(), []
-    usual = threading.stack_size(1 << 16)  # so little that address space is not what is met
+    usual = threading.stack_size(1 << 16)  # small, so that address space is not the limit
     try:
         for _ in range(count):
             thread = threading.Thread(target=over.wait, daemon=True)
@@ -107,18 +109,18 @@ def _startable(count: int) -> int:
 
 
 def _explain_abort() -> None:
-    """Let abort() in a C++ library say in one line what it mostly means; the exit code stays 134.
+    """Explains an abort() of a C++ library in one line; the exit code stays 134.
 
-    Of std::bad_alloc, which nobody catches in a thread of a library, Python never hears.
+    Python never sees a std::bad_alloc that is not caught in a library's thread.
     """
-    if not faulthandler.is_enabled():  # who enables that wants its traceback
+    if not faulthandler.is_enabled():  # whoever enables it wants its traceback
         with contextlib.suppress(AttributeError, OSError, MemoryError):  # another C library
             ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort())
 
 
 @functools.cache
 def _on_abort() -> Any:
-    """The handler as C has it; kept, as C keeps only its address."""
+    """The handler as a C function; cached, because C keeps only its address."""
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def explain(_: int) -> None:
@@ -151,7 +153,7 @@ def _take_buffers() -> None:
     scipy.linalg.eigh(square @ square)
 
 
-def _said(name: str, letter: str, unit: int = 1, words: str = "") -> str:
+def _limit_words(name: str, letter: str, unit: int = 1, words: str = "") -> str:
     limit = _limit(name)
     return "" if limit is None else f" (ulimit -{letter} is {limit // unit}{words})"
 

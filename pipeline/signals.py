@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PATIENCE = 60.0  # seconds from a signal to the end; what waits longer may wait for a dead disk
+PATIENCE = 60.0  # seconds from a signal to the end; a longer wait may be for a dead disk
 
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM add their number to; a second SIGINT breaks off at once.
+    """A list to which SIGINT and SIGTERM append their number; a second SIGINT interrupts at once.
 
-    A process that has not stopped PATIENCE seconds after a signal ends as if it was killed, with
-    the signal's exit code: what is on disk then is what a later command resumes from.
-    Empty for good outside the main thread, which alone may change what a signal does.
+    A process that has not stopped PATIENCE seconds after a signal is ended as if killed, with the
+    signal's exit code; the next command resumes from what is on the disk. Outside the main thread,
+    which alone can handle signals, the list stays empty.
     """
     stop: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -33,7 +33,7 @@ def noted_signals() -> Iterator[list[int]]:
     over = threading.Event()
     watch = threading.Thread(target=_end_late, args=(stop, over), name="signals", daemon=True)
     try:
-        with contextlib.suppress(RuntimeError):  # no more threads: then without
+        with contextlib.suppress(RuntimeError):  # no thread can be started: without a watch then
             watch.start()
         yield stop
     finally:
@@ -51,8 +51,8 @@ def _end_late(stop: list[int], over: threading.Event) -> None:
         if time.monotonic() - since > PATIENCE:
             name = signal.Signals(stop[0]).name
             words = (
-                f"Error: not stopped {PATIENCE:.0f} s after {name}, ended without saving the work "
-                "at hand; the same command resumes from what was saved before\n"
+                f"Error: did not stop within {PATIENCE:.0f} s of {name}, ended without saving the "
+                "current work; run the same command to resume from the last save\n"
             )
             with contextlib.suppress(OSError):
                 os.write(2, words.encode())

@@ -1,7 +1,7 @@
-"""What leaves for people's terminals: names from outside as visible escapes, streams that may fail.
+"""Output for terminals: control characters as visible escapes, streams that may fail.
 
-Whatever this process writes to stdout and stderr passes printable_lines() here; a sentence passes
-printable(), which takes its newlines too. Imports little but the standard library.
+Everything that this process writes to stdout and stderr passes printable_lines(); a sentence passes
+printable(), which escapes newlines too. Imports little but the standard library.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ CLOSED_PIPE = 141  # what a shell gives for SIGPIPE: 128 + 13
 
 
 def printable(value: object) -> str:
-    r"""As one line of text: what could steer a terminal or forge a line, or is no text, as escapes.
+    r"""One line of text, with escapes for what could control a terminal or forge a line.
 
-    ESC becomes \x1b, a newline \n, U+202E (which turns the direction of writing) \u202e, a byte of
-    a file's name that is no UTF-8 \udcff. Letters of all scripts stay.
+    ESC becomes \x1b, a newline \n, U+202E (which reverses the writing direction) \u202e, a byte of
+    a file name that is not UTF-8 \udcff. Letters of all scripts stay.
     """
     text = str(value)
     return text if text.isprintable() else "".join(map(_visible, text))
@@ -45,10 +45,10 @@ def _visible(character: str) -> str:
 
 
 class Shown(io.TextIOBase):
-    """A text stream whose text cannot steer the terminal, and whose failure ends no work.
+    """A text stream that escapes control characters, and whose failure does not end the command.
 
     After the first failure everything goes to the null device; `failed` keeps the reason. It has no
-    `buffer`: bytes would go past the escapes.
+    `buffer`: bytes would bypass the escapes.
     """
 
     def __init__(self, stream: TextIO, *, escape: bool = True) -> None:
@@ -57,12 +57,12 @@ class Shown(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the stream behind it."""
+        """That of the underlying stream."""
         return self._stream.encoding
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
-        """Of the stream behind it."""
+        """That of the underlying stream."""
         return self._stream.errors
 
     def writable(self) -> bool:
@@ -87,11 +87,11 @@ class Shown(io.TextIOBase):
             self._give_up(error)
 
     def isatty(self) -> bool:
-        """Whether a terminal is behind it."""
+        """Whether the underlying stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """The file descriptor behind it."""
+        """The file descriptor of the underlying stream."""
         return self._stream.fileno()
 
     def for_cursor(self) -> "Shown":
@@ -101,21 +101,21 @@ class Shown(io.TextIOBase):
     def _give_up(self, error: OSError) -> None:
         self.failed = self.failed or error
         with contextlib.suppress(OSError, ValueError):
-            # What is in the stream's buffer would fail once more when Python ends.
+            # What is left in the stream's buffer would fail again when Python exits.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
 
 
 def cursor_stream() -> Any:
-    """Where a progress bar writes: stderr with nothing escaped; None where there is no stderr."""
+    """stderr without escapes, for progress bars; None without stderr."""
     return sys.stderr.for_cursor() if isinstance(sys.stderr, Shown) else sys.stderr
 
 
 class StreamHandler(logging.Handler):
-    """Shows log records on stderr or stdout, one line each, which cannot steer the terminal.
+    """Shows log records on stderr or stdout, one escaped line each.
 
-    Records below WARNING have no prefix: they are what a command tells its user anyway.
+    Records below WARNING have no prefix: they are a command's ordinary messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -123,7 +123,7 @@ class StreamHandler(logging.Handler):
         self._stream = name
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes a record to what the stream is now; where that fails it is dropped."""
+        """Writes a record to the current stream; drops it if that fails."""
         prefix = {logging.DEBUG: f"[{record.name}] ", logging.INFO: ""}
         named = prefix.get(record.levelno, f"{record.levelname.capitalize()}: ")
         stream = getattr(sys, self._stream)
@@ -136,7 +136,7 @@ class StreamHandler(logging.Handler):
 
 @contextlib.contextmanager
 def log_to(name: str = "stderr", level: int = logging.INFO) -> Iterator[None]:
-    """Shows on a stream what our loggers log from that level on while the context is open."""
+    """Shows records of our loggers, from a level on, while the context is open."""
     handler = StreamHandler(name)
     before = [(logger, logger.level) for logger in map(logging.getLogger, LOGGERS)]
     for logger, _ in before:
@@ -151,7 +151,7 @@ def log_to(name: str = "stderr", level: int = logging.INFO) -> Iterator[None]:
 
 
 def _bars_aside() -> contextlib.AbstractContextManager[None]:
-    """Progress bars leave the terminal's line while the context is open."""
+    """Clears progress bars while the context is open."""
     progress = sys.modules.get("pipeline.progress")  # not imported: there is no bar
     return progress.bars_aside() if progress else contextlib.nullcontext()
 
@@ -159,8 +159,8 @@ def _bars_aside() -> contextlib.AbstractContextManager[None]:
 def guard_process() -> None:
     """Makes the streams, warnings and tracebacks of a command's process safe to show.
 
-    Closed ones are opened on the null device first: the next file that is opened, as a cache, would
-    be descriptor 2 otherwise, and get what libraries write to stderr.
+    Closed streams are opened on the null device first: otherwise the next opened file, such as a
+    cache, would become descriptor 2 and receive what libraries write to stderr.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         _open_if_closed(number)
@@ -169,18 +169,18 @@ def guard_process() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names on a terminal that has ASCII only
+            stream.reconfigure(errors="backslashreplace")  # for names on ASCII terminals
         setattr(sys, name, Shown(stream))
     sys.excepthook = lambda *raised: print(
         "".join(traceback.format_exception(*raised)), end="", file=sys.stderr
     )
     warnings.formatwarning = _warning_line
     if any(action == "error" for action, *_ in warnings.filters):
-        warnings.simplefilter("default")  # PYTHONWARNINGS=error: seen, but no end of the command
+        warnings.simplefilter("default")  # PYTHONWARNINGS=error must not end a command
 
 
 def exit_code(code: object) -> object:
-    """The code a command ends with, once its results have left; says when they could not.
+    """Flushes stdout and returns a command's exit code; reports a stdout that failed.
 
     141 after a closed pipe (`| head -1`), at least 1 after another failure of stdout.
     """
@@ -192,8 +192,8 @@ def exit_code(code: object) -> object:
     if failed.errno in (errno.EPIPE, errno.ESHUTDOWN):
         return code or CLOSED_PIPE
     print(
-        f"Error: stdout cannot be written ({failed.strerror}): what should have been printed there "
-        "is lost; files that were written stand",
+        f"Error: stdout cannot be written ({failed.strerror}): its output is lost; files that were "
+        "written are complete",
         file=sys.stderr,
     )
     return code or 1
@@ -214,7 +214,7 @@ def _open_if_closed(number: int) -> None:
 def _warning_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: object = None
 ) -> str:
-    """One line; other people's warnings have their first and where it comes from."""
+    """A warning as one line; other packages' get their first line and their origin."""
     if HOME in Path(filename).parents and ".venv" not in Path(filename).parts:
         return f"Warning: {printable(message)}\n"
     first = str(message).strip().partition("\n")[0]

@@ -1,6 +1,8 @@
 """Who may import whom: the floors of the house, and one door for each outside package."""
 
 import ast
+import functools
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -19,8 +21,8 @@ OURS = {
 FLOORS = (
     {"errors", "places"},
     {"methods"},  # of federation/: settings and --help read what they are
-    {"settings", "settings_used", "files", "plain_files", "json_files", "digests", "machine",
-     "progress", "terminal", "signals", "shortage", "cores", "missing", "contained", "frames",
+    {"settings", "settings_used", "files", "json_files", "digests", "machine", "imports",
+     "progress", "terminal", "signals", "shortage", "missing", "contained", "frames",
      "parquet_files", "transfer"},
     {"encoder", "datasets", "federation"},
     {"extraction", "features", "runs"},
@@ -59,16 +61,20 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
 FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"))
+
+
+@functools.cache
 def imported(file: Path, *, types: bool = True) -> list[tuple[str, str]]:
     """(module, name) of every import of a file, anywhere in it; name is "" for `import module`.
 
     types  with those of `if TYPE_CHECKING:`, which run nothing
     """
     found = []
-    tree = ast.parse(file.read_text("utf-8"))
-    if not types:
-        tree.body = [node for node in tree.body if not _for_types(node)]
-    for node in ast.walk(tree):
+    body = [node for node in parsed(file).body if types or not _for_types(node)]
+    for node in (inner for outer in body for inner in ast.walk(outer)):
         if isinstance(node, ast.Import):
             found += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -109,6 +115,51 @@ def test_imports_keep_to_their_layer_and_door(file):
     assert not private, f"{here} imports private names"
 
 
+def private_uses(tree: ast.Module) -> list[str]:
+    """Where code reads a _name through something that it imported: files._inside, Plan._asked."""
+    aliases = {
+        alias.asname or alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        in OURS
+        for alias in node.names
+    }
+    return [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and node.attr not in ("_replace", "_fields", "_asdict", "_make")  # a named tuple's own
+        and isinstance(root := _root(node.value), ast.Name)
+        and root.id in aliases
+    ]
+
+
+def _root(node: ast.expr) -> ast.expr:
+    return _root(node.value) if isinstance(node, ast.Attribute) else node
+
+
+def test_no_private_name_is_read_through_an_import():
+    found = {str(file): uses for file in FILES if (uses := private_uses(parsed(file)))}
+    assert not found
+    code = (
+        "from pipeline import files as f\nfrom pipeline.x import A\nf._b, A._fields, f.c._d, x._e"
+    )
+    assert private_uses(ast.parse(code)) == ["line 3: f._b", "line 3: f.c._d"]
+
+
+def test_charts_import_the_standard_library_and_markupsafe():
+    for file in (ROOT / "pipeline" / "reports" / "charts").glob("*.py"):
+        others = {
+            module for module, _ in imported(file)
+            if module.split(".")[0] not in {*sys.stdlib_module_names, "markupsafe"}
+            and not module.startswith("pipeline.reports.charts")
+        }  # fmt: skip
+        assert not others, f"{file} imports {others}"
+
+
 @pytest.mark.parametrize(
     "file", [f for f in FILES if f.parts[len(ROOT.parts)] == "pipeline"],
     ids=lambda p: p.relative_to(ROOT).as_posix(),
@@ -125,6 +176,12 @@ def test_rooms_import_lower_floors_only(file):
         assert below < own or below == own == floor_of("settings"), f"{room} imports {module}"
         if room == "federation":
             assert not PURE & {module, f"{module}.{name}"}
+
+
+def test_files_have_400_lines_at_most():
+    house = [f for f in FILES if f.relative_to(ROOT).parts[0] != "benchmarks"]
+    long = {str(f): n for f in house if (n := f.read_text("utf-8").count("\n")) > 400}
+    assert not long, "cut them by meaning"
 
 
 def test_federation_is_pure():
@@ -285,10 +342,11 @@ def _within(here: Path, door: str) -> bool:
     return here.as_posix().startswith(door) if door.endswith("/") else here.match(door)
 
 
+@functools.cache
 def defined(file: Path) -> set[str]:
     """Names that a module has at its top level, in any branch."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

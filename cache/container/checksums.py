@@ -1,4 +1,4 @@
-"""The checksums of a cache: CRC-32 finds where a byte is wrong, SHA-256 names the whole."""
+"""Checksums of a cache: CRC-32 locates a wrong byte, SHA-256 identifies the whole."""
 
 import hashlib
 import mmap
@@ -23,11 +23,11 @@ def content_sha256(
     domains: np.ndarray,
     text_features: np.ndarray,
 ) -> str:
-    """SHA-256 of what stage two computes with, however it is stored; 64 hex digits.
+    """SHA-256, 64 hex digits, of what stage two computes with, however it is stored.
 
-    It is over, one after the other, all row-major and little-endian:
-    the line "fedclip content 1 <dtype> <N> <D> <C>\\n", the features in their own dtype, labels
-    and domains as int64, text features as float32. Unreadable rows are not part of it.
+    It covers in this order, all row-major and little-endian: the line
+    "fedclip content 1 <dtype> <N> <D> <C>\\n", the features in their own dtype, labels and
+    domains as int64, text features as float32. Unreadable rows are not part of it.
 
     blocks         the (N, D) features in pieces of any number of rows
     dtype          of the features, float16 or float32
@@ -53,7 +53,7 @@ def row_blocks(features: np.ndarray) -> Iterator[np.ndarray]:
 def load_features(table: FeatureTable, dtype: npt.DTypeLike = np.float32) -> np.ndarray:
     """The table's features (N, D) as dtype in memory, each block's checksum and numbers checked.
 
-    Raises CacheError that names the rows when a block is damaged or has unusable rows.
+    Raises CacheError naming the rows when a block is damaged or has unusable rows.
     """
     out = np.empty(table.features.shape, dtype)
 
@@ -68,7 +68,7 @@ def load_features(table: FeatureTable, dtype: npt.DTypeLike = np.float32) -> np.
 
 
 def _forget(features: np.ndarray) -> None:
-    """Lets go of the file's pages that were read so far, which count as the process's memory."""
+    """Release the file's pages that were read so far, which count as the process's memory."""
     below: object = features
     while isinstance(below, np.ndarray):
         below = below.base
@@ -77,7 +77,7 @@ def _forget(features: np.ndarray) -> None:
 
 
 def check_features(table: FeatureTable, keep: np.ndarray | None = None) -> None:
-    """load_features without keeping them: every block's checksum, and no unusable row.
+    """Raises as load_features, without keeping the features.
 
     keep  (N,) bool, the rows that must be usable; None for all
     """
@@ -92,12 +92,12 @@ def check_features(table: FeatureTable, keep: np.ndarray | None = None) -> None:
 def refuse_damage(file: BinaryIO, block: UserBlock, source: object, *, paths: bool = False) -> None:
     """Raises CacheError when bytes outside the features are not those that were written.
 
-    Row status and block checksums are looked at only once the cache is complete (until then they
-    change), the paths only when asked for: they are many bytes that training does not need.
+    Row status and block checksums are checked only once the cache is complete (until then they
+    change), the paths only on request: they are many bytes that training does not need.
     """
     for part, found, written in _sections(file, block, paths):
         if found != written:
-            raise CacheError(f"{source} is damaged in its {part}; copy or make it again")
+            raise CacheError(f"{source} is damaged in its {part}; copy or recreate it")
 
 
 def damaged_part(file: BinaryIO, block: UserBlock) -> str:
@@ -106,14 +106,11 @@ def damaged_part(file: BinaryIO, block: UserBlock) -> str:
         if found != written:
             return part
     crcs = np.frombuffer(read_region(file, block.regions["block_crc32"]), "<u4")
-    offset, nbytes = block.regions["features"]
-    step = nbytes // block.rows * BLOCK_ROWS
     for number, crc in enumerate(crcs):
-        begin = offset + number * step
-        if crc32_of(file, begin, min(begin + step, offset + nbytes)) != crc:
+        if zlib.crc32(read_region(file, block.features_of(number))) != crc:
             first = number * BLOCK_ROWS
             return f"features, rows {first} to {min(first + BLOCK_ROWS, block.rows) - 1}"
-    return "bytes, and the damage hides from every CRC-32"
+    return "bytes, although every CRC-32 matches"
 
 
 def static_crc32(file: BinaryIO, regions: Iterable[Region], end: int) -> int:
@@ -134,12 +131,13 @@ def rows_crc32(file: BinaryIO, regions: dict[str, Region]) -> int:
 
 
 def done_crc32(file: BinaryIO, block: UserBlock, status: np.ndarray, number: int) -> int:
-    """What block_crc32 holds of a block of rows until the cache is complete.
+    """What block_crc32 holds for a block of rows until the cache is complete.
 
-    CRC-32 of the block's rows that are done, then of their status: rows still to do may hold what
-    a killed writer had not vouched for.
+    CRC-32 of the block's rows that are done, then of the block's status: rows still to do may hold
+    what a killed writer had not vouched for.
     """
-    raw, rows = _block_of(file, block, status, number)
+    rows = status[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS]
+    raw = read_region(file, block.features_of(number))
     done = np.frombuffer(raw, np.uint8).reshape(len(rows), -1)[rows != 0]
     return zlib.crc32(rows.tobytes(), zlib.crc32(done.tobytes()))
 
@@ -147,32 +145,22 @@ def done_crc32(file: BinaryIO, block: UserBlock, status: np.ndarray, number: int
 def unvouched_blocks(
     file: BinaryIO, block: UserBlock, status: np.ndarray, written: np.ndarray
 ) -> list[int]:
-    """Blocks of an unfinished cache whose done rows are not those that were written.
+    """Blocks of an unfinished cache whose done rows do not match their checksum.
 
     status   (N,) uint8 row_status;  written  (blocks,) block_crc32
     """
     found = []
     for number, crc in enumerate(written):
-        raw, rows = _block_of(file, block, status, number)
-        # A writer killed while it published has put the complete cache's checksum there already.
-        complete = rows.all() and zlib.crc32(raw) == crc
-        if rows.any() and not complete and done_crc32(file, block, status, number) != crc:
-            found.append(number)
+        rows = status[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS]
+        if rows.any() and done_crc32(file, block, status, number) != crc:
+            # A writer killed while publishing may already have stored the complete checksum.
+            if not rows.all() or zlib.crc32(read_region(file, block.features_of(number))) != crc:
+                found.append(number)
     return found
 
 
-def _block_of(
-    file: BinaryIO, block: UserBlock, status: np.ndarray, number: int
-) -> tuple[bytes, np.ndarray]:
-    rows = status[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS]
-    offset, nbytes = block.regions["features"]
-    row_bytes = nbytes // block.rows
-    begin = offset + number * BLOCK_ROWS * row_bytes
-    return read_region(file, Region(begin, len(rows) * row_bytes)), rows
-
-
 def crc32_of(file: BinaryIO, begin: int, end: int, crc: int = 0) -> int:
-    """CRC-32 of the bytes begin to end, continued from crc."""
+    """CRC-32 of the bytes from `begin` to `end`, continued from crc."""
     file.seek(begin)
     while begin < end and (chunk := file.read(min(_CHUNK, end - begin))):
         crc = zlib.crc32(chunk, crc)
@@ -183,7 +171,7 @@ def crc32_of(file: BinaryIO, begin: int, end: int, crc: int = 0) -> int:
 def file_sha256(file: BinaryIO) -> str:
     """SHA-256 of every byte after the user block."""
     file.seek(BYTES)
-    # BinaryIO does not name readinto, which every file opened "rb" or "r+b" has.
+    # BinaryIO does not declare readinto, which every file opened "rb" or "r+b" has.
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
@@ -210,13 +198,13 @@ def _sound_block(table: FeatureTable, start: int) -> np.ndarray:
         if zlib.crc32(block.data) != table.block_crc32[start // BLOCK_ROWS]:
             raise CacheError(
                 f"{table.source} is damaged in its features, rows {start} to "
-                f"{start + len(block) - 1}; copy or make it again"
+                f"{start + len(block) - 1}; copy or recreate it"
             )
     return block
 
 
 def _for_each_block(work: Callable[[int], None], rows: int) -> None:
-    """work(first row) for each block; crc, conversion and comparison all let other threads run."""
+    """Call work(first row) for each block in threads; CRC, conversion and comparison allow that."""
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(work, range(0, rows, BLOCK_ROWS)):
             pass

@@ -1,4 +1,4 @@
-"""The small parts of a cache (names, labels, status, text features) to and from their bytes."""
+"""Encode and decode the small parts of a cache: names, labels, status, text features."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from cache.table import CacheError, FeatureTable, check_small
 
 TODO, OK, UNREADABLE = 0, 1, 2  # row_status
 _MOST_KEYS, _MOST_VALUES, _LONGEST_TEXT, _DEEPEST = 10_000, 250_000, 1 << 16, 32  # of metadata
-# A text of JSON; one that is not closed is taken to the end, so that each byte is read once.
+# A JSON string; an unclosed one extends to the end, so that each byte is read once.
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+\\?(?:"|\Z)', re.DOTALL)
 
 
 def encode_metadata(table: FeatureTable) -> bytes:
-    """The table's names, logit scale and identity as JSON for people and for read_contents."""
+    """The table's names, logit scale and identity as JSON, for people and read_contents."""
     fields = {
         "schema": SCHEMA,
         "class_names": table.class_names,
@@ -39,27 +39,27 @@ def encode_metadata(table: FeatureTable) -> bytes:
 
 
 def encode_paths(paths: list[str], rows: int, source: str) -> bytes:
-    """Every path as UTF-8 with a zero byte after it; undecodable file names keep their bytes."""
+    """Every path as UTF-8 followed by a zero byte; undecodable file names keep their bytes."""
     if len(paths) != rows or any("\0" in path for path in paths):
         raise CacheError(f"{source}: {len(paths)} paths for {rows} rows, or a zero byte in one")
     return "".join(path + "\0" for path in paths).encode("utf-8", "surrogateescape")
 
 
 def decode_paths(raw: bytes, rows: int, source: str) -> list[str]:
-    """The rows' paths; CacheError when their number is wrong or one would leave its folder."""
+    """The rows' paths; CacheError when their number is wrong or one leaves its folder."""
     inside = b"\0" + raw
     if raw.count(b"\0") != rows or not raw.endswith(b"\0"):
-        raise CacheError(f"{source}: its paths are not one for each of the {rows} rows")
+        raise CacheError(f"{source}: its paths do not match its {rows} rows")
     if any(part in inside for part in (b"\0/", b"\0../", b"/../", b"/..\0", b"\0..\0")):
         raise CacheError(f"{source}: a path in it is absolute or leads upwards with ..")
     return raw.decode("utf-8", "surrogateescape").split("\0")[:-1]
 
 
 def read_contents(file: BinaryIO, block: UserBlock, path: Path) -> tuple[FeatureTable, np.ndarray]:
-    """All rows of a cache, finished or not, the unreadable ones too, and their row_status (N,) u1.
+    """All rows of a cache, finished or not, unreadable ones included, and row_status (N,) uint8.
 
-    The features are mapped, not read. Raises CacheError when anything outside them is damaged,
-    untrustworthy or contradicts itself.
+    The features are mapped, not read. Raises CacheError when anything else is damaged,
+    untrustworthy or inconsistent.
     """
     refuse_damage(file, block, path)
     places = read_places(path, block.file_bytes)
@@ -76,9 +76,7 @@ def read_contents(file: BinaryIO, block: UserBlock, path: Path) -> tuple[Feature
     )
     metadata, mark = _decode_metadata(array("metadata").tobytes(), path)
     if ("image_digests" in places) != ("shard" in metadata["identity"]):
-        raise CacheError(
-            f"{path}: has image_digests and is no shard, or lacks them; it is not read"
-        )
+        raise CacheError(f"{path}: image_digests are in shards and only there; refusing to read it")
     table = FeatureTable(
         source=str(path),
         features=mapped.view(np.ndarray),
@@ -97,20 +95,20 @@ def read_contents(file: BinaryIO, block: UserBlock, path: Path) -> tuple[Feature
     check_small(table)
     status = array("row_status").copy()
     if status.max() > UNREADABLE or (block.complete and not status.all()):
-        raise CacheError(f"{path}: row_status holds what no writer leaves there; it is not read")
+        raise CacheError(f"{path}: row_status holds invalid values; refusing to read it")
     return table, status
 
 
 def read_digests(file: BinaryIO, block: UserBlock, path: Path) -> np.ndarray:
-    """A shard's (n, DIGEST_BYTES) uint8, of each row's image; read_contents has let it pass."""
+    """A shard's (n, DIGEST_BYTES) uint8 of each row's image; read_contents has checked the file."""
     place = read_places(path, block.file_bytes)["image_digests"]
     return np.frombuffer(read_region(file, place.region), np.uint8).reshape(place.shape)
 
 
 def refuse_excess(raw: bytes, source: object) -> None:
-    """Raises CacheError when JSON has more keys, values or depth, or longer texts, than a cache's.
+    """Raises CacheError for JSON that exceeds a cache's keys, values, depth or string length.
 
-    Before it is parsed: a million keys in 4 MiB would take seconds to parse, hash and compare.
+    Checked before parsing: a million keys in 4 MiB would take seconds to parse, hash and compare.
     """
     longest = max(map(len, _TEXT.findall(raw)), default=0)
     structure = _TEXT.sub(b"", raw)
@@ -126,7 +124,7 @@ def refuse_excess(raw: bytes, source: object) -> None:
                 f"{most:,} a cache may have"
             )
     brackets = re.sub(rb"[^][{}]+", b"", structure)
-    for _ in range(_DEEPEST):  # each pass takes away what has nothing inside
+    for _ in range(_DEEPEST):  # each pass removes the innermost brackets
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
     if brackets:
         raise CacheError(
@@ -136,7 +134,7 @@ def refuse_excess(raw: bytes, source: object) -> None:
 
 
 def _decode_metadata(raw: bytes, path: Path) -> tuple[dict[str, Any], str]:
-    """The metadata, each field of its type, and the identity's fingerprint."""
+    """The metadata with each field's type checked, and the identity's fingerprint."""
     refuse_excess(raw, path)
     try:
         metadata = json.loads(raw.decode())

@@ -1,4 +1,4 @@
-"""The file system around a cache: names, the lock against a second writer, errors of the disk."""
+"""File system matters of a cache: names, the lock against a second writer, disk errors."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from cache.container.locks import holder, let_go, on_lock_file, take
 from cache.table import CacheError
 
 AnyPath = str | os.PathLike[str]
-HDF5_LOCK = "unable to lock file"  # in HDF5's words when flock refuses it
+HDF5_LOCK = "unable to lock file"  # part of HDF5's message when flock fails
 _QUOTA = getattr(errno, "EDQUOT", -1)  # Windows has none
 _FULL = {errno.ENOSPC, errno.EFBIG, _QUOTA}
 _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR}
@@ -23,21 +23,21 @@ _NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOSYS, errno.
 
 
 def partial_of(path: AnyPath) -> Path:
-    """Where the cache of this name is written until it is complete."""
+    """The file that is the cache of this name until it is complete."""
     path = Path(path)
     return path.with_name(path.name + ".partial")
 
 
 def refuse_folder(path: Path) -> None:
-    """Raises CacheError when a file is to be written where a folder is."""
+    """Raises CacheError when the file to write is a folder."""
     if path.is_dir():
         raise CacheError(f"{path} is a folder; name a file in it")
 
 
 def lock(path: Path) -> BaseFileLock:
-    """The lock of the cache of this name, taken at once; its folder is made when missing.
+    """Take the lock of the cache of this name without waiting; a missing folder is created.
 
-    Raises CacheError: who has it otherwise, or why the disk refuses.
+    Raises CacheError naming the process that holds it, or why the disk refuses.
     """
     name = path.with_name(path.name + ".lock")
     try:
@@ -48,21 +48,21 @@ def lock(path: Path) -> BaseFileLock:
         held = take(name)
     except Timeout as error:
         raise CacheError(
-            f"{path}: another extraction is writing it ({holder(name) or 'not known which'}); wait "
+            f"{path}: another extraction is writing it ({holder(name) or 'holder unknown'}); wait "
             "for it, or give another --out"
         ) from error
     except OSError as error:
         raise disk_error(path, on_lock_file(error), 0) from error
-    if type(held) is FileLock:  # its stand-in where a disk cannot lock keeps its own notes there
-        with contextlib.suppress(OSError):  # Windows lets nobody write a locked file
+    if type(held) is FileLock:  # a SoftFileLock writes its own notes there
+        with contextlib.suppress(OSError):  # Windows forbids writing to a locked file
             name.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     return held
 
 
 def unlock(held: BaseFileLock) -> None:
-    """Remove the lock file and let the lock go."""
-    # Unlinked while still held, so no other process can hold what is removed; the next one to take
-    # the lock sees its file gone and opens a new one. Windows removes it on release.
+    """Remove the lock file and release the lock."""
+    # Unlinked while held, so that no other process can hold what is removed; the next one to take
+    # the lock sees that its file is gone and opens a new one. Windows removes it on release.
     if type(held) is FileLock:
         with contextlib.suppress(OSError):
             os.unlink(held.lock_file)
@@ -70,18 +70,18 @@ def unlock(held: BaseFileLock) -> None:
 
 
 def disk_error(path: Path, error: OSError, need: int) -> CacheError:
-    """What to say when writing failed: the file, which limit was met, and the way out.
+    """The error for a failed write: the file, which limit was hit, and what to do.
 
-    need  bytes the file has when it is complete
+    need  bytes of the complete file
     """
     folder = _nearest_folder(path)
-    # HDF5 gives the number in words only.
+    # HDF5 gives the number only in words.
     named = re.search(r"errno = (\d+)", str(error))
     number = error.errno or (int(named[1]) if named else None)
     if HDF5_LOCK in str(error):
         return CacheError(
-            f"{path}: HDF5 cannot lock it on this disk ({_strerror(number, error)}), and is told "
-            "to by HDF5_USE_FILE_LOCKING in the environment; set that to FALSE"
+            f"{path}: HDF5 cannot lock it on this disk ({_strerror(number, error)}), as "
+            "HDF5_USE_FILE_LOCKING in the environment demands; set that to FALSE"
         )
     if number in _FULL:
         return CacheError(f"{path}: {_full(number, folder, need)}")
@@ -102,25 +102,25 @@ def _strerror(number: int | None, error: OSError) -> str:
 
 
 def _full(number: int | None, folder: Path, need: int) -> str:
-    """Which limit was met, and the way out."""
+    """Which limit was hit, and what to do."""
     needs = f"it needs {need:,} bytes"
     if number == errno.EFBIG:
         limit = _size_limit()
         if limit is not None and limit < need + _HDF5_BYTES:
             return (
-                f"too large for this process's limit on the size of a file: {needs}, the limit is "
+                f"too large for this process's file size limit: {needs}, the limit is "
                 f"{limit:,}; raise it (ulimit -f) and run the command again"
             )
         return (
             f"too large a file for the file system of {folder}: {needs}; give another --out, on "
-            "one that takes files of that size"
+            "one that supports files of that size"
         )
     if number == _QUOTA:
         return (
             f"your disk quota in {folder} is used up: {needs}; remove other files of yours and run "
             "the command again, or give another --out"
         )
-    way_out = "make room and run the command again, or give another --out"
+    way_out = "free some space and run the command again, or give another --out"
     free = shutil.disk_usage(folder).free
     if free < need:
         return f"no space left: {needs}, {free:,} are free in {folder}; {way_out}"
@@ -128,13 +128,13 @@ def _full(number: int | None, folder: Path, need: int) -> str:
         inodes = os.statvfs(folder)
         if inodes.f_files and not inodes.f_favail:
             return (
-                f"no space left for another file: {folder} has {free:,} bytes free and all of its "
+                f"no space left for another file: {folder} has {free:,} bytes free but all of its "
                 f"{inodes.f_files:,} inodes in use; remove files and run the command again, or "
                 "give another --out"
             )
     return (
-        f"no space left: {needs}, and the disk refuses more although {free:,} are free in {folder} "
-        f"(a quota or a reserve of the volume?); {way_out}"
+        f"no space left: {needs}, and the disk refuses them although {free:,} are free in {folder} "
+        f"(a quota, or space reserved on the volume?); {way_out}"
     )
 
 
@@ -149,12 +149,12 @@ def _size_limit() -> int | None:
 
 
 def _nearest_folder(path: Path) -> Path:
-    """The folder of the file, or the nearest one above that exists."""
+    """The file's folder, or the nearest parent that exists."""
     return next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a rename onto the disk, where folders can be opened and synced at all."""
+    """Sync a rename to the disk, where folders can be opened and synced."""
     if os.name == "posix":
         try:
             handle = os.open(folder, os.O_RDONLY)
@@ -162,7 +162,7 @@ def sync_folder(folder: Path) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        except OSError as error:  # some network disks and FUSE sync files, but no folders
+        except OSError as error:  # some network disks and FUSE sync files, but not folders
             if error.errno not in _NO_FOLDER_SYNC:
                 error.filename = str(folder)
                 raise

@@ -1,7 +1,7 @@
-"""Where each dataset of a cache lies in its HDF5: laid out once, read with distrust; h5py's door.
+"""Where each dataset of a cache lies in its HDF5: laid out once, read as untrusted, by h5py.
 
-h5py only makes the structure and finds it again. Numbers go in and out by plain reads and writes at
-the places given here, so HDF5's own bytes never change and no crash can leave them half written.
+h5py only creates and finds the structure. Numbers go in and out by plain reads and writes at
+these places, so HDF5's own bytes never change and no crash can leave them half written.
 """
 
 import errno
@@ -19,7 +19,7 @@ from cache.container.userblock import BYTES, Region
 from cache.identity import DIGEST_BYTES
 from cache.table import BLOCK_ROWS, CacheError
 
-SMALL = ("|u1", "<u2", "<u4")  # what labels and domains may be kept in
+SMALL = ("|u1", "<u2", "<u4")  # dtypes of labels and domains
 METADATA_BYTES = 1 << 22  # 4 MiB of names and provenance; 1,000 classes need about 40 KB
 _TYPES = {
     "|u1": h5t.STD_U8LE,
@@ -29,7 +29,7 @@ _TYPES = {
     "<f2": h5t.IEEE_F16LE,
     "<f4": h5t.IEEE_F32LE,
 }
-_MEMBERS = {  # name: the types and the number of axes it may have; in the order they are laid out
+_MEMBERS = {  # name: its permitted types and number of axes; in the order of the layout
     "metadata": (("|u1",), 1),
     "labels": (SMALL, 1),
     "domains": (SMALL, 1),
@@ -46,7 +46,7 @@ _OPTIONAL = {"split", "paths", "image_digests"}
 
 @dataclass(frozen=True)
 class Place:
-    """A dataset: its first byte's position in the file, its dtype and its shape."""
+    """A dataset: the position of its first byte in the file, its dtype and its shape."""
 
     offset: int
     dtype: np.dtype
@@ -54,15 +54,15 @@ class Place:
 
     @property
     def region(self) -> Region:
-        """The bytes it takes."""
+        """The bytes of the dataset."""
         return Region(self.offset, math.prod(self.shape) * self.dtype.itemsize)
 
 
 def lay_out(path: Path, shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Place]:
-    """Make an HDF5 file with these datasets, contents undefined, behind an empty user block.
+    """Create an HDF5 file with these datasets, contents undefined, after an empty user block.
 
     shapes   {name: (dtype as "<f2", shape)}
-    returns  {name: Place}; the file has its full length, but the disk's space is not taken yet
+    returns  {name: Place}; the file has its full length, but its disk space is not taken yet
 
     Every dataset starts at a multiple of 64 bytes, so that mapped numbers are aligned.
     """
@@ -77,17 +77,17 @@ def lay_out(path: Path, shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[
         ) as file:
             for name in sorted(shapes, key=list(_MEMBERS).index):
                 _add(file, name, *shapes[name])
-    except RuntimeError as error:  # a close that failed; HDF5 gives the reason in words only
+    except RuntimeError as error:  # a failed close; HDF5 gives the reason only in words
         code = re.search(r"errno = (\d+)", str(error))
         raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
     return read_places(path, path.stat().st_size)
 
 
 def read_places(path: Path, file_bytes: int) -> dict[str, Place]:
-    """The datasets of a file that need not be trusted, as {name: Place}.
+    """The datasets of an untrusted file as {name: Place}.
 
     Raises CacheError unless there are exactly the datasets of docs/cache-format.md, each in plain
-    bytes inside this very file, with shapes that fit each other. Reads no dataset.
+    bytes inside this file, with consistent shapes. Reads no dataset.
     """
     try:
         # No lock: nothing is written through HDF5, and many network disks cannot lock.
@@ -107,33 +107,33 @@ def _add(file: h5py.File, name: str, kind: str, shape: tuple[int, ...]) -> None:
     creation.set_layout(h5d.CONTIGUOUS)
     creation.set_alloc_time(h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5d.FILL_TIME_NEVER)
-    creation.set_obj_track_times(False)  # a time would differ from run to run
+    creation.set_obj_track_times(False)  # times would differ between runs
     h5d.create(file.id, name.encode(), _TYPES[kind], h5s.create_simple(shape), creation)
 
 
 def _places(file: h5py.File, path: Path, file_bytes: int) -> dict[str, Place]:
     if file.userblock_size != BYTES or len(file.attrs):
-        raise CacheError(f"{path}: its HDF5 has another user block, or attributes; it is not read")
+        raise CacheError(f"{path}: its HDF5 has another user block, or attributes; not a cache")
     if len(file) > len(_MEMBERS):
-        raise CacheError(f"{path}: {len(file)} datasets, more than a cache has; it is not read")
+        raise CacheError(f"{path}: has {len(file)} datasets, more than a cache; not a cache")
     names = set(file)
     odd = (_MEMBERS.keys() - _OPTIONAL - names) | (names - _MEMBERS.keys())
     if odd:
         shown = ", ".join(map(repr, sorted(odd)))[:200]
-        raise CacheError(f"{path}: it lacks or adds {shown} and is not a cache; it is not read")
+        raise CacheError(f"{path}: lacks, or should not have, {shown}; not a cache")
     places = {}
     for name in sorted(names):
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise CacheError(f"{path}: {name} is a link to elsewhere; such a cache is not read")
+            raise CacheError(f"{path}: {name} is a link to elsewhere; refusing to read it")
         if file.get(name, getclass=True) is not h5py.Dataset:
-            raise CacheError(f"{path}: {name} is not a dataset; such a cache is not read")
+            raise CacheError(f"{path}: {name} is not a dataset; refusing to read it")
         places[name] = _place(file[name].id, name, path, file_bytes)
     return places
 
 
 def _place(dataset: h5d.DatasetID, name: str, path: Path, file_bytes: int) -> Place:
     def refuse(what: str) -> CacheError:
-        return CacheError(f"{path}: {name} {what}; such a cache is not read")
+        return CacheError(f"{path}: {name} {what}; refusing to read it")
 
     plan = dataset.get_create_plist()
     if plan.get_external_count():
@@ -149,13 +149,13 @@ def _place(dataset: h5d.DatasetID, name: str, path: Path, file_bytes: int) -> Pl
     kind = next((kind for kind in kinds if stored.equal(_TYPES[kind])), None)
     shape = dataset.shape
     if kind is None or shape is None or len(shape) != axes:
-        raise refuse(f"must have {axes} axes of {' or '.join(kinds)}, and has not")
+        raise refuse(f"must have {axes} axes of {' or '.join(kinds)}")
     place = Place(dataset.get_offset() or 0, np.dtype(kind), shape)
     offset, nbytes = place.region
     if nbytes == 0 or offset < BYTES:
-        raise refuse("is declared, but holds no bytes in this file")
+        raise refuse("is declared but has no bytes in this file")
     if offset + nbytes > file_bytes:
-        raise refuse(f"claims {nbytes:,} bytes at {offset:,} of a file of {file_bytes:,}")
+        raise refuse(f"declares {nbytes:,} bytes at {offset:,} of a file of {file_bytes:,}")
     if name == "metadata" and nbytes > METADATA_BYTES:
         raise refuse(f"has {nbytes:,} bytes, more than {METADATA_BYTES:,}")
     return place
@@ -172,6 +172,6 @@ def _check_shapes(places: dict[str, Place], path: Path) -> None:
     for name, shape in wanted.items():
         if name in places and places[name].shape != shape:
             raise CacheError(
-                f"{path}: {name} has shape {places[name].shape} and needs {shape} beside features "
-                f"({rows}, {width}); such a cache is not read"
+                f"{path}: {name} has shape {places[name].shape}, expected {shape} for features "
+                f"({rows}, {width}); refusing to read it"
             )

@@ -1,4 +1,4 @@
-"""One process at a time: a file's lock, also on disks that have no locks."""
+"""File locks for one process at a time, also on disks without locks."""
 
 import contextlib
 import errno
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-NO_LOCKS = {  # what flock answers where the file system, or its server, has no locks
+NO_LOCKS = {  # from flock where the file system, or its server, has no locks
     errno.ENOLCK,
     errno.ENOSYS,
     errno.EOPNOTSUPP,
@@ -17,13 +17,13 @@ NO_LOCKS = {  # what flock answers where the file system, or its server, has no 
 
 
 def take(name: Path, patience: float = 0) -> BaseFileLock:
-    """The lock of the file `name`, held until release or this process's end.
+    """Take the lock of the file `name`, held until release or the end of this process.
 
-    patience  seconds to wait for another process that holds it; 0: it is taken at once
+    patience  seconds to wait while another process holds it
 
-    Where the disk has no locks (many NFS, FUSE and Lustre mounts), the file's existence is the lock
-    instead, and a warning is logged: it holds the process and its machine, and filelock removes it
-    when that process is gone from this machine.
+    On disks without locks (many NFS, FUSE and Lustre mounts) the file's existence is the lock
+    instead, and a warning is logged: it names the process and its machine, and filelock removes it
+    when that process has left this machine. filelock's own fallback only knows ENOSYS.
 
     Raises filelock.Timeout when another process holds it, OSError when the disk refuses.
     """
@@ -37,14 +37,14 @@ def take(name: Path, patience: float = 0) -> BaseFileLock:
         if error.errno not in NO_LOCKS:
             raise
         reason = os.strerror(error.errno)
-    # An empty file is what the attempt above left; a holder's has its process in it.
+    # An empty file is left by the attempt above; a holder's names its process.
     with contextlib.suppress(OSError):
         if name.stat().st_size == 0:
             name.unlink()
     soft = SoftFileLock(name, timeout=patience)
     soft.acquire()
     logging.getLogger(__name__).warning(
-        "%s: this disk has no file locks (%s); while this process runs, the file %s stands for one",
+        "%s: this disk has no file locks (%s); while this process runs, the file %s is the lock",
         name.parent,
         reason,
         name.name,
@@ -53,13 +53,13 @@ def take(name: Path, patience: float = 0) -> BaseFileLock:
 
 
 def let_go(held: BaseFileLock) -> None:
-    """Release the lock; what a disk refuses here, the process's end does."""
+    """Release the lock; if the disk refuses, the end of the process releases it."""
     with contextlib.suppress(OSError):
         held.release()
 
 
 def holder(name: Path) -> str:
-    """Who holds the lock, in one line, as the lock file says; "" where it says nothing."""
+    """Who holds the lock, in one line from the lock file; "" if it does not say."""
     with contextlib.suppress(OSError, UnicodeError):
         with name.open("rb") as file:
             words = file.read(200).decode().split()
@@ -68,6 +68,6 @@ def holder(name: Path) -> str:
 
 
 def on_lock_file(error: OSError) -> OSError:
-    """The same error, its words saying that it was the lock file's."""
+    """The same error, with words that name the lock file as its cause."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     return OSError(error.errno, f"{reason}, on the lock file")

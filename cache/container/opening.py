@@ -1,4 +1,4 @@
-"""Beginning or resuming a cache: the .partial file exists in full, or is seen to be half made."""
+"""Begin or resume a cache: its .partial is complete in size, or recognised as half made."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ from cache.container.disk import (
 from cache.container.layout import SMALL, lay_out
 from cache.container.userblock import BYTES, REGIONS, Region, UserBlock, open_cache, pack
 from cache.container.writer import Writer
-from cache.identity import compare_identity, fingerprint
+from cache.identity import compare_identity
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable, StaleCache, check_small
 
 _ZEROS = bytes(1 << 20)
@@ -44,49 +44,25 @@ _ZEROS = bytes(1 << 20)
 
 def open_writer(
     path: AnyPath,
+    table: FeatureTable,
     *,
-    identity: dict[str, Any],
-    class_names: Sequence[str],
-    domain_names: Sequence[str],
-    labels: np.ndarray,
-    domains: np.ndarray,
-    text_features: np.ndarray,
-    logit_scale: float,
-    width: int,
-    dtype: str,
     paths: Sequence[str] | None = None,
-    split: np.ndarray | None = None,
     image_digests: np.ndarray | None = None,
     force: bool = False,
 ) -> Writer:
-    """Begin the cache `path`, or go on with its .partial when that was begun for the same.
+    """Begin the cache `path`, or resume its .partial if that was begun for the same table.
 
-    identity       JSON-able; what the fingerprint is made from
-    labels         (N,) integers;  domains  (N,) integers;  paths  N relative posix paths, or None
-    text_features  (C, width) float32;  split  (N,) 0 train, 1 val, 2 test, or None
+    table          what to write, except the features: only their shape and dtype count here
+    paths          N relative posix paths, or None
     image_digests  (N, DIGEST_BYTES) uint8 of a shard, whose identity vouches for them; else None
-    dtype          of the stored features, "float16" or "float32"
     force          replace what is at path, and begin again whatever the .partial holds
 
     All the disk space is taken here, so a full disk is found before the first image. A resumed
-    .partial keeps the text features it has. Raises CacheError when path exists, another writer has
+    .partial keeps its text features. Raises CacheError when path exists, another writer has
     it, or the disk refuses; StaleCache when the .partial was begun for something else.
     """
     path = Path(path)
-    asked = FeatureTable(
-        source=str(path),
-        features=np.broadcast_to(np.zeros((), dtype), (len(labels), width)),
-        labels=np.asarray(labels, np.int64),
-        domains=np.asarray(domains, np.int64),
-        text_features=np.asarray(text_features, np.float32),
-        logit_scale=float(logit_scale),
-        class_names=tuple(class_names),
-        domain_names=tuple(domain_names),
-        split=None if split is None else np.asarray(split, np.int8),
-        identity=identity,
-        fingerprint=fingerprint(identity),
-        content_sha256="",
-    )
+    asked = replace(table, source=str(path))
     check_small(asked)
     names = None if paths is None else list(paths)
     refuse_folder(path)
@@ -116,7 +92,7 @@ def _resume(path: Path, held: BaseFileLock, asked: FeatureTable, paths: list[str
             found, status = read_contents(file, block, partial)
             assert found.block_crc32 is not None  # of every file that was read
             for number in unvouched_blocks(file, block, status, found.block_crc32):
-                status[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS] = TODO  # made again
+                status[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS] = TODO
             raw = read_region(file, block.regions["paths"])
             names = decode_paths(raw, len(status), str(partial)) if raw else None
     except CacheError as error:
@@ -129,21 +105,9 @@ def _resume(path: Path, held: BaseFileLock, asked: FeatureTable, paths: list[str
 
 
 def _compare(asked: FeatureTable, found: FeatureTable, partial: Path) -> None:
-    """Raises StaleCache for the first difference; text features may differ by rounding and stay."""
+    """Raises StaleCache for the first difference; text features may differ by rounding."""
     compare_identity(asked.identity, found.identity, partial)
-
-    def about(table: FeatureTable) -> dict[str, Any]:
-        return {
-            "dtype": table.features.dtype.name,
-            "rows": len(table.features),
-            "width": table.features.shape[1],
-            "class_names": table.class_names,
-            "domain_names": table.domain_names,
-            "logit_scale": table.logit_scale,
-            "split": table.split is not None,
-        }
-
-    compare_identity(about(asked), about(found), partial)
+    compare_identity(facts_of(asked), facts_of(found), partial)
     for name in ("labels", "domains", "split"):
         ours, theirs = getattr(asked, name), getattr(found, name)
         if ours is not None and (ours != theirs).any():
@@ -154,8 +118,21 @@ def _compare(asked: FeatureTable, found: FeatureTable, partial: Path) -> None:
             )
 
 
+def facts_of(table: FeatureTable) -> dict[str, Any]:
+    """What resumed caches, and shards of one extraction, have in common beside their identity."""
+    return {
+        "dtype": table.features.dtype.name,
+        "rows": len(table.features),
+        "width": table.features.shape[1],
+        "class_names": table.class_names,
+        "domain_names": table.domain_names,
+        "logit_scale": table.logit_scale,
+        "split": table.split is not None,
+    }
+
+
 def _half_made(partial: Path) -> bool:
-    """Whether a kill hit _create, which writes the first 512 bytes last."""
+    """Whether _create was killed, which writes the first 512 bytes last."""
     if not partial.is_file():
         return False
     with partial.open("rb") as file:
@@ -165,7 +142,7 @@ def _half_made(partial: Path) -> bool:
 def _create(
     partial: Path, asked: FeatureTable, paths: list[str] | None, digests: np.ndarray | None
 ) -> None:
-    """Make the .partial: all space taken, all small parts written, every row still to do."""
+    """Create the .partial: all space taken, all small parts written, every row still to do."""
     values = _values(asked, paths)
     if digests is not None:
         values["image_digests"] = np.ascontiguousarray(digests, np.uint8)
@@ -180,7 +157,7 @@ def _create(
             for name, array in values.items():
                 file.seek(places[name].offset)
                 file.write(array.data)
-            # Zeros, not a hole: a disk that is too small says so now, not hours later.
+            # Zeros, not a hole: a full disk is found now, not hours later.
             left = asked.features.nbytes
             file.seek(places["features"].offset)
             while left:
@@ -212,7 +189,7 @@ def _create(
 
 
 def _values(asked: FeatureTable, paths: list[str] | None) -> dict[str, np.ndarray]:
-    """What is written at once, {dataset: array}: all but the features."""
+    """{dataset: array} of what is written first: everything but the features."""
     rows = len(asked.labels)
     values = {
         "metadata": np.frombuffer(encode_metadata(asked), np.uint8),

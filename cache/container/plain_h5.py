@@ -1,4 +1,4 @@
-"""HDF5 files of others: their data sets by name, and such a file of arrays by name."""
+"""Read and write arrays by name in HDF5 files of other tools."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,24 +15,24 @@ _UNPACKED, _SLACK = 100, 1 << 26  # as in npz_members: declared bytes over those
 
 
 def read_h5(path: Path, wanted: dict[str, str] | None = None) -> dict[str, np.ndarray]:
-    """The data sets of a file as arrays, text as text; in other groups as "group/name".
+    """The datasets of a file as arrays, text as text; those in groups as "group/name".
 
     wanted  {name of ours: name in the file}; None: all, by their own names
 
-    Links to other files, external and virtual storage, references and compound types are never
-    read, and no data set that declares over 100 times the bytes it has. Raises CacheError.
+    Links to other files, external and virtual storage, references and compound types are not
+    read, nor are datasets that declare over 100 times the bytes they have. Raises CacheError.
     """
     try:
         with path.open("rb") as start:
             if start.read(len(MAGIC)) == MAGIC:
-                raise CacheError(f"{path}: is a cache already; use it as it is")
+                raise CacheError(f"{path}: is a cache already; no import is needed")
         with h5py.File(path, "r", locking=False) as file:
             there = dict(_datasets(file, ""))
             names = {name: name for name in there} if wanted is None else wanted
             missing = [name for name in names.values() if name not in there]
             if missing:
                 shown = ", ".join(f"{n} {d.shape}" for n, d in list(there.items())[:12])
-                raise CacheError(f"{path}: no data set {missing[0]!a}; it has {shown or 'none'}")
+                raise CacheError(f"{path}: no dataset {missing[0]!a}; it has {shown or 'none'}")
             return {ours: _array(there[name], name, path) for ours, name in names.items()}
     except CacheError:
         raise
@@ -42,7 +42,7 @@ def read_h5(path: Path, wanted: dict[str, str] | None = None) -> dict[str, np.nd
 
 
 def write_h5(file: BinaryIO, arrays: dict[str, Any]) -> None:
-    """Write arrays as contiguous data sets of those names; text as UTF-8 of any length."""
+    """Write arrays as contiguous datasets of those names; text as variable-length UTF-8."""
     with h5py.File(file, "w") as target:
         for name, array in arrays.items():
             array = np.asarray(array)
@@ -55,7 +55,7 @@ def write_h5(file: BinaryIO, arrays: dict[str, Any]) -> None:
 def _datasets(group: h5py.Group, prefix: str, depth: int = 0) -> Iterator[tuple[str, h5py.Dataset]]:
     for count, name in enumerate(group):
         if depth > _DEEPEST or count > _MOST:
-            raise CacheError(f"{group.file.filename}: nests or holds too much; not read")
+            raise CacheError(f"{group.file.filename}: too many or too deep groups; not read")
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             continue
         one = group[name]
@@ -71,7 +71,7 @@ def _array(dataset: h5py.Dataset, name: str, path: Path) -> np.ndarray:
     held = dataset.id.get_storage_size()
     if dataset.nbytes > _UNPACKED * held + _SLACK or held > path.stat().st_size:
         raise CacheError(
-            f"{path}: {name} declares {dataset.nbytes:,} bytes and has {held:,}; not read"
+            f"{path}: {name} declares {dataset.nbytes:,} bytes but has {held:,}; not read"
         )
     if h5py.check_string_dtype(dataset.dtype):
         return np.array(dataset.asstr()[...], dtype=str)

@@ -1,4 +1,4 @@
-"""The 512 bytes in front of a cache: what it is, how long it must be, and checksums of the rest.
+"""The first 512 bytes of a cache: what it is, how long it must be, and checksums of the rest.
 
 HDF5 leaves them to the application and starts after them; docs/cache-format.md has the table.
 """
@@ -16,13 +16,13 @@ from cache.table import BLOCK_ROWS, CacheError
 
 BYTES = 512
 SCHEMA = 1
-MAGIC = b"\x89FEDCLIPCACHE\r\n\x1a"  # as PNG's: a text-mode copy or a 7-bit channel breaks it
+MAGIC = b"\x89FEDCLIPCACHE\r\n\x1a"  # like PNG's: a text-mode copy or a 7-bit channel breaks it
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PARTIAL, COMPLETE = 1, 2
-REGIONS = ("row_status", "block_crc32", "paths", "features")  # what static_crc32 leaves out
+REGIONS = ("row_status", "block_crc32", "paths", "features")  # excluded from static_crc32
 _FIELDS = struct.Struct("<16sIIQ8QIII4x32s32s")
 _CRC = struct.Struct("<I")
-_STRANGERS = (  # how other files begin, in lower case, and what to say of them
+_STRANGERS = (  # the first bytes of other files, in lower case, and their description
     (b"<", "HTML or XML, not a cache; was a web page saved instead of the file? Download it again"),
     (b"version https://git-lfs", "a git-LFS pointer, not the file; `git lfs pull` fetches that"),
     (b"pk\x03\x04", "a zip or .npz, not a cache; `./run.sh cache import` makes a cache of an .npz"),
@@ -30,12 +30,12 @@ _STRANGERS = (  # how other files begin, in lower case, and what to say of them
         HDF5_MAGIC.lower(),
         "HDF5, but not a cache of this project; `./run.sh cache import` reads features in it",
     ),
-    (b"\0" * 16, "not a cache, or not even begun: it starts with zeros; copy or make it again"),
+    (b"\0" * 16, "not a cache, or not even begun: it starts with zeros; copy or recreate it"),
 )
 
 
 class Region(NamedTuple):
-    """Where the bytes of a dataset lie; (0, 0) for one that is not there."""
+    """Where the bytes of a dataset lie; (0, 0) for a missing one."""
 
     offset: int
     nbytes: int
@@ -59,6 +59,12 @@ class UserBlock:
         """N, readable or not."""
         return self.regions["row_status"].nbytes
 
+    def features_of(self, number: int) -> Region:
+        """The features of block `number` of BLOCK_ROWS rows; the last block may have fewer."""
+        offset, nbytes = self.regions["features"]
+        step = nbytes // self.rows * BLOCK_ROWS
+        return Region(offset + number * step, min(step, nbytes - number * step))
+
 
 def pack(block: UserBlock) -> bytes:
     """The 512 bytes."""
@@ -74,20 +80,20 @@ def pack(block: UserBlock) -> bytes:
 
 @contextmanager
 def open_cache(path: Path) -> Iterator[tuple[BinaryIO, UserBlock]]:
-    """The file, opened for reading, and its user block; CacheError when it is no cache at all."""
+    """The file, opened for reading, and its user block; CacheError when it is not a cache."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise CacheError(f"{path} is a folder; give the .h5 file itself")
+            raise CacheError(f"{path} is a folder; name the .h5 file itself")
         if not stat.S_ISREG(status.st_mode):
-            raise CacheError(f"{path} is not an ordinary file")
+            raise CacheError(f"{path} is not a regular file")
         with path.open("rb") as file:
             yield file, unpack(file.read(BYTES), status.st_size, path)
     except FileNotFoundError as error:
         partial = path.with_name(path.name + ".partial")
-        hint = f"; {partial} is an unfinished one, the same command resumes it"
+        hint = f"; {partial} is unfinished, the same command resumes it"
         raise CacheError(
-            f"{path}: there is no such file; `./run.sh extract` or `cache import` makes one"
+            f"{path}: there is no such file; create it with `./run.sh extract` or `cache import`"
             + (hint if partial.exists() else "")
         ) from error
     except OSError as error:
@@ -97,16 +103,14 @@ def open_cache(path: Path) -> Iterator[tuple[BinaryIO, UserBlock]]:
 def unpack(raw: bytes, size: int, path: Path) -> UserBlock:
     """The fields of a user block whose file is `size` bytes long, or CacheError with the reason."""
     if not raw:
-        raise CacheError(f"{path} is empty (0 bytes); copy or make it again")
-    if not raw.startswith(MAGIC):
-        if len(raw) < BYTES and MAGIC.startswith(raw[: len(MAGIC)]):
-            raise CacheError(f"{path} was cut short to {size:,} bytes; copy or make it again")
+        raise CacheError(f"{path} is empty (0 bytes); copy or recreate it")
+    if not raw.startswith(MAGIC[: len(raw)]):
         raise CacheError(f"{path} is {_what_it_is(raw)}")
     if len(raw) < BYTES:
-        raise CacheError(f"{path} was cut short to {size:,} bytes; copy or make it again")
+        raise CacheError(f"{path} was truncated to {size:,} bytes; copy or recreate it")
     if _CRC.unpack_from(raw, BYTES - _CRC.size)[0] != zlib.crc32(raw[: -_CRC.size]):
-        raise CacheError(f"{path} is damaged in its first {BYTES} bytes; copy or make it again")
-    magic, schema, state, file_bytes, *rest = _FIELDS.unpack_from(raw)
+        raise CacheError(f"{path} is damaged in its first {BYTES} bytes; copy or recreate it")
+    _, schema, state, file_bytes, *rest = _FIELDS.unpack_from(raw)
     if schema != SCHEMA:
         age = "newer" if schema > SCHEMA else "older"
         raise CacheError(
@@ -114,20 +118,20 @@ def unpack(raw: bytes, size: int, path: Path) -> UserBlock:
             + ("update the code" if schema > SCHEMA else "extract it again")
         )
     if size != file_bytes:
-        change = "was cut short" if size < file_bytes else "has grown"
+        change = "was truncated" if size < file_bytes else "has grown"
         raise CacheError(
-            f"{path} {change}: {size:,} bytes, {file_bytes:,} were written; copy or make it again"
+            f"{path} {change}: {size:,} bytes, {file_bytes:,} were written; copy or recreate it"
         )
     regions = dict(zip(REGIONS, map(Region, rest[0:8:2], rest[1:8:2]), strict=True))
     if state not in (PARTIAL, COMPLETE) or not _fit(regions, size):
-        raise CacheError(f"{path} contradicts itself in its first {BYTES} bytes; it is not read")
+        raise CacheError(f"{path}: its first {BYTES} bytes are inconsistent; refusing to read it")
     static, paths, rows, content, whole = rest[8:]
     done = state == COMPLETE
     return UserBlock(done, size, regions, static, paths, rows, content.hex(), whole.hex())
 
 
 def _fit(regions: dict[str, Region], size: int) -> bool:
-    """Whether the regions lie in the file, apart from each other, and agree on the rows."""
+    """Whether the regions are in the file, do not overlap, and agree on the rows."""
     end = BYTES
     for offset, nbytes in sorted(region for region in regions.values() if region != (0, 0)):
         if offset < end or offset + nbytes > size:

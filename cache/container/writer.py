@@ -1,7 +1,7 @@
-"""Filling a cache row by row so that a kill at any moment loses nothing that was flushed.
+"""Fill a cache row by row so that a kill at any moment loses nothing that was flushed.
 
 Everything is written to <path>.partial, features before the status that vouches for them. The last
-acts are the checksums, the user block, and one rename.
+steps are the checksums, the user block, and one rename.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from cache.container.checksums import (
 )
 from cache.container.contents import OK, TODO, UNREADABLE
 from cache.container.disk import disk_error, partial_of, sync_folder, unlock
-from cache.container.userblock import Region, UserBlock, pack
+from cache.container.userblock import UserBlock, pack
 from cache.table import BLOCK_ROWS, CacheError, FeatureTable, unusable_rows
 
 
 class Writer:
-    """An unfinished cache that this process alone may write; cache.store.open_writer makes it.
+    """An unfinished cache that only this process may write; made by cache.store.open_writer.
 
-    A context manager: leaving it flushes, closes the file and gives the lock back.
+    A context manager: leaving it flushes, closes the file and releases the lock.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Writer:
         status: np.ndarray,
         paths: list[str] | None,
     ) -> None:
-        """A writer into path's .partial, which has this user block and this (N,) row_status."""
+        """Write to path's .partial, which has this user block and this (N,) row_status."""
         self._path, self._partial = path, partial_of(path)
         self._lock, self._block, self._table = lock, block, table
         self._status, self._paths = status, paths
@@ -51,12 +51,12 @@ class Writer:
         self._file: BinaryIO = self._partial.open("r+b")
 
     def __enter__(self) -> "Writer":
-        """Itself."""
+        """The writer itself."""
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        """Flush what was put, also after an error, then close."""
-        # A second error while cleaning up after a first one would only hide it.
+        """Flush what was put, even after an error, then close."""
+        # A second error during cleanup would only hide the first.
         with contextlib.suppress(CacheError) if kind else contextlib.nullcontext():
             try:
                 self.flush()
@@ -65,18 +65,18 @@ class Writer:
 
     @property
     def todo(self) -> np.ndarray:
-        """(n,) int64, the rows nothing was put in yet, ascending."""
+        """(n,) int64, the rows still to do, ascending."""
         return np.flatnonzero(self._status == TODO)
 
     def put(self, rows: np.ndarray, features: np.ndarray, status: np.ndarray) -> None:
-        """Write the features of some rows; they count as done from the next flush on.
+        """Write the features of some rows; they count as done from the next flush.
 
         rows      (n,) row numbers, each still to do
         features  (n, D) float of any width, stored in the cache's dtype
         status    (n,) 1 ok, 2 unreadable; unreadable rows are stored as zeros
 
-        Raises ValueError for arguments that do not fit; CacheError for a full disk, and for rows
-        that have NaN, Inf, zeros only or numbers too large (cache.table.unusable_rows).
+        Raises ValueError for invalid arguments; CacheError for a full disk, and for rows with NaN,
+        Inf, only zeros or numbers too large (cache.table.unusable_rows).
         """
         rows, status = np.asarray(rows, np.int64), np.asarray(status, np.uint8)
         width, kind = self._table.features.shape[1], self._table.features.dtype
@@ -102,7 +102,7 @@ class Writer:
         self._unflushed |= set((rows // BLOCK_ROWS).tolist())
 
     def flush(self) -> None:
-        """Bring what was put onto the disk: features first, then what vouches for it."""
+        """Sync what was put to the disk: features first, then what vouches for it."""
         if self._unflushed:
             with self._disk_errors():
                 self._sync()
@@ -124,7 +124,7 @@ class Writer:
                 f"{self._partial}: {len(self.todo)} of {len(self._status)} rows are not extracted "
                 "yet; `./run.sh extract` resumes with them"
             )
-        # Of a shard all images may be bad: whether the whole has a good one is seen on merging.
+        # All images of a shard may be bad: merging refuses a whole without a readable one.
         if not (self._status == OK).any() and "shard" not in self._table.identity:
             raise CacheError(f"{self._partial}: not one image could be read; nothing to publish")
         self.flush()
@@ -147,7 +147,7 @@ class Writer:
             sync_folder(self._path.parent)
 
     def close(self) -> None:
-        """Close the file and give the lock back; what was not flushed is to do again."""
+        """Close the file and release the lock; what was not flushed is still to do."""
         try:
             self._file.close()
         except OSError as error:
@@ -159,13 +159,10 @@ class Writer:
         """content_sha256 of the readable rows, and the CRC-32 of every block of rows."""
         crcs: list[int] = []
         table, keep = self._table, self._status == OK
-        offset, nbytes = self._block.regions["features"]
-        step = BLOCK_ROWS * (nbytes // len(keep))
 
         def readable() -> Iterator[np.ndarray]:
-            for start in range(0, len(keep), BLOCK_ROWS):
-                begin = start // BLOCK_ROWS * step
-                raw = read_region(self._file, Region(offset + begin, min(step, nbytes - begin)))
+            for number, start in enumerate(range(0, len(keep), BLOCK_ROWS)):
+                raw = read_region(self._file, self._block.features_of(number))
                 crcs.append(zlib.crc32(raw))
                 rows = np.frombuffer(raw, table.features.dtype.newbyteorder("<"))
                 yield rows.reshape(-1, table.features.shape[1])[keep[start : start + BLOCK_ROWS]]

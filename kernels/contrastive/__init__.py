@@ -92,7 +92,7 @@ class _Contrastive(torch.autograd.Function):
         """The loss; saves the log-sum-exps of rows and of columns, and logits that fit memory."""
         context.module = load("contrastive", backend, image.device)
         context.precision = precision
-        factor = _factor(scale, image)
+        context.factor = factor = _factor(scale, image)
         if isinstance(factor, float) and not math.isfinite(factor):
             raise ValueError(f"contrastive: logit_scale is {factor}; needs a finite number")
         loss: Tensor
@@ -105,19 +105,25 @@ class _Contrastive(torch.autograd.Function):
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by image, text and scale."""
         image, text, scale, *kept = context.saved_tensors
-        factor = _factor(scale, image)
-        d_image, d_text = context.module.backward(image, text, factor, *kept, context.precision)
+        factor, module = context.factor, context.module
+        d_image, d_text = module.backward(image, text, factor, *kept, context.precision)
+        of_loss = upstream if upstream.is_cuda else float(upstream)  # what a GPU holds is not read
         by_scale = None
         if context.needs_input_grad[2]:
             if isinstance(factor, float) and not factor:
                 raise ValueError("contrastive: no gradient by a logit_scale of 0; start it above 0")
             # sum_ij G_ij Z_ij / scale = sum_i <image_i, d_image_i> / scale: that is all of it.
-            inner = getattr(context.module, "inner", _inner)(image, d_image)
-            by_scale = (inner / factor * upstream).to(scale).view_as(scale)
-        if upstream.is_cuda or float(upstream) != 1:  # what a GPU holds is not waited for
-            d_image.mul_(upstream)
-            d_text.mul_(upstream)
-        return d_image.to(image.dtype), d_text.to(text.dtype), by_scale, None, None, None
+            found = getattr(module, "inner", _inner)(image, d_image) / factor * of_loss
+            by_scale = (
+                torch.full_like(scale, found) if isinstance(found, float)
+                else found.to(scale).view_as(scale)
+            )  # fmt: skip
+        if upstream.is_cuda or of_loss != 1:
+            d_image.mul_(of_loss)
+            d_text.mul_(of_loss)
+        if image.dtype != d_image.dtype:
+            d_image, d_text = d_image.to(image.dtype), d_text.to(text.dtype)
+        return d_image, d_text, by_scale, None, None, None
 
 
 def _inner(image: Tensor, d_image: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ take more than `memory` and are made again: the same blocks by the same calls, s
 Blocks lie transposed, texts down and images across. All sums have one order whatever the threads.
 """
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,9 +14,9 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from kernels.cpu.math import LEAST, OPTIONS, F, exp
+from kernels.cpu.math import LEAST, OPTIONS, SPLICED, F, exp
 from kernels.cpu.threads import thread_count
-from kernels.cpu.tile import matrix, panels_length, wide_product
+from kernels.cpu.tile import WIDE, matrix, panels_length, wide_product
 
 BLOCK = 512  # rows and columns of Z at a time, at most
 LEAST_BLOCK = 384  # pairs that are one block: more calls would take longer than threads save
@@ -24,39 +25,37 @@ RUN = 32  # terms summed in sequence: thousands would err 3 times as much as tor
 
 def forward(
     image: Tensor, text: Tensor, scale: float, precision: str, memory: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss (), the log-sum-exps of Z's rows and columns (2, N), and Z's blocks.
+) -> tuple[Tensor, Tensor]:
+    """The loss (), and for backward Z's blocks if they take up to `memory` bytes, and its sums.
 
-    Z is (blocks, blocks, block * block), its rows' block first; empty above `memory` bytes.
+    Z is (blocks, blocks, block * block), its rows' block first; behind it lie the log-sum-exps of
+    rows and of columns (2, N).
     """
     x, y = _rows(image), _rows(text)
     count, block = len(x), _block(len(x))
     blocks = -(-count // block)
-    keeps = 4 * (blocks * block) ** 2 <= memory
-    kept, sums = torch.empty((blocks, blocks, block * block) if keeps else 0), torch.empty(2, count)
-    z, by, tops = kept.numpy(), sums.numpy(), np.empty((3, count), np.float32)
+    size = (blocks * block) ** 2
+    kept = torch.empty((size if 4 * size <= memory else 0) + 2 * count)
+    numbers, tops = kept.numpy(), np.empty((3, count), np.float32)
 
-    def work(r: int, c: int, own: np.ndarray, panels: np.ndarray) -> None:
-        _forward_block(x, y, r, c, block, scale, z[r, c] if keeps else own, by, tops, panels)
+    def work(r: int, c: int, own: np.ndarray) -> None:
+        _forward_block(x, y, r, c, block, scale, numbers, tops, own)
 
     _each_pair(blocks, block, work)
-    return torch.scalar_tensor(_loss(by, tops)), sums, kept
+    return torch.scalar_tensor(_loss(numbers, tops)), kept
 
 
 def backward(
-    image: Tensor, text: Tensor, scale: float, sums: Tensor, kept: Tensor, precision: str
+    image: Tensor, text: Tensor, scale: float, kept: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
-    """d loss / d image and d loss / d text; Z's blocks are read only, for another backward."""
+    """d loss / d image and d loss / d text; kept is read only, for another backward."""
     x, y = _rows(image), _rows(text)
-    block = _block(len(x))
-    z, by, keeps = kept.numpy(), sums.numpy(), kept.numel()
-    d_image, d_text = torch.empty(x.shape), torch.empty(x.shape)
+    block, numbers = _block(len(x)), kept.numpy()
+    d_image, d_text = torch.empty(image.shape), torch.empty(image.shape)
     d_x, d_y = d_image.numpy(), d_text.numpy()
 
-    def work(r: int, c: int, own: np.ndarray, panels: np.ndarray) -> None:
-        _backward_block(
-            x, y, r, c, block, scale, z[r, c] if keeps else z, own, by, d_x, d_y, panels
-        )
+    def work(r: int, c: int, own: np.ndarray) -> None:
+        _backward_block(x, y, r, c, block, scale, numbers, d_x, d_y, own)
 
     _each_pair(-(-len(x) // block), block, work)
     return d_image, d_text
@@ -79,33 +78,40 @@ def _block(count: int) -> int:
     return -(-count // (2 * pairs))
 
 
-def _each_pair(
-    blocks: int, block: int, work: Callable[[int, int, np.ndarray, np.ndarray], None]
-) -> None:
-    """work(r, c, *scratch) for all blocks of rows and columns, the diagonal's first.
+def _each_pair(blocks: int, block: int, work: Callable[[int, int, np.ndarray], None]) -> None:
+    """work(r, c, own) for all blocks of rows and columns, the diagonal's first.
 
     Blocks that run at a time share neither rows nor columns, so that each adds to sums that no
-    other touches, and every sum has one order. Scratch is a block and wide_product's panels.
+    other touches, and every sum has one order. own is scratch: wide_product's panels and a block.
     """
     count = min(thread_count(), blocks)
-    sizes = block * block, panels_length(block)
-    scratch = [tuple(torch.empty(size).numpy() for size in sizes) for _ in range(count)]
+    spare = _spare(block)
+
+    def one(r: int, c: int) -> None:
+        try:
+            own = spare.pop()
+        except IndexError:
+            # torch begins it at a cache line, without which products are a third slower
+            own = torch.empty(panels_length(block) + block * block).numpy()
+        work(r, c, own)
+        spare.append(own)
+
     if count == 1:
         for turn in range(blocks):
             for r in range(blocks):
-                work(r, (r + turn) % blocks, *scratch[0])
+                one(r, (r + turn) % blocks)
         return
-
-    def one(r: int, c: int) -> None:
-        own = scratch.pop()  # no more than `count` of them run at a time
-        work(r, c, *own)
-        scratch.append(own)
-
     with ThreadPoolExecutor(count) as pool:
         for turn in range(blocks):
             pairs = [(r, (r + turn) % blocks) for r in range(blocks)]
             for future in [pool.submit(one, *pair) for pair in pairs]:
                 future.result()
+
+
+@functools.lru_cache(maxsize=1)
+def _spare(block: int) -> list[np.ndarray]:
+    """Scratch of earlier calls, at most 1.4 MB a thread: a page touched first costs up to 2 us."""
+    return []
 
 
 def _rows(values: Tensor) -> np.ndarray:
@@ -119,32 +125,44 @@ def _rows(values: Tensor) -> np.ndarray:
 
 
 @njit(**OPTIONS)
-def _forward_block(x, y, r, c, block, scale, numbers, sums, tops, panels):
-    """A block of Z, of row block r and column block c, to numbers; see _add_exponentials."""
+def _forward_block(x, y, r, c, block, scale, kept, tops, own):
+    """A block of Z, of row block r and column block c, kept or not; see _add_exponentials."""
     part, other = x[r * block : (r + 1) * block], y[c * block : (c + 1) * block]
-    z = matrix(numbers, 0, len(other), len(part))
-    wide_product(other, False, part, True, F(scale), z, 0, panels)
-    _add_exponentials(z, r * block, c * block, sums, tops)
+    z = _kept_block(kept, len(x), r, c, block, len(other), len(part))
+    if not z.size:
+        z = matrix(own, len(own) - block * block, len(other), len(part))
+    wide_product(other, False, part, True, F(scale), z, 0, own)
+    _add_exponentials(z, r * block, c * block, _sums(kept, len(x)), tops)
 
 
 @njit(**OPTIONS)
-def _backward_block(x, y, r, c, block, scale, kept, numbers, sums, d_image, d_text, panels):
-    """Adds what a block of Z gives to its rows of d_image and of d_text.
-
-    kept is the block, or of length 0; numbers is room for one.
-    """
+def _backward_block(x, y, r, c, block, scale, kept, d_image, d_text, own):
+    """Adds what a block of Z, kept or made again, gives to its rows of d_image and of d_text."""
     part, other = x[r * block : (r + 1) * block], y[c * block : (c + 1) * block]
-    g = matrix(numbers, 0, len(other), len(part))
-    z = g
-    if len(kept):
-        z = matrix(kept, 0, len(other), len(part))
-    else:
-        wide_product(other, False, part, True, F(scale), z, 0, panels)
-    _gradient(z, r * block, c * block, sums, scale / (2 * len(x)), g)
+    g = matrix(own, len(own) - block * block, len(other), len(part))
+    z = _kept_block(kept, len(x), r, c, block, len(other), len(part))
+    if not z.size:
+        z = g
+        wide_product(other, False, part, True, F(scale), z, 0, own)
+    _gradient(z, r * block, c * block, _sums(kept, len(x)), scale / (2 * len(x)), g)
     more = int(r != c)  # the first block of either
     by_part, by_other = d_image[r * block : (r + 1) * block], d_text[c * block : (c + 1) * block]
-    wide_product(g, True, other, False, F(1), by_part, more, panels)
-    wide_product(g, False, part, False, F(1), by_other, more, panels)
+    wide_product(g, True, other, False, F(1), by_part, more, own)
+    wide_product(g, False, part, False, F(1), by_other, more, own)
+
+
+@njit(**SPLICED)
+def _kept_block(kept, count, r, c, block, columns, rows):
+    """A block of Z (columns, rows), as forward lays it out; (0, 0) where it was not kept."""
+    blocks = -(-count // block)
+    there = len(kept) > 2 * count
+    return matrix(kept, (r * blocks + c) * block * block, columns * there, rows * there)
+
+
+@njit(**SPLICED)
+def _sums(kept, count):
+    """The log-sum-exps (2, N) behind Z's blocks."""
+    return matrix(kept, len(kept) - 2 * count, 2, count)
 
 
 @njit(**OPTIONS)
@@ -162,6 +180,7 @@ def _add_exponentials(z, first_row, first_column, sums, tops):
             row_sum[i] = column_sum[i] = F(0)
             tops[2, first_row + i] = z[i, i]
     old, run = row_top[:rows].copy(), np.empty(rows, np.float32)
+    lanes = np.empty(WIDE, np.float32)
     for j in range(columns):
         for i in range(rows):
             row_top[i] = max(row_top[i], z[j, i])
@@ -175,9 +194,7 @@ def _add_exponentials(z, first_row, first_column, sums, tops):
         for i in range(rows):
             row_sum[i] += run[i]
     for j in range(columns):
-        peak = column_top[j]
-        for i in range(rows):
-            peak = max(peak, z[j, i])
+        peak = max(column_top[j], _largest(z[j], lanes))
         share = F(0)
         for i in range(rows):
             share += exp(z[j, i] - peak)
@@ -185,10 +202,30 @@ def _add_exponentials(z, first_row, first_column, sums, tops):
         column_top[j] = peak
 
 
+@njit(**SPLICED)
+def _largest(values, lanes):
+    """The largest of values, or LEAST; lanes is (WIDE,).
+
+    A plain maximum is vectorised only by a compiler that may forget NaN, and took as long as the
+    exponentials of both sides.
+    """
+    lanes[:] = LEAST
+    whole = len(values) // WIDE * WIDE
+    for first in range(0, whole, WIDE):
+        for k in range(WIDE):
+            lanes[k] = max(lanes[k], values[first + k])
+    peak = LEAST
+    for i in range(whole, len(values)):
+        peak = max(peak, values[i])
+    for k in range(WIDE):
+        peak = max(peak, lanes[k])
+    return peak
+
+
 @njit(**OPTIONS)
-def _loss(sums, tops):
+def _loss(kept, tops):
     """mean(by_row + by_column - 2 diagonal) / 2; the sums become log-sum-exps."""
-    total = 0.0
+    total, sums = 0.0, _sums(kept, tops.shape[1])
     for i in range(sums.shape[1]):
         for side in range(2):
             sums[side, i] = tops[side, i] + np.log(sums[side, i])

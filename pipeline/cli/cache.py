@@ -38,7 +38,7 @@ def info(file: Path, as_json: bool) -> None:
         return
     identity = facts.pop("identity")
     for name, value in facts.items():
-        if value is not None:  # as the shard of a whole cache
+        if value is not None:  # like the shard of a whole cache
             show(f"{name:<16} {_shown(value)}")
     show("made from:")
     for name, value in identity.items():
@@ -47,7 +47,7 @@ def info(file: Path, as_json: bool) -> None:
 
 
 def _shown(value: object) -> str:
-    """A fact for people: "3,000", "yes", "a, b", "width 128; resolution 48"."""
+    """Format a fact: "3,000", "yes", "a, b", "width 128; resolution 48"."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -66,7 +66,7 @@ def _nested(value: object) -> str:
 @cache.command()
 @FILE
 def verify(file: Path) -> None:
-    """Read every byte of a cache and compare it with the checksums."""
+    """Read every byte of a cache and compare it with its checksums."""
     from cache.store import verify as run
 
     run(file)
@@ -77,20 +77,20 @@ def verify(file: Path) -> None:
 @click.argument("source", type=PATH, help="File or folder of features.")
 @option(
     "--labels", type=PATH, section=PARTS,
-    help="File of labels, a row each: numbers, names or one-hot (.npy, .pt, .txt, .json).",
+    help="File of labels, one per row: numbers, names or one-hot (.npy, .pt, .txt, .json).",
 )  # fmt: skip
-@option("--domains", type=PATH, section=PARTS, help="File of domains, as labels.")
-@option("--split", type=PATH, section=PARTS, help="File of splits: train, val or test a row.")
-@option("--class-names", type=PATH, section=PARTS, help="File of class names, one a line.")
-@option("--domain-names", type=PATH, section=PARTS, help="File of domain names, one a line.")
-@option("--text-features", type=PATH, section=PARTS, help="File of text features, a row a class.")
+@option("--domains", type=PATH, section=PARTS, help="File of domains, like labels.")
+@option("--split", type=PATH, section=PARTS, help="File of splits: train, val or test per row.")
+@option("--class-names", type=PATH, section=PARTS, help="File of class names, one per line.")
+@option("--domain-names", type=PATH, section=PARTS, help="File of domain names, one per line.")
+@option("--text-features", type=PATH, section=PARTS, help="File of text features, a row per class.")
 @option(
     "--key", "keys", multiple=True, metavar="KEY=NAME", section=PARTS,
-    help="What a part is called in the file, as features=train/emb; can be repeated.",
+    help="Name of a part in the file, as in features=train/emb; can be repeated.",
 )  # fmt: skip
 @option(
     "--label-column", metavar="NAME", section=PARTS,
-    help="Column of clip-retrieval's metadata that has the labels.",
+    help="Column of clip-retrieval's metadata with the labels.",
 )  # fmt: skip
 @option(
     "--ignore", multiple=True, metavar="KEY", section=PARTS,
@@ -114,11 +114,11 @@ def verify(file: Path) -> None:
 )  # fmt: skip
 @option(
     "--model", section=TEXT,
-    help="CLIP that makes the text features where there are none: the one that made the features.",
+    help="CLIP that encodes missing text features; must be the one that encoded the features.",
 )  # fmt: skip
 @option(
     "--prompt", "prompts", multiple=True, default=(PROMPT,), show_default=True, section=TEXT,
-    help="Prompt for --model, with {} in the place of the class name; several are averaged.",
+    help="Prompt for --model, with {} in place of the class name; several are averaged.",
 )  # fmt: skip
 @tower_options
 @option("--dataset-name", "dataset", note="name of the file", help="Name of the data set.")
@@ -135,7 +135,7 @@ def import_(
     towers: Towers,
     **settings,
 ) -> None:
-    """Convert features that exist already to a cache (docs/features.md).
+    """Convert existing features to a cache (docs/features.md).
 
     \b
         ./run.sh cache import features.npz
@@ -146,9 +146,7 @@ def import_(
 
     pairs = [pair.partition("=") for pair in keys]
     if wrong := [key for key, sign, name in pairs if key not in KEYS or not (sign and name)]:
-        raise click.UsageError(
-            f"--key {wrong[0]}: KEY=NAME is needed, KEY one of {', '.join(KEYS)}"
-        )
+        raise click.UsageError(f"--key {wrong[0]}: must be KEY=NAME, KEY one of {', '.join(KEYS)}")
     files = {key: file for key in FILES if (file := settings.pop(key)) is not None}
     named = {key: name for key, _, name in pairs}
     stated = Stated(files, named, label_column, model, prompts, towers)
@@ -161,11 +159,11 @@ def import_(
 @FILE
 @option(
     "--out", type=PATH, note="FILE with .npz",
-    help="File to write; its suffix names the form: .npz, .pt, .h5, or .npy for a folder of them.",
+    help="File to write; format by suffix: .npz, .pt, .h5, or .npy for a folder of them.",
 )  # fmt: skip
 @option("--force", is_flag=True, help="Replace a file that is already there.")
 def export(file: Path, out: Path | None, force: bool) -> None:
-    """Convert a cache to files of other tools, which import reads again."""
+    """Convert a cache to files of other tools, which import can read."""
     from cache.described import row_lengths, summary
     from cache.npz import not_exported
     from cache.store import info as facts

@@ -1,4 +1,4 @@
-"""How every command reads its options and shows its help: sections, meanings of choices, -q, -v."""
+"""Base classes of commands: sections and meanings of choices in --help, -q and -v."""
 
 import itertools
 import logging
@@ -10,19 +10,19 @@ import click
 from click.types import OptionHelpExtra
 
 LAST = "Output"
-"""The section of --quiet, --verbose and --help in a command that has sections."""
+"""The section of --quiet, --verbose and --help in commands with sections."""
 PLAIN = "Options"
-"""The one section of a command whose options name none."""
+"""The only section of commands whose options name none."""
 Function = Callable[..., Any]
 
 
 class Option(click.Option):
     """An option with its place in --help.
 
-    section   heading it stands below; None: the last one
+    section   heading; None: the last one
     under     second heading, as "With --method krum"; "" for none
-    meanings  by choice, what it means; each gets a line of its own
-    note      the default in words, where the command works it out itself
+    meanings  the meaning of each choice, shown on a line of its own
+    note      a description of the default, if the command computes it
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Option(click.Option):
         self.section, self.under, self.meanings, self.note = section, under, meanings or {}, note
 
     def help_rows(self, ctx: click.Context) -> list[tuple[str, str]]:
-        """What stands in the two columns of --help, a row for each choice that has a meaning."""
+        """The rows of --help: the option's, and one for each choice with a meaning."""
         record = self.get_help_record(ctx)
         if record is None:
             return []
@@ -50,12 +50,12 @@ class Option(click.Option):
         ]
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
-        """As click's, with the default in words where there are some."""
+        """As click's, with the described default."""
         extra = super().get_help_extra(ctx)
         return {**extra, "default": self.note} if self.note else extra
 
     def make_metavar(self, ctx: click.Context) -> str:
-        """As click's, less the word RANGE: the bounds stand behind the help."""
+        """As click's, without RANGE: the bounds follow the help."""
         return super().make_metavar(ctx).removesuffix(" RANGE")
 
 
@@ -67,8 +67,8 @@ def option(*names: str, **settings: Any) -> Function:
 class Command(click.Command):
     """A command with --quiet and --verbose, whose --help has sections.
 
-    Options may be spelled with underscores and --test-envs takes many numbers: the released code's
-    argparse reads `--test_envs 0 1 --wk_iters 2`; click would not.
+    Options may be spelled with underscores and --test-envs takes several numbers, as in the
+    released code's `--test_envs 0 1 --wk_iters 2`, which click cannot parse.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -93,18 +93,18 @@ class Command(click.Command):
         ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Puts the released spellings into click's before it parses."""
+        """Translates the released spellings to click's before parsing."""
         return super().parse_args(ctx, spelled_for_click(args))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command, with what it logs on stderr."""
+        """Runs the command, showing its log on stderr."""
         from pipeline.terminal import log_to
 
         with log_to("stderr", ctx.meta.get(LEVEL, logging.INFO)):
             return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options below their sections, in the order in which sections first appear."""
+        """Writes the options by section, in the order in which sections first appear."""
         for title, options in _by_section(self.get_params(ctx)).items():
             with formatter.section(title):
                 for under, group in itertools.groupby(
@@ -158,7 +158,7 @@ def _by_section(params: Sequence[click.Parameter]) -> dict[str, list[click.Param
 def spelled_for_click(args: Sequence[str]) -> list[str]:
     """--test_envs 0 1 -> --test-envs 0 --test-envs 1; --wk_iters -> --wk-iters.
 
-    Values stay as they are, and so does what follows a lone --: it belongs to another program.
+    Values do not change, nor do arguments after --, which belong to another program.
     """
     spelled: list[str] = []
     many = False
@@ -170,7 +170,7 @@ def spelled_for_click(args: Sequence[str]) -> list[str]:
             word = name.replace("_", "-") + equals + value
             many = word == "--test-envs"
         elif many and word.lstrip("-").isdigit():
-            if spelled[-1] != "--test-envs":  # the second number and on
+            if spelled[-1] != "--test-envs":  # from the second number on
                 spelled.append("--test-envs")
         else:
             many = False
@@ -179,7 +179,7 @@ def spelled_for_click(args: Sequence[str]) -> list[str]:
 
 
 def together(*options: Function) -> Function:
-    """Several of click's decorators as one, in the order in which --help shows them."""
+    """Combines click decorators, in the order in which --help shows them."""
 
     def decorate(command: Function) -> Function:
         for each in reversed(options):
@@ -190,7 +190,7 @@ def together(*options: Function) -> Function:
 
 
 class NamedPath(click.Path):
-    """A path that is not "": pathlib takes that for this folder, a shell leaves it for a typo."""
+    """A path that is not "", which pathlib takes for this folder: it is often an unset variable."""
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None

@@ -1,4 +1,4 @@
-"""What several commands share: where things lie, talking to people, finding or making a cache."""
+"""Functions that commands share: printing, finding or extracting a cache, writing reports."""
 
 import contextlib
 import logging
@@ -12,6 +12,7 @@ import click
 from pipeline.cli.options import Job
 from pipeline.encoder.towers import UNNAMED, words_of
 from pipeline.errors import ConfigError
+from pipeline.imports import uncollected
 from pipeline.terminal import printable
 
 if TYPE_CHECKING:
@@ -19,38 +20,39 @@ if TYPE_CHECKING:
     from pipeline.runs.outcomes import Tested
 
 LOG = logging.getLogger(__name__)
-LARGE = 50_000_000  # bytes of a cache that take long enough to be asked about
+LARGE = 50_000_000  # bytes of a cache that take noticeably long to load
 PROMPT = "a picture of a {}"
 
 
 def show(*lines: object) -> None:
-    """Results, a line each, to stdout."""
+    """Prints results to stdout, a line each."""
     for line in lines:
         click.echo(printable(line))
 
 
 def show_table(text: str) -> None:
-    """Results whose lines are our own and whose names were made printable in their places."""
+    """Prints text of several lines, in which names are already printable."""
     show(*text.split("\n"))
 
 
 def default_model(dataset: str, model: str | None) -> str:
-    """The model that was named; else the demo's own, or ViT-B/32."""
+    """The given model; else the demo's own, or ViT-B/32."""
     return model or ("demo" if dataset == "demo" else "ViT-B/32")
 
 
 def run_extract(dataset: str, model: str | None, prompts: tuple[str, ...], **settings):
-    """Stage one; returns its report."""
-    from pipeline.extraction.extract import extract as run
+    """Runs stage one and returns its report."""
+    with uncollected():
+        from pipeline.extraction.extract import extract as run
 
     model = default_model(dataset, model)
     return run(dataset, model=model, templates=prompts, **settings)
 
 
 def find_cache(job: Job) -> tuple[tuple[str, ...], Path]:
-    """The words of a command line that name a cache, and its file; extracted when missing.
+    """The words of a command line that name a cache, and its file; extracts it if missing.
 
-    Raises ConfigError when both a file and a data set are named.
+    Raises ConfigError if both a file and a data set are named.
     """
     if job.cache is not None:
         if job.dataset or job.model or job.towers != UNNAMED:
@@ -74,14 +76,14 @@ def find_cache(job: Job) -> tuple[tuple[str, ...], Path]:
     if found:
         LOG.info("using the cache %s", found)
         return words, found
-    LOG.info("there is no cache %s yet: extracting it first", cache_path(dataset, model))
+    LOG.info("no cache %s yet: extracting it first", cache_path(dataset, model))
     from pipeline.errors import Doubtful
 
     try:
         report = run_extract(
             dataset, model, (PROMPT,), towers=job.towers, root=job.root, device=job.device
         )
-    except Doubtful as error:  # the command at hand has no such options
+    except Doubtful as error:  # this command does not have these options
         place = f" --root {shlex.quote(str(job.root))}" if job.root else ""
         command = shlex.join(["./run.sh", "extract", "--dataset", dataset, *words[2:]])
         raise Doubtful(
@@ -92,7 +94,7 @@ def find_cache(job: Job) -> tuple[tuple[str, ...], Path]:
 
 
 def load_table(file: Path) -> "FeatureTable":
-    """The table of a cache; of a large one a line says that it is being read."""
+    """Loads a cache's table; logs a line if it is large."""
     from cache.store import read_table
 
     with contextlib.suppress(OSError):
@@ -102,14 +104,14 @@ def load_table(file: Path) -> "FeatureTable":
 
 
 def show_comparison(folder: Path) -> None:
-    """The table of a sweep's configurations, where several finished that differ in one setting and
-    have several seeds; all are shown, and it selects nothing."""
+    """Prints a table of a sweep's configurations if several with several seeds finished and differ
+    in one setting. It shows all of them and selects nothing."""
     from pipeline.reports.table_formats import FORMATS
     from pipeline.reports.tables import build_table
 
     try:
         table = build_table([folder])
-    except ConfigError:  # nothing finished: the report says so
+    except ConfigError:  # nothing finished, as the report says
         return
     rows = [row for row in table.rows if row.settings]
     if len(rows) > 1 and len(table.by) == 1 and any(len(row.seeds) > 1 for row in rows):
@@ -117,8 +119,8 @@ def show_comparison(folder: Path) -> None:
 
 
 def grow_results(file: Path | None, folders: Iterable[Path], as_json: bool = False) -> None:
-    """Adds what these runs and sweeps reached to the file of --csv, if one is named, and prints
-    its path; to stderr where stdout is for one JSON object."""
+    """Adds the results of runs and sweeps to the file of --csv, if given, and prints its path; to
+    stderr if stdout is for a JSON object."""
     if file is None:
         return
     from pipeline.reports.page import read
@@ -137,14 +139,14 @@ def show_report(
 ) -> None:
     """Writes a run's or sweep's report.html and prints its path, the last line.
 
-    as_json  stdout is for one JSON object: the path goes to stderr
+    as_json  stdout is for a JSON object: the path goes to stderr
     answers  of a run that was just trained, by fold
     """
     from pipeline.reports.page import write_report
 
     try:
         page = write_report(folder, cache=cache, answers=answers)
-    except ConfigError as error:  # the results stand; only the page is missing
+    except ConfigError as error:  # the results are complete; only the page is missing
         LOG.warning("the report could not be written: %s", error)
         return
     if as_json:

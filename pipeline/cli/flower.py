@@ -196,9 +196,6 @@ def run(
         LOG.warning(
             "sites are not trusted, so the method is median; pass --method fedavg to average"
         )
-    if given.get("choose") == "loss" and not _named("choose"):  # of the preset
-        given["choose"] = "accuracy"
-        LOG.warning("sites send counts, not losses, so rounds are chosen by accuracy")
     given.setdefault("method", RunConfig.method)
     refuse_what_cannot_travel(config_of({**given, "held_out": held_out}))
     terms = OfRun(
@@ -245,12 +242,6 @@ def _followed(command: list[str], env: dict[str, str]) -> int:
     if status != "finished:completed":
         raise ConfigError(f"run {started[1]} ended as {status}; see its log above")
     return 0
-
-
-def _named(name: str) -> bool:
-    """Whether the option stood on the command line."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source == click.core.ParameterSource.COMMANDLINE
 
 
 def _become(command: list[str]) -> None:

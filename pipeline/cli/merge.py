@@ -1,21 +1,11 @@
-"""The command cache merge, and which shard extract is. Heavy packages are imported inside them."""
+"""The command cache merge: parse, call, print. Heavy packages are imported inside it."""
 
-import logging
-import os
 from pathlib import Path
 
 import click
 
 from pipeline.cli.command import PATH, Command, option
 from pipeline.cli.console import show
-
-
-def named_shard(words: str | None) -> dict:
-    """The shard that extract encodes: from --shard, else from the launcher's environment."""
-    from pipeline.extraction.shards import launched_task
-
-    task = launched_task(os.environ, level=logging.INFO if words is None else logging.DEBUG)
-    return {"shard": words or (task.shard if task else None), "card": task.local if task else None}
 
 
 @click.command(cls=Command)
@@ -29,7 +19,7 @@ def named_shard(words: str | None) -> dict:
     help="Accept images that have a copy in another domain or split.",
 )  # fmt: skip
 def merge(shards: tuple[Path, ...], out: Path | None, force: bool, accept: tuple[str, ...]) -> None:
-    """Join all shards of one extraction into one cache.
+    """Merge all shards of one extraction into one cache.
 
     \b
         ./run.sh cache merge cache/files/pacs-ViT-B-32.shard-*-of-8.h5

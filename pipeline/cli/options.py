@@ -1,4 +1,4 @@
-"""Options that several commands share: which cache, what is held out, the settings of a run."""
+"""Options that commands share: the cache, held-out domains, the settings of a run."""
 
 import contextlib
 import dataclasses
@@ -11,26 +11,51 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.command import PATH, Function, option, together
-from pipeline.cli.sections import MEANINGS, arranged
 from pipeline.datasets.stated import ACCEPT, LAYOUTS
 from pipeline.encoder.towers import ACTIVATIONS, Towers
 from pipeline.errors import ConfigError
-from pipeline.settings import PRESETS
+from pipeline.settings import PRESETS, RunConfig
+from pipeline.settings_used import ways_of
 
 if TYPE_CHECKING:
     from cache.table import FeatureTable
     from pipeline.cluster.connect import Size
 
 ALIASES = {"rounds": "--iters", "local_epochs": "--wk-iters", "split": "--datapercent"}
-"""What the released code calls a setting."""
-DATA, HARDWARE, OUTPUT = "Data", "Hardware", "Output"
+"""The released code's names of settings."""
+DATA, HARDWARE = "Data", "Hardware"
+SECTIONS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
+    ("Preset and seed", None, ("seed",)),
+    ("What is held out", None, ("split", "fixed_split")),
+    ("Adapter", "head", ("mode", "head", "start", "rank")),
+    (
+        "Local training", "optimizer",
+        ("local_epochs", "batch", "loss", "lr", "schedule", "weight_decay", "optimizer", "moments",
+         "beta1", "beta2", "eps", "momentum"),
+    ),
+    (
+        "Federated method", "method",
+        ("method", "rounds", "weighting", "choose", "eval", "client_fraction", "dropout",
+         "stragglers", "payload", "personalise", "mu", "server_lr", "server_momentum",
+         "server_beta1", "server_beta2", "tau", "trim", "byzantine", "keep",
+         "solver", "tune_on", "shape", "strength", "refit"),
+    ),
+    (
+        "Partition into clients", "partition",
+        ("partition", "clients", "shots", "alpha", "classes_per_client"),
+    ),
+    ("Privacy", None, ("clip", "noise")),
+)  # fmt: skip
+"""Title, the setting whose choices get headings of their own, and the settings in order."""
+OTHERS = "Other settings"
+FEW = 5  # choices in a heading, at most; a setting that more choices use has none
 
 
 def setting_options(command: Function) -> Function:
-    """An option for each setting of RunConfig but held_out, and --preset for many at once.
+    """Adds an option for each setting of RunConfig but held_out, and --preset.
 
-    They come to the command as one dict, `given`: the preset's settings, then those that were
-    named. What is in neither has RunConfig's own default.
+    The command gets them as one dict, `given`: the preset's settings, overridden by the given
+    options. Others have RunConfig's defaults.
     """
 
     @functools.wraps(command)
@@ -45,7 +70,12 @@ def setting_options(command: Function) -> Function:
             default="released",
             show_default=True,
             section=arranged()[0][0],
-            meanings=MEANINGS["preset"],
+            meanings={
+                "released": "The released FedCLIP code's settings.",
+                "tuned": "Ten rounds from the closed-form classifier (docs/findings.md).",
+                "cosine": "A text classifier trained with momentum on the server "
+                "(docs/findings.md).",
+            },
             help="Settings to start from; other options override it.",
         ),
         *(_setting(*place) for place in arranged()),
@@ -54,7 +84,6 @@ def setting_options(command: Function) -> Function:
 
 def _setting(section: str, under: str, each: dataclasses.Field[Any]) -> Function:
     choices = each.metadata.get("choices")
-    known = MEANINGS.get(each.name, {})
     return option(
         "--" + each.name.replace("_", "-"),
         *([ALIASES[each.name]] if each.name in ALIASES else []),
@@ -62,14 +91,35 @@ def _setting(section: str, under: str, each: dataclasses.Field[Any]) -> Function
         type=click.Choice(choices) if choices else each.type,
         section=section,
         under=under,
-        meanings={choice: known.get(choice, "") for choice in choices} if choices else None,
+        meanings=each.metadata.get("meanings"),
         note=each.default if choices else f"{each.default:g}",
         help=each.metadata["help"],
     )
 
 
+def arranged() -> list[tuple[str, str, dataclasses.Field[Any]]]:
+    """(section, heading in it, field) of each setting but held_out, in the order of --help."""
+    fields = {each.name: each for each in dataclasses.fields(RunConfig) if each.metadata}
+    found = []
+    for title, chooser, names in SECTIONS:
+        placed = [(under(name, chooser), name) for name in names]
+        headings = {heading: at for at, (heading, _) in reversed(list(enumerate(placed)))}
+        for heading, name in sorted(placed, key=lambda one: (one[0] != "", headings[one[0]])):
+            found.append((title, heading, fields.pop(name)))
+    return found + [(OTHERS, "", each) for each in fields.values()]
+
+
+def under(name: str, chooser: str | None) -> str:
+    """The heading of a setting that few choices use, as "With --method fedprox or ditto"; or ""."""
+    used = [way[chooser] for way in ways_of(name) if chooser in way] if chooser else []
+    if name == chooser or len(used) != 1 or len(used[0]) > FEW:
+        return ""
+    *others, last = used[0]
+    return f"With --{chooser} {', '.join(others)}{' or ' if others else ''}{last}"
+
+
 def given_settings(preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What RunConfig is made from: the preset's settings, then those that were named."""
+    """The preset's settings, overridden by those that are not None."""
     named = {name: value for name, value in settings.items() if value is not None}
     return {**PRESETS[preset], **named}
 
@@ -85,12 +135,12 @@ class HeadCounts(click.ParamType):
         """(12, 8) of "12,8"; (12, None) of "12"."""
         parts = [part.strip() for part in str(value).split(",")]
         if len(parts) > 2 or not all(p.isascii() and p.isdigit() and 0 < int(p[:9]) for p in parts):
-            self.fail(f"{value!r}: give the heads of the image tower, or both: 12,8", param, ctx)
+            self.fail(f"{value!r}: pass the heads of the image tower, or of both: 12,8", param, ctx)
         return int(parts[0][:9]), int(parts[1][:9]) if len(parts) == 2 else None
 
 
 def tower_options(command: Function) -> Function:
-    """--heads and --activation, which come to the command as `towers`."""
+    """Adds --heads and --activation, which the command gets as `towers`."""
 
     @functools.wraps(command)
     def with_towers(*args: Any, heads: Any, activation: str | None, **others: Any) -> Any:
@@ -154,19 +204,19 @@ limit_options = together(
 )  # fmt: skip
 csv_option = option(
     "--csv", metavar="FILE", type=PATH,
-    help="Also add the results to this CSV file, a line for each held-out domain's training with "
-    "all settings; what is in it already is replaced.",
+    help="Also add the results to this CSV file, a line for each training with all its "
+    "settings; existing lines of the same training are replaced.",
 )  # fmt: skip
 ray_options = (
     option(
         "--ray", metavar="auto|local|HOST:PORT", section=HARDWARE,
-        help="Use the workers of a Ray cluster: the running one, one on this machine, or by "
-        "address.",
+        help="Use the workers of a Ray cluster: a running one, a new one on this machine, or "
+        "one by its address.",
     ),
     option(
         "--ray-worker", metavar="cpus=N,gpus=N", section=HARDWARE,
         note="gpus=1, without GPUs a whole node",
-        help="What one worker takes of its node.",
+        help="Resources of one worker.",
     ),
 )  # fmt: skip
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -182,24 +232,24 @@ layout_options = together(
         "--class-names",
         metavar="FILE|folder",
         section=DATA,
-        help="A file with the names of the class folders, or `folder` to use the folders' names.",
+        help="A file with a name for each class folder, or `folder` to use the folders' names.",
     ),
     option(
         "--accept",
         multiple=True,
         type=click.Choice(ACCEPT),
         section=DATA,
-        help="Accept an oddity of the data that would be refused; can be repeated.",
+        help="Accept a peculiarity of the data that is refused by default; can be repeated.",
     ),
 )
 
 
 @contextlib.contextmanager
 def connection(ray: str | None, worker: str | None) -> Iterator["Size | None"]:
-    """A connection to the cluster of --ray, and the size of its workers; None without --ray."""
+    """Connects to the cluster of --ray and yields the size of its workers; None without --ray."""
     if ray is None:
         if worker is not None:
-            raise ConfigError("--ray-worker is the size of workers of --ray; pass --ray as well")
+            raise ConfigError("--ray-worker sets the size of --ray's workers; pass --ray as well")
         yield None
         return
     from pipeline.cluster.connect import connected, parse_size
@@ -211,9 +261,9 @@ def connection(ray: str | None, worker: str | None) -> Iterator["Size | None"]:
 
 @dataclass(frozen=True)
 class Job:
-    """What federate and sweep ask alike: the cache, what is held out, where it runs and goes.
+    """The arguments that federate and sweep share.
 
-    cache  its file; or None, and dataset, model, root and towers find or make it
+    cache  its file; or None, and dataset, model, root and towers find or extract it
     """
 
     cache: Path | None
@@ -238,10 +288,10 @@ class Job:
 
 
 def job_options(*first: Function, out: str) -> Function:
-    """The options of a command that trains on a cache, which come to it as `job` and `given`.
+    """Adds the options of a command that trains on a cache; it gets them as `job` and `given`.
 
-    first  options of the command's own that are shown before the settings
-    out    default of --out, in words
+    first  the command's own options that are shown before the settings
+    out    description of --out's default
     """
 
     def decorate(command: Function) -> Function:
@@ -293,8 +343,8 @@ fold_options = together(
         metavar="DOMAIN|all|none",
         section="What is held out",
         note="all",
-        help="Domain that no client trains on. `a,b` holds out both in one training; `all` holds "
-        "out each domain in turn; can be repeated.",
+        help="Domain that no client trains on; can be repeated. `a,b` holds out both in one "
+        "training; `all` holds out each domain in turn.",
     ),
     option(
         "--test-envs",
@@ -306,7 +356,7 @@ fold_options = together(
         "together.",
     ),
 )
-"""What is held out: choose_held_out's two arguments."""
+"""The two arguments of choose_held_out."""
 
 
 def choose_held_out(
@@ -314,15 +364,15 @@ def choose_held_out(
 ) -> tuple[tuple[str, ...], ...]:
     """The folds to train: one tuple of held-out domain names for each.
 
-    Nothing named: every domain in turn, or none where there is only one. `all` and `none` ask for
-    these; "a,b" holds out two in one training, naming the option twice trains twice.
-    Raises ConfigError or CacheError for what the table does not have.
+    By default every domain in turn, or none if there is only one; `all` and `none` request these.
+    "a,b" holds out two in one training; repeating the option trains several times. Raises
+    ConfigError or CacheError for domains that the table does not have.
     """
     from cache.table import domain_index
 
     names = table.domain_names
     if held_out and test_envs:
-        raise ConfigError("--held-out and --test-envs mean the same; pass only one of them")
+        raise ConfigError("--held-out and --test-envs are equivalent; pass only one of them")
     if test_envs:
         wrong = [number for number in test_envs if not 0 <= number < len(names)]
         if wrong:

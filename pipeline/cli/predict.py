@@ -9,8 +9,9 @@ import click
 from pipeline.cli.command import PATH, Command, option
 from pipeline.cli.console import show_table
 from pipeline.cli.options import device_option, json_option, limit_options
+from pipeline.imports import uncollected
 
-NAMED = 3  # bad images in the last line; each has its own line above it
+NAMED = 3  # bad images named in the error; each has its own line above it
 ADAPTER = "Adapter"
 
 
@@ -67,13 +68,14 @@ def predict(
         ./run.sh predict holiday/ "more/*.png" --run runs/0a1b2c3d4e5f --held-out sketch --top 5
         ./run.sh predict photo.jpg --run runs/0a1b2c3d4e5f --classes cat,dog,otter
     """
-    from kernels.backends import pick_device
-    from pipeline.encoder.pixels import image_limits
-    from pipeline.errors import DataError
-    from pipeline.progress import progress_bar
-    from pipeline.runs.adapters import load_its_model, read_trained
-    from pipeline.runs.predict import choose_classes, find_pictures
-    from pipeline.runs.predict import predict as answers_for
+    with uncollected():
+        from kernels.backends import pick_device
+        from pipeline.encoder.pixels import image_limits
+        from pipeline.errors import DataError
+        from pipeline.progress import progress_bar
+        from pipeline.runs.adapters import load_its_model, read_trained
+        from pipeline.runs.predict import choose_classes, find_pictures
+        from pipeline.runs.predict import predict as answers_for
 
     limits = image_limits(max_megapixels, max_image_seconds, max_image_mib)
     where = pick_device(device)
@@ -122,7 +124,7 @@ def _as_json(one) -> dict:
 
 
 def _table(answers) -> str:
-    """One line a guess: image, class and confidence by the adapter, the same by zero-shot CLIP."""
+    """A line for each guess: image, class and confidence by the adapter, and by zero-shot CLIP."""
     from pipeline.runs.results import aligned, percent
 
     rows = [["image", "class", "%", "zero-shot", "%"]]

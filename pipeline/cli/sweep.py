@@ -19,6 +19,7 @@ from pipeline.cli.console import (
 )
 from pipeline.cli.options import Job, connection, job_options, ray_options
 from pipeline.errors import ConfigError
+from pipeline.imports import uncollected
 from pipeline.places import RUNS
 from pipeline.settings import RunConfig
 
@@ -65,7 +66,7 @@ TRY = "What to try"
     option("--draw-seed", default=0, show_default=True, section=TRY, help="Seed of --random."),
     option(
         "--budget", metavar="TIME", section=TRY,
-        help="Start no round after this time, such as 90s, 2m or 1.5h.",
+        help="Do not start a round after this time, such as 90s, 2m or 1.5h.",
     ),
     option(
         "--memory", metavar="BYTES", section=TRY, note="half of the free memory, 0.8 on a GPU",
@@ -100,8 +101,8 @@ def sweep(
 ) -> None:
     """Train many configurations on one cache side by side and show the best.
 
-    What is not swept is set by the same options as for federate. To resume a killed sweep, run the
-    same command again. The best is selected by validation accuracy only.
+    Settings that are not swept have the same options as in federate. To resume a killed sweep, run
+    the same command again. The best is selected by validation accuracy only.
 
     \b
         ./run.sh sweep cache.h5 --grid lr=5e-5,3e-4,1e-3 --grid weight_decay=0,0.2 --seeds 3
@@ -117,8 +118,9 @@ def sweep(
 
     base = base_of(asked, given)  # refuses invalid settings before anything slow happens
     words, file = find_cache(job)
-    from pipeline.sweeps.best import sweep_table
-    from pipeline.sweeps.run import sweep as run
+    with uncollected():
+        from pipeline.sweeps.best import sweep_table
+        from pipeline.sweeps.run import sweep as run
 
     table = load_table(file)
     with connection(ray, ray_worker) as size:
@@ -143,7 +145,7 @@ def sweep(
             pool=None if size is None else OnRay(size, job.device),
         )
     show_table(json.dumps(document, allow_nan=False) if job.as_json else sweep_table(document))
-    if not job.as_json and select != "oracle":  # its words are that test accuracy selected nothing
+    if not job.as_json and select != "oracle":  # it says that test accuracy selected nothing
         show_comparison(Path(document["sweep"]))
     grow_results(job.csv, [Path(document["sweep"])], job.as_json)
     show_report(Path(document["sweep"]), file, job.as_json)

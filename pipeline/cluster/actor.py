@@ -1,4 +1,4 @@
-"""A long-lived worker of a sweep: opens the cache once, then trains the batches it is dealt."""
+"""A long-lived worker of a sweep: opens the cache once, then trains batches assigned to it."""
 
 import dataclasses
 import os
@@ -21,13 +21,13 @@ from pipeline.sweeps.curves import ByRound
 from pipeline.sweeps.train import Trainer
 from pipeline.sweeps.trials import REACHED, Record, Trial
 
-DECIDE = ("torch", "numpy", "numba")  # packages whose versions may decide last bits
-SPEAK = 0.5  # seconds between two words of one worker: an item costs Ray about a millisecond
+DECIDE = ("torch", "numpy", "numba")  # packages whose versions may change results
+SPEAK = 0.5  # seconds between two messages of a worker: each costs Ray about a millisecond
 BLOCK = 64 << 20  # bytes of features that travel as one object
 
 
 class Job(NamedTuple):
-    """What a sweep's workers are told once."""
+    """A sweep's facts that every worker gets once."""
 
     base: RunConfig
     device: str
@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
 
 class Dealt(NamedTuple):
-    """A trial of a batch, and what it had reached at its last rung; see Running."""
+    """A trial of a batch, and its state at its last rung; see Running."""
 
     trial: Trial
     seconds: float
@@ -53,7 +53,7 @@ class Between(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a worker has: the backend that trains, versions that decide bits, free memory."""
+    """A worker's backend, package versions, free memory and process id."""
 
     backend: str
     versions: tuple[str, ...]
@@ -74,7 +74,8 @@ class Worker:
         self._trainer: Trainer | None = None
 
     def open(self) -> bool:
-        """Reads the cache from its path; false where that is not here, or has other content."""
+        """Reads the cache from its path; returns False if it is missing here or has other
+        content."""
         try:
             table = read_table(self._job.file)
         except (CacheError, OSError):
@@ -85,12 +86,12 @@ class Worker:
         return True
 
     def receive(self, table: FeatureTable, *blocks: np.ndarray) -> bool:
-        """Takes the cache as `pieces_of` cut it; its checksums are looked at here."""
+        """Takes the cache in the blocks of `pieces_of`, and verifies its checksums."""
         self._load(dataclasses.replace(table, features=np.concatenate(blocks)))
         return True
 
     def facts(self) -> Facts:
-        """What this worker has, once the cache is there."""
+        """The worker's facts, once it has the cache."""
         device = pick_device(self._job.device)
         versions = tuple(f"{name} {version(name)}" for name in DECIDE)
         backend = pick_backend(self._job.backend, device)
@@ -99,29 +100,30 @@ class Worker:
     def train(
         self, mark: int | None, batch: Sequence[Dealt], *states: Between | None
     ) -> Iterator[list[Event] | Between]:
-        """Lists of what Trainer.train yields; behind a list that ends with REACHED, the state."""
+        """Yields lists of Trainer.train's events; after a list that ends with REACHED, the
+        state."""
         live = {
             dealt.trial.id: self._running(dealt, state)
             for dealt, state in zip(batch, states, strict=True)
         }
         assert self._trainer is not None
-        said: list[Event] = []
+        events: list[Event] = []
         spoke = time.monotonic()
         for event in self._trainer.train(list(live.values()), mark):
-            said.append(event)
+            events.append(event)
             reached = isinstance(event, Record) and event.status == REACHED
             if reached or time.monotonic() - spoke > SPEAK:
-                yield said
-                said, spoke = [], time.monotonic()
+                yield events
+                events, spoke = [], time.monotonic()
             if reached:
                 each = live.pop(event.id)
                 yield Between(packed(each.progress), each.by_round)
-        yield said
+        yield events
 
     def finish(
         self, _: int | None, batch: Sequence[Dealt], *states: Between | None
     ) -> Iterator[list[Event]]:
-        """The records of trials that are cut where their states are."""
+        """Yields the records of trials that are cut at their states."""
         assert self._trainer is not None
         for dealt, state in zip(batch, states, strict=True):
             yield [self._trainer.end(self._running(dealt, state), "pruned")]
@@ -141,7 +143,7 @@ class Worker:
 
 
 def pieces_of(table: FeatureTable) -> Iterator[Any]:
-    """The table without its features, and those in blocks of about BLOCK bytes."""
+    """Yields the table without its features, then these in blocks of about BLOCK bytes."""
     rows = max(1, BLOCK // table.features[0].nbytes)
     yield dataclasses.replace(table, features=table.features[:0])
     for start in range(0, len(table.features), rows):
@@ -149,14 +151,14 @@ def pieces_of(table: FeatureTable) -> Iterator[Any]:
 
 
 def packed(progress: Progress | None) -> Any:
-    """The progress with numpy's arrays for tensors, as it travels between machines."""
+    """The progress with numpy arrays in place of tensors, as it travels between machines."""
     assert progress is not None
     state = {name: value.cpu().numpy() for name, value in progress.state.items()}
     return dataclasses.replace(progress, state=state, best=progress.best.cpu().numpy())
 
 
 def unpacked(progress: Any, device: torch.device) -> Progress:
-    """The inverse of packed, in memory of its own: what came by the object store is read-only."""
+    """The inverse of packed, in its own memory: arrays of the object store are read-only."""
     state = {
         name: torch.tensor(value, device="cpu" if name == "steps" else device)
         for name, value in progress.state.items()

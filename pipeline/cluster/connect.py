@@ -1,4 +1,4 @@
-"""The way into a Ray cluster: who is asked, what one worker takes, and what the nodes have."""
+"""Connects to a Ray cluster; sizes of workers, and the nodes that can hold them."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ from pipeline.places import HOME
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own warning advises it
-os.environ.setdefault("RAY_worker_niceness", "0")  # 15 else: of a cluster that is started here
+os.environ.setdefault("RAY_worker_niceness", "0")  # not 15, on a cluster that is started here
 try:
     import ray
 except ImportError as error:
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Size(NamedTuple):
-    """What one worker takes of its node; cpus None: all of them, or one beside a GPU."""
+    """The resources of one worker; cpus None: all of its node's, or one with a GPU."""
 
     cpus: float | None = None
     gpus: float | None = None
@@ -36,7 +36,7 @@ class Size(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A machine of the cluster: how many workers it holds, and what each of them takes."""
+    """A machine of the cluster: its number of workers, and the resources of each."""
 
     id: str
     name: str
@@ -64,8 +64,8 @@ def parse_size(words: str | None) -> Size:
 def connected(address: str) -> Iterator[None]:
     """A connection to the cluster: "local" starts one on this machine, "auto" finds one.
 
-    Where this process is connected already, that connection is used and left open. Other nodes get
-    this project's code from here. Raises ConfigError where there is no such cluster.
+    An existing connection of this process is reused and left open. Other nodes get this project's
+    code from here. Raises ConfigError if there is no such cluster.
     """
     if ray.is_initialized():
         yield
@@ -79,15 +79,15 @@ def connected(address: str) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         start(lambda: _init(address))
-    except Exception as error:  # of many kinds, a plain Exception among them
-        told = str(error).strip().partition("\n")[0]
+    except Exception as error:  # of many types, including Exception itself
+        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"--ray {address}: no Ray cluster can be reached there ({told}); start one with "
+            f"--ray {address}: no Ray cluster can be reached there ({reason}); start one with "
             "`ray start --head`, pass its HOST:PORT, or pass --ray local"
         ) from error
     finally:
         if main:
-            signal.signal(signal.SIGTERM, before)  # Ray's own would end us without a word
+            signal.signal(signal.SIGTERM, before)  # Ray's handler would end the process silently
     try:
         yield
     finally:
@@ -95,9 +95,9 @@ def connected(address: str) -> Iterator[None]:
 
 
 def start(begin: Callable[[], T]) -> T:
-    """begin(), which starts a part of Ray; again where that took Ray's own 30 s.
+    """Calls begin(), which starts a part of Ray; retries after Ray's timeout of 30 s.
 
-    On a machine with 2 cores and a load of 9 one of three starts did.
+    On a machine with 2 cores and a load of 9 one of three starts timed out.
     """
     for left in range(STARTS, 0, -1):
         try:
@@ -109,7 +109,7 @@ def start(begin: Callable[[], T]) -> T:
 
 
 def nodes(size: Size) -> list[Node]:
-    """The living nodes that hold a worker of that size."""
+    """The live nodes that can hold a worker of that size."""
     alive = [each for each in ray.nodes() if each["Alive"]]
     cards = any(each["Resources"].get("GPU") for each in alive)
     found = []
@@ -126,7 +126,7 @@ def nodes(size: Size) -> list[Node]:
 
 
 def refuse_without_nodes(size: Size) -> list[Node]:
-    """nodes(size); raises ConfigError, with what there is, where it is none."""
+    """nodes(size); raises ConfigError, listing all nodes' resources, if there are none."""
     found = nodes(size)
     if not found:
         there = [each["Resources"] for each in ray.nodes() if each["Alive"]]
@@ -134,16 +134,16 @@ def refuse_without_nodes(size: Size) -> list[Node]:
             f"{each.get('CPU', 0):g} CPUs, {each.get('GPU', 0):g} GPUs" for each in there
         )
         raise ConfigError(
-            f"--ray-worker {size}: no node of the Ray cluster has that; its nodes have "
+            f"--ray-worker {size}: no node of the Ray cluster has these resources; its nodes have "
             f"{listed or 'nothing'}"
         )
     return found
 
 
 def options(node: Node, *, anywhere: bool = False) -> dict[str, Any]:
-    """What Ray is asked for to place one worker on a node, or `anywhere` the like of it fits."""
+    """Ray's options to place one worker on a node, or `anywhere` it fits."""
     on = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node.id, soft=False)
-    # numba counts processors by itself; torch reads OMP_NUM_THREADS, which Ray sets.
+    # numba counts CPUs itself; torch reads OMP_NUM_THREADS, which Ray sets.
     threads = {"NUMBA_NUM_THREADS": str(max(1, int(node.cpus)))}
     return {
         "num_cpus": node.cpus, "num_gpus": node.gpus, "runtime_env": {"env_vars": threads},

@@ -1,4 +1,4 @@
-"""An extraction as shards on a Ray cluster, merged here into the bytes of one extraction."""
+"""Extracts shards on a Ray cluster, and merges them into the bytes of a single extraction."""
 
 import glob
 import logging
@@ -25,20 +25,19 @@ from pipeline.signals import noted_signals
 
 LOG = logging.getLogger(__name__)
 BLOCK = 64 << 20  # bytes of a shard that travel as one object
-RETRIES = 3  # of a shard whose worker died
-EACH = 2  # shards for each worker: half as long a wait for the last one
-TICK = 0.5  # seconds after which a signal is noticed
+RETRIES = 3  # for a shard whose worker died
+EACH = 2  # shards for each worker: halves the wait for the last one
+TICK = 0.5  # seconds within which a signal is noticed
 
 
 def extract_on_ray(dataset: str, size: Size, **asked: Any) -> ExtractReport:
-    """extract(dataset, **asked), each shard a task on a worker of that size; within `connected`.
+    """extract(dataset, **asked) with each shard as a task on a worker of that size; in `connected`.
 
-    Images and weights are read from paths that the workers must see. Shards come back through the
-    object store and lie beside the cache until all are there, so that killed at any moment the
-    next call encodes only what is missing. A cache that is there, and a data set of one batch, are
-    left to this process.
+    Workers read images and weights from the same paths. Shards return through the object store and
+    are kept beside the cache until all are there, so that after a kill the next call encodes only
+    the missing ones. An existing cache, and a data set of one batch, are left to this process.
 
-    Raises what extract does, and ConfigError where no node has a worker of that size.
+    Raises what extract does, and ConfigError if no node can hold a worker of that size.
     """
     began = time.monotonic()
     size = size._replace(gpus=0.0) if asked["device"] == "cpu" and size.gpus is None else size
@@ -55,19 +54,19 @@ def extract_on_ray(dataset: str, size: Size, **asked: Any) -> ExtractReport:
     files = [shard_path(out, index, count) for index in range(1, count + 1)]
     todo = [at for at, file in enumerate(files, 1) if asked["force"] or not file.exists()]
     LOG.info("encoding %d of %d shards on the Ray cluster", len(todo), count)
-    told = _encode(dataset, asked, todo, files, options(nodes[0], anywhere=True))
+    reports = _encode(dataset, asked, todo, files, options(nodes[0], anywhere=True))
     whole = merge(files, out, force=asked["force"], accept=asked["accept"])
     for file in files:
         file.unlink()
     found, spent = info(whole), time.monotonic() - began
-    encoded = sum(one.encoded for one in told)
+    encoded = sum(one.encoded for one in reports)
     return ExtractReport(
         path=whole,
         rows=found["rows"],
         encoded=encoded,
-        resumed=found["rows"] - encoded - sum(one.unreadable for one in told),
+        resumed=found["rows"] - encoded - sum(one.unreadable for one in reports),
         unreadable=found["unreadable"],
-        turned=sum(one.turned for one in told),
+        turned=sum(one.turned for one in reports),
         seconds={"total": round(spent, 3)},
         images_per_second=round(encoded / spent, 1),
     )
@@ -76,7 +75,7 @@ def extract_on_ray(dataset: str, size: Size, **asked: Any) -> ExtractReport:
 def encoded_shard(
     dataset: str, shard: str, asked: dict[str, Any]
 ) -> Iterator[bytes | ExtractReport]:
-    """A task: extract's report of one shard, and before it the bytes of its file in blocks."""
+    """A task: yields the bytes of one shard's file in blocks, then extract's report."""
     with tempfile.TemporaryDirectory() as place:
         report = extract(dataset, **asked, shard=shard, out=Path(place, "cache.h5"))
         with report.path.open("rb") as file:
@@ -88,7 +87,7 @@ def encoded_shard(
 def _encode(
     dataset: str, asked: dict[str, Any], todo: Sequence[int], files: Sequence[Path], place: dict
 ) -> list[ExtractReport]:
-    """The reports of the shards to do, each of which is a file on return."""
+    """Encodes the missing shards into their files and returns their reports."""
     asked = {name: value for name, value in asked.items() if name not in ("out", "force")}
     if asked.get("workers") is None:
         asked["workers"] = max(1, int(place["num_cpus"]))
@@ -97,7 +96,7 @@ def _encode(
     )
     words = {at: f"{at}/{len(files)}" for at in todo}
     streams = {task.remote(dataset, word, asked): files[at - 1] for at, word in words.items()}
-    told: list[ExtractReport] = []
+    reports: list[ExtractReport] = []
     make_folder(files[0].parent)
     with (
         noted_signals() as stop,
@@ -108,18 +107,18 @@ def _encode(
             ready, _ = ray.wait(list(streams), timeout=TICK, fetch_local=False)
             if stop:
                 raise Interrupted(
-                    f"stopped; {len(told)} of {len(todo)} shards are saved; run the same command "
-                    "to resume",
+                    f"stopped; {len(reports)} of {len(todo)} shards are saved; run the same "
+                    "command to resume",
                     stop[0],
                 )
             for stream in ready:
-                told.append(_received(stream, streams.pop(stream)))
+                reports.append(_received(stream, streams.pop(stream)))
                 bar.update(1)
-    return told
+    return reports
 
 
 def _received(stream: Any, file: Path) -> ExtractReport:
-    """Writes a shard as it arrives; it has its name once it is whole."""
+    """Writes a shard as it arrives, under a temporary name until it is complete."""
     fresh = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         with naming(fresh), fresh.open("wb") as opened:
@@ -134,10 +133,10 @@ def _received(stream: Any, file: Path) -> ExtractReport:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        told = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{file.name}: its worker was lost {RETRIES + 1} times ({told}); run the same command "
-            "to resume, with a smaller --batch if the worker ran out of memory"
+            f"{file.name}: its worker was lost {RETRIES + 1} times ({reason}); run the same "
+            "command to resume, with a smaller --batch if the worker ran out of memory"
         ) from error
     finally:
         fresh.unlink(missing_ok=True)
@@ -152,7 +151,7 @@ def _images(dataset: str, asked: dict[str, Any]) -> int:
 
 
 def _begun(out: Path) -> int:
-    """Of how many shards a killed call has left some; 0 for none."""
+    """The number of shards of an interrupted call; 0 if there was none."""
     files = out.parent.glob(f"{glob.escape(out.stem)}.shard-*-of-*{out.suffix}")
     found = (re.search(r"\.shard-[0-9]+-of-([0-9]+)\.", file.name) for file in files)
     return max((int(match[1]) for match in found if match), default=0)

@@ -1,4 +1,4 @@
-"""The trials of a sweep on a Ray cluster: workers come and go, and each trial ends once."""
+"""Trains a sweep's trials on a Ray cluster: workers may come and go, and each trial ends once."""
 
 import contextlib
 import logging
@@ -22,22 +22,22 @@ from pipeline.sweeps.trials import REACHED, Record, record
 
 LOG = logging.getLogger(__name__)
 SHARES = 2
-"""Of several workers one takes at most 1/(SHARES * workers) of what waits, so that batches get
-small towards the end and nobody waits long for the last one."""
+"""One of several workers takes at most 1/(SHARES * workers) of the waiting trials, so that batches
+get smaller towards the end and the wait for the last one is short."""
 TICK = 0.5
-"""Seconds after which a signal or the budget is noticed while all workers are silent."""
+"""Seconds within which a signal or the end of the budget is noticed."""
 LOOK = 2.0
-"""Seconds between two looks for nodes that have joined or left."""
+"""Seconds between two checks for nodes that joined or left."""
 LIVES = 3
-"""Workers that one trial may lose, and that one node may lose as they start."""
+"""Workers that one trial may lose, and that one node may lose during their start."""
 
 
 @dataclass(eq=False)
 class Hand:
-    """A worker as the driver knows it.
+    """The driver's view of a worker.
 
-    waits  the answer, or the stream of answers, that is due: a start has "open", "receive", "facts"
-           behind each other, then comes work
+    waits  the pending answer, or stream of answers; the stages of a start are "open", "receive" and
+           "facts"; then work follows
     """
 
     actor: Any
@@ -46,14 +46,14 @@ class Hand:
     stage: str = "open"
     facts: Facts | None = None
     batch: dict[str, Running] = field(default_factory=dict)
-    reached: Record | None = None  # its state comes next
+    reached: Record | None = None  # its state is the next answer
 
 
 class OnRay:
-    """Opens a pool of Ray's workers; within `connected`."""
+    """Opens a pool of Ray workers; in `connected`."""
 
     def __init__(self, size: Size, device: str) -> None:
-        """device: "auto" is cuda where the workers have GPUs; raises ConfigError without nodes."""
+        """device: "auto" is cuda if the workers have GPUs; raises ConfigError without nodes."""
         self._size = size._replace(gpus=0.0) if device == "cpu" and size.gpus is None else size
         cards = any(node.gpus for node in refuse_without_nodes(self._size))
         if device == "cuda" and not cards:
@@ -77,21 +77,24 @@ class OnRay:
 
 
 class RayPool:
-    """One long-lived actor for each place that a node has; this process alone deals and hears.
+    """One long-lived actor for each place on a node; this process assigns batches and collects
+    results.
 
-    A worker that is lost takes nothing along but its batch: the trials of it are dealt again, from
-    their last rung where the object store still has that, else from 0, which gives the same bits.
+    If a worker is lost only its batch is affected: its trials are assigned again, from their last
+    rung if the object store still has it, else from 0, which gives the same bits.
     """
 
     def __init__(self, job: Job, size: Size, memory: int | None, table: FeatureTable) -> None:
         self._job, self._size, self._memory, self._table = job, size, memory, table
         self._device = torch.device(job.device)
         self._hands: list[Hand] = []
-        self._pieces: list[Any] = []  # of the cache, once a worker lacks it
+        self._pieces: list[Any] = []  # of the cache, once a worker needs them
         self._states: dict[str, Any] = {}  # by trial: its state at its last rung
         self._homes: dict[str, str] = {}  # by trial: the node that has it
-        self._losses: Counter[str] = Counter()  # by trial, and by node that lost a starting one
-        self._why = ""  # the last worker was lost
+        self._losses: Counter[str] = (
+            Counter()
+        )  # by trial, and by node for workers that were starting
+        self._why = ""  # reason of the last loss
         self._like: Facts | None = None  # all workers' backend and versions
         self._looked = -math.inf
         self._waiting: list[tuple[str | None, deque[Running]]] = []
@@ -120,7 +123,9 @@ class RayPool:
                         self._deal(hand, method, mark, batch)
                 yield from self._hear()
         finally:
-            self._end([hand for hand in self._hands if hand.batch])  # stopped: they would go on
+            self._end(
+                [hand for hand in self._hands if hand.batch]
+            )  # after a stop: they would continue
 
     def _by_home(self, group: deque[Running]) -> dict[str | None, deque[Running]]:
         found: dict[str | None, deque[Running]] = {}
@@ -132,7 +137,7 @@ class RayPool:
         return sum(len(group) for _, group in self._waiting)
 
     def _next(self, hand: Hand) -> list[Running]:
-        """What a worker takes now: trials whose states are near, else of the longest group."""
+        """A worker's next batch: trials whose states are on its node, else of the longest group."""
         there = [(home, group) for home, group in self._waiting if group]
         if not there or hand.facts is None:
             return []
@@ -142,7 +147,7 @@ class RayPool:
         if len(self._hands) > 1:
             most = math.ceil(most / (SHARES * len(self._hands)))
         batch = next_batch(group, self._device, hand.facts.memory)
-        # What has killed a worker, by its memory maybe, is not tried in as large a batch again.
+        # Trials that lost a worker, perhaps for lack of memory, get smaller batches.
         most = min(most, len(batch) >> max(self._losses[each.trial.id] for each in batch))
         group.extendleft(reversed(batch[max(1, most) :]))
         return batch[: max(1, most)]
@@ -151,13 +156,13 @@ class RayPool:
         states = [self._states.get(each.trial.id) for each in batch]
         for each, state in zip(batch, states, strict=True):
             each.seconds = each.seconds if state is not None else 0.0
-        told = [Dealt(each.trial, each.seconds, each.val, each.loss) for each in batch]
+        dealt = [Dealt(each.trial, each.seconds, each.val, each.loss) for each in batch]
         call = getattr(hand.actor, method).options(num_returns="streaming")
-        hand.waits, hand.stage = call.remote(mark, told, *states), "work"
+        hand.waits, hand.stage = call.remote(mark, dealt, *states), "work"
         hand.batch = {each.trial.id: each for each in batch}
 
     def _hear(self) -> Iterator[Event]:
-        """What the workers say now; after TICK of silence a word of our own."""
+        """Yields the workers' pending events, or an empty one after TICK without any."""
         due = {hand.waits: hand for hand in self._hands if hand.waits is not None}
         if not due:
             time.sleep(TICK)
@@ -176,7 +181,7 @@ class RayPool:
             yield Steps(0)
 
     def _answer(self, hand: Hand) -> Iterator[Event]:
-        """The next of a working hand's answers."""
+        """Handles the next answer of a working hand."""
         answer = next(hand.waits, None)
         if answer is None:
             assert not hand.batch
@@ -199,7 +204,7 @@ class RayPool:
                 yield event
 
     def _begin(self, hand: Hand) -> Iterator[Event]:
-        """The next step of a starting hand: its cache, then what it has."""
+        """Takes the next step of a starting hand: its cache, then its facts."""
         answer = ray.get(hand.waits)
         if hand.stage == "open" and not answer:
             if not self._pieces:
@@ -229,7 +234,7 @@ class RayPool:
         LOG.info("worker %d is ready: process %d on %s", ready, facts.process, hand.node.name)
 
     def _hire(self) -> None:
-        """A worker for every place on a node that has none."""
+        """Starts a worker for every free place on a node."""
         if time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
@@ -249,13 +254,13 @@ class RayPool:
                 ray.kill(hand.actor)
 
     def _lose(self, hand: Hand, error: Exception) -> Iterator[Event]:
-        """Gives back what a lost worker had; what has lost LIVES of them fails."""
+        """Returns a lost worker's batch to the queue; trials that lost LIVES workers fail."""
         self._why = " ".join(str(error).split())[:300]
         self._end([hand])
         if hand.facts is None:
             self._losses[hand.node.id] += 1
         LOG.warning(
-            "the worker on %s was lost; %d trials of it are trained again: %s",
+            "the worker on %s was lost; training its %d trials again: %s",
             hand.node.name, len(hand.batch), self._why,
         )  # fmt: skip
         lost = isinstance(
@@ -263,7 +268,7 @@ class RayPool:
         )
         for id, each in hand.batch.items():
             self._losses[id] += 1
-            if not lost:  # its state may be: from 0 then
+            if not lost:  # its state may be lost: start from 0
                 self._states.pop(id, None)
                 self._homes.pop(id, None)
             if self._losses[id] >= LIVES:

@@ -1,1 +1,1 @@
-"""Folders and archives of images to rows: path, label, domain, split. Knows no CLIP."""
+"""Folders and archives of images to rows: path, label, domain, split; independent of CLIP."""

@@ -1,4 +1,4 @@
-"""Data sets in one file or a few: a zip left zipped, webdataset's tars, parquet of Hugging Face."""
+"""Data sets in one or a few files: a zip left zipped, webdataset tars, Hugging Face parquet."""
 
 import json
 import re
@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from pipeline.contained import in_parquet, in_tar, in_zip
 from pipeline.datasets.image_files import IMAGE_EXTENSIONS, Folder
 from pipeline.datasets.layouts import split_of
-from pipeline.datasets.rows import MOST_ROWS, Row, as_tree
-from pipeline.datasets.tree import ImageTree
+from pipeline.datasets.tree import MOST_ROWS, ImageTree, Row, listed_tree
 from pipeline.errors import DataError
 from pipeline.parquet_files import open_parquet
 from pipeline.terminal import printable
@@ -23,17 +22,17 @@ _LABELS = ("label", "class", "category", "labels", "fine_label", "cls", "target"
 
 
 class Zipped(NamedTuple):
-    """A zip read as a folder: what it holds, and the folders that stand above it in the zip."""
+    """A zip read as a folder: its content, and the folders above that in the zip."""
 
     top: Folder
     prefix: str
 
 
 def read_zip(file: Path) -> Zipped:
-    """The images of a zip as read_folder gives those of a folder; nothing is unpacked.
+    """The images of a zip, as read_folder gives those of a folder; nothing is unpacked.
 
-    A top folder that holds everything is taken off while it is called like the zip, or holds
-    folders of folders only. Raises DataError for what transfer.unpack would refuse.
+    A top folder that holds everything is removed while it has the name of the zip, or holds only
+    folders of folders. Raises DataError for what transfer.unpack would refuse.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -57,15 +56,15 @@ def read_zip(file: Path) -> Zipped:
 
 
 def places_in_zip(file: Path, prefix: str, paths: Sequence[str]) -> tuple[str, ...]:
-    """Where the images of a tree of a zip are read."""
+    """The places of the images of a zip's tree, see pipeline.contained."""
     return tuple(in_zip(file, prefix + path) for path in paths)
 
 
 def read_tars(root: Path, files: Sequence[Path], say: Callable[[str], None]) -> ImageTree:
-    """webdataset's shards: an image, and beside it a .cls or a .json with its label.
+    """Read webdataset shards: images, each with its label in a .cls or .json beside it.
 
-    Without these an image's folder in the tar is its class. A .json may have domain and split; the
-    file's name may name a split. Raises DataError for compressed tars, captions without labels, and
+    Without these, an image's folder in the tar is its class. A .json may have domain and split; the
+    file's name may give a split. Raises DataError for compressed tars, captions without labels, and
     members that are not regular files.
     """
     rows: list[Row] = []
@@ -77,25 +76,25 @@ def read_tars(root: Path, files: Sequence[Path], say: Callable[[str], None]) -> 
         if len(rows) > MOST_ROWS:
             raise DataError(f"{printable(root)}: has over {MOST_ROWS:,} images")
     say(f"{printable(root)}: {len(files)} tar files, {len(rows):,} images with labels")
-    return as_tree(root, rows, "webdataset", ignored)
+    return listed_tree(root, rows, "webdataset", ignored)
 
 
 def read_parquets(root: Path, files: Sequence[Path], say: Callable[[str], None]) -> ImageTree:
-    """Tables of Hugging Face: a column of images, one of labels, perhaps domain and split.
+    """Read Hugging Face tables: columns of images and labels, perhaps of domain and split.
 
-    The names of the classes are those of the schema's ClassLabel. A file's name gives its split.
-    Raises DataError where columns are missing and for images that are not in the table.
+    Class names come from the schema's ClassLabel. A file's name gives its split.
+    Raises DataError for missing columns and for images outside the table.
     """
     rows: list[Row] = []
     names: list[str] = []
     for file in files:
         found, named = _rows_of_parquet(file, root)
         if names and named != names:
-            raise DataError(f"{printable(file)}: its class names are not those of {files[0].name}")
+            raise DataError(f"{printable(file)}: its class names differ from {files[0].name}'s")
         names = named
         rows += found
     say(f"{printable(root)}: {len(files)} parquet files, {len(rows):,} images")
-    return as_tree(root, rows, "parquet", class_names=names)
+    return listed_tree(root, rows, "parquet", class_names=names)
 
 
 def _put(top: Folder, path: str) -> None:
@@ -114,9 +113,6 @@ def _put(top: Folder, path: str) -> None:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
-
-
-# --- tars -----------------------------------------------------------------------------------------
 
 
 def _rows_of_tar(file: Path) -> tuple[list[Row], list[str]]:
@@ -146,8 +142,8 @@ def _rows_of_tar(file: Path) -> tuple[list[Row], list[str]]:
         texts = any(".txt" in parts for parts in samples.values())
         why = " but captions (.txt)" if texts else ""
         raise DataError(
-            f'{shown}: its images have no label{why}; a .cls or a .json with "label" beside each '
-            "is needed, or a folder for each class"
+            f'{shown}: its images have no label{why}; put a .cls or a .json with "label" '
+            "beside each, or use a folder for each class"
         )
     return rows, ignored
 
@@ -199,9 +195,6 @@ def _facts(archive: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -> dict[
     return found
 
 
-# --- parquet --------------------------------------------------------------------------------------
-
-
 def _rows_of_parquet(file: Path, root: Path) -> tuple[list[Row], list[str]]:
     opened = open_parquet(file)
     schema = opened.schema_arrow
@@ -244,7 +237,7 @@ def _image_column(schema: Any, file: Path) -> str:
 
 
 def _class_label(schema: Any, column: str) -> list[str]:
-    """The names in Hugging Face's own description of a column; [] where there is none."""
+    """The names in Hugging Face's own description of a column; [] if there is none."""
     try:
         facts = json.loads((schema.metadata or {})[b"huggingface"])
         names = facts["info"]["features"][column]["names"]

@@ -1,4 +1,4 @@
-"""Names for classes whose folders are numbers or codes: a file of them, read and applied."""
+"""Class names from a file, for folders whose names are numbers or codes."""
 
 import csv
 import dataclasses
@@ -22,14 +22,14 @@ _SEPARATORS = ("\t", "=", ",", None)  # None: white space, as in ImageNet's LOC_
 
 
 def with_names(tree: ImageTree, file: Path) -> ImageTree:
-    """The tree with the class names of a file; folders of one name become one class.
+    """The tree with the class names of a file; folders of the same name become one class.
 
-    file  in one of FORMS. A folder that it does not name keeps its own name, and what is not in
-          the tree is passed over. Lines without folders are for them in sorted order, and where
-          all are whole numbers in the order of these: line 11 of a list names folder 10 of 0 to 99.
+    file  in one of FORMS. A folder that it does not name keeps its own name; names of other folders
+          are ignored. Lines without folders name them in sorted order, or in numeric order if
+          all are whole numbers: line 11 names folder 10 of 0 to 99.
 
-    Classes keep the order of their (first) folders. Raises DataError for a file that cannot be
-    read, names none of the folders, or has another number of names than there are folders.
+    Classes keep the order of their first folders. Raises DataError for a file that cannot be
+    read, names none of the folders, or has fewer or more names than there are folders.
     """
     found = _read(file, tree)
     names = [found.get(folder, folder) for folder in tree.class_names]
@@ -41,7 +41,7 @@ def with_names(tree: ImageTree, file: Path) -> ImageTree:
 
 
 def folder_order(folders: Sequence[str]) -> list[str]:
-    """In which order a list without folders names them."""
+    """The order in which a list without folders names them."""
     if all(folder.isdecimal() for folder in folders):
         return sorted(folders, key=lambda folder: (int(folder), folder))
     return sorted(folders)
@@ -53,14 +53,14 @@ def some(
     show: Callable[[str], str] = lambda name: repr(printable(name)),
     between: str = ", ",
 ) -> str:
-    """The first names as a person may read them, and how many more there are."""
+    """The first names, printable, and the number of others."""
     listed = list(names)
     more = f" and {len(listed) - shown:,} more" if len(listed) > shown else ""
     return between.join(map(show, listed[:shown])) + more
 
 
 def _read(file: Path, tree: ImageTree) -> dict[str, str]:
-    """{class folder: name} of those that the file names."""
+    """{class folder: name} of the folders that the file names."""
     shown = f"--class-names {printable(file)}"
     try:
         with file.open("rb") as opened:
@@ -95,7 +95,7 @@ def _from_json(text: str, shown: str, folders: Sequence[str]) -> dict[str, str]:
     if isinstance(found, list) and all(isinstance(name, str) for name in found):
         return _in_order([name.strip() for name in found], shown, folders)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
-        raise DataError(f"{shown}: its JSON is not of strings; expected {FORMS}")
+        raise DataError(f"{shown}: its JSON holds more than strings; expected {FORMS}")
     return _known({folder: name.strip() for folder, name in found.items()}, folders)
 
 
@@ -107,7 +107,7 @@ def _from_lines(text: str, shown: str, folders: Sequence[str]) -> dict[str, str]
             both = {(key, name.strip()) for key, name in pairs}
             found = _known(dict(both), folders)
             if found and len({key for key, _ in both}) < len(both):
-                raise DataError(f"{shown}: gives one folder two names; expected {FORMS}")
+                raise DataError(f"{shown}: gives a folder two names; expected {FORMS}")
             if found:
                 return found
     return _in_order([line.strip() for line in lines], shown, folders)
@@ -116,12 +116,12 @@ def _from_lines(text: str, shown: str, folders: Sequence[str]) -> dict[str, str]
 def _pair(line: str, separator: str | None) -> list[str]:
     if separator == "," and line.lstrip().startswith('"'):
         return next(csv.reader([line.strip()]))
-    # A folder "dog " is another than "dog", so the key keeps its spaces unless they separate.
+    # The folders "dog " and "dog" differ, so a key keeps its spaces unless they separate.
     return line.split(separator, 1)
 
 
 def _known(found: dict[str, str], folders: Sequence[str]) -> dict[str, str]:
-    """Those of the tree's folders; matched as they are, then without outer spaces and in NFC."""
+    """Names of the tree's folders, matched exactly, else without outer spaces and in NFC."""
     loose = {_loose(folder): name for folder, name in found.items()}
     named = {folder: found.get(folder, loose.get(_loose(folder))) for folder in folders}
     return {folder: name for folder, name in named.items() if name is not None}
@@ -134,7 +134,7 @@ def _loose(folder: str) -> str:
 def _in_order(names: list[str], shown: str, folders: Sequence[str]) -> dict[str, str]:
     if len(names) != len(folders):
         raise DataError(
-            f"{shown}: has {len(names):,} names, and there are {len(folders):,} class folders "
+            f"{shown}: has {len(names):,} names for {len(folders):,} class folders "
             f"({some(folders, 5)}); expected {FORMS}"
         )
     return dict(zip(folder_order(folders), names, strict=True))

@@ -1,4 +1,4 @@
-"""How many images the known data sets have, as published: facts to hold a folder against."""
+"""Published image counts of the known data sets, with which folders are compared."""
 
 import json
 import re
@@ -10,16 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    """One data set as its authors count it, and the spellings people's folders have."""
+    """One data set as its authors count it, and the usual spellings of its folders."""
 
-    title: str  # the folder's usual name
-    source: str  # whose counts these are
+    title: str  # the usual name of the folder
+    source: str  # where the counts are published
     spellings: tuple[str, ...]  # of the folder, as `plain` gives them
     class_names: tuple[str, ...]
-    rows: Mapping[str, tuple[int, ...]]  # by domain: each count that is right
+    rows: Mapping[str, tuple[int, ...]]  # by domain: every valid count
     counts: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by (domain, class)
     aliases: Mapping[str, str] = field(default_factory=dict)  # plain spelling -> domain
-    totals: tuple[int, ...] = ()  # of whole releases known by their total only
+    totals: tuple[int, ...] = ()  # of releases whose total alone is published
     urls: tuple[str, ...] = ()  # one zip, or one for each domain
     hub: str | None = None  # repository of the Hugging Face hub with the images as parquet
 
@@ -30,14 +30,14 @@ class Published:
 
 
 def plain(name: str) -> str:
-    """`name` in lower case with letters and digits only: "Real World" -> "realworld"."""
+    """`name` in lower case with only letters and digits: "Real World" -> "realworld"."""
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def _published(
     domains: tuple[str, ...] = (), counts: Mapping[str, list[int]] | None = None, **rest: Any
 ) -> Published:
-    """One entry of published.json; counts  {class: images in each of `domains`}."""
+    """An entry of published.json; counts  {class: images in each of `domains`}."""
     lists = ("spellings", "class_names", "totals", "urls")
     rest = {name: tuple(value) if name in lists else value for name, value in rest.items()}
     if counts is None:

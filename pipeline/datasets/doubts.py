@@ -1,4 +1,4 @@
-"""Where a guess about a folder of images is dangerous, and the word that states what is meant."""
+"""Detect where guessing about a folder of images is risky, and which options settle it."""
 
 import re
 import shlex
@@ -19,36 +19,37 @@ from pipeline.datasets.tree import ImageTree, as_tree, read_root
 from pipeline.errors import DataError, Doubtful, TooDeep, UnclearLayout
 from pipeline.terminal import printable
 
-COPIES_AT_ONCE = 20_000  # images whose copies are looked for before anything else is settled
+COPIES_AT_ONCE = 20_000  # up to so many images are searched for copies along with other doubts
 _SHOWN = 3  # names in a message
+_SEPARATE = "if its folders are data sets of their own, name one: {}"
 _WNID = re.compile(r"n\d{8}")
 _CODE = re.compile(r"(class|cls|label|category|id|c)?[\W_]*\d+", re.IGNORECASE)
 
 
 class Doubt(NamedTuple):
-    """One thing that is dangerous to guess, in words, and the options that state it."""
+    """One thing that is risky to guess, in words, and the options that settle it."""
 
     what: str
-    words: tuple[str, ...]  # ("--layout", "domain/class"); () where it is only said
+    words: tuple[str, ...]  # ("--layout", "domain/class"); () if it is only reported
 
 
 def renamed(tree: ImageTree, stated: Stated) -> ImageTree:
-    """The tree with the class names of the file that is stated, if one is."""
+    """The tree with the class names of the stated file, if any."""
     if stated.class_names in (None, FOLDER):
         return tree
     return with_names(tree, Path(str(stated.class_names)).expanduser())
 
 
 def doubts(tree: ImageTree, stated: Stated, known: Sequence[str] = ()) -> list[Doubt]:
-    """What is dangerous to guess in a tree, and not stated.
+    """What is risky to guess in a tree and not stated.
 
-    known  classes of a published data set, which are meant as they are
+    known  classes of a published data set, whose names are intended
     """
     accepted, by_file = stated.accept, stated.class_names
     codes = ("--accept", "codes") if by_file else ("--class-names", FOLDER)
-    checks = (  # whether it is asked, the words that answer it, what is found
+    checks = (  # whether to check, the options that settle it, what is found
         (
-            not stated.layout and tree.layout in LAYOUTS,  # a list or a table states its levels
+            not stated.layout and tree.layout in LAYOUTS,  # lists and tables state their levels
             ("--layout", tree.layout),
             _of_levels(tree, known),
         ),
@@ -60,13 +61,13 @@ def doubts(tree: ImageTree, stated: Stated, known: Sequence[str] = ()) -> list[D
 
 
 def copies(tree: ImageTree, digests: np.ndarray) -> list[Doubt]:
-    """Whether images of equal content are in several domains, splits or classes.
+    """Find images of equal content in several domains, splits or classes.
 
     digests  (N, DIGEST_BYTES) uint8, as image_digests gives them; empty and unreadable files do
              not count
 
-    Between domains and splits a copy brings what is tested on into training. Between classes it
-    does not, and images may have several labels: no word is asked for that.
+    Copies between domains or splits put test images into training. Copies between classes do
+    not, and images may have several labels: these need no option.
     """
     readable = np.flatnonzero(digests[:, :8].any(axis=1))
     keys = np.ascontiguousarray(digests[readable]).view(f"S{digests.shape[1]}").ravel()
@@ -76,11 +77,11 @@ def copies(tree: ImageTree, digests: np.ndarray) -> list[Doubt]:
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     found = []
     for level, values in (("domain", tree.domains), ("split", tree.split), ("class", tree.labels)):
-        told = None if values is None else _apart(tree, rows, starts, values)
-        if told:
+        apart = None if values is None else _apart(tree, rows, starts, values)
+        if apart:
             words = ("--accept", "duplicates") if level != "class" else ()
             found.append(
-                Doubt(f"{told[0]:,} images have a copy in another {level} {told[1]}", words)
+                Doubt(f"{apart[0]:,} images have a copy in another {level} {apart[1]}", words)
             )
     return found
 
@@ -88,9 +89,9 @@ def copies(tree: ImageTree, digests: np.ndarray) -> list[Doubt]:
 def _apart(
     tree: ImageTree, rows: np.ndarray, starts: np.ndarray, values: np.ndarray
 ) -> tuple[int, str] | None:
-    """How many images are of groups whose values differ, and the first two of them.
+    """The number of images in groups whose values differ, and the first two of them.
 
-    rows  (n,) rows by group, and starts  where each group begins;  values  (N,)
+    rows  (n,) rows sorted by group;  starts  where each group begins;  values  (N,)
     """
     ours = values[rows]
     apart = (
@@ -107,7 +108,7 @@ def _apart(
 
 
 def refuse(tree: ImageTree, found: Sequence[Doubt], stated: Stated, top: Folder) -> None:
-    """Raises Doubtful when there are doubts: what was understood, which, and what states it."""
+    """Raises Doubtful if there are doubts: how the tree was read, the doubts, what settles them."""
     found = [doubt for doubt in found if doubt.words]
     if not found:
         return
@@ -122,21 +123,21 @@ def refuse(tree: ImageTree, found: Sequence[Doubt], stated: Stated, top: Folder)
 
 
 def unclear(root: Path, top: Folder, stated: Stated, error: UnclearLayout) -> DataError:
-    """The error for a tree that fits no layout, with what there is to do about it."""
+    """The error for a tree that fits no layout, with what to do about it."""
     inner = _readable_folders(root, top) if isinstance(error, TooDeep) else []
-    if len(inner) < len(top.folders):  # then those that can be read may be domains of a whole
+    if len(inner) < len(top.folders):  # the readable ones may be domains of one data set
         ways = _other_layouts(root, top, stated, None)
     elif len(inner) == 1:
         ways = [f"name the folder {inner[0]} instead"]
     else:
-        ways = [f"if its folders are data sets of their own, name one: {some(inner, show=str)}"]
+        ways = [_SEPARATE.format(some(inner, show=str))]
     return UnclearLayout("; ".join([str(error), *ways]))
 
 
 def folder_above(tree: ImageTree) -> str | None:
-    """The folder above, as a word for a shell, where this is one domain or split of several.
+    """The parent folder, quoted for a shell, if this is one domain or split of several.
 
-    That is where folders beside it hold classes of these names, and the one above can be read.
+    That is, if folders beside it hold classes of the same names and the parent can be read.
     """
     root = tree.root.resolve()
     classes = set(map(fold, tree.class_names))
@@ -162,7 +163,7 @@ def folder_above(tree: ImageTree) -> str | None:
 
 
 def brief(tree: ImageTree) -> str:
-    """A tree in one phrase."""
+    """Describe a tree in one phrase."""
     counts = [
         f"{len(tree.paths):,} images",
         _many(len(tree.domain_names), "domain"),
@@ -177,10 +178,10 @@ def brief(tree: ImageTree) -> str:
 
 
 def fold(name: str) -> str:
-    """What names that differ in spelling only have alike.
+    """The common form of names that differ only in spelling.
 
-    That is without case, Unicode's several forms of a character, white space, "_", "-" and
-    characters that cannot be seen.
+    Case, Unicode's several forms of a character, white space, "_", "-" and invisible characters
+    are removed.
     """
     plain = unicodedata.normalize("NFKC", name).casefold()
     plain = unicodedata.normalize("NFKC", plain)  # casefold may undo it: U+0345
@@ -202,7 +203,7 @@ def _of_levels(tree: ImageTree, known: Sequence[str]) -> Iterator[str]:
     if len(classes) == 1 and classes[0] not in known:
         yield f"there is only one class, {some(classes)}"
     elif len(domains) > 1 and _share_nothing(tree):
-        yield "its domains have no class in common, as separate data sets would"
+        yield "its domains have no class in common, like separate data sets"
     if tree.split is not None and len(np.unique(tree.split)) == 1:
         yield f"all images are in the split {SPLITS[int(tree.split[0])]}"
 
@@ -233,40 +234,40 @@ def _of_spelling(tree: ImageTree) -> Iterator[str]:
         several = [group for group in alike.values() if len(group) > 1]
         if several:
             named = [_variants(tree, what, group) for group in several]
-            yield f"{what} folders differ in spelling only: " + some(named, show=str, between="; ")
+            yield f"{what} folders differ only in spelling: " + some(named, show=str, between="; ")
 
 
 def _variants(tree: ImageTree, what: str, group: Sequence[str]) -> str:
     forms = {unicodedata.normalize("NFC", name) for name in group}
     if len(forms) == 1:
         shown = " and ".join(ascii(name) for name in group)
-        told = f"{some(forms)} in {len(group)} Unicode forms ({shown})"
+        text = f"{some(forms)} in {len(group)} Unicode forms ({shown})"
     else:
-        told = " and ".join(repr(printable(name)) for name in group[:_SHOWN])
+        text = " and ".join(repr(printable(name)) for name in group[:_SHOWN])
     if what == "class":
         places = [
             set(tree.domains[tree.labels == tree.class_names.index(name)].tolist())
             for name in group
         ]
         if not set.intersection(*places):
-            told += " in different domains"
-    return told
+            text += " in different domains"
+    return text
 
 
 def _of_one_name(tree: ImageTree) -> Iterator[str]:
-    """Class folders to which a file gives one name, though they are not spellings of one."""
+    """Class folders that a file gives the same name although they are not spellings of it."""
     folders = defaultdict(list)
     for folder, name in tree.renamed.items():
         folders[name].append(folder)
     several = {n: group for n, group in folders.items() if len(set(map(fold, group))) > 1}
     if several:
         name, group = next(iter(several.items()))
-        more = f", and {len(several) - 1:,} more names likewise" if len(several) > 1 else ""
+        more = f", and so for {len(several) - 1:,} more names" if len(several) > 1 else ""
         yield f"the class folders {some(group)} are all named {printable(name)!r}{more}"
 
 
 def _share_nothing(tree: ImageTree) -> bool:
-    """Whether every class is in one domain alone, spellings aside."""
+    """Whether every class is in only one domain, ignoring spelling."""
     folded = {
         name: number for number, name in enumerate(dict.fromkeys(map(fold, tree.class_names)))
     }
@@ -280,12 +281,12 @@ def _words(found: Sequence[Doubt]) -> str:
 
 
 def _other_layouts(root: Path, top: Folder, stated: Stated, but: str | None) -> list[str]:
-    """In words, what the options of other layouts would make of the tree.
+    """In words, how the options of other layouts would read the tree.
 
-    Of those that give it two classes, and make no split a class or a domain among others. Without
-    splits they also have to leave out no image that `but`, the layout that is not another, takes.
+    Only layouts that give two classes or more and make no split a class or one of several domains.
+    Without splits they must not leave out images that the layout `but`, the present one, includes.
     """
-    told = []
+    ways = []
     least = 1 if but is None else len(as_tree(root, top, but).paths)
     for layout in LAYOUTS:
         if layout == but or stated.layout:
@@ -300,12 +301,12 @@ def _other_layouts(root: Path, top: Folder, stated: Stated, but: str | None) -> 
             continue
         more = doubts(tree, Stated(layout, stated.class_names, stated.accept))
         words = _words([Doubt("", ("--layout", layout)), *more])
-        told.append(f"{words} reads it as {brief(tree)} with the classes {some(tree.class_names)}")
-    return told
+        ways.append(f"{words} reads it as {brief(tree)} with the classes {some(tree.class_names)}")
+    return ways
 
 
 def _hides_splits(tree: ImageTree) -> bool:
-    """Whether folders that name splits would be classes, in classes, or domains among others."""
+    """Whether folders named as splits would be in classes, or one of several domains."""
     levels = tree.layout.count("/") + 1
     domains = [name for name in tree.domain_names if split_of(name) is not None]
     if domains and len(tree.domain_names) > 1:
@@ -315,18 +316,18 @@ def _hides_splits(tree: ImageTree) -> bool:
 
 
 def _other_folders(tree: ImageTree, top: Folder) -> list[str]:
-    """In words, the folder above of which this is one part, or those below that are data sets."""
+    """In words, the parent folder of which this is a part, or folders inside that are data sets."""
     above = folder_above(tree)
     if above:
         return [f"for the whole, name the folder {above} instead"]
     inner = _readable_folders(tree.root, top) if "domain" in tree.layout else []
     if len(inner) < 2:
         return []
-    return [f"if its folders are data sets of their own, name one: {some(inner, show=str)}"]
+    return [_SEPARATE.format(some(inner, show=str))]
 
 
 def _readable_folders(root: Path, top: Folder) -> list[str]:
-    """The folders in a root that would be extracted when they were named, as words for a shell."""
+    """The folders in a root that could be extracted by name, quoted for a shell."""
     return [
         shlex.quote(printable(root / name))
         for name, folder in top.folders.items()
@@ -342,7 +343,7 @@ def _would_do(root: Path, top: Folder) -> bool:
 
 
 def _these(noun: str, names: Sequence[str], one: str, several: str) -> str:
-    """the domain 'a' is one; the domains 'a', 'b' are several."""
+    """Join words: "the domain 'a' {one}" or "the domains 'a', 'b' {several}"."""
     if len(names) == 1:
         return f"the {noun} {some(names)} {one}"
     return f"the {noun}{'es' if noun == 'class' else 's'} {some(names)} {several}"

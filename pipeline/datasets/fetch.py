@@ -1,4 +1,4 @@
-"""Fetching a data set: downloaded, unpacked and counted."""
+"""Fetch a data set: download, unpack and count."""
 
 import logging
 import shlex
@@ -6,17 +6,10 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path, PurePosixPath
 
-from pipeline.datasets.counts import Published
-from pipeline.datasets.known import (
-    KNOWN,
-    compare_counts,
-    find_dataset,
-    known_dataset,
-    root_option,
-    scan,
-)
-from pipeline.datasets.sources import read_source
-from pipeline.datasets.tree import ImageTree
+from pipeline.datasets.counts import KNOWN, Published
+from pipeline.datasets.find import read_source
+from pipeline.datasets.known import compare_counts, find_dataset, known_dataset, root_option
+from pipeline.datasets.tree import ImageTree, scan
 from pipeline.errors import DataError
 from pipeline.transfer.download import download
 from pipeline.transfer.hub import HubError, hub_parquet
@@ -24,7 +17,7 @@ from pipeline.transfer.unpack import check_free, unpack
 
 LOG = logging.getLogger(__name__)
 
-_IMAGE = 1 << 20  # bytes of archive an image: some ten times what the known data sets' have
+_IMAGE = 1 << 20  # bytes of archive per image, about ten times what known data sets have
 
 
 def download_dataset(
@@ -35,9 +28,9 @@ def download_dataset(
 ) -> Path:
     """Download, unpack and count the known data set `name` in `root`; return its folder.
 
-    Does nothing when it is there with its published counts; of several archives those whose
-    folders are there are not fetched again. Raises DataError when it cannot be fetched, or when
-    its counts differ: each difference is said, and the files are kept.
+    Does nothing if it is there with its published counts; of several archives those whose folders
+    are there are not fetched again. Raises DataError when it cannot be fetched, or when its counts
+    differ: each difference is reported, and the files are kept.
     """
     key, root = known_dataset(name), Path(root)
     known = KNOWN[key]
@@ -45,7 +38,7 @@ def download_dataset(
     missing = _archives(known, root, (url,) if url else known.urls)
     found = _found(key, root)
     if found is not None and (found != folder or len(known.urls) < 2 or not missing):
-        say(f"{known.title} is there already, in {found}; nothing is downloaded")
+        say(f"{known.title} is already in {found}; nothing is downloaded")
     else:
         for address, archive, place in missing:
             check_free(place)
@@ -55,7 +48,7 @@ def download_dataset(
         found = _found(key, root)
         if found is None:
             raise DataError(
-                f"{missing[-1][1]} does not contain {known.title}: there are no folders "
+                f"{missing[-1][1]} does not contain {known.title}: no folders "
                 f"{', '.join(known.domain_names)} in {folder}; the files are kept"
             )
     zips = f"the zips in {root}" if len(known.urls) > 1 else root / f"{known.title}.zip"
@@ -140,9 +133,9 @@ def _fetch_archive(
         try:
             download(url, archive, say, most=most)
         except DataError as error:
-            hub = "; --hub takes the Hugging Face hub's copy" if KNOWN[key].hub else ""
-            raise DataError(f"{error}; --url takes another address{hub}") from error
+            hub = ", or take the Hugging Face hub's copy with --hub" if KNOWN[key].hub else ""
+            raise DataError(f"{error}; pass another address with --url{hub}") from error
     elif not archive.exists():
         raise DataError(
-            f"no address is known for {archive.name}; give one with --url, or put it at {archive}"
+            f"no address is known for {archive.name}; pass one with --url, or put it at {archive}"
         )

@@ -1,4 +1,4 @@
-"""Folders on disk: one walker and one list of extensions, for extract and for predict."""
+"""Walk folders of images; one list of file extensions for extract and predict."""
 
 import os
 from collections import Counter
@@ -10,20 +10,20 @@ from typing import Never
 from pipeline.errors import DataError
 from pipeline.terminal import printable
 
-# torchvision.datasets.folder.IMG_EXTENSIONS, so that the rows are the ones ImageFolder finds; then
-# the other names of what pipeline/encoder/pixels.py decodes.
+# torchvision.datasets.folder.IMG_EXTENSIONS, so that the rows are those of ImageFolder; then other
+# names of formats that pipeline/encoder/pixels.py decodes.
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
     *(".jfif", ".jpe", ".gif", ".avif", ".jp2", ".j2k", ".jpx", ".pbm", ".pnm", ".apng"),
 )
-# Images as people have them that Pillow does not decode (or not with what requirements.txt has).
+# Common image formats that Pillow does not decode, at least with requirements.txt alone.
 NEEDS_CONVERTER = {
     ".heic": "HEIC", ".heif": "HEIF", ".jxl": "JPEG XL", ".tga": "TGA", ".svg": "SVG",
     ".psd": "PSD",
     ".dng": "DNG", ".cr2": "CR2", ".cr3": "CR3", ".nef": "NEF", ".arw": "ARW", ".raf": "RAF",
 }  # fmt: skip
-DEEPEST = 100  # folders in folders; Python's own recursion ends at 1,000
-MOST_VISITS = 300  # of one folder, by links; folders that link to each other have k! ways
+DEEPEST = 100  # nested folders; Python's own recursion limit is 1,000
+MOST_VISITS = 300  # of one folder, by links; k folders that link to each other have k! paths
 
 _JUNK = {
     "@eadir": "thumbnails of a NAS",
@@ -42,7 +42,7 @@ _JUNK = {
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder holds, from here downwards; names are sorted."""
+    """The content of a folder and all folders in it; names are sorted."""
 
     images: list[str] = field(default_factory=list)
     folders: dict[str, "Folder"] = field(default_factory=dict)  # with an image somewhere below
@@ -55,18 +55,18 @@ def refuse(path: str, why: str) -> Never:
 
 
 def read_folder(path: str, cannot: Callable[[str, str], None] = refuse) -> Folder:
-    """Everything below `path`; links are followed, and one back to a folder above is not.
+    """Everything below `path`; links are followed, except back to a folder above.
 
-    A link that leads nowhere is an image like another if it is named like one. Left out: hidden
+    A dead link counts as an image if it is named like one. Left out: hidden
     names and those of _JUNK, files that are not images, pipes and devices, folders without images.
 
-    cannot  is called with the path of a folder that cannot be listed, and why; it counts as empty
+    cannot  is called with the path of an unlistable folder, which counts as empty, and the reason
     """
     return _read(path, "", (), Counter(), cannot)
 
 
 def images_below(folder: Folder, prefix: str) -> list[str]:
-    """Every image from `folder` downwards, as sorted(os.walk()) has them; paths with "/"."""
+    """Every image below `folder` in the order of sorted(os.walk()); paths with "/"."""
     walk, todo = [], [(prefix, folder)]
     while todo:
         path, inner = todo.pop()
@@ -77,12 +77,12 @@ def images_below(folder: Folder, prefix: str) -> list[str]:
 
 
 def count_images(folder: Folder) -> int:
-    """How many images there are from `folder` downwards."""
+    """The number of images below `folder`."""
     return len(folder.images) + sum(map(count_images, folder.folders.values()))
 
 
 def folders_in(path: Path) -> list[Path]:
-    """The folders in `path`, sorted, without hidden ones; [] when it cannot be listed."""
+    """The folders in `path`, sorted, without hidden ones; [] if it cannot be listed."""
     try:
         with os.scandir(path) as entries:
             names = [e.name for e in entries if e.name[0] not in "._" and e.is_dir()]
@@ -92,7 +92,7 @@ def folders_in(path: Path) -> list[Path]:
 
 
 def kind_of(left_out: str) -> str:
-    """In words, what a path of Folder.left_out is: "thumbnails of a NAS", "HEIC images", ..."""
+    """The kind of a path of Folder.left_out in words: "thumbnails of a NAS", "HEIC images", ..."""
     name = PurePosixPath(left_out).name.lower()
     if name in _JUNK:
         return _JUNK[name]
@@ -107,7 +107,7 @@ def kind_of(left_out: str) -> str:
 
 
 def converter(path: str) -> str | None:
-    """For an image that Pillow cannot decode: what to do; else None."""
+    """What to do about an image that Pillow cannot decode; None for other files."""
     name = PurePosixPath(path)
     kind = NEEDS_CONVERTER.get(name.suffix.lower())
     if path.endswith("/") or name.name.startswith("."):
@@ -130,11 +130,11 @@ def _read(
         cannot(path, error.strerror or str(error))
         return Folder()
     here = (status.st_dev, status.st_ino)
-    if here in above:  # a link back to a folder above: the same images without end
+    if here in above:  # a link back to a folder above would repeat the same images forever
         return Folder()
     visits[here] += 1
     if visits[here] > MOST_VISITS:
-        if visits[here] == MOST_VISITS + 1:  # once is enough
+        if visits[here] == MOST_VISITS + 1:  # report it once
             cannot(path, "links lead to it in circles")
         return Folder()
     if len(above) >= DEEPEST:
@@ -153,9 +153,9 @@ def _read(
                 folders[name] = folder
                 left_out += folder.left_out
             else:
-                # What needs a converter was meant as an image, also where a folder has no other.
+                # Files that need a converter are reported even if a folder has nothing else.
                 left_out += [p for p in folder.left_out if converter(p)] or [f"{relative}{name}/"]
-        # A pipe or a device named like an image would block its reader; a dead link does not.
+        # A pipe or device named like an image would block its reader; a dead link does not.
         elif name.lower().endswith(IMAGE_EXTENSIONS) and (
             _holds(entry.is_file) or not os.path.exists(entry.path)
         ):
@@ -168,5 +168,5 @@ def _read(
 def _holds(question: Callable[[], bool]) -> bool:
     try:
         return question()
-    except OSError:  # a link to itself
+    except OSError:  # as for a link to itself
         return False

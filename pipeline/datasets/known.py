@@ -1,4 +1,4 @@
-"""Data sets: a folder of images as rows; where known ones lie, and whether they are whole."""
+"""Known data sets: finding their folders, and comparing them with the published counts."""
 
 import difflib
 import shlex
@@ -9,48 +9,37 @@ import numpy as np
 
 from pipeline.datasets.counts import DOWNLOADS, KNOWN, Published, plain
 from pipeline.datasets.image_files import folders_in
-from pipeline.datasets.tree import ImageTree, image_digests, scan
+from pipeline.datasets.tree import ImageTree
 from pipeline.errors import DataError
 from pipeline.places import DATA
 from pipeline.terminal import printable
 
-__all__ = [
-    "KNOWN",
-    "DataError",
-    "ImageTree",
-    "compare_counts",
-    "find_dataset",
-    "image_digests",
-    "known_dataset",
-    "scan",
-]
-
-_INNER = ("kfold", "images")  # folders that copies of PACS have above their domains
-_ENOUGH = 2  # domain folders that make a data set: no two known sets share more than one
+_INNER = ("kfold", "images")  # folders above the domains in copies of PACS
+_ENOUGH = 2  # domain folders that identify a data set: no two known ones share more than one
 
 
 def known_dataset(name: str) -> str:
-    """The key in KNOWN of a data set under any usual spelling: "Office-Home" -> "office_home".
+    """The key in KNOWN of a data set in any usual spelling: "Office-Home" -> "office_home".
 
     Raises DataError with the nearest name.
     """
     for key, known in KNOWN.items():
         if plain(name) in (plain(key), *known.spellings):
             return key
-    there = ("demo", *KNOWN)  # the built-in one has no published counts
+    there = ("demo", *KNOWN)
     near = difflib.get_close_matches(plain(name), [plain(key) for key in there], n=1)
     hint = "".join(f" Did you mean {key}?" for key in there if plain(key) in near)
     raise DataError(
-        f"data set {name!r} is not known; there are {', '.join(there)}, or name a folder.{hint}"
+        f"unknown data set {name!r}; choose from {', '.join(there)}, or name a folder.{hint}"
     )
 
 
 def find_dataset(name: str, root: Path) -> Path:
-    """The folder with the domains of the known data set `name`: `root` itself or inside it.
+    """The folder with the domains of the known data set `name`: `root` itself or one inside it.
 
-    In `root` it may have any usual spelling, and up to two more folders may lie above the domains.
-    Two domain folders are enough (compare_counts tells what is missing); of several places at one
-    depth, the one with most domains is taken. Raises DataError that names each place looked at.
+    In `root` it may have any usual spelling, and the domains may be up to two folders deeper.
+    Two domain folders suffice (compare_counts reports missing ones); of several places at the same
+    depth, the one with most domains is used. Raises DataError naming each place searched.
     """
     key = known_dataset(name)
     known, root = KNOWN[key], Path(root)
@@ -68,28 +57,28 @@ def find_dataset(name: str, root: Path) -> Path:
             return best
         looked += level
         level = [f for p in level for f in folders_in(p) if p != root or f.name.lower() in _INNER]
-    places = [f"{printable(p)}{'' if p.is_dir() else ' (not there)'}" for p in looked[:8] + usual]
-    places += [f"{len(looked) - 8} folders more"] if len(looked) > 8 else []
+    places = [f"{printable(p)}{'' if p.is_dir() else ' (missing)'}" for p in looked[:8] + usual]
+    places += [f"{len(looked) - 8} more folders"] if len(looked) > 8 else []
     get = f"put it at {root / known.title}"
     if key in DOWNLOADS:
         get = f"run ./run.sh download {key}{root_option(root)}"
     raise DataError(
         f"data set {key} was not found: looked for its domain folders "
         f"{', '.join(known.domain_names)} in {', '.join(places)}; "
-        f"{get}, or say with --root where it is"
+        f"{get}, or pass its folder with --root"
     )
 
 
 def root_option(root: Path) -> str:
-    """What names this root on a command line: "" where it is looked at unasked, or " --root X"."""
+    """The option that names this root on a command line: " --root X", or "" for the default."""
     return "" if root.resolve() == DATA else f" --root {shlex.quote(str(root))}"
 
 
 def compare_counts(tree: ImageTree, dataset: str) -> list[str]:
-    """One line for each way in which `tree` differs from the published data set; [] for none.
+    """One line for each difference between `tree` and the published data set; [] for none.
 
-    Domain and class folders are matched under any usual spelling ("Real World", "Real_World").
-    Raises DataError for a data set that is not known.
+    Domain and class folders are matched in any usual spelling ("Real World", "Real_World").
+    Raises DataError for an unknown data set.
     """
     known = KNOWN[known_dataset(dataset)]
     found = np.zeros((len(tree.domain_names), len(tree.class_names)), np.int64)
@@ -130,19 +119,19 @@ def _domain_table(known: Published) -> dict[str, str]:
 def _match(
     names: Sequence[str], images: np.ndarray, table: Mapping[str, str], what: str
 ) -> tuple[dict[str, list[int]], list[str]]:
-    """Published name -> indices of the folders with that name; and lines for what is odd."""
+    """Published name -> indices of the folders with that name; and lines about the others."""
     indices: dict[str, list[int]] = {}
     lines = []
     for index, name in enumerate(names):
         published = table.get(plain(name))
         if published is None:
-            lines.append(f"{name}: this is not a {what} ({images[index]:,} images)")
+            lines.append(f"{name}: not a {what} ({images[index]:,} images)")
         else:
             indices.setdefault(published, []).append(index)
     for published, several in indices.items():
         if len(several) > 1:
             folders = ", ".join(names[i] for i in several)
-            lines.append(f"{published}: it has {len(several)} folders, {folders}")
+            lines.append(f"{published}: has {len(several)} folders, {folders}")
     return indices, lines
 
 

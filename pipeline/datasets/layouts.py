@@ -1,4 +1,4 @@
-"""What the levels of a folder of images mean: domains, splits, classes; stated, or guessed."""
+"""What the levels of an image folder mean, stated or guessed: domains, splits, classes."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ EXPECTED = (
     "expected FOLDER/domain/class/image, or FOLDER/class/image for one domain; either may have "
     "train, val and test folders above or below its domains"
 )
-# Of ImageFolder's and TensorFlow's trees, Dassl's VLCS ("crossval"), Kaggle's ("training_set").
+# In trees of ImageFolder and TensorFlow, Dassl's VLCS ("crossval"), Kaggle ("training_set").
 _PACKED = (".zip", ".csv", ".tsv", ".json")
 _SPLIT_NAMES = {
     "train": ("train", "training", "trn"),
@@ -26,28 +26,28 @@ _BESIDE = re.compile(r"(set|data|split|images?|imgs?)$")
 
 
 class Group(NamedTuple):
-    """The images of one class folder; as a tuple it sorts as the rows do."""
+    """The images of one class folder; as a tuple it sorts like the rows."""
 
-    domain: str  # "" where no level is the domain
-    split: int  # position in SPLITS; 0 where no level is the split
+    domain: str  # "" if no level is the domain
+    split: int  # position in SPLITS; 0 if no level is the split
     class_folder: str
     paths: list[str]  # relative to the root
 
 
 def split_of(name: str) -> int | None:
-    """Which of SPLITS a folder's name means: "Train", "test_set", "val2017", "crossval"; or None.
+    """The position in SPLITS that a folder's name means ("Train", "test_set", "val2017"), or None.
 
-    Case, digits, separators and a last word "set", "data" or "images" do not count.
+    Case, digits, separators and a final "set", "data" or "images" are ignored.
     """
     word = re.sub(r"[\W_\d]+", "", unicodedata.normalize("NFKC", name).casefold())
     return _SPLIT_OF.get(word, _SPLIT_OF.get(_BESIDE.sub("", word)))
 
 
 def read_as(top: Folder, layout: str) -> tuple[list[Group], list[str]]:
-    """The class folders of a tree by a layout, and what of the tree has no place in it.
+    """The class folders of a tree in a layout, and what does not fit it.
 
     returns  the groups, sorted; paths of images above the class folders, and of folders (with "/")
-             that name no split where the layout has one
+             that should name a split but do not
     """
     left_out: list[str] = []
 
@@ -70,10 +70,10 @@ def read_as(top: Folder, layout: str) -> tuple[list[Group], list[str]]:
 
 
 def guess(root: object, top: Folder) -> str:
-    """The layout of a tree; no image of it would be in doubt.
+    """Guess the layout of a tree from its shape; it fits every image.
 
-    Folders that all name splits are splits. Raises DataError for a tree without class folders,
-    UnclearLayout for images at several depths and for more levels than those of LAYOUTS.
+    If all folders of a level name splits, it is the split. Raises DataError without class folders,
+    UnclearLayout for images at several depths and for more levels than LAYOUTS have.
     """
     if not top.folders:
         what = f"its {len(top.images):,} images lie directly in it" if top.images else "no image"
@@ -92,7 +92,7 @@ def guess(root: object, top: Folder) -> str:
     by_second = [split_of(path.split("/", 1)[1]) is not None for path, _ in second]
     if any(f.images for _, f in second):
         for (path, f), named in zip(second, by_second, strict=True):
-            if named and not f.images:  # of a domain that has splits, beside some that have not
+            if named and not f.images:  # one domain has splits, another has not
                 flat, one = next((p, f) for p, f in second if f.images)
                 raise _two_depths(root, _first(one, flat, True), _first(f, path))
         return "split/class" if all(by_first) else "domain/class"
@@ -108,7 +108,7 @@ def guess(root: object, top: Folder) -> str:
 
 
 def no_images(root: object, left_out: list[str]) -> str:
-    """Of a folder without images, what it has instead."""
+    """The error for a folder without images: what it has instead."""
     needy = [path for path in left_out if converter(path)]
     if not needy:
         packed = next((path for path in left_out if path.lower().endswith(_PACKED)), None)
@@ -128,7 +128,7 @@ def _two_depths(root: object, one: str, other: str) -> UnclearLayout:
 
 
 def _shape(folder: Folder) -> str:
-    """Whether the folders in `folder` are "classes", are "deeper" above them, or "mixed"."""
+    """Whether the folders in `folder` are "classes", "deeper" (above classes) or "mixed"."""
     inner = folder.folders.values()
     flat = any(not f.folders for f in inner)
     hollow = any(not f.images for f in inner)

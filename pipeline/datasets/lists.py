@@ -1,4 +1,4 @@
-"""List files, CSV and Dassl's split files: rows of path, label and perhaps domain and split."""
+"""Read list files, CSV and Dassl's split files: path, label and perhaps domain and split."""
 
 import csv
 import json
@@ -12,8 +12,7 @@ from cache.table import SPLITS
 from pipeline.datasets.class_names import some
 from pipeline.datasets.image_files import IMAGE_EXTENSIONS, folders_in
 from pipeline.datasets.layouts import split_of
-from pipeline.datasets.rows import MOST_ROWS, Row, as_tree
-from pipeline.datasets.tree import ImageTree
+from pipeline.datasets.tree import MOST_ROWS, ImageTree, Row, listed_tree
 from pipeline.errors import DataError
 from pipeline.terminal import printable
 
@@ -22,7 +21,7 @@ EXPECTED = (
     "expected a header of path and label, and perhaps domain and split; lines of 'path label'; or "
     "Dassl's JSON of train, val and test"
 )
-_COLUMNS = {  # what a header may call them, in lower case without signs
+_COLUMNS = {  # their names in headers, in lower case without punctuation
     "path": ("path image filename file filepath imagepath imagefile img impath imgpath fname name "
              "imagename imageid"),
     "label": "label class classname category target labelname species cls y classid labelid",
@@ -30,18 +29,18 @@ _COLUMNS = {  # what a header may call them, in lower case without signs
     "split": "split partition subset fold set",
 }  # fmt: skip
 _MOST_BYTES = 1 << 31
-_TRIED = 50  # rows whose files are looked for in each folder
+_TRIED = 50  # rows whose files are searched for in each folder
 
 
 def read_list(file: Path, say: Callable[[str], None], layout: str | None = None) -> ImageTree:
-    """The images that a file of one of SUFFIXES lists; paths are relative to it, or to a folder
+    """The images listed in a file of one of SUFFIXES; paths are relative to it, or to a folder
     beside it.
 
-    layout  "domain/class": where the list has no domains, a path's first folder is its domain
+    layout  "domain/class": if the list has no domains, a path's first folder is its domain
 
-    Labels may be words; numbers are given the name of the images' folder where each number has one
-    of its own. Raises DataError for another kind of file, for rows that cannot be read, and where
-    the listed files are not there.
+    Labels may be words; numbers get the name of the images' folder if each number has one
+    of its own. Raises DataError for another kind of file, for rows that cannot be read, and if
+    the listed files are missing.
     """
     shown = printable(file)
     if file.stat().st_size > _MOST_BYTES:
@@ -73,7 +72,7 @@ def read_list(file: Path, say: Callable[[str], None], layout: str | None = None)
             names = sorted(set(labels), key=int)
     base = _base(file, paths)
     say(f"{shown}: {len(paths):,} images, below {printable(base)}")
-    return as_tree(
+    return listed_tree(
         file,
         [
             Row(domain, split, label, path, os.path.join(base, path))
@@ -97,8 +96,7 @@ def _of_text(text: str, shown: str) -> Found:
     if columns is None:
         if len(rows[0]) > 2:
             raise DataError(
-                f"{shown}: its lines have {len(rows[0])} parts and no header says which is what; "
-                f"{EXPECTED}"
+                f"{shown}: its lines have {len(rows[0])} parts and no header names them; {EXPECTED}"
             )
         columns, body = {"path": 0, "label": 1}, rows
     else:
@@ -107,7 +105,7 @@ def _of_text(text: str, shown: str) -> Found:
     for number, row in enumerate(body, 1 + (body is not rows)):
         if len(row) != len(rows[0]):
             raise DataError(
-                f"{shown}: line {number} has {len(row)} parts, the first {len(rows[0])}"
+                f"{shown}: line {number} has {len(row)} parts, the first has {len(rows[0])}"
             )
         part = {name: row[at].strip() for name, at in columns.items()}
         if not (part["path"] and part.get("label")):
@@ -118,12 +116,12 @@ def _of_text(text: str, shown: str) -> Found:
 
 
 def _split(line: str) -> list[str]:
-    """Path and label of a line without commas: a label is its last word, paths may have spaces."""
+    """Split a line without commas: the label is its last word, as paths may have spaces."""
     return line.strip().rsplit(None, 1)
 
 
 def _header(row: Sequence[str]) -> dict[str, int] | None:
-    """{path, label, domain, split: column} of a first line that names them; None for data."""
+    """{path, label, domain, split: column} of a header; None if the first line holds data."""
     found: dict[str, int] = {}
     for at, cell in enumerate(row):
         bare = re.sub(r"[\W_]+", "", cell.casefold())
@@ -142,7 +140,7 @@ def _split_of(word: str, shown: str, line: int) -> int | None:
     found = SPLITS.index(word) if word in SPLITS else split_of(word)
     if found is None:
         raise DataError(
-            f"{shown}: line {line} has the split {word!a}; there are {', '.join(SPLITS)}"
+            f"{shown}: line {line} has the split {word!a}; must be one of {', '.join(SPLITS)}"
         )
     return found
 
@@ -179,13 +177,13 @@ def _items(values: Any) -> Iterator[tuple[str, int, str] | None]:
 
 
 def _clean(path: str, shown: str) -> str:
-    """A path with "/" as folders have them; DataError for one that leads out of its folder."""
+    """A relative path with "/"; DataError for one that leaves its folder."""
     clean = path.replace("\\", "/").removeprefix("./")
     parts = clean.split("/")
     if clean.startswith("/") or ":" in parts[0] or any(part in ("", "..", ".") for part in parts):
         raise DataError(
             f"{shown}: {printable(path)}: paths are relative to the list or a folder beside it, "
-            "and do not leave it"
+            "and must not leave it"
         )
     if "\0" in clean:
         raise DataError(f"{shown}: a path with a zero byte")
@@ -193,7 +191,7 @@ def _clean(path: str, shown: str) -> str:
 
 
 def _names_of_folders(paths: Sequence[str], labels: Sequence[str]) -> dict[str, str] | None:
-    """{number: folder} where every number is one folder's and every folder one number's."""
+    """{number: folder} if numbers and folders correspond one to one, else None."""
     pairs = {
         (label, PurePosixPath(path).parent.name) for path, label in zip(paths, labels, strict=True)
     }
@@ -203,7 +201,7 @@ def _names_of_folders(paths: Sequence[str], labels: Sequence[str]) -> dict[str, 
 
 
 def _base(file: Path, paths: Sequence[str]) -> Path:
-    """The folder that the paths are relative to: the list's, one in it, or the one above."""
+    """The folder that the paths are relative to: the list's, one in it, or its parent."""
     tried = paths[:: max(1, len(paths) // _TRIED)]
 
     def there(base: Path) -> int:

@@ -1,4 +1,4 @@
-"""What a user can state about a folder of images beyond its name. Imports nothing heavy."""
+"""What a user can state about an image folder beyond its name. Imports nothing heavy."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ from pipeline.errors import ConfigError
 
 LAYOUTS = ("domain/class", "class", "split/class", "domain/split/class", "split/domain/class")
 ACCEPT = ("codes", "spelling", "same-name", "duplicates")
-FOLDER = "folder"  # --class-names' word for: the names of the folders, as they are
+FOLDER = "folder"  # of --class-names: the names of the folders, unchanged
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What the user states about the folder, beyond its name.
+    """What the user states about the folder beyond its name.
 
     layout  one of LAYOUTS;  class_names  a file, or FOLDER;  accept  some of ACCEPT
     """
@@ -23,7 +23,7 @@ class Stated:
     def __post_init__(self) -> None:
         """Raises ConfigError for unknown words."""
         if self.layout is not None and self.layout not in LAYOUTS:
-            raise ConfigError(f"--layout {self.layout}: there are {', '.join(LAYOUTS)}")
+            raise ConfigError(f"--layout {self.layout}: choose from {', '.join(LAYOUTS)}")
         for word in self.accept:
             if word not in ACCEPT:
-                raise ConfigError(f"--accept {word}: there are {', '.join(ACCEPT)}")
+                raise ConfigError(f"--accept {word}: choose from {', '.join(ACCEPT)}")

@@ -1,4 +1,4 @@
-"""What extract understood of a folder of images, in a few lines for people, or as JSON."""
+"""Describe how an image folder was read, in a few lines or as JSON."""
 
 import re
 import shlex
@@ -17,66 +17,66 @@ from pipeline.terminal import printable
 
 # Caltech-101's BACKGROUND_Google, Caltech-256's 257.clutter.
 _CLUTTER = re.compile(r"(\d+[._ ])?(background(_google)?|clutter)", re.IGNORECASE)
-_SHOWN = 8  # domains, classes and kinds named one by one; the rest is a count
+_SHOWN = 8  # domains, classes and kinds listed one by one; the rest is a count
 
 
 def lines(tree: ImageTree, templates: Sequence[str], accepted: Sequence[Doubt] = ()) -> list[str]:
-    """At most a dozen lines, whatever the number of domains and classes.
+    """At most a dozen lines, for any number of domains and classes.
 
-    accepted  what was dangerous to guess and has been stated
+    accepted  doubts that the user's statements settle
     """
     facts = as_json(tree)
-    told = [f"{printable(tree.root)}: read as {brief(tree)}"]
+    report = [f"{printable(tree.root)}: read as {brief(tree)}"]
     domains = [
         f"{printable(name)!r} {one['images']:,} of {one['classes']:,} "
         f"{'class' if one['classes'] == 1 else 'classes'}" + _of_splits(one.get("split"))
         for name, one in facts["domains"].items()
     ]
-    told.append(f"images by domain: {_some(domains, 'domain', 'domains', facts['domains'])}")
+    report.append(f"images by domain: {_some(domains, 'domain', 'domains', facts['domains'])}")
     classes = [f"{printable(name)!r} {one['images']:,}" for name, one in facts["classes"].items()]
-    told.append(f"images by class: {_some(classes, 'class', 'classes', facts['classes'])}")
+    report.append(f"images by class: {_some(classes, 'class', 'classes', facts['classes'])}")
     if tree.renamed:
         pairs = [f"{f} = {n}" for f, n in tree.renamed.items() if f != n]
-        told.append(f"{len(pairs):,} class folders were given names: {some(pairs)}")
-    told += _something_else(tree)
+        report.append(f"{len(pairs):,} class folders were given names: {some(pairs)}")
+    report += _something_else(tree)
     if tree.split is not None:
         trained = np.unique(tree.labels[tree.split == 0])
         lost = [name for c, name in enumerate(tree.class_names) if c not in trained]
         if lost:
-            told.append(f"classes without an image in train: {some(lost)}")
+            report.append(f"classes without an image in train: {some(lost)}")
     if templates:
         first = templates[0].replace("{}", printable(tree.class_names[0]))
         more = "" if len(templates) == 1 else f", the first of {len(templates):,} for each class"
-        told.append(f'prompt: "{first}"{more}')
-    told += [f"accepted: {doubt.what}" for doubt in accepted]
+        report.append(f'prompt: "{first}"{more}')
+    report += [f"accepted: {doubt.what}" for doubt in accepted]
     if tree.ignored:
-        told.append(f"left out: {_left_out(tree.ignored)}")
+        report.append(f"left out: {_left_out(tree.ignored)}")
     above = folder_above(tree)
     if above:
-        told.append(f"folders beside it hold the same classes; for all of them name {above}")
-    return told
+        report.append(f"folders beside it have the same classes; to use all of them, name {above}")
+    return report
 
 
 def _something_else(tree: ImageTree) -> list[str]:
-    """What is plainly not what its level makes of it."""
-    told = []
+    """Lines about classes and domains that are probably something else."""
+    report = []
     clutter = [name for name in tree.class_names if _CLUTTER.fullmatch(name)]
     if clutter:
-        told.append(
-            f"the class {printable(clutter[0])!r} holds images of no class, to judge by its name; "
-            "move it out of the folder unless it is to be answered"
+        report.append(
+            f"the class {printable(clutter[0])!r} seems to hold images without a class; "
+            "move it out of the folder unless it should be predicted"
         )
     if "domain" in tree.layout and len(tree.domain_names) == 1 and tree.places is None:
         only = tree.domain_names[0]
-        told.append(
-            f"all classes lie in the one folder {printable(only)!r}, which is taken as a domain; "
+        report.append(
+            f"all classes are in the one folder {printable(only)!r}, which is read as a domain; "
             f"if it is the data set itself, name {shlex.quote(printable(tree.root / only))}"
         )
-    return told
+    return report
 
 
 def as_json(tree: ImageTree) -> dict[str, Any]:
-    """The same as one JSON-able object, everything in it."""
+    """The same as one JSON-able object, with everything in it."""
     counts = np.zeros((len(tree.domain_names), len(tree.class_names)), np.int64)
     np.add.at(counts, (tree.domains, tree.labels), 1)
     found: dict[str, Any] = {
@@ -121,13 +121,13 @@ def _left_out(paths: Sequence[str]) -> str:
     kinds: dict[str, list[str]] = {}
     for path in paths:
         kinds.setdefault(kind_of(path), []).append(path)
-    # What was meant as images first: whoever misses some finds them there.
+    # Unsupported images come first, for users who miss some.
     ordered = sorted(kinds.items(), key=lambda kind: not converter(kind[1][0]))
-    told = []
+    report = []
     for kind, some_of in ordered[:_SHOWN]:
         needs = converter(some_of[0])
-        told.append(
+        report.append(
             f"{len(some_of):,} {kind} ({some(some_of, 2)})" + (f": {needs}" if needs else "")
         )
     rest = sum(len(some_of) for _, some_of in ordered[_SHOWN:])
-    return ", ".join(told) + (f" and {rest:,} more" if rest else "")
+    return ", ".join(report) + (f" and {rest:,} more" if rest else "")

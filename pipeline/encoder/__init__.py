@@ -1,1 +1,1 @@
-"""Frozen CLIP: weights and images as data, features out. The only importer of clip."""
+"""Frozen CLIP: weights and images are read as data and give features. The only importer of clip."""

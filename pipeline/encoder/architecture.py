@@ -1,4 +1,4 @@
-"""The sizes of a CLIP as JSON, and the name they have among OpenAI's."""
+"""The sizes of a CLIP as JSON, and the name of OpenAI's model with these sizes."""
 
 import torch
 
@@ -22,11 +22,11 @@ _RESNET = {
 def describe(module: torch.nn.Module) -> dict:
     """{"name", "width", "resolution", "image": {...}, "text": {...}} of a clip.model.CLIP.
 
-    The name is OpenAI's for a model of those sizes, whatever its weights; others get one made of
-    their sizes. It does not depend on what a file is called, so that it may be part of an identity.
+    The name is that of OpenAI's model of these sizes, whatever the weights; others get one made of
+    their sizes. It does not depend on the file's name, so that it can be part of an identity.
     Attention heads that are not 64 wide ("heads" of "image" and "text"), an MLP that is not 4 times
-    as wide as its tower ("mlp") and an activation other than QuickGELU ("activation") stand there
-    only where there are such, and in a made name.
+    as wide as its tower ("mlp") and an activation other than QuickGELU ("activation") are included,
+    also in the name, only if they differ.
     """
     described, heads = _sizes(module), _heads(module)
     for part in ("image", "text"):
@@ -46,7 +46,7 @@ def describe(module: torch.nn.Module) -> dict:
 
 
 def _heads(module: torch.nn.Module) -> dict[str, int | None]:
-    """Of "image" and "text"; None where they are OpenAI's, 64 wide."""
+    """Heads of "image" and "text"; None if 64 wide, as OpenAI's are."""
     visual = module.visual
     text = module.transformer.resblocks[0].attn
     if hasattr(visual, "transformer"):

@@ -1,4 +1,4 @@
-"""A process that decodes images for another: jobs on stdin, pixels on stdout."""
+"""The protocol of a process that decodes images for another: jobs on stdin, pixels on stdout."""
 
 import json
 import os
@@ -12,17 +12,17 @@ import numpy as np
 
 from pipeline.encoder.pixels import Limits, UnreadableImage, decode
 
-# One message an image: what it is, and the bytes that follow. No pickle: a decoder that a hostile
-# file has taken over can answer with wrong pixels only.
+# One message per image: its kind, and the length of the bytes that follow. No pickle: a decoder
+# taken over by a hostile file can only answer with wrong pixels.
 HEAD = struct.Struct("<BI")
 READY, UPRIGHT, TURNED, BAD = range(4)
 
 
 class Decoded(NamedTuple):
-    """One image.
+    """One decoded image.
 
     pixels  (n, n, 3) uint8; None where the image is unreadable
-    turned  whether it carries an EXIF orientation other than upright
+    turned  whether its EXIF orientation is other than upright
     reason  why it is unreadable, on one line
     """
 
@@ -32,7 +32,7 @@ class Decoded(NamedTuple):
 
 
 def read_image(file: str | Path, resolution: int, limits: Limits) -> Decoded:
-    """pipeline.encoder.pixels.decode of one file; a bad image is a reason, never an exception."""
+    """pixels.decode of one file; an unreadable image gives a reason, never an exception."""
     try:
         return Decoded(*decode(Path(file), resolution, limits))
     except UnreadableImage as error:
@@ -40,8 +40,8 @@ def read_image(file: str | Path, resolution: int, limits: Limits) -> Decoded:
 
 
 def serve() -> None:
-    """Answer the jobs on stdin until it ends, which it does with the process that asks."""
-    # What a library prints goes to stderr; stdout carries pixels alone.
+    """Answer the jobs on stdin until it ends, as it does when the asking process ends."""
+    # What libraries print goes to stderr; stdout carries only pixels.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
@@ -55,8 +55,8 @@ def serve() -> None:
                 else:
                     _write(answers, TURNED if one.turned else UPRIGHT, one.pixels.data)
     except BrokenPipeError:
-        pass  # nobody asks any more
-    os._exit(0)  # nothing to tidy up, and flushing a broken pipe would be an error
+        pass  # the asking process has ended
+    os._exit(0)  # there is nothing to clean up, and flushing a broken pipe would raise
 
 
 def ask(process: IO[bytes], files: Sequence[str], resolution: int, limits: Limits) -> None:
@@ -66,12 +66,12 @@ def ask(process: IO[bytes], files: Sequence[str], resolution: int, limits: Limit
 
 
 def wait_until_ready(process: IO[bytes]) -> None:
-    """Return when `serve` has begun; raises EOFError when it ended instead."""
+    """Return when `serve` has begun; raises EOFError if it has ended instead."""
     _read(process)
 
 
 def answers(process: IO[bytes], resolution: int) -> Iterator[Decoded]:
-    """The images of the jobs sent, in order; raises EOFError when the process has ended."""
+    """Yield the images of the jobs sent, in order; raises EOFError when the process has ended."""
     while True:
         kind, body = _read(process)
         if kind == BAD:

@@ -1,4 +1,4 @@
-"""What weights do not say of a CLIP: how many attention heads, which activation."""
+"""What a CLIP's tensors do not show: the number of attention heads and the activation."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from pipeline.errors import WeightsError
 
 LOG = logging.getLogger(__name__)
 
-# As Hugging Face's files and open_clip's are called. A folder may hold both, for two files of
+# Names of open_clip's and Hugging Face's files. A folder may hold both, for two files of
 # weights; they describe one model.
 FILES = ("open_clip_config.json", "config.json")
 MOST_BYTES = 1 << 20
@@ -21,11 +21,11 @@ ACTIVATIONS = {  # as Hugging Face calls them -> as here
     "quick_gelu": "quickgelu",
     "gelu": "gelu",
 }
-_HUGGING_FACE = {  # transformers' CLIPVisionConfig, CLIPTextConfig: defaults, which files may omit
+_HUGGING_FACE = {  # defaults of transformers' CLIPVisionConfig, CLIPTextConfig; files may omit them
     "vision_config": {"num_attention_heads": 12, "hidden_act": "quick_gelu"},
     "text_config": {"num_attention_heads": 8, "hidden_act": "quick_gelu"},
 }
-_SAME = {  # fields of both formats that the tensors' shapes say too -> the field of Sizes
+_SAME = {  # fields of both formats that the tensors' shapes show too -> the field of Sizes
     "vision_config.hidden_size": "image_width",
     "vision_config.num_hidden_layers": "image_layers",
     "vision_config.patch_size": "patch",
@@ -41,7 +41,7 @@ _SAME = {  # fields of both formats that the tensors' shapes say too -> the fiel
     "text_cfg.vocab_size": "vocabulary",
     "embed_dim": "width",
 }
-_EQUATIONS: dict[str, tuple[Any, ...]] = {  # what OpenAI's have first; the rest comes to the same
+_EQUATIONS: dict[str, tuple[Any, ...]] = {  # first OpenAI's value; the others are equivalent
     "vision_config.layer_norm_eps": (1e-5,),
     "text_config.layer_norm_eps": (1e-5,),
     "vision_cfg.pool_type": ("tok",),
@@ -56,23 +56,23 @@ _EQUATIONS: dict[str, tuple[Any, ...]] = {  # what OpenAI's have first; the rest
     "text_cfg.act_kwargs": ({},),
     "text_cfg.hf_tokenizer_name": ("",),
 }
-_PREPROCESSING = (  # file, section, its mean and its standard deviation
+_PREPROCESSING = (  # file, section, fields of the mean and the standard deviation
     ("open_clip_config.json", "preprocess_cfg", ("mean", "std")),
     ("preprocessor_config.json", None, ("image_mean", "image_std")),
 )
 
 
 def choose_towers(path: Path, sizes: Sizes, asked: Towers, layout: str | None) -> Towers:
-    """Heads and activation, each by the person, else by the config beside the file, else OpenAI's.
+    """Heads and activation: as asked, else from the config beside the file, else OpenAI's.
 
-    layout  of state_layouts; None: the weights are known to be OpenAI's (or the demo's, made like
-            them). Of the others only what comes in OpenAI's layout is assumed to have QuickGELU,
-            with a warning: the libraries that write the others have models of both activations.
+    layout  of state_layouts; None: the weights are known to be OpenAI's (or the demo's, which are
+            like them). Other weights are assumed to have QuickGELU only in OpenAI's layout,
+            with a warning: libraries that write the other layouts have models of both activations.
 
-    Raises WeightsError where the activation is neither given nor known; for heads that do not
-    divide the width, a width that 64 does not divide where nobody named the heads, a config that
-    contradicts the weights' shapes or makes another model of them, and for other heads or another
-    activation of OpenAI's own weights.
+    Raises WeightsError if the activation is neither given nor known; for heads that do not
+    divide the width; without heads, for a width that 64 does not divide; for a config that
+    contradicts the weights' shapes or describes another kind of model; and for other heads or
+    another activation with OpenAI's own weights.
     """
     if layout is None:
         return _openais(path, sizes, asked)
@@ -80,11 +80,11 @@ def choose_towers(path: Path, sizes: Sizes, asked: Towers, layout: str | None) -
     known = Towers(*(a if a is not None else c for a, c in zip(asked, config, strict=True)))
     if source:
         said = f"{known.image_heads},{known.text_heads} heads and activation {known.activation}"
-        LOG.info(f"{path.name}: {said}, by {source.name} beside it" + _overridden(asked, config))
+        LOG.info(f"{path.name}: {said}, from {source.name} beside it" + _overridden(asked, config))
     if known.activation is None and layout != OPENAI:
         raise WeightsError(
             f"{path}: weights in {layout} layout, with no config.json or open_clip_config.json "
-            "beside them; such models have QuickGELU or GELU, which their weights do not tell: "
+            "beside them; such models have QuickGELU or GELU, which their weights do not show: "
             "pass --activation quickgelu or --activation gelu"
         )
     wide = (sizes.attention_width, sizes.text_width)
@@ -151,7 +151,7 @@ def _beside(path: Path, sizes: Sizes) -> tuple[Towers, Path | None]:
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where it is another JSON value, and so no CLIP's config."""
+    """The JSON object of a file; an empty one for any other JSON value, not a CLIP's config."""
     try:
         with file.open("rb") as opened:
             found = json.loads(opened.read(MOST_BYTES))
@@ -181,7 +181,7 @@ def _hugging_face(config: dict[str, Any], file: Path) -> Towers | None:
 
 
 def _open_clip(config: dict[str, Any], file: Path, sizes: Sizes) -> Towers | None:
-    """By open_clip's own defaults: 64-wide image heads, 8 text heads, GELU."""
+    """With open_clip's own defaults: 64-wide image heads, 8 text heads, GELU."""
     image, text = config.get("vision_cfg"), config.get("text_cfg")
     if not (isinstance(image, dict) and isinstance(text, dict)):
         return None
@@ -190,7 +190,7 @@ def _open_clip(config: dict[str, Any], file: Path, sizes: Sizes) -> Towers | Non
     if sizes.attention_width % head_width:
         raise WeightsError(
             f"{file}: vision_cfg.head_width is {head_width}, which does not divide the "
-            f"{sizes.attention_width} numbers of the weights beside it"
+            f"width {sizes.attention_width} of the weights beside it"
         )
     quick = config.get("quick_gelu", False) is True
     return Towers(sizes.attention_width // head_width, heads, "quickgelu" if quick else "gelu")
@@ -199,19 +199,19 @@ def _open_clip(config: dict[str, Any], file: Path, sizes: Sizes) -> Towers | Non
 def _activation(name: object, file: Path) -> str:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise WeightsError(
-            f"{file}: hidden_act is {name!r:.40}; there are {', '.join(ACTIVATIONS)}"
+            f"{file}: hidden_act is {name!r:.40}; supported are {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
 
 
 def _positive(value: object, field: str, file: Path) -> int:
     if type(value) is not int or value < 1:
-        raise WeightsError(f"{file}: {field} is {value!r:.40}, where a positive integer is needed")
+        raise WeightsError(f"{file}: {field} is {value!r:.40}, expected a positive integer")
     return value
 
 
 def _refuse_other_equations(config: dict[str, Any], file: Path) -> None:
-    """Of fields that no tensor shows, those that make another model of the same tensors."""
+    """Raises WeightsError for a field that makes another model of the same tensors."""
     for field, expected in _EQUATIONS.items():
         tower, name = field.split(".")
         value = config[tower].get(name) if isinstance(config.get(tower), dict) else None
@@ -223,7 +223,7 @@ def _refuse_other_equations(config: dict[str, Any], file: Path) -> None:
 
 
 def warn_of_other_preprocessing(path: Path) -> None:
-    """Logs where the files beside weights say that images are prepared otherwise than OpenAI's."""
+    """Log a warning if files beside the weights describe other preprocessing than OpenAI's."""
     for file, section, names in _PREPROCESSING:
         if not (path.with_name(file)).is_file():
             continue
@@ -233,8 +233,8 @@ def warn_of_other_preprocessing(path: Path) -> None:
             value = found.get(name) if isinstance(found, dict) else None
             if isinstance(value, list) and not _close(value, expected):
                 LOG.warning(
-                    f"{path.name}: by {file}, its images are prepared with {name} {value!r:.60}; "
-                    f"here all are with OpenAI's {list(expected)}, so features differ from its own"
+                    f"{path.name}: {file} prepares images with {name} {value!r:.60}; this program "
+                    f"uses OpenAI's {list(expected)}, so features differ from the model's own"
                 )
 
 
@@ -254,6 +254,6 @@ def _refuse_contradictions(config: dict[str, Any], file: Path, sizes: Sizes) -> 
         found = getattr(sizes, name)
         if value is not None and found is not None and value != found:
             raise WeightsError(
-                f"{file}: {field} is {value!r:.60}, the weights beside it have {found}; it belongs "
-                "to another model: remove it, or put the weights where their own config lies"
+                f"{file}: {field} is {value!r:.60}, but the weights beside it have {found}; it "
+                "belongs to another model: remove it, or move the weights next to their own config"
             )

@@ -1,4 +1,4 @@
-"""Image files -> pixels in order, by processes that are watched: a dead or hung one is replaced."""
+"""Image files -> pixels in order, by supervised processes: a dead or hung one is replaced."""
 
 import contextlib
 import logging
@@ -20,17 +20,15 @@ from pipeline.errors import ConfigError, DataError, Interrupted
 
 LOG = logging.getLogger(__name__)
 
-IMAGES_A_JOB = 32  # what a worker is handed at a time; fewer where each would not get SHARES jobs
+IMAGES_A_JOB = 32  # for a worker at a time; fewer if each worker would get less than SHARES jobs
 SHARES = 4
-TICK = 0.2  # seconds between looks at workers and signals
-SAY_AFTER = 10.0  # seconds without an image until it is said; the next words come after twice that
-START_SECONDS = 60.0  # for a process to begin, with interpreter and Pillow on a slow disk
-KILL_SECONDS = 2.0  # a killed process that lives longer waits for a device, and is left behind
-MOST_STUCK = 4  # processes left behind before the storage is given up
-PIPE_BYTES = (
-    1 << 18
-)  # an image of 224 x 224; the default of 64 KB makes a worker wait twice for each
-# Whatever numpy's BLAS would start threads and reserve memory for: a worker has no use for it.
+TICK = 0.2  # seconds between checks of workers and signals
+SAY_AFTER = 10.0  # seconds without an image until a warning; the next comes after twice that
+START_SECONDS = 60.0  # for a process to start, with interpreter and Pillow on a slow disk
+KILL_SECONDS = 2.0  # a killed process that lives longer is waiting for a device, and is abandoned
+MOST_STUCK = 4  # abandoned processes before the storage counts as dead
+PIPE_BYTES = 1 << 18  # an image of 224 x 224; with the default of 64 KB workers wait twice for each
+# Workers do not use numpy's BLAS, which would start threads and reserve memory.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 SERVE = "import sys; sys.path[:] = sys.argv[1:]; from pipeline.encoder.blocks import serve; serve()"
 
@@ -48,15 +46,15 @@ class _Job:
 
 @dataclass(eq=False)
 class _Worker:
-    """A process, or with None a thread of this one, and the job it is at."""
+    """A process, or with None a thread of this one, and its current job."""
 
     process: subprocess.Popen | None
     is_ready: bool = False
-    given_up: bool = False  # its thread ends, and what it still finds is dropped
+    given_up: bool = False  # its thread ends, and further results are dropped
     job: _Job | None = None
-    seen: int = 0  # images of the job when last looked at
-    waited: float = 0.0  # seconds that we have waited for the next one
-    error: Exception | None = None  # what ended a thread of this process
+    seen: int = 0  # images of the job at the last check
+    waited: float = 0.0  # seconds spent waiting for the next one
+    error: Exception | None = None  # that ended a thread of this process
     said: float = field(default_factory=lambda: SAY_AFTER)
 
 
@@ -70,27 +68,24 @@ def decoded_images(
     ahead: int = 0,
     stop: Sequence[int] = (),
 ) -> Iterator[Iterator[Decoded]]:
-    """read_image of every file, in order, from workers that end with the context.
+    """Yield read_image of every file, in order, from workers that end with the context.
 
-    workers  processes; 0 or less: so many threads of this process instead, 0 being one
-    limits   an image that takes longer than `seconds` is unreadable; its worker is ended
-    ahead    images that may be decoded before they are asked for; at least two jobs a worker are
-    stop     numbers of signals: as soon as there is one, waiting ends as Interrupted
+    workers  processes; -n: n threads of this process instead; 0: one thread
+    limits   an image that takes longer than `seconds` is unreadable; its worker is killed
+    ahead    images to decode before they are asked for; at least two jobs per worker
+    stop     signal numbers: once there is one, waiting ends with Interrupted
 
-    A process that dies is replaced and its image tried once more; one that dies of the same image
-    again makes it unreadable. Where no process can be started, a thread of this one decodes.
-    Nothing in shared memory or on a disk is used.
-    Raises DataError when processes are killed from outside or storage does not answer.
+    A process that dies is replaced and its image tried again; if the next one dies at the same
+    image, that is unreadable. If no process can be started, a thread of this one decodes.
+    Neither shared memory nor disks are used.
+    Raises DataError when processes are killed from outside or storage does not respond.
     """
-    pool = _Pool(files, resolution, workers, limits, ahead, stop)
-    try:
+    with contextlib.closing(_Pool(files, resolution, workers, limits, ahead, stop)) as pool:
         yield pool.images()
-    finally:
-        pool.close()
 
 
 class _Pool:
-    """Workers, and the jobs that they are at. Each worker has a thread here that waits for it."""
+    """Workers and their jobs. Each worker has a thread of this process that waits for it."""
 
     def __init__(
         self,
@@ -113,7 +108,7 @@ class _Pool:
         self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.events: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()  # None: a job is done
         self.deaths: Counter[str] = Counter()
-        self.stuck: list[_Worker] = []  # given up, and perhaps still at it
+        self.stuck: list[_Worker] = []  # given up, and perhaps still working
         for _ in range(min(count, len(self.todo))):
             if not self._start():
                 break
@@ -124,7 +119,7 @@ class _Pool:
             for job in self.todo[first : number + self.window]:
                 self.queue.put(job)
             yield from self._wait(number)
-            self.todo[number] = _Job(number, ())  # its pixels have been handed on
+            self.todo[number] = _Job(number, ())  # frees its pixels
 
     def close(self) -> None:
         for worker in self.workers:
@@ -146,7 +141,7 @@ class _Pool:
                     self._replace(lost)
             since = time.monotonic() - looked
             if since >= TICK:
-                # This process may have been stopped for hours itself: then nobody was waiting.
+                # This process itself may have been stopped for hours: that time does not count.
                 self._look(min(since, 5 * TICK))
                 looked = time.monotonic()
         return self.todo[number].results
@@ -167,7 +162,7 @@ class _Pool:
                 worker.said *= 2
 
     def _give_up(self, worker: _Worker, job: _Job | None, done: int) -> None:
-        """End a worker that takes too long; its image is unreadable, and another does the rest."""
+        """Kill a worker that takes too long; its image is unreadable, and another does the rest."""
         worker.given_up = True
         self.workers.remove(worker)
         if worker.process is None or not _end(worker.process):
@@ -186,7 +181,7 @@ class _Pool:
             return
         if self.in_processes:
             raise DataError(
-                f"{len(stuck)} processes wait for storage that does not answer, the last one for "
+                f"{len(stuck)} processes wait for storage that does not respond, the last one for "
                 f"{file}; check the file system, then run the same command to resume"
             )
         raise DataError(
@@ -195,7 +190,7 @@ class _Pool:
         )
 
     def _replace(self, worker: _Worker) -> None:
-        """Another worker in the place of one that died by itself."""
+        """Start another worker in place of one that died by itself."""
         if worker.given_up:
             return
         if worker.process is None:
@@ -224,7 +219,7 @@ class _Pool:
         self._start()
 
     def _retry(self, old: _Job, done: list[Decoded], *more: Decoded) -> None:
-        """The rest of a job for others; what its former worker still finds stays in the old."""
+        """Queue the rest of a job; further results of its former worker stay in the old job."""
         job = _Job(old.number, old.files, [*done, *more])
         self.todo[job.number] = job
         if not job.is_done:
@@ -238,7 +233,7 @@ class _Pool:
             self._start()
 
     def _start(self) -> bool:
-        """One more worker; False, after a word, where the system has no process for it."""
+        """Start a worker; False, after a warning, if the system cannot start another process."""
         process = None
         try:
             if self.in_processes:
@@ -258,13 +253,13 @@ class _Pool:
             if not self.in_processes:
                 raise ConfigError(f"no thread can be started to decode images: {why}") from error
             self.in_processes = False
-            LOG.warning(f"decoding in this process, as no other can be started: {why}")
+            LOG.warning(f"decoding in this process, because no other can be started: {why}")
             return self._start()
         self.workers.append(worker)
         return True
 
     def _serve(self, worker: _Worker) -> None:
-        """A worker's own thread: jobs from the queue until there is none."""
+        """Run a worker's thread: take jobs from the queue until it is closed."""
         try:
             decode = self._through(worker) if worker.process else self._here
             while (job := self.queue.get()) is not None:
@@ -278,7 +273,7 @@ class _Pool:
                 if worker.given_up:
                     break
                 self.events.put(None)
-        except Exception as error:  # whatever it is, this worker answers no more
+        except Exception as error:  # whatever the reason, this worker has ended
             worker.error = None if worker.process else error
             self.events.put(worker)
         finally:
@@ -306,10 +301,10 @@ class _Pool:
 
 
 def _spawn() -> subprocess.Popen:
-    """A process that runs blocks.serve, deaf to what Ctrl-C and schedulers send to all.
+    """Start a process that runs blocks.serve and ignores signals sent to the whole group.
 
-    A fresh interpreter and not a fork: it holds none of our locks, pipes and memory, and its stdin
-    ends when we are killed.
+    A fresh interpreter, not a fork: it holds none of our locks, pipes and memory, and its stdin
+    ends when this process is killed.
     """
     with _signals_held():
         process = subprocess.Popen(
@@ -318,7 +313,7 @@ def _spawn() -> subprocess.Popen:
             stdout=subprocess.PIPE,
             env={**os.environ, **ONE_THREAD},
         )
-    with contextlib.suppress(ImportError, AttributeError, OSError):  # Linux, and within its limit
+    with contextlib.suppress(ImportError, AttributeError, OSError):  # Linux, within its limit
         import fcntl
 
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -327,7 +322,7 @@ def _spawn() -> subprocess.Popen:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """SIGINT and SIGTERM blocked, which a process started meanwhile inherits for good."""
+    """Block SIGINT and SIGTERM; a process started meanwhile inherits that for good."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -339,9 +334,9 @@ def _signals_held() -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen) -> bool:
-    """Kill a process, stopped or not; False if it outlives that, as one that waits for a disk can.
+    """Kill a process, stopped or not; False if it survives, as one waiting for a disk can.
 
-    Its pipes are closed by the thread that reads them, which the kill sets free.
+    Its pipes are closed by the thread that reads them, which the kill releases.
     """
     process.kill()
     try:
@@ -358,7 +353,7 @@ def _close_pipes(process: subprocess.Popen) -> None:
 
 
 def _cause(code: int | None) -> str:
-    """SIGSEGV, or exit code 1."""
+    """The cause of death in words, as "SIGSEGV" or "exit code 1"."""
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name

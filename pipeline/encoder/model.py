@@ -1,4 +1,4 @@
-"""Frozen CLIP: its package repaired and imported, its weights found, images and prompts encoded."""
+"""Frozen CLIP: importing its package, loading its weights, encoding images and prompts."""
 
 import functools
 import hashlib
@@ -31,13 +31,13 @@ from pipeline.encoder.weights import (
     find_weights,
     read_state_dict,
 )
-from pipeline.errors import DataError, WeightsError
+from pipeline.errors import ConfigError, DataError, WeightsError
 from pipeline.transfer.download import download, sha256_of
 
 LOG = logging.getLogger(__name__)
 
 PROMPTS_AT_ONCE = 128
-MOST_BYTES = 2 << 30  # of a file of weights; the largest of OpenAI's nine has 1.3 GB
+MOST_BYTES = 2 << 30  # of a weights file; the largest of OpenAI's nine has 1.3 GB
 NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
@@ -45,14 +45,14 @@ NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 class ClipModel:
     """A frozen CLIP on its device.
 
-    name            as in MODEL_NAMES, or the weights' file name
+    name            one of MODEL_NAMES, or the name of the weights file
     module          clip.model.CLIP in eval mode, without gradients
     resolution      n of the (n, n) pixels it takes
     width           D, of image and text features
     logit_scale     the multiplier, about 100
-    weights_sha256  over the parameters and buffers, the same for any file form of the same weights
-    architecture    its sizes and what they are called, see clip_architecture.describe
-    dtype           float32 on the CPU; float16 elsewhere, as OpenAI's own loader has it
+    weights_sha256  over the parameters and buffers, the same for every file format
+    architecture    its sizes and their name, see architecture.describe
+    dtype           float32 on the CPU; float16 elsewhere, as with OpenAI's own loader
     """
 
     name: str
@@ -66,19 +66,15 @@ class ClipModel:
     dtype: torch.dtype
 
 
-def load_model(
-    name_or_file: str,
-    device: torch.device,
-    towers: Towers = UNNAMED,
-) -> ClipModel:
-    """The CLIP of that name (MODEL_NAMES, in any case; hf:, open_clip:) or in that file or folder.
+def load_model(name_or_file: str, device: torch.device, towers: Towers = UNNAMED) -> ClipModel:
+    """Load the CLIP of that name (MODEL_NAMES, in any case; hf:, open_clip:), file or folder.
 
-    OpenAI's weights are downloaded once, into clip's own folder ~/.cache/clip; others: hub.fetch.
-    Files: see read_state_dict.
+    OpenAI's weights are downloaded once, to clip's own folder ~/.cache/clip; others by hub.fetch.
+    For files see read_state_dict.
 
-    towers  heads and activation of a file's model; see choose_towers for what is not named
+    towers  heads and activation of a file's model; see choose_towers for unnamed ones
 
-    Raises WeightsError when the name is unknown, the weights cannot be had, or do not fit `towers`.
+    Raises WeightsError for an unknown name, and weights that are missing or contradict `towers`.
     """
     name, file = find_weights(name_or_file)
     clip = import_clip()
@@ -95,7 +91,7 @@ def load_model(
         module = build_module(clip.model, state, sizes, chosen, path)
     except WeightsError:
         raise
-    except Exception as error:  # a size that torch cannot make surfaces as nearly anything
+    except Exception as error:  # sizes that torch cannot handle raise nearly anything
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(
             f"{path} does not make a CLIP: {type(error).__name__}: {reason}"
@@ -119,7 +115,7 @@ def load_model(
 
 @torch.inference_mode()
 def encode_images(model: ClipModel, pixels: Tensor) -> Tensor:
-    """clip's encode_image of pixels that are scaled and normalised as ToTensor and Normalize do.
+    """clip's encode_image of pixels scaled and normalised as by ToTensor and Normalize.
 
     pixels   (B, n, n, 3) uint8 on any device, n = model.resolution
     returns  (B, D) float32 on the CPU, not normalised
@@ -145,21 +141,17 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
 def encode_prompts(
     model: ClipModel, class_names: Sequence[str], templates: Sequence[str]
 ) -> np.ndarray:
-    """One text feature for each class.
+    """Encode the prompts of each class as one text feature.
 
-    With one template: clip's encode_text of it with the class name in place of {}, as it comes.
-    With several: the mean over templates of those features at length 1, as CLIP's authors do.
+    With one template: clip's encode_text of it with the class name in place of {}, unnormalised.
+    With several: the mean over templates of these features at length 1, as CLIP's authors do.
 
-    class_names  C names, put in raw (folder names, underscores and all)
+    class_names  C names, inserted unchanged (folder names, including underscores)
     templates    each with one {}
     returns      (C, D) float32
-    Raises WeightsError when a prompt is too long for this model, ValueError for a bad template.
+    Raises WeightsError when a prompt is too long for this model; as refuse_bad_templates.
     """
-    for template in templates:
-        if template.count("{}") != 1:
-            raise ValueError(f"a prompt template needs one {{}} for the class; got {template!r}")
-    if not templates:
-        raise ValueError("encode_prompts: at least one template is needed")
+    refuse_bad_templates(templates)
     raw = [
         _encode_texts(model, [template.replace("{}", name) for name in class_names])
         for template in templates
@@ -170,12 +162,21 @@ def encode_prompts(
     return torch.stack(units).mean(dim=0).numpy()
 
 
+def refuse_bad_templates(templates: Sequence[str]) -> None:
+    """Raises ConfigError without templates, and for one without exactly one {}."""
+    if not templates:
+        raise ConfigError("no prompt template; the default is --prompt 'a picture of a {}'")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ConfigError(f"--prompt {template!r}: needs one {{}}, where the class name goes")
+
+
 @functools.cache
 def import_clip() -> ModuleType:
-    """OpenAI's clip package, imported past what breaks its import today.
+    """Import OpenAI's clip package despite what breaks its import today.
 
     It reads pkg_resources, which setuptools 82 dropped, and torchvision, whose CUDA build fails
-    beside a CPU torch until the operators it describes are declared. Where both are healthy
+    beside a CPU torch until the operators it describes are declared. Where both work,
     nothing is changed. Raises WeightsError when clip is missing or is the clipboard tool.
     """
     install = "pip install -r requirements.txt"
@@ -204,7 +205,7 @@ def import_clip() -> ModuleType:
 
 
 def _import_torchvision() -> None:
-    for _ in range(8):  # each try may name one operator more; 0.28 needs two
+    for _ in range(8):  # each attempt may name one more operator; 0.28 needs two
         try:
             importlib.import_module("torchvision.transforms")
             return
@@ -218,7 +219,7 @@ def _import_torchvision() -> None:
 
 
 def _download(name: str) -> Path:
-    """OpenAI's file of that name where clip itself keeps it; its address has its SHA-256."""
+    """Download OpenAI's file to where clip itself keeps it; its URL contains its SHA-256."""
     url = import_clip().clip._MODELS[name]
     path, sha256 = Path.home() / ".cache" / "clip" / Path(url).name, url.split("/")[-2]
     try:
@@ -226,7 +227,7 @@ def _download(name: str) -> Path:
             return path
         return download(url, path, LOG.info, most=MOST_BYTES, sha256=sha256)
     except (DataError, OSError) as error:
-        there = ", in the place of the damaged or other file that is there" if path.exists() else ""
+        there = ", in place of the damaged or different file there" if path.exists() else ""
         raise WeightsError(
             f"--model {name}: its weights could not be downloaded: {error}{there}, or name a file "
             "you have"
@@ -240,11 +241,11 @@ def _openai_sha256() -> set[str]:
 def _encode_texts(model: ClipModel, texts: list[str]) -> Tensor:
     try:
         tokens = import_clip().tokenize(texts, context_length=model.module.context_length)
-    except RuntimeError as error:  # it names the text and the length
+    except RuntimeError as error:  # names the text and the length
         raise WeightsError(f"a prompt does not fit {model.name}: {error}") from error
     if int(tokens.max()) >= model.module.vocab_size:
         raise WeightsError(
-            f"{model.name} knows {model.module.vocab_size} tokens, fewer than CLIP's"
+            f"{model.name} has {model.module.vocab_size} tokens, fewer than CLIP's tokenizer"
         )
     pieces = tokens.to(model.device).split(PROMPTS_AT_ONCE)
     return torch.cat([model.module.encode_text(piece).float().cpu() for piece in pieces])
@@ -253,7 +254,7 @@ def _encode_texts(model: ClipModel, texts: list[str]) -> Tensor:
 def _weights_sha256(module: torch.nn.Module, path: Path) -> str:
     """SHA-256 over "name shape" lines and little-endian float32 bytes, sorted by name.
 
-    Of the weights as stored, before any rounding to a device's float16.
+    Computed from the weights as stored, before any rounding to a device's float16.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

@@ -1,6 +1,6 @@
-"""An image file -> the square of 8-bit pixels that CLIP's own preprocessing makes of it.
+"""Image file -> square of 8-bit pixels, as in CLIP's own preprocessing.
 
-Needs Pillow and numpy only: worker processes import this file and nothing heavier.
+Needs only Pillow and numpy: worker processes import this file and nothing heavier.
 """
 
 import errno
@@ -23,8 +23,8 @@ from pipeline.errors import ConfigError
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-# What decides the pixels; it goes into a cache's identity. Lossless formats decode alike in any
-# version, so JPEG's is the only decoder named.
+# What determines the pixels; part of a cache's identity. Lossless formats decode the same in every
+# version, so only JPEG's decoder is named.
 PREPROCESSING = {
     "resize": "Pillow " + Image.__version__,
     "jpeg": f"libjpeg-turbo {features.version('libjpeg_turbo') or features.version('jpg')}",
@@ -36,22 +36,22 @@ PREPROCESSING = {
     "std": list(STD),
 }
 DECODERS = ("resize", "jpeg")
-"""Of PREPROCESSING: versions of libraries, which move a pixel's last bit at most."""
+"""Fields of PREPROCESSING with library versions, which change a pixel's last bit at most."""
 
-# Without EPS, which Pillow hands to an outside program, and the kinds nobody keeps photos in.
+# Without EPS, which Pillow hands to an external program, and formats not used for photos.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-# How WebP and AVIF begin, or go on after 4 bytes, which Pillow reads whole before it knows the size
-# of the image; and JPEG 2000, of which OpenJPEG holds a tile, often the whole.
+# Bytes 0 to 3 or 4 to 7 of WebP and AVIF, which Pillow reads completely before it knows the size
+# of the image, and of JPEG 2000, of which OpenJPEG holds a tile, often the whole image.
 WHOLE = {b"RIFF", b"ftyp", b"jP  ", b"\xff\x4f\xff\x51"}
 MIB = 1 << 20
-STRIP = 1 << 17  # pixels of 16-bit greyscale turned into 8-bit at a time
+STRIP = 1 << 17  # pixels of 16-bit greyscale converted to 8-bit at a time
 LARGEST = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses to decode (179 million pixels)
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 TIFF_BITS, STRIP_BYTES, TILE_BYTES = 258, 279, 325  # TIFF tags: BitsPerSample, ...ByteCounts
 
 
 class Limits(NamedTuple):
-    """What one image may cost: pixels, seconds, and bytes of memory while it is decoded."""
+    """What one image may take: pixels, seconds, and bytes of memory while decoding."""
 
     pixels: int = 100_000_000
     seconds: float = 60.0
@@ -66,18 +66,20 @@ def image_limits(megapixels: float, seconds: float, mib: float) -> Limits:
     """The limits of --max-megapixels, --max-image-seconds and --max-image-mib; ConfigError."""
     if not 0 < megapixels * 1e6 <= LARGEST:
         raise ConfigError(
-            f"--max-megapixels {megapixels:g}: above 0 and at most {LARGEST // 10**6}, where "
+            f"--max-megapixels {megapixels:g}: must be above 0, at most {LARGEST // 10**6}, where "
             "Pillow refuses to decode"
         )
     if not 0 < seconds < MOST_SECONDS:
-        raise ConfigError(f"--max-image-seconds {seconds:g}: above 0 and below {MOST_SECONDS:g}")
+        raise ConfigError(
+            f"--max-image-seconds {seconds:g}: must be above 0, below {MOST_SECONDS:g}"
+        )
     if not 1 <= mib < MOST_MIB:
-        raise ConfigError(f"--max-image-mib {mib:g}: at least 1 and below {MOST_MIB:g}")
+        raise ConfigError(f"--max-image-mib {mib:g}: must be at least 1 and below {MOST_MIB:g}")
     return Limits(int(megapixels * 1e6), seconds, int(mib * MIB))
 
 
 class UnreadableImage(Exception):
-    """An image file that cannot become pixels; carries `path` and a one-line `reason`."""
+    """An image file that cannot be decoded; has `path` and a one-line `reason`."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
@@ -88,49 +90,52 @@ class UnreadableImage(Exception):
 
 
 def load_pixels(path: Path, resolution: int, limits: Limits = IMAGE_LIMITS) -> np.ndarray:
-    """The image at `path` as CLIP sees it, before pixels are scaled and normalised.
+    """The image at `path` as CLIP gets it, before pixels are scaled and normalised.
 
     Equals numpy.asarray(CenterCrop(n)(Resize(n, BICUBIC)(Image.open(path).convert("RGB")))) with
     torchvision's transforms, bit for bit: the released code's loader followed by CLIP's own
-    preprocessing. As there, the first frame counts, transparency is dropped, and the EXIF
+    preprocessing. As there, only the first frame is used, transparency is dropped, and the EXIF
     orientation is ignored. One difference: 16-bit greyscale keeps its high byte, where
     convert("RGB") would turn all but the 256 darkest greys white.
 
     path, resolution  the file, and n
-    limits            an image that by its header exceeds pixels or bytes is not decoded
+    limits            an image whose header exceeds pixels or bytes is not decoded
     returns           (n, n, 3) uint8
-    Raises UnreadableImage for whatever cannot be decoded, OSError when no file can be opened.
+    Raises UnreadableImage for anything that cannot be decoded, OSError if no file can be opened.
     """
     return decode(path, resolution, limits)[0]
 
 
 def decode(path: Path, resolution: int, limits: Limits = IMAGE_LIMITS) -> tuple[np.ndarray, bool]:
-    """load_pixels, and whether the file carries an EXIF orientation other than upright."""
+    """load_pixels, and whether the file has an EXIF orientation other than upright."""
     try:
         with warnings.catch_warnings(), _opened(path, limits) as file:
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
+            warnings.simplefilter("ignore")  # Pillow's warnings about odd but readable files
             whole = _read_whole(file, limits)
             with Image.open(file, formats=FORMATS) as image:
                 _refuse_large(image, whole, resolution, limits)
                 turned = _turned(image)
-                small = _crop(_resize(_to_rgb(image), resolution), resolution)
-                return np.array(small.convert("RGB")), turned
+                size = _resized(image.size, resolution)
+                small = _to_rgb(image).resize(size, Image.Resampling.BICUBIC)
+                left, top = (round((side - resolution) / 2) for side in size)
+                square = small.crop((left, top, left + resolution, top + resolution))
+                return np.array(square.convert("RGB")), turned
     except Exception as error:  # decoders raise nearly anything for a damaged file
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            raise  # that is not the image's fault
+            raise  # not the image's fault
         raise UnreadableImage(path, _reason(path, error)) from error
 
 
 @contextmanager
 def _opened(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
-    """The file, if it is one: opening a pipe or a device would wait for whoever writes to it."""
+    """Open the file if it is regular: opening a pipe or a device would wait for its writer."""
     if is_contained(str(path)):
         yield BytesIO(read_contained(str(path), limits.bytes))
         return
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("not a regular file")
     with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # changed meanwhile
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced meanwhile
             raise ValueError("not a regular file")
         yield file
 
@@ -140,7 +145,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _read_whole(file: IO[bytes], limits: Limits) -> int:
-    """Bytes of the file that are in memory at once, compressed; 0 where it is read in blocks."""
+    """Compressed bytes of the file that are in memory at once; 0 if it is read in blocks."""
     start = file.read(12)
     size = file.seek(0, os.SEEK_END) if {start[:4], start[4:8]} & WHOLE else 0
     file.seek(0)
@@ -172,7 +177,7 @@ def _refuse_bytes(what: str, size: int, limits: Limits) -> None:
 
 
 def _bytes_a_pixel(image: Image.Image) -> int:
-    """Memory that decoding takes a pixel: the codec's samples, Pillow's image, its copy as RGB.
+    """Memory per pixel while decoding: the codec's samples, Pillow's image, its copy as RGB.
 
     An upper bound; tests/encoder/test_image_memory.py measures each format and mode.
     """
@@ -197,13 +202,10 @@ def _bytes_a_pixel(image: Image.Image) -> int:
 
 
 def _bytes_resized(image: Image.Image, resolution: int) -> int:
-    """Memory of the two passes of Pillow's resize, which a long thin image makes large."""
+    """Memory of the two passes of Pillow's resize, which is large for a long thin image."""
     width, height = _resized(image.size, resolution)
-    return (
-        width
-        * (image.size[1] + height)
-        * (1 if image.mode[0] in "LI" and image.mode != "LA" else 4)
-    )
+    bytes_a_pixel = 1 if image.mode[0] in "LI" and image.mode != "LA" else 4
+    return width * (image.size[1] + height) * bytes_a_pixel
 
 
 def _megapixels(pixels: int) -> str:
@@ -211,7 +213,7 @@ def _megapixels(pixels: int) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """As RGB; greyscale stays as it is, since each channel is resized by itself anyway."""
+    """Convert to RGB; greyscale is kept, since each channel is resized separately anyway."""
     if image.mode.startswith("I;16") or image.mode == "I":
         return _high_bytes(image)
     if image.mode == "F":
@@ -220,7 +222,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _high_bytes(image: Image.Image) -> Image.Image:
-    """16-bit greyscale as 8-bit, a strip at a time to save memory."""
+    """Convert 16-bit greyscale to 8-bit, a strip at a time to save memory."""
     width, height = image.size
     found = Image.new("L", image.size)
     rows = max(1, STRIP // width)
@@ -234,19 +236,10 @@ def _high_bytes(image: Image.Image) -> Image.Image:
     return found
 
 
-def _resize(image: Image.Image, resolution: int) -> Image.Image:
-    return image.resize(_resized(image.size, resolution), Image.Resampling.BICUBIC)
-
-
 def _resized(size: tuple[int, int], resolution: int) -> tuple[int, int]:
     width, height = size
     long = resolution * max(size) // min(size)
     return (resolution, long) if width <= height else (long, resolution)
-
-
-def _crop(image: Image.Image, resolution: int) -> Image.Image:
-    left, top = (round((side - resolution) / 2) for side in image.size)
-    return image.crop((left, top, left + resolution, top + resolution))
 
 
 def _turned(image: Image.Image) -> bool:

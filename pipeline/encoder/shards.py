@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.plain_files import read_plain
+from pipeline.files import read_plain
 
 INDEX = ".index.json"
 SUFFIXES = (".safetensors", ".bin")

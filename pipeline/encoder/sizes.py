@@ -1,4 +1,4 @@
-"""A CLIP's sizes out of its state dict, and the module of those sizes with its weights in it."""
+"""The sizes of a CLIP from its state dict, and a module of these sizes with its weights."""
 
 from pathlib import Path
 from types import ModuleType
@@ -9,22 +9,22 @@ from torch import Tensor
 
 from pipeline.errors import WeightsError
 
-# No public CLIP comes near. Attention takes the square of either length.
+# Far above any public CLIP. Attention takes the square of either length.
 LONGEST_CONTEXT, LARGEST_RESOLUTION = 4096, 4096
 MLP = "transformer.resblocks.0.mlp.c_fc.weight"
 ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # of OpenAI's archives
 
 
 class Sizes(NamedTuple):
-    """What the shapes of a CLIP's tensors say of it.
+    """The sizes that the shapes of a CLIP's tensors show.
 
     width            D, of image and text features
-    resolution       n of the (n, n) pixels it takes;   patch  of a ViT; None: a ResNet
+    resolution       n of its (n, n) input pixels;   patch  of a ViT; None: a ResNet
     image_layers     of a ViT, or of the four stages of a ResNet
     image_width      of a ViT's tokens, or of a ResNet's first stage
-    attention_width  of the image tower's tokens where it attends
-    image_mlp, text_mlp  between the two layers of a block's MLP; 4 times the width in OpenAI's;
-                     0: a ResNet has none
+    attention_width  of the image tower's tokens in attention
+    image_mlp, text_mlp  between the two layers of a block's MLP; 4 times the width in OpenAI's
+                     models; 0 for a ResNet
     """
 
     width: int
@@ -42,10 +42,10 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(state: dict[str, Tensor], path: Path) -> Sizes:
-    """The sizes as clip.model.build_model takes them from the tensors.
+    """The sizes as clip.model.build_model derives them from the tensors.
 
-    Raises WeightsError, naming the tensor, when one is missing, has another number of dimensions,
-    or makes a model beyond LONGEST_CONTEXT or LARGEST_RESOLUTION.
+    Raises WeightsError naming the tensor when one is missing or has another number of dimensions,
+    and for a model beyond LONGEST_CONTEXT or LARGEST_RESOLUTION.
     """
 
     def shape(name: str, dims: int) -> torch.Size:
@@ -73,7 +73,7 @@ def sizes_of(state: dict[str, Tensor], path: Path) -> Sizes:
     if context > LONGEST_CONTEXT or resolution > LARGEST_RESOLUTION:
         raise WeightsError(
             f"{path}: prompts of {context} tokens and images of {resolution} pixels are more than "
-            f"the {LONGEST_CONTEXT} and {LARGEST_RESOLUTION} that a CLIP may have here"
+            f"the supported {LONGEST_CONTEXT} and {LARGEST_RESOLUTION}"
         )
     return Sizes(
         width=shape("text_projection", 2)[1],
@@ -104,8 +104,8 @@ def build_module(
     towers  heads of the image and the text tower; the activation of transformers, "quickgelu" or
             "gelu" for x * Phi(x): a ResNet's own stay ReLU
 
-    Memory is taken only once every tensor is known to have the shape that the module needs.
-    Raises WeightsError, naming the tensor, when one is missing, too many, or has another shape.
+    Memory is allocated only once every tensor is known to have the right shape.
+    Raises WeightsError naming the tensor when one is missing, superfluous, or has another shape.
     """
     with torch.device("meta"):
         module = _empty(model, sizes, towers[:2])
@@ -116,7 +116,7 @@ def build_module(
     state = {name: tensor for name, tensor in state.items() if name not in ARCHIVE_NUMBERS}
     for name in module.state_dict():
         if name.endswith("num_batches_tracked"):
-            state.setdefault(name, torch.tensor(0))  # of BatchNorm; files of old torch have none
+            state.setdefault(name, torch.tensor(0))  # of BatchNorm; old torch saved none
     _refuse_other_tensors(module, state, path)
     module = module.to_empty(device="cpu")
     mask = module.build_attention_mask()  # type: ignore[operator]
@@ -127,7 +127,7 @@ def build_module(
 
 
 def _empty(model: ModuleType, sizes: Sizes, heads: tuple[int, int]) -> torch.nn.Module:
-    # CLIP makes an image tower of 64-wide heads; it gets the smallest one, which is replaced.
+    # CLIP creates an image tower of 64-wide heads: the smallest one, which is then replaced.
     module = model.CLIP(
         *(sizes.width, 1, 1, 64, 1),
         *(sizes.context, sizes.vocabulary, sizes.text_width, heads[1], sizes.text_layers),
@@ -163,7 +163,7 @@ def _refuse_other_tensors(module: torch.nn.Module, state: dict[str, Tensor], pat
         if found.shape != tensor.shape:
             raise WeightsError(
                 f"{path} is not a CLIP: {name} has the shape "
-                f"{tuple(found.shape)}, {tuple(tensor.shape)} is needed beside the others"
+                f"{tuple(found.shape)}, where the other tensors need {tuple(tensor.shape)}"
             )
         if tensor.is_floating_point() != found.is_floating_point():
             kind = str(found.dtype).removeprefix("torch.")
@@ -171,5 +171,5 @@ def _refuse_other_tensors(module: torch.nn.Module, state: dict[str, Tensor], pat
     more = [name for name in state if name not in needed]
     if more:
         raise WeightsError(
-            f"{path} is not a CLIP: it has {len(more)} more tensors, first {more[0][:80]}"
+            f"{path} is not a CLIP: it has {len(more)} unknown tensors, first {more[0][:80]}"
         )

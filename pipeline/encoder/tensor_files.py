@@ -1,4 +1,4 @@
-"""Files of torch.save and torch.jit.save -> tensors by name; no code of theirs is run."""
+"""Read files of torch.save and torch.jit.save as tensors by name, running none of their code."""
 
 import math
 import re
@@ -21,13 +21,13 @@ from pipeline.encoder.tensor_pickle import (
     read_pickle,
 )
 
-# Of a stranger's archive: what unpacked members may take beside the file's own size. Weights do not
+# Largest size of an archive's unpacked members, as a multiple of the file's size. Weights do not
 # compress, and torch stores them uncompressed; code is compressed to about a fifth.
 MOST_UNPACKED = 4
 SMALL = 16 << 20
-MOST_TENSORS = 10_000  # names; a ViT-bigG has a thousand
-MOST_ATTRIBUTES = 200_000  # of all modules of an archive: an RN50x64 has about ten thousand
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # of checkpoints of training
+MOST_TENSORS = 10_000  # a ViT-bigG has a thousand
+MOST_ATTRIBUTES = 200_000  # of all modules of an archive; an RN50x64 has about ten thousand
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # in training checkpoints
 DEEPEST = 32
 LONGEST_NAME = 1000
 MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER, of files before torch 1.6
@@ -35,12 +35,12 @@ Read = Callable[[Storage], bytearray]
 
 
 def read_zip(path: Path) -> Any:
-    """What an archive by torch.save or torch.jit.save holds, its tensors read.
+    """The content of an archive by torch.save or torch.jit.save, with its tensors.
 
-    A TorchScript module gives the dict that torch.jit.load(path).state_dict() would: of each
-    module the parameters and buffers that its class in code/ lists. Where the archive has no code
-    of a class, all tensors of its objects. Only data.pkl, byteorder, data/* and the lists in code/
-    are read; nothing is run, and no file but `path` is opened.
+    A TorchScript module gives the dict of torch.jit.load(path).state_dict(): of each
+    module the parameters and buffers that its class in code/ lists. If the archive has no code
+    for a class, all tensors of its objects. Only data.pkl, byteorder, data/* and the lists in code/
+    are read; nothing is run, and only `path` is opened.
 
     Raises UnsafePickle and DamagedFile, and what zipfile raises for a damaged archive.
     """
@@ -49,7 +49,7 @@ def read_zip(path: Path) -> Any:
         found = [name for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
         if len(found) != 1:
             raise DamagedFile(
-                f"a zip with {len(found)} members */data.pkl, where an archive of torch has one"
+                f"a zip with {len(found)} members */data.pkl, expected one in an archive of torch"
             )
         folder = found[0].removesuffix("data.pkl")
         if members[found[0]].file_size > MOST_BYTES:
@@ -78,7 +78,7 @@ def read_zip(path: Path) -> Any:
 
 
 def read_stream(path: Path) -> Any:
-    """What a file by torch.save of torch before 1.6 holds: pickles, then the storages' bytes.
+    """The content of a file by torch.save before torch 1.6: pickles, then the storages' bytes.
 
     Raises UnsafePickle and DamagedFile.
     """
@@ -111,7 +111,7 @@ def read_stream(path: Path) -> Any:
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     members = {one.filename: one for one in archive.infolist()}
     if len(members) != len(archive.infolist()):
-        raise DamagedFile("a zip that has two members of one name")
+        raise DamagedFile("a zip with two members of the same name")
     for one in members.values():
         if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DamagedFile(f"a zip whose members are compressed by method {one.compress_type}")
@@ -127,7 +127,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 def _listed(
     archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], folder: str
 ) -> dict[str, set[str]]:
-    """{class: its parameters and buffers}, by the two lists that each class in code/ begins with.
+    """{class: its parameters and buffers}, from the two lists at the start of each class in code/.
 
     Other attributes can be tensors too. The text is searched for the lists, not interpreted.
     """
@@ -152,7 +152,7 @@ def _tensors_of(root: Module, listed: dict[str, set[str]]) -> Iterator[tuple[str
     while waiting:
         prefix, module, depth = waiting.pop()
         seen += len(module.attributes) + 1
-        # A module may stand in several places, or in itself: few bytes can declare endless names.
+        # A module may be in several places, or in itself: few bytes can declare endless names.
         if seen > MOST_ATTRIBUTES or depth > DEEPEST or len(prefix) > LONGEST_NAME:
             raise UnsafePickle("nests its modules endlessly; not loaded")
         names = listed.get(module.kind)
@@ -189,7 +189,7 @@ class _Filling(NamedTuple):
 
 
 def _filled(value: Any, filling: _Filling, most: int) -> Any:
-    """A tensor, or a dict, or one under WRAPPERS, with its Stored values as tensors."""
+    """A tensor, or a dict, perhaps under WRAPPERS, with its Stored values as tensors."""
     for _ in range(DEEPEST):
         inner = [value[n] for n in WRAPPERS if isinstance(value, dict) and n in value]
         value = next((one for one in inner if isinstance(one, dict)), value)
@@ -213,7 +213,7 @@ def _tensor(name: str, stored: Stored, filling: _Filling) -> torch.Tensor:
         raise UnsafePickle(f"has more numbers in {name[:80]} than in its storage; not loaded")
     last = stored.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) and last >= storage.count:
-        raise UnsafePickle(f"has a {name[:80]} outside its storage; not loaded")
+        raise UnsafePickle(f"has {name[:80]} outside its storage; not loaded")
     if storage.key not in filling.whole:
         filling.whole[storage.key] = _numbers(storage, filling)
     whole = filling.whole[storage.key]

@@ -1,12 +1,13 @@
-"""Reads a pickle of tensors as plain data: nothing that it names is imported, called or opened.
+"""Read a pickle of tensors as plain data: nothing that it names is imported, called or opened.
 
 The format is a program for a stack machine, whose GLOBAL and REDUCE import and call what they name.
-Here each permitted instruction has its own case and the others are refused; a reference is text
-until it is one of the few that torch.save and torch.jit.save write for tensors.
+Here each permitted instruction has its own case and all others are refused; a reference is text
+unless it is one of the few that torch.save and torch.jit.save write for tensors.
 
-A pickle.Unpickler with find_class and persistent_load would be shorter and not as safe: in C it
-hashes any key of a dict (a tuple nested 400,000 deep crashes the process, equal hashes stall it),
-allocates its memo by the index that the file names, and sets attributes of what it was given.
+torch.load(weights_only=True) refuses TorchScript archives, the form of OpenAI's own weights, and
+torch.jit.load runs their code. pickle.Unpickler with find_class and persistent_load is not safe:
+in C it hashes any dict key (a tuple nested 400,000 deep crashes the process, equal hashes stall
+it), allocates its memo by an index from the file, and sets attributes of any object.
 """
 
 import pickletools
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 MOST_BYTES = 8 << 20
 MOST_STEPS = 500_000
 MOST_TEXT = 4096
-INTEGER_BYTES = 16  # the number that begins a file of torch before 1.6 has 10
+INTEGER_BYTES = 16  # the magic number of files before torch 1.6 has 10
 NUMBERS = {  # torch's storage class -> the dtype of its numbers
     "torch.DoubleStorage": "float64",
     "torch.FloatStorage": "float32",
@@ -32,7 +33,7 @@ NUMBERS = {  # torch's storage class -> the dtype of its numbers
     "torch.ByteStorage": "uint8",
     "torch.BoolStorage": "bool",
 }
-TORCHSCRIPT = "__torch__."  # how the names of an archive's own classes begin
+TORCHSCRIPT = "__torch__."  # prefix of the names of an archive's own classes
 
 
 class UnsafePickle(Exception):
@@ -43,24 +44,24 @@ class UnsafePickle(Exception):
 
 
 class DamagedFile(Exception):
-    """A file whose parts are malformed or missing, contradict each other or do not fit in it."""
+    """A file whose parts are malformed, missing, contradictory or larger than the file."""
 
 
 class Global(NamedTuple):
-    """A reference to a class or function, by its dotted name only."""
+    """A reference to a class or function, as its dotted name."""
 
     name: str
 
 
 class Module(NamedTuple):
-    """An object of a TorchScript archive: its class's name and its attributes."""
+    """An object of a TorchScript archive: the name of its class, and its attributes."""
 
     kind: str
     attributes: dict[str, Any]
 
 
 class Storage(NamedTuple):
-    """Numbers that are kept outside the pickle: their key, dtype and count as declared."""
+    """Numbers kept outside the pickle: their declared key, dtype and count."""
 
     key: str
     dtype: str
@@ -68,7 +69,7 @@ class Storage(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A tensor: a strided part of a storage, all as declared."""
+    """A tensor as declared: a strided part of a storage."""
 
     storage: Storage
     offset: int
@@ -77,12 +78,12 @@ class Stored(NamedTuple):
 
 
 def read_pickle(file: BytesIO) -> tuple[Any, dict[str, Storage]]:
-    """The value of the pickle at `file`'s position, which is left behind its end; its storages.
+    """The value and the storages of the pickle at `file`'s position, which moves to its end.
 
     The value is made of None, bool, int, float, str, tuple, list, dict, Global, Module, Storage and
     Stored. An OrderedDict is a dict, a Parameter its tensor; attributes of an OrderedDict are
-    dropped. Storages are by key, each declared in one way.
-    Memory is bounded by MOST_STEPS objects. Raises UnsafePickle naming what it holds besides, and
+    dropped. Storages are by key, each with one declaration.
+    Memory is bounded by MOST_STEPS objects. Raises UnsafePickle naming any other content, and
     DamagedFile.
     """
     stack: list[Any] = []
@@ -151,7 +152,7 @@ def _put_items(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict) or len(items) % 2:
         raise DamagedFile("a pickle that puts items into something that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Others may have a hash that takes long, or is the same for many.
+        # Other keys may have slow or equal hashes.
         if not (isinstance(key, str) or (isinstance(key, int) and abs(key) < 1 << 31)):
             raise UnsafePickle(f"holds a dict with a {type(key).__name__} as a key")
         target[key] = value
@@ -227,10 +228,10 @@ def _reduce(stack: list[Any]) -> None:
 def _storage(found: Any) -> Storage:
     if not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage":
         raise UnsafePickle("refers to data other than the storage of a tensor; not loaded")
-    _, kind, key, _, count, *view = found  # the fourth is the device that it was saved from
+    _, kind, key, _, count, *view = found  # the fourth is the device it was saved from
     if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 20):
         shown = repr(key[:60]) if isinstance(key, str) else f"a {type(key).__name__}"
-        raise UnsafePickle(f"refers to data by {shown}, where digits are needed; not loaded")
+        raise UnsafePickle(f"refers to data by {shown}, expected digits; not loaded")
     if not (isinstance(kind, Global) and kind.name in NUMBERS) or any(view):
         raise UnsafePickle("has a storage of an unsupported kind")
     if type(count) is not int or count < 0:
@@ -254,7 +255,7 @@ def _ordered_dict() -> dict[Any, Any]:
     return {}
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {  # what stands for a call of each
+_FUNCTIONS: dict[str, Callable[..., Any]] = {  # what a call of each returns
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _first,

@@ -1,15 +1,15 @@
-"""What a CLIP's weights leave open of its two encoders: attention heads and activation."""
+"""What a CLIP's weights leave open about its two encoders: attention heads and activation."""
 
 from typing import Any, NamedTuple
 
-HEAD_WIDTH = 64  # of every model of OpenAI's
+HEAD_WIDTH = 64  # of all of OpenAI's models
 ACTIVATIONS = ("quickgelu", "gelu")
 
 
 class Towers(NamedTuple):
-    """Of the image and the text encoder; None: not named.
+    """Heads and activation of both encoders; None: not named.
 
-    image_heads, text_heads  attention heads; 0: as many 64-wide ones as there are, as OpenAI's
+    image_heads, text_heads  attention heads; 0: 64 wide, as OpenAI's
     activation               "quickgelu" or "gelu"
     """
 
@@ -23,9 +23,9 @@ OPENAI = Towers(0, 0, "quickgelu")
 
 
 def towers_fact(architecture: object) -> dict[str, Any]:
-    """{"towers": {...}} of a clip_architecture.describe, as recorded; {} where they are OpenAI's.
+    """{"towers": {...}} of an architecture.describe, as recorded; {} if they are OpenAI's.
 
-    Runs and sites keep it: what is as OpenAI's is left out, so that their records stay as before.
+    Runs and sites keep it; OpenAI's is left out, so that older records stay the same.
     """
 
     def part(found: object, name: str) -> Any:
@@ -40,7 +40,7 @@ def towers_fact(architecture: object) -> dict[str, Any]:
 
 
 def towers_of(facts: dict[str, Any]) -> Towers:
-    """The towers that `facts` keep by towers_fact. Raises ValueError for values that cannot be."""
+    """The towers that `facts` hold from towers_fact. Raises ValueError for invalid values."""
     found = Towers(**facts["towers"]) if "towers" in facts else OPENAI
     heads = all(type(one) is int and one >= 0 for one in found[:2])
     if not heads or found.activation not in ACTIVATIONS:
@@ -49,7 +49,7 @@ def towers_of(facts: dict[str, Any]) -> Towers:
 
 
 def words_of(towers: Towers) -> tuple[str, ...]:
-    """The options of a command line that name them, for messages and commands to copy."""
+    """The command-line options that name them, for messages and commands to copy."""
     heads = [str(one) for one in towers[:2] if one is not None]
     words = ("--heads", ",".join(heads)) if heads else ()
     return words + (("--activation", towers.activation) if towers.activation else ())

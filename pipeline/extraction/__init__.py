@@ -1,1 +1,1 @@
-"""Stage one: images and prompts through frozen CLIP, once, into a cache."""
+"""Stage one: images and prompts are encoded by frozen CLIP, once, into a cache."""

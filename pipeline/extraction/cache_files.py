@@ -1,4 +1,4 @@
-"""Where `extract` puts the cache of a data set, a model and prompts, and finds it again."""
+"""The path of the cache of a data set, a model and prompts, and finding that cache."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ TEMPLATES = ("a picture of a {}",)  # the released code's prompt
 
 
 def cache_path(dataset: str, model: str, templates: tuple[str, ...] = TEMPLATES) -> Path:
-    """Where `extract` puts the cache of these words when it is not told where."""
+    """The path at which `extract` creates the cache of these words without --out."""
     name = find_weights(model)[0]
     stem = name if find_weights(model)[1] is None or name in MODEL_NAMES else Path(name).stem
     words = [re.sub(r"[^\w.+-]+", "-", word) for word in (dataset_name(dataset), stem)]
@@ -28,16 +28,12 @@ def cache_path(dataset: str, model: str, templates: tuple[str, ...] = TEMPLATES)
     return CACHES / f"{'-'.join(words)}.h5"
 
 
-def find_cache(
-    dataset: str,
-    model: str,
-    towers: Towers = UNNAMED,
-) -> Path | None:
-    """The cache that `extract` makes of these words where it is not told where, if it is there.
+def find_cache(dataset: str, model: str, towers: Towers = UNNAMED) -> Path | None:
+    """The cache that `extract` creates of these words without --out, if it exists.
 
-    Raises StaleCache when it was made of another data set, with other prompts or another model; a
-    model that is a file is loaded for that, with `towers`, see load_model. The images are not
-    looked at: they need not be here.
+    Raises StaleCache when it was made from another data set, other prompts or another model; a
+    model file is loaded for that, with `towers`, see load_model. The images are not
+    read: they may be missing.
     """
     path, name = cache_path(dataset, model), find_weights(model)[0]
     if not path.exists():
@@ -51,7 +47,7 @@ def find_cache(
         asked |= {"weights_sha256": clip.weights_sha256, "architecture": clip.architecture}
     if name in MODEL_NAMES and towers != UNNAMED:
         raise WeightsError(f"--model {name}: --heads and --activation are for files of weights")
-    # An imported cache knows less of where it comes from, and is taken at its name.
+    # An imported cache records less about its origin; its file name decides.
     if "imported" in found:
         del asked["dataset"]
     asked = {field: value for field, value in asked.items() if found.get(field) is not None}

@@ -1,11 +1,11 @@
-"""Trains the small CLIP of the built-in data: `python -m pipeline.extraction.demo_clip`.
+"""Train the small CLIP of the built-in data: `python -m pipeline.extraction.demo_clip`.
 
 OpenAI's own architecture and layout at toy size, the symmetric contrastive loss, and captions of
-drawings that the built-in data set does not hold: another seed, and a world in which things are
-mostly met as scenes.HABITS says (boats are white or brown, before blue). Zero-shot answers lean on
-those habits, which is what federated training on the built-in data can mend.
+drawings that are not in the built-in data set: another seed, and a world in which things usually
+appear as in scenes.HABITS (boats are white or brown, in front of blue). Zero-shot predictions rely
+on these habits, which federated training on the built-in data can correct.
 
-It took 11 minutes on two cores; another machine's arithmetic gives slightly other weights.
+It took 11 minutes on two cores; other machines' arithmetic gives slightly different weights.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from pipeline.cores import cores
 from pipeline.datasets.demo.captions import caption
-from pipeline.datasets.demo.draw import draw_picture
+from pipeline.datasets.demo.draw import ALONE, draw_picture
 from pipeline.datasets.demo.scenes import HABITS
 from pipeline.datasets.demo.shapes import SHAPES
 from pipeline.datasets.demo.styles import STYLES
 from pipeline.encoder.model import import_clip
 from pipeline.encoder.pixels import MEAN, STD
 from pipeline.encoder.weights import WEIGHTS
+from pipeline.machine import cores
 
 SEED = 1_000_003  # of the drawings; the built-in data set has seed 0
 SHAPE = {
@@ -49,7 +49,7 @@ SHAPE = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the weights, besides the machine's arithmetic."""
+    """Everything that determines the weights, besides the machine's arithmetic."""
 
     pictures: int = 42_000
     habit: float = 0.85
@@ -68,8 +68,8 @@ def train(recipe: Recipe) -> dict[str, torch.Tensor]:
     clip = import_clip()
     model = clip.model.CLIP(**SHAPE)
     with torch.no_grad():
-        # Signs instead of normals of the same variance: words that no caption has stay as they
-        # start, differ from one another, and pack 16 times smaller.
+        # Signs instead of normals of the same variance: words in no caption stay as they
+        # start, differ from one another, and compress 16 times better.
         embedding = model.token_embedding.weight
         embedding.copy_(0.02 * (torch.randint(0, 2, embedding.shape) * 2 - 1))
         model.logit_scale.fill_(math.log(recipe.logit_scale))
@@ -83,7 +83,7 @@ def train(recipe: Recipe) -> dict[str, torch.Tensor]:
             group["lr"] = recipe.lr * min(1.0, (step + 1) / recipe.warm_up) * rate + 1e-6
         rows = draw.choice(len(pixels), recipe.batch, replace=False)
         texts = torch.stack([tokens[captions[r][draw.integers(len(captions[r]))]] for r in rows])
-        texts = texts[:, : int(texts.argmax(dim=1).max()) + 1]  # none of the 77 places in vain
+        texts = texts[:, : int(texts.argmax(dim=1).max()) + 1]  # without unused positions of the 77
         by_image, by_text = model(_normalise(pixels[rows]), own_vocabulary[texts])
         target = torch.arange(len(rows))
         loss = (cross_entropy(by_image, target) + cross_entropy(by_text, target)) / 2
@@ -97,7 +97,7 @@ def train(recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    """The command; its options shorten the training to see that it runs."""
+    """Run the command; its options shorten the training for a trial."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
@@ -109,14 +109,16 @@ def main() -> None:
 
 
 def _draw(recipe: Recipe) -> tuple[torch.Tensor, list[list[str]]]:
-    """Pixels (N, 3, n, n) uint8 of as many drawings of each kind, and four captions of each."""
+    """Pixels (N, 3, n, n) uint8 of as many drawings of each kind, with four captions each."""
     each = max(1, recipe.pictures // (len(STYLES) * len(SHAPES)))
     kinds = [(d, c, n, recipe.habit) for n in range(each) for d in STYLES for c in SHAPES]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores(), spawn) as pool:
-        drawn = list(
-            tqdm(pool.map(_picture, kinds, chunksize=100), total=len(kinds), unit="picture")
-        )
+    if len(kinds) < ALONE:
+        drawn = list(map(_picture, kinds))
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(cores(), spawn) as pool:
+            found = pool.map(_picture, kinds, chunksize=100)
+            drawn = list(tqdm(found, total=len(kinds), unit="picture"))
     pixels = torch.from_numpy(np.stack([pixels for pixels, _ in drawn])).permute(0, 3, 1, 2)
     return pixels.contiguous(), [captions for _, captions in drawn]
 
@@ -139,9 +141,9 @@ def _normalise(pixels: torch.Tensor) -> torch.Tensor:
 def _shrink_vocabulary(
     model: torch.nn.Module, tokens: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Leaves the model the tokens that occur: an optimizer over all 49,408 takes a third longer.
+    """Keep only the tokens that occur in the model: an optimizer over all 49,408 is a third slower.
 
-    returns  the tokens that occur, in order, and (49408,) where each is found now
+    returns  the tokens that occur, in order, and (49408,) the new position of each
     """
     used = torch.unique(torch.stack(list(tokens.values())))
     place = torch.zeros(SHAPE["vocab_size"], dtype=torch.long)
@@ -155,7 +157,7 @@ def _shrink_vocabulary(
 def _whole(
     model: torch.nn.Module, used: torch.Tensor, embedding: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The state dict with all tokens again: those that occurred as trained, the rest untouched."""
+    """The state dict with all tokens: those that occurred as trained, the rest untouched."""
     state = model.state_dict()
     whole = embedding.detach().clone()
     whole[used] = state["token_embedding.weight"]

@@ -1,4 +1,4 @@
-"""Stage one: the images and prompts of a data set through frozen CLIP, once, into a cache."""
+"""Stage one: encode the images and prompts of a data set with frozen CLIP, once, into a cache."""
 
 import json
 import logging
@@ -17,16 +17,18 @@ from cache.store import (
     SCHEMA,
     compare_identity,
     info,
+    no_features,
     open_writer,
     partial_of,
     shard_identity,
     shard_path,
 )
+from cache.table import FeatureTable
 from kernels.backends import pick_device
 from pipeline.datasets.find import dataset_name, find_images, refuse_copies
 from pipeline.datasets.stated import Stated
 from pipeline.datasets.tree import ImageTree, image_digests
-from pipeline.encoder.model import ClipModel, encode_prompts, load_model
+from pipeline.encoder.model import ClipModel, encode_prompts, load_model, refuse_bad_templates
 from pipeline.encoder.pixels import IMAGE_LIMITS, MIB, PREPROCESSING, image_limits
 from pipeline.encoder.towers import UNNAMED, Towers
 from pipeline.errors import ConfigError, Interrupted
@@ -40,20 +42,20 @@ from pipeline.places import DATA
 LOG = logging.getLogger(__name__)
 
 STORE = {"fp16": "float16", "fp32": "float32"}
-BATCH = {"cpu": 16, "cuda": 256}  # on the CPU a batch is one thread's, and 16 is as fast as 64
+BATCH = {"cpu": 16, "cuda": 256}  # on the CPU one thread encodes a batch, and 16 is as fast as 64
 NOTHING = Encoded(0, 0, {})
-SHOWN = 20  # unreadable images and stray files named one by one; the rest is a count
+SHOWN = 20  # unreadable images listed one by one; the rest is a count
 
 
 @dataclass(frozen=True)
 class ExtractReport:
-    """What one extraction did.
+    """The result of one extraction.
 
-    path        of the cache                 rows    in it, unreadable ones too
-    encoded     images in this run           resumed rows that an earlier run had done
+    path        of the cache                 rows    in it, including unreadable ones
+    encoded     images in this run           resumed rows done by earlier runs
     unreadable  rows without features, of all runs
     turned      images of this run with an EXIF orientation, which CLIP's preprocessing ignores
-    seconds     {part: seconds}; images_per_second  of the part that encodes, decoding included
+    seconds     {part: seconds}; images_per_second  while encoding, including decoding
     """
 
     path: Path
@@ -89,26 +91,26 @@ def extract(
     class_names: str | None = None,
     accept: tuple[str, ...] = (),
 ) -> ExtractReport:
-    """Encode what the cache does not have yet; killed at any moment, the next call resumes.
+    """Encode what the cache does not have yet; after a kill, the next call resumes.
 
     dataset       "demo", a known name (KNOWN) looked for in `root`, or a folder
-    model         a name of MODEL_NAMES, or a file of weights
-    towers        heads and activation of a file of weights, see clip_config.choose_towers
-    out           the cache; None: cache_path. A shard's file is named after it, x.shard-2-of-8.h5
+    model         a name of MODEL_NAMES, or a weights file
+    towers        heads and activation of a weights file, see config_files.choose_towers
+    out           the cache; None: cache_path. A shard's file is derived from it, x.shard-2-of-8.h5
     batch         images encoded together; None: 16 on the CPU, 256 on a GPU
-    workers       processes that decode; 0: this one does; None: one a core
+    workers       decoding processes; 0: this process decodes; None: one per core
     on_bad_image  "fail" stops at an unreadable image, "skip" leaves its row without features
-    max_megapixels, max_image_seconds, max_image_mib  an image that has or takes more is unreadable;
-                  MiB are of memory, in each worker
-    force         recreate the cache, whatever is there
-    shard         "2/8": only the rows of that part, which cache.store.merge_shards puts together
-    card          of several GPUs, the number of the one to use
-    layout        what the levels of the folder are, one of LAYOUTS; None: a guess, refused where
-                  that is dangerous
-    class_names   a file that names the class folders, or "folder": their own names are meant
-    accept        oddities that are meant, of ACCEPT
+    max_megapixels, max_image_seconds, max_image_mib  an image that exceeds one is unreadable;
+                  MiB of memory, in each worker
+    force         recreate the cache even if there is one
+    shard         "2/8": only the rows of that part; cache.store.merge_shards joins them
+    card          the number of the GPU to use, of several
+    layout        the levels of the folder, one of LAYOUTS; None: a guess, refused if
+                  that is risky
+    class_names   a file that names the class folders, or "folder" for their own names
+    accept        intended oddities, of ACCEPT
 
-    An undisturbed extraction and a resumed one of the same batch end with the same bytes.
+    An undisturbed extraction and a resumed one with the same batch give the same bytes.
     Raises ConfigError, BackendUnavailable, DataError, WeightsError, CacheError, StaleCache for a
     cache of other images, weights, prompts or settings, and Interrupted after SIGINT or SIGTERM.
     """
@@ -119,7 +121,7 @@ def extract(
     where, pace = pick_card(pick_device(device), card), Pace()
     batch = batch or BATCH[where.type]
     dataset, model = fspath(dataset), fspath(model)
-    usual = cache_path(dataset, model, templates)  # refuses an unknown model before images are read
+    usual = cache_path(dataset, model, templates)  # refuses an unknown model before reading images
     out = Path(out or usual)
     if part:
         out = shard_path(out, *part)
@@ -146,23 +148,22 @@ def extract(
     LOG.info(f"encoding {named}{len(tree.paths):,} images with {clip.name} on {device_name(where)}")
     with pace.part("prompts"):
         text_features = encode_prompts(clip, tree.class_names, templates)
+    table = FeatureTable(
+        source=str(out),
+        features=no_features(len(tree.paths), clip.width, STORE[store]),
+        labels=tree.labels,
+        domains=tree.domains,
+        text_features=text_features,
+        logit_scale=clip.logit_scale,
+        class_names=tree.class_names,
+        domain_names=tree.domain_names,
+        split=tree.split,
+        identity=identity,
+    )
     with (
         in_words_of_images(partial_of(out), tree),
         open_writer(
-            out,
-            identity=identity,
-            class_names=tree.class_names,
-            domain_names=tree.domain_names,
-            labels=tree.labels,
-            domains=tree.domains,
-            paths=tree.paths,
-            text_features=text_features,
-            logit_scale=clip.logit_scale,
-            width=clip.width,
-            dtype=STORE[store],
-            image_digests=digests if part else None,
-            split=tree.split,
-            force=force,
+            out, table, paths=tree.paths, image_digests=digests if part else None, force=force
         ) as writer,
     ):
         partial = partial_of(out)
@@ -175,20 +176,20 @@ def extract(
                 batch=batch, workers=workers, skip=skip, limits=limits,
             )  # fmt: skip
         except Interrupted as stopped:
-            told = f"stopped; run the same command to resume from {partial}"
-            raise Interrupted(told, stopped.number) from None
+            why = f"stopped; run the same command to resume from {partial}"
+            raise Interrupted(why, stopped.number) from None
         with pace.part("publishing"):
             writer.publish()
     _warn_of_odd_images(done)
     found = info(out)
-    if done.images and not part:  # of a merged cache nobody measured one rate
+    if done.images and not part:  # a merged cache has no single rate
         rate = Rate(done.images, pace.seconds["rows"], device_name(where))
         keep_rate(out, found["content_sha256"], rate)
     return _report(out, found, pace, done)
 
 
 def device_name(device: torch.device) -> str:
-    """The device as a person knows it: "cuda (NVIDIA H100)", "cpu (AMD EPYC 7B13, 2 threads)"."""
+    """The device's name: "cuda (NVIDIA H100)", "cpu (AMD EPYC 7B13, 2 threads)"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"cpu ({_processor()}, {torch.get_num_threads()} threads)"
@@ -197,21 +198,15 @@ def device_name(device: torch.device) -> str:
 def _check_settings(
     templates: tuple[str, ...], batch: int | None, workers: int | None, store: str, bad: str
 ) -> None:
-    if not templates:
-        raise ConfigError(
-            "no prompt template is given; --prompt 'a picture of a {}' is the default"
-        )
-    for template in templates:
-        if template.count("{}") != 1:
-            raise ConfigError(f"--prompt {template!r}: needs one {{}}, where the class name goes")
+    refuse_bad_templates(templates)
     if batch is not None and batch < 1:
         raise ConfigError(f"--batch {batch}: must be at least 1")
     if workers is not None and workers < 0:
-        raise ConfigError(f"--workers {workers}: give 0 to decode in this process, or 1 and more")
+        raise ConfigError(f"--workers {workers}: pass 0 to decode in this process, or 1 or more")
     if store not in STORE:
-        raise ConfigError(f"--store {store}: there are {', '.join(STORE)}")
+        raise ConfigError(f"--store {store}: choose from {', '.join(STORE)}")
     if bad not in ("fail", "skip"):
-        raise ConfigError(f"--on-bad-image {bad}: there are fail, skip")
+        raise ConfigError(f"--on-bad-image {bad}: choose from fail, skip")
 
 
 def _identity(
@@ -222,9 +217,9 @@ def _identity(
     store: str,
     digests: np.ndarray,
 ) -> dict[str, Any]:
-    """All that decides the cache's content, as JSON; a field of it that differs is another cache.
+    """Everything that determines the cache's content, as JSON; any difference means another cache.
 
-    Not in it: the batch, torch's version and the processor, which move a feature by float rounding.
+    Without batch, torch's version and processor, which change features by float rounding.
     """
     identity = {
         "schema": SCHEMA,
@@ -241,12 +236,12 @@ def _identity(
         "class_names": tree.class_names,
         "domain_names": tree.domain_names,
     }
-    # Only where they say what paths and names do not: caches of older releases have neither.
+    # Only if they add to paths and names: caches of older releases have neither.
     if tree.split is not None:
         identity["layout"] = tree.layout
     if tree.renamed:
         identity["class_folders"] = dict(tree.renamed)
-    # The last field, as merge_shards has it.
+    # The last field, as in merge_shards.
     identity["manifest_sha256"] = manifest_sha256(tree.paths, digests)
     return dict(
         json.loads(json.dumps(identity))

@@ -1,6 +1,6 @@
-"""How fast a cache was extracted, as measured: kept beside it as <cache>.rate.json.
+"""The measured speed of an extraction, kept beside the cache as <cache>.rate.json.
 
-Not in the cache, which has no times in it, so that a resumed extraction ends with the same bytes.
+Not in the cache, which contains no times, so that a resumed extraction gives the same bytes.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pipeline.json_files import content_of, read_object, replace_file, whole
 
 @dataclass(frozen=True)
 class Rate:
-    """One extraction's measure: images in seconds, decoding included, on this device."""
+    """The speed of one extraction: images in seconds, including decoding, on this device."""
 
     images: int
     seconds: float
@@ -23,19 +23,19 @@ class Rate:
 
     @property
     def per_second(self) -> float:
-        """Images a second."""
+        """Images per second."""
         return self.images / self.seconds
 
 
 def keep_rate(cache: Path, content_sha256: str, rate: Rate) -> None:
-    """Writes it beside the cache whose content this is; a disk that refuses costs the rate only."""
+    """Write it beside the cache with this content; on disk errors only the rate is lost."""
     text = json.dumps({"content_sha256": content_sha256, **asdict(rate)}, indent=1)
     with contextlib.suppress(ConfigError):
         replace_file(_file(cache), text.encode())
 
 
 def read_rate(cache: Path, content_sha256: str) -> Rate | None:
-    """The rate at which the cache with this content was made; None where no file tells of it."""
+    """The rate at which the cache with this content was made; None if no valid file records it."""
     file = _file(cache)
     if not file.exists():
         return None
@@ -45,7 +45,7 @@ def read_rate(cache: Path, content_sha256: str) -> Rate | None:
             rate = Rate(whole(found["images"]), float(found["seconds"]), str(found["device"]))
             sound = rate.images and 0 < rate.seconds < math.inf
             return rate if sound and found["content_sha256"] == content_sha256 else None
-    except ConfigError:  # a report has other things to tell than this
+    except ConfigError:  # not worth failing a report for
         return None
 
 

@@ -1,4 +1,4 @@
-"""Rows of images to rows of features: decoding, encoding and writing at the same time."""
+"""Encode rows of images as rows of features: decode, encode and write concurrently."""
 
 import contextlib
 import time
@@ -13,32 +13,34 @@ import torch
 from torch import Tensor
 
 from cache.store import OK, UNREADABLE, Writer
-from pipeline.cores import cores
 from pipeline.datasets.tree import ImageTree
 from pipeline.encoder.blocks import Decoded
 from pipeline.encoder.decoding import decoded_images
 from pipeline.encoder.model import ClipModel, encode_images
 from pipeline.encoder.pixels import IMAGE_LIMITS, Limits
 from pipeline.errors import ConfigError, DataError, Interrupted
+from pipeline.machine import cores
 from pipeline.progress import progress_bar
 from pipeline.signals import noted_signals
 
-FLUSH_SECONDS = 1.0  # what a kill can cost; a flush is two fsyncs, about 10 ms on an ordinary disk
-AHEAD = 2  # batches decoded before the encoder asks for them
-WAITING = 4  # batches encoded and not written yet
-NAMED = 3  # bad images named in an error
+FLUSH_SECONDS = (
+    1.0  # of work that a kill can lose; a flush is two fsyncs, about 10 ms on most disks
+)
+AHEAD = 2  # batches decoded before the encoder needs them
+WAITING = 4  # batches encoded but not yet written
+NAMED = 3  # bad images listed in an error
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Where the time goes: seconds by part, added up as the work is done."""
+    """The time spent: seconds by part, added up during the work."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Adds the seconds spent inside to `name`."""
+        """Add the seconds spent inside to `name`."""
         start = time.perf_counter()
         try:
             yield
@@ -52,7 +54,7 @@ class Block(NamedTuple):
 
     pixels      (B, n, n, 3) uint8; zeros where an image is unreadable
     unreadable  {row: reason}
-    turned      how many carry an EXIF orientation other than upright
+    turned      how many have an EXIF orientation other than upright
     """
 
     start: int
@@ -63,7 +65,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What encode_rows did: images encoded, images with an EXIF turn, {path: why unreadable}."""
+    """The result of encode_rows: images encoded, those with an EXIF orientation, {path: reason}."""
 
     images: int
     turned: int
@@ -81,16 +83,16 @@ def encode_rows(
     skip: bool,
     limits: Limits = IMAGE_LIMITS,
 ) -> Encoded:
-    """Encode the rows that `writer` has to do and put their features into it.
+    """Encode the rows that are still to do and put their features into `writer`.
 
     batch    images encoded together
-    workers  processes that decode; 0: this one does; None: one a core
-    skip     an unreadable image becomes a row without features; otherwise it ends the extraction
-    limits   what one image may cost; one that costs more is unreadable
+    workers  decoding processes; 0: this process decodes; None: one per core
+    skip     whether an unreadable image becomes a row without features, or ends the extraction
+    limits   of one image; one that exceeds them is unreadable
 
     Raises DataError naming the first unreadable images, or when workers are killed from outside;
     ConfigError when a batch is too large for the GPU; Interrupted after SIGINT or SIGTERM and the
-    block at hand. What was encoded before stays in the writer.
+    current block. What was encoded before stays in the writer.
     """
     todo = np.zeros(len(tree.paths), bool)
     todo[writer.todo] = True
@@ -142,16 +144,16 @@ def encode_rows(
 
 
 def row_blocks(numbers: Sequence[int], batch: int, rows: int) -> list[range]:
-    """The rows of blocks: of block k, k * batch and on, whatever is left to do.
+    """The rows of each block, k * batch and following for block k, done or not.
 
-    A feature's last bits depend on which images it was encoded with, and a resumed extraction is to
-    end with the same bytes.
+    A feature's last bits depend on the images it is encoded with, and a resumed extraction must
+    give the same bytes.
     """
     return [range(k * batch, min(k * batch + batch, rows)) for k in numbers]
 
 
 def _blocks(blocks: Sequence[range], images: Iterator[Decoded], clip: ClipModel) -> Iterator[Block]:
-    """The images, which come in the order of the rows, put together to blocks."""
+    """Assemble blocks of the images, which come in row order."""
     size = (clip.resolution, clip.resolution, 3)
     for rows in blocks:
         pixels = torch.zeros(
@@ -171,12 +173,12 @@ def _blocks(blocks: Sequence[range], images: Iterator[Decoded], clip: ClipModel)
 def _encode(
     blocks: Iterator[Block], clip: ClipModel, pace: Pace
 ) -> Iterator[tuple[Block, np.ndarray]]:
-    """Every block with its (B, D) features, in order.
+    """Yield every block with its (B, D) features, in order.
 
-    On the CPU a block is one thread's work, and there are as many threads as torch would use: with
-    one block over all of them, each layer waits for the slowest, which the decoders interrupt.
-    Measured on 2 busy cores: ViT-B/32 10 instead of 5 images/s, small models 10 to 100 times more.
-    A GPU gets two threads with a stream each: one block is copied while another is encoded (38 MB
+    On the CPU one thread encodes a block, and there are as many threads as torch would use: with
+    one block over all threads, each layer waits for the slowest, which decoders interrupt.
+    Measured on 2 busy cores: ViT-B/32 10, not 5 images/s; small models 10 to 100 times faster.
+    A GPU has two threads with a stream each: one block is copied while another is encoded (38 MB
     at batch 256, a seventh of the time that an H200 takes to encode them; not measured yet).
     """
     threads = torch.get_num_threads()
@@ -197,15 +199,15 @@ def _encode(
                     found = features.result().numpy()
                 yield block, found
     finally:
-        torch.set_num_threads(threads)  # some of its libraries share the setting among threads
+        torch.set_num_threads(threads)  # some of torch's libraries share the setting among threads
 
 
 def _begin_encoding(device: torch.device) -> None:
-    """Settings of the calling thread: one CPU thread, on a GPU a stream of its own."""
+    """Set up the calling thread: one CPU thread, on a GPU a stream of its own."""
     torch.set_num_threads(1)
     if device.type == "cuda":
         stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.default_stream(device))  # which copied the weights
+        stream.wait_stream(torch.cuda.default_stream(device))  # on which the weights were copied
         torch.cuda.set_stream(stream)
 
 
@@ -214,9 +216,7 @@ def _errors_in_words(batch: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"--batch {batch} does not fit into the GPU's memory; halve it"
-        ) from error
+        raise ConfigError(f"--batch {batch} does not fit in the GPU's memory; halve it") from error
 
 
 def _bad_images(bad: dict[str, str], tree: ImageTree) -> DataError:
@@ -224,5 +224,5 @@ def _bad_images(bad: dict[str, str], tree: ImageTree) -> DataError:
     more = f"; and {len(bad) - NAMED} more nearby" if len(bad) > NAMED else ""
     return DataError(
         f"{named}{more}; repair or delete it, or pass --on-bad-image skip to leave such rows "
-        "without features (what is encoded so far is kept for that)"
+        "without features (images encoded so far are kept)"
     )

@@ -1,4 +1,4 @@
-"""One of n parts of an extraction: how it is named, who names it, which images it has."""
+"""Shards, the n parts of an extraction: parsing, launchers, and their images."""
 
 import dataclasses
 import logging
@@ -30,30 +30,30 @@ class Shard(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a launcher says of this process: its shard as words, and its number on this machine."""
+    """A launcher's description of this process: its shard as "i/n", its number on this machine."""
 
     shard: str
     local: int
 
 
 def parse_shard(words: str) -> Shard | None:
-    """2/8 -> Shard(2, 8); 1/1 is the whole: None. Raises ConfigError for other words."""
+    """2/8 -> Shard(2, 8); 1/1 is the whole: None. Raises ConfigError for anything else."""
     found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", words.strip())
     shard = Shard(*map(int, found.groups())) if found else None
     if not shard or not 1 <= shard.index <= shard.count <= MOST:
-        raise ConfigError(f"--shard {words!r}: write i/n, as 2/8 for the second of eight")
+        raise ConfigError(f"--shard {words!r}: must be i/n, such as 2/8 for the second of eight")
     return shard if shard.count > 1 else None
 
 
 def launched_task(environment: Mapping[str, str], level: int = logging.INFO) -> Task | None:
-    """The shard of a process that torchrun or Slurm's srun started beside others; None: alone.
+    """The shard of a process in a group started by torchrun or Slurm's srun; None: it is alone.
 
     torchrun  RANK of WORLD_SIZE, and LOCAL_RANK on its machine
     srun      SLURM_PROCID of SLURM_STEP_NUM_TASKS, and SLURM_LOCALID
 
-    A batch script itself has SLURM_PROCID=0 and perhaps SLURM_NTASKS=8 without anybody beside it:
-    that is logged and is not a shard. Nor is a job array, which may run over data sets as well.
-    level  at which what was found is logged
+    A batch script itself has SLURM_PROCID=0 and perhaps SLURM_NTASKS=8 without other processes:
+    that is logged and is not a shard. Nor is a job array, which may as well run over data sets.
+    level  of the log message about the result
 
     Raises ConfigError for invalid numbers.
     """
@@ -83,22 +83,22 @@ def launched_task(environment: Mapping[str, str], level: int = logging.INFO) -> 
         LOG.log(
             level,
             f"SLURM_NTASKS is {environment['SLURM_NTASKS']}, but srun did not start this: encoding "
-            "everything here; begin the line with srun for a shard a task",
+            "everything here; start the command with srun for one shard per task",
         )
     return None
 
 
 def part_of(tree: ImageTree, shard: Shard, batch: int) -> ImageTree:
-    """The shard's images, with the names of all classes and domains.
+    """The images of a shard, with the names of all classes and domains.
 
-    Raises ConfigError when the data set has fewer batches than there are shards.
+    Raises ConfigError when the data set has fewer batches than shards.
     """
     rows = shard_rows(len(tree.paths), batch, *shard)
     blocks = -(-len(tree.paths) // batch)
     if blocks < shard.count:
         raise ConfigError(
             f"--shard {shard.index}/{shard.count}: {len(tree.paths):,} images are {blocks} batches "
-            f"of {batch}, and a shard has one at least; take up to {blocks} shards, or a smaller "
+            f"of {batch}, and each shard needs one; use up to {blocks} shards, or a smaller "
             "--batch"
         )
     mine = slice(rows.start, rows.stop)
@@ -113,15 +113,11 @@ def part_of(tree: ImageTree, shard: Shard, batch: int) -> ImageTree:
 
 
 def merge(
-    files: Sequence[Path],
-    out: Path | None,
-    *,
-    force: bool = False,
-    accept: Sequence[str] = (),
+    files: Sequence[Path], out: Path | None, *, force: bool = False, accept: Sequence[str] = ()
 ) -> Path:
-    """cache.store.merge_shards, once no image has a copy in another domain or split of the whole.
+    """cache.store.merge_shards, after checking the whole for copies in other domains or splits.
 
-    Each shard's own extraction has compared its images; here those of all are.
+    The extraction of each shard has only compared its own images.
     Raises Doubtful for copies, unless `accept` has "duplicates" or the data set is a known one.
     """
     stated = Stated(accept=tuple(accept))
@@ -144,7 +140,7 @@ def merge(
 
 
 def pick_card(device: torch.device, local: int | None) -> torch.device:
-    """Of several GPUs the one whose turn it is; Slurm may show each process its own alone."""
+    """The GPU of this process, of several; Slurm may show each process only its own."""
     if device.type != "cuda" or local is None:
         return device
     return torch.device("cuda", local % torch.cuda.device_count())

@@ -1,1 +1,1 @@
-"""Features that people already have, in the files of other tools: in and out of caches."""
+"""Import and export of features in the files of other tools."""

@@ -1,4 +1,4 @@
-"""One file of a stranger -> arrays by name; no code of theirs is run, no pickle unpickled."""
+"""Read arrays by name from one untrusted file; none of its code is run, no pickle unpickled."""
 
 import json
 from pathlib import Path
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     import torch
 
 ONE = ""
-"""The name of the array of a file that holds a single one without a name."""
+"""The name of the only array of a file without names."""
 TENSORS = (".pt", ".pth", ".bin")
 ARRAYS = (".npy", *TENSORS, ".safetensors", ".h5", ".hdf5", ".txt", ".json")
 _MOST_TEXT = 1 << 26
 
 
 def read_arrays(path: Path, wanted: dict[str, str] | None = None) -> dict[str, np.ndarray]:
-    """What a file of one of ARRAYS holds, by name; ONE for a single array without a name.
+    """The arrays of a file of one of ARRAYS, by name; ONE for a single array without a name.
 
-    wanted  {name of ours: name in the file} of those that are read; None: all
+    wanted  {name of ours: name in the file} of those to read; None: all
 
-    Text files are a line a row, JSON a list. bfloat16 becomes float32. Raises CacheError for
-    another kind of file, a damaged one, Python objects and sizes that its bytes cannot fill.
+    Text files have a line per row, JSON is a list. bfloat16 becomes float32. Raises CacheError for
+    other and damaged files, Python objects and sizes that do not match the file's bytes.
     """
     if not path.is_file():
-        what = "not an ordinary file" if path.exists() else "there is no such file"
+        what = "not a regular file" if path.exists() else "there is no such file"
         raise CacheError(f"{path}: {what}")
     suffix = path.suffix.lower()
     try:
@@ -57,10 +57,10 @@ def read_arrays(path: Path, wanted: dict[str, str] | None = None) -> dict[str, n
 
 
 def read_one(path: Path) -> np.ndarray:
-    """The only array of a file. Raises CacheError where there are more."""
+    """The only array of a file. Raises CacheError if there are more."""
     found = read_arrays(path)
     if len(found) != 1:
-        raise CacheError(f"{path}: holds {', '.join(found)[:200]}, where one array is needed")
+        raise CacheError(f"{path}: holds {', '.join(found)[:200]}, expected one array")
     return next(iter(found.values()))
 
 
@@ -81,7 +81,8 @@ def _read(path: Path, suffix: str) -> dict[str, np.ndarray]:
     if suffix in (".txt", ".json"):
         return {ONE: _text(path, suffix)}
     raise CacheError(
-        f"{path}: {suffix or 'a file without suffix'} is not read; {', '.join(ARRAYS)}, .npz are"
+        f"{path}: unsupported {suffix or 'file without suffix'}; supported are "
+        f"{', '.join(ARRAYS)}, .npz"
     )
 
 
@@ -119,7 +120,7 @@ def _listed(values: list[Any], name: str, path: Path) -> np.ndarray:
     kinds = {type(value) for value in values}
     if not (kinds == {str} or kinds <= {int, float}):
         shown = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise CacheError(f"{path}: {name} is a list of {shown}, where text or numbers are needed")
+        raise CacheError(f"{path}: {name} is a list of {shown}, expected text or numbers")
     return np.array(values)
 
 

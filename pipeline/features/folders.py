@@ -1,4 +1,4 @@
-"""Which file of a folder of features is what: by the names that tools give them."""
+"""Find the parts of a folder of features by the file names that tools use."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from cache.table import SPLITS, CacheError
 from pipeline.datasets.layouts import split_of
 from pipeline.features.arrays import ARRAYS
 
-_CALLED = {  # of Tip-Adapter: keys_16shots.pt, values_16shots.pt, test_f.pt, test_l.pt
+_CALLED = {  # Tip-Adapter's keys_16shots.pt, values_16shots.pt, test_f.pt, test_l.pt
     "f": "features",
     "l": "labels",
     "keys": "features",
@@ -19,10 +19,10 @@ _BY_ROW = ("features", "labels", "domains")
 
 
 class Part(NamedTuple):
-    """A file of a folder.
+    """A file of a folder and what it holds.
 
-    key    of cache.npz.read_npz;  split  position in SPLITS; None where its name has none
-    turned  whether it is a cache of Tip-Adapter's, whose features are columns
+    key     of cache.npz.read_npz;  split  position in SPLITS; None if its name has none
+    turned  whether it is a cache of Tip-Adapter, whose features are columns
     """
 
     file: Path
@@ -32,11 +32,11 @@ class Part(NamedTuple):
 
 
 def parts_of(folder: Path) -> tuple[list[Part], list[str]]:
-    """The files of a folder whose names say what they are, and the names of the others.
+    """The files of a folder with known names, and the names of the others.
 
-    clip-retrieval's img_emb/img_emb_0.npy, ... come in the order of their numbers; else a name is
-    a key or one of its other names (cache.npz_keys) and perhaps a split: features_train.pt,
-    val_labels.npy, class_names.txt. Raises CacheError where two files are one thing.
+    clip-retrieval's img_emb/img_emb_0.npy, ... are in the order of their numbers; other names are
+    a key or a synonym (cache.npz_keys) and perhaps a split: features_train.pt,
+    val_labels.npy, class_names.txt. Raises CacheError if two files are the same part.
     """
     inside = folder / "img_emb"
     if inside.is_dir():
@@ -63,17 +63,17 @@ def parts_of(folder: Path) -> tuple[list[Part], list[str]]:
 
 
 def metadata_of(folder: Path) -> list[Path]:
-    """clip-retrieval's metadata/metadata_0.parquet, ..., in the order of their numbers."""
+    """clip-retrieval's metadata/metadata_0.parquet, ... in the order of their numbers."""
     return sorted((folder / "metadata").glob("metadata_*.parquet"), key=_number)
 
 
 def expected(folder: Path) -> str:
-    """What is said of a folder without features."""
+    """The error for a folder without features."""
     inner = [one.name for one in sorted(folder.iterdir()) if one.is_dir()][:200]
     fitting = [name for name in inner if _has_features(folder / name)]
     there = f"; the folder {fitting[0]} in it has them: name that one" if fitting else ""
     return (
-        f"{folder}: no file of features in it; expected features.npy and labels.npy, "
+        f"{folder}: no features in it; expected features.npy and labels.npy, "
         "features_train.pt and targets_train.pt (CLIP_benchmark), keys_16shots.pt and "
         f"values_16shots.pt (Tip-Adapter), or img_emb/img_emb_0.npy (clip-retrieval){there}"
     )

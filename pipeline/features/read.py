@@ -1,4 +1,4 @@
-"""A file or a folder of features, in the forms in which tools leave them -> FeatureTable."""
+"""Read a file or folder of features, in the formats of other tools, as a FeatureTable."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,19 +22,19 @@ from pipeline.parquet_files import open_parquet
 LOG = logging.getLogger(__name__)
 
 FILES = ("labels", "text_features", "class_names", "domains", "domain_names", "split")
-"""The keys of cache.npz.read_npz that can come from a file of their own."""
+"""The keys of cache.npz.read_npz that can come from separate files."""
 Arrays = dict[str, np.ndarray]
-_TRIED_ROWS = 5000  # of the zero-shot accuracy that is said after an import
+_TRIED_ROWS = 5000  # for the zero-shot accuracy reported after an import
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What the user states beside the source.
+    """What the user states about the source.
 
     files         {key: file} of FILES
-    keys          {key: what it is called in the source}
+    keys          {key: its name in the source}
     label_column  of clip-retrieval's metadata
-    model         a CLIP that makes the text features, see load_model; with templates and towers
+    model         the CLIP that encodes the text features, see load_model; with templates and towers
     """
 
     files: Mapping[str, str | PathLike[str]] = field(default_factory=dict)
@@ -52,16 +52,16 @@ def read_features(
     ignore: Sequence[str] = (),
     **settings: Any,
 ) -> FeatureTable:
-    """The table of a source, whose parts have the shapes and forms that cache.npz.read_npz says.
+    """Read the table of a source, whose parts have the shapes and forms of cache.npz.read_npz.
 
-    source    .npz; .npy, .pt, .safetensors or .h5 with the features alone or by name; or a folder,
+    source    .npz; .npy, .pt, .safetensors or .h5 of features or arrays by name; or a folder,
               see features.folders.parts_of
-    ignore    keys that are left alone though they look like a known one
+    ignore    keys not to read although they resemble a known one
     settings  of cache.npz.as_table
 
-    Matrices that lie on their side, as Tip-Adapter's keys and classifiers (D, C), are turned and
-    said. Raises CacheError naming what is missing and the option that gives it, and for what is
-    not to be trusted; WeightsError for a model that cannot be had.
+    Transposed matrices, such as Tip-Adapter's keys and classifiers (D, C), are transposed back,
+    which is logged. Raises CacheError naming what is missing and its option, and for
+    untrustworthy content; WeightsError for an unavailable model.
     """
     source, stated = Path(source).expanduser(), stated or Stated()
     given = {key: read_one(Path(file)) for key, file in stated.files.items()}
@@ -114,12 +114,12 @@ def _of_file(source: Path, stated: Stated, given: Arrays, ignore: Sequence[str])
         name, _, meant = odd[0].partition(" looks like ")
         raise CacheError(
             f"{source}: {'; '.join(odd[:4])}; pass --key {meant.split()[0]}={name[1:-1]} and so on "
-            "for each that is meant"
+            "for each intended one"
         )
     if "features" not in known:
         names = [f"{ascii(name)[1:-1]} {array.shape}" for name, array in found.items()]
         raise CacheError(
-            f"{source}: it has no features, but {shown(names)}; pass --key features=NAME"
+            f"{source}: has no features, only {shown(names)}; pass --key features=NAME"
         )
     if others := sorted(set(found) - set(known)):
         LOG.warning(f"ignored: {shown([ascii(name)[1:-1] for name in others])}")
@@ -151,7 +151,7 @@ def _of_folder(folder: Path, stated: Stated, given: Arrays) -> Arrays:
 
 
 def _of_splits(parts: list[Part], splits: list[int], folder: Path) -> Arrays:
-    """Those of train, val and test one below the other, with `split`."""
+    """The parts of train, val and test concatenated, with `split`."""
     found: dict[str, list[np.ndarray]] = {}
     lengths = []
     for split in splits:
@@ -171,7 +171,7 @@ def _of_splits(parts: list[Part], splits: list[int], folder: Path) -> Arrays:
             found.setdefault(key, []).append(array)
     for key, arrays_of_key in found.items():
         if len(arrays_of_key) < len(splits):
-            raise CacheError(f"{folder}: {key} exist for some of its splits only")
+            raise CacheError(f"{folder}: {key} exist only for some of its splits")
     names = ", ".join(part.file.name for part in parts)
     LOG.info(f"{folder.name}: read {names}")
     joined = {key: _joined(arrays, key, folder) for key, arrays in found.items()}
@@ -181,7 +181,7 @@ def _of_splits(parts: list[Part], splits: list[int], folder: Path) -> Arrays:
 def _read_part(part: Part) -> np.ndarray:
     array = read_one(part.file)
     if part.turned and array.ndim == 2:
-        LOG.info(f"{part.file.name}: Tip-Adapter's cache, whose columns are rows: turned")
+        LOG.info(f"{part.file.name}: Tip-Adapter's cache, one feature per column: transposed")
         return np.ascontiguousarray(array.T)
     return array
 
@@ -195,7 +195,7 @@ def _joined(arrays: list[np.ndarray], key: str, folder: Path) -> np.ndarray:
 
 
 def _metadata(tables: list[Path], column: str | None, folder: Path) -> Arrays:
-    """The columns of clip-retrieval's metadata that are labels, domains or splits."""
+    """The columns of clip-retrieval's metadata with labels, domains or splits."""
     columns: dict[str, list[Any]] = {}
     for path in tables:
         file = open_parquet(path)
@@ -208,8 +208,8 @@ def _metadata(tables: list[Path], column: str | None, folder: Path) -> Arrays:
         if meant.get("labels") not in names:
             what = f"no column {column!a}" if column else "no column of labels"
             raise CacheError(
-                f"{path}: {what}; it has {shown(names)}; pass --label-column NAME (of a column of "
-                "paths the images' folders are taken), or --labels FILE"
+                f"{path}: {what}; it has {shown(names)}; pass --label-column NAME (for a column of "
+                "paths, the images' folders are used), or --labels FILE"
             )
         for key, name in meant.items():
             columns.setdefault(key, []).extend(file.read([str(name)]).column(0).to_pylist())
@@ -240,23 +240,23 @@ def _as_text(array: np.ndarray, key: str, source: Path) -> np.ndarray:
 def _refuse_missing(arrays: Arrays, source: Path, stated: Stated) -> None:
     ways: list[tuple[str, Callable[[], str]]] = [
         ("features", lambda: "--key features=NAME"),
-        ("labels", lambda: "--labels FILE, a number or a name a row" + _beside(source)),
+        ("labels", lambda: "--labels FILE, a number or a name per row" + _beside(source)),
         (
             "text_features",
             lambda: (
-                "--text-features FILE with a row a class, or --model NAME, which encodes "
+                "--text-features FILE with a row per class, or --model NAME, which encodes "
                 "--prompt with the class names"
             ),
         ),
     ]
     for key, way in ways:
         if key not in arrays and not (key == "text_features" and stated.model):
-            raise CacheError(f"{source}: it lacks {key}; pass {way()}")
+            raise CacheError(f"{source}: has no {key}; pass {way()}")
     for key in ("features", "text_features"):
         if key in arrays and arrays[key].ndim != 2:
             raise CacheError(f"{source}: {key} must be a matrix; got {arrays[key].shape}")
     if arrays["labels"].ndim == 0:
-        raise CacheError(f"{source}: labels must be a row each; got one value")
+        raise CacheError(f"{source}: labels must be one per row; got a single value")
 
 
 def _beside(source: Path) -> str:
@@ -268,27 +268,28 @@ def _beside(source: Path) -> str:
 
 
 def _turn(arrays: Arrays) -> None:
-    """Turns features (D, N) and text features (D, C), where their other parts show it."""
+    """Transpose features (D, N) and text features (D, C) if the other parts show that they are."""
     features, rows = arrays["features"], len(arrays["labels"])
     if len(features) != rows == features.shape[1]:
-        LOG.info(f"features {features.shape}: {rows} labels, so its columns are rows: turned")
+        LOG.info(f"features {features.shape}: {rows} labels, so one feature per column: transposed")
         arrays["features"] = features = np.ascontiguousarray(features.T)
     text, width = arrays.get("text_features"), features.shape[1]
     if text is not None and text.shape[1] != width == text.shape[0]:
         LOG.info(
-            f"text_features {text.shape}: features are {width} wide, so columns are classes: turned"
+            f"text_features {text.shape}: features are {width} wide, so one class per column: "
+            "transposed"
         )
         arrays["text_features"] = np.ascontiguousarray(text.T)
 
 
 def _add_text(arrays: Arrays, source: Path, stated: Stated) -> None:
-    """Text features by the model; class names from the labels where these are words."""
+    """Add text features from the model; class names from the labels if these are words."""
     labels = arrays["labels"]
     if "class_names" not in arrays:
         if labels.dtype.kind != "U":
             raise CacheError(
                 f"{source}: --model {stated.model} needs the names of the classes; pass "
-                "--class-names FILE, one a line in the order of the labels"
+                "--class-names FILE, one per line in the order of the labels"
             )
         arrays["class_names"] = np.unique(labels)
     names = arrays["class_names"]
@@ -305,7 +306,7 @@ def _add_text(arrays: Arrays, source: Path, stated: Stated) -> None:
     if clip.width != width:
         raise CacheError(
             f"{source}: its features are {width} wide, those of --model {stated.model} "
-            f"{clip.width}; name the model that made them"
+            f"{clip.width}; name the model that encoded them"
         )
     arrays["text_features"] = encode_prompts(clip, names.tolist(), stated.templates)
     arrays.setdefault("logit_scale", np.array(clip.logit_scale))
@@ -314,7 +315,7 @@ def _add_text(arrays: Arrays, source: Path, stated: Stated) -> None:
 
 
 def _say_zero_shot(table: FeatureTable) -> None:
-    """Whether the features seem to be of the model whose text features were made for them."""
+    """Log the zero-shot accuracy, which shows whether the features come from the same model."""
     rows = np.random.default_rng(0).permutation(len(table.labels))[:_TRIED_ROWS]
     text = table.text_features / np.linalg.norm(table.text_features, axis=1, keepdims=True)
     answers = (table.features[np.sort(rows)].astype(np.float32) @ text.T).argmax(axis=1)
@@ -322,6 +323,6 @@ def _say_zero_shot(table: FeatureTable) -> None:
     LOG.info(f"zero-shot accuracy with these text features: {right:.1%} of {len(rows):,} rows")
     if len(text) > 1 and right < 1.5 * chance:
         LOG.warning(
-            f"that is near chance ({chance:.1%}): are the features of another model, or the class "
-            "names in another order?"
+            f"that is near chance ({chance:.1%}): are the features from another model, or "
+            "the class names in another order?"
         )

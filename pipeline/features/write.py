@@ -1,4 +1,4 @@
-"""A cache -> files of other tools, which `cache import` reads again."""
+"""Write a cache as files of other tools, which `cache import` can read."""
 
 import json
 from os import PathLike
@@ -16,14 +16,14 @@ FORMS = (".npz", ".pt", ".h5", ".npy")
 
 
 def write_features(table: FeatureTable, path: str | PathLike[str], *, force: bool = False) -> Path:
-    """Write the arrays of cache.npz.as_table in the form that path's suffix names, of FORMS.
+    """Write the arrays of cache.npz.as_table in the format of path's suffix, one of FORMS.
 
-    .npz  numpy's archive; also of a path without suffix
+    .npz  numpy's archive; also for a path without suffix
     .pt   a dict of tensors, numbers, text and lists of text (torch.load with weights_only)
-    .h5   a plain HDF5 file with a data set each
+    .h5   a plain HDF5 file with a dataset each
     .npy  a folder of that name without the suffix: features.npy, labels.npy, class_names.txt, ...
 
-    returns  what was written. Raises CacheError when it exists and not `force`, the features are
+    returns  the path written. Raises CacheError when it exists and not `force`, the features are
     damaged, or the disk refuses.
     """
     path = Path(path)
@@ -50,7 +50,7 @@ def _for_torch(array: Any) -> Any:
     array = np.asarray(array)
     if array.ndim == 0 or array.dtype.kind == "U":
         return array.tolist()
-    return torch.from_numpy(np.array(array))  # a copy: memory-mapped features cannot be written to
+    return torch.from_numpy(np.array(array))  # a copy: memory-mapped features are read-only
 
 
 def _folder(arrays: dict[str, Any], folder: Path, force: bool) -> Path:
@@ -64,7 +64,7 @@ def _folder(arrays: dict[str, Any], folder: Path, force: bool) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CacheError(f"{folder}: cannot be made: {error.strerror}") from error
+        raise CacheError(f"{folder}: cannot be created: {error.strerror}") from error
     for name, content in files.items():
         size = len(content) if isinstance(content, bytes) else content.nbytes
         with whole_file(folder / name, size, force=force) as file:

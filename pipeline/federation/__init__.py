@@ -1,1 +1,1 @@
-"""Rounds of local training and averaging on tensors. Pure: no path, no JSON file, no clock."""
+"""Rounds of local training and averaging on tensors. Pure: no paths, no JSON, no clock."""

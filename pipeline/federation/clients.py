@@ -1,4 +1,4 @@
-"""Which rows of a client train, choose the round, and test."""
+"""Splits a domain's rows into clients, and a client's rows into train, validation and test."""
 
 from dataclasses import dataclass, replace
 
@@ -16,12 +16,12 @@ NO_ROWS = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class ClientSplit:
-    """One client: whose rows it has, and their numbers by use."""
+    """One client: its domain, and its rows by use."""
 
     name: str
     domain: int
     domain_name: str
-    stream: int  # names its row orders
+    stream: int  # seeds its row orders
     train: np.ndarray  # (n,) int64
     val: np.ndarray  # (n,) int64
     test: np.ndarray  # (n,) int64
@@ -30,17 +30,17 @@ class ClientSplit:
 def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[ClientSplit]:
     """The clients that own the rows of one domain: one, or config.clients of them.
 
-    A split that the cache fixes is kept; with fixed_split "holdout" only its train rows train and,
-    a share of (1 - split) / 2 of them, validate, and all others test. Otherwise the domain's n
-    rows, in the table's order, are shuffled by numpy's RandomState(seed), afresh for each domain;
-    int(split * n) train, and int((1 - split) / 2 * n) each validate and test: not stratified, up to
-    two rows unused. Partitions (pipeline/federation/partitions.py) share out the rows of each use
-    alike.
+    A split that the cache fixes is kept; with fixed_split "holdout" its train rows train, except a
+    share of (1 - split) / 2 of them that validate, and all others test. Otherwise the domain's n
+    rows, in the table's order, are shuffled by a new RandomState(seed) for each domain; int(split *
+    n) train, and int((1 - split) / 2 * n) each validate and test: not stratified, up to two rows
+    unused. Partitions (pipeline/federation/partitions.py) divide the rows of each use in the same
+    way.
 
-    Raises RowsError for "holdout" where the cache fixes no split, and for a client that could not
-    be trained or chosen by: under two train rows (a batch of one row is skipped), or no validation
-    row in the whole domain unless choose is "last". Method zero-shot trains and chooses nothing, so
-    it takes any rows; closed-form needs one train row in each domain.
+    Raises RowsError for "holdout" if the cache fixes no split, and for a client that cannot train
+    or choose rounds: under two train rows (a batch of one row is skipped), or no validation row in
+    the whole domain unless choose is "last". Method zero-shot accepts any rows; closed-form needs
+    one train row in each domain.
     Source: PersonalizedFL fedclip/datautil/datasplit, np.random.seed(seed) for each data set.
     """
     name = table.domain_names[domain]
@@ -71,7 +71,7 @@ def split_domain(table: FeatureTable, domain: int, config: RunConfig) -> list[Cl
 
 
 def needed(config: RunConfig) -> dict[str, int]:
-    """Rows that every domain must have of each use."""
+    """The least rows of each use that every domain must have."""
     method = METHODS[config.method]
     if not method.trains:
         return {"train": 1} if method.solved else {}
@@ -79,7 +79,7 @@ def needed(config: RunConfig) -> dict[str, int]:
 
 
 def _uses(table: FeatureTable, rows: np.ndarray, config: RunConfig) -> list[np.ndarray]:
-    # round() mends (1 - 0.6) / 2 style remainders: 0.2 of 5 rows must be one row, not none
+    # without round(), (1 - 0.6) / 2 of 5 rows would be no row instead of one
     rest = round((1 - config.split) / 2, 12)
     order = np.arange(len(rows))
     shuffle = np.random.RandomState(config.seed).shuffle
@@ -113,11 +113,11 @@ def _share_out(table: FeatureTable, whole: ClientSplit, config: RunConfig) -> li
         whole.domain,
         alpha=config.alpha,
         classes_per_client=config.classes_per_client,
-        # A client without a row sends sums of nothing; one that trains needs a batch.
+        # A client without rows sends sums of zeros; one that trains needs a batch.
         least={"train": 0 if METHODS[config.method].solved else needed(config).get("train", 0)},
         name=f"{table.source}: domain {whole.name!r}",
     )
-    first = len(table.domain_names) + 1 + whole.domain * config.clients  # behind the domains' own
+    first = len(table.domain_names) + 1 + whole.domain * config.clients  # after the domains' own
     return [
         replace(whole, name=f"{whole.name}/{k}", stream=first + k,
                 train=own["train"], val=own["val"], test=own["test"])

@@ -1,7 +1,8 @@
 """The closed-form head of each fold, from sums that its clients send once, and its metric.
 
-Round one: clients send sums of their train rows (Sums). Round two, scalars only: they score the
-heads that all can now make. Both are simulated here client by client, and add up in float64.
+In the first exchange clients send sums of their train rows (Sums). In the second, scalars only,
+they score the heads that everybody can now compute. Both are simulated here client by client; sums
+are float64.
 """
 
 import functools
@@ -17,7 +18,13 @@ from pipeline.errors import ConfigError
 from pipeline.federation.clients import ClientSplit
 from pipeline.federation.evaluate import Cached
 from pipeline.federation.methods import METHODS
-from pipeline.federation.methods.closed_form import Sums, sums_of
+from pipeline.federation.methods.closed_form import (
+    SENSITIVITY,
+    Sums,
+    clipped_sums,
+    released,
+    sums_of,
+)
 from pipeline.federation.methods.closed_form_choice import (
     SHAPES,
     SOLVERS,
@@ -27,11 +34,6 @@ from pipeline.federation.methods.closed_form_choice import (
     best_of,
     heads_of,
     scored,
-)
-from pipeline.federation.methods.closed_form_privacy import (
-    SENSITIVITY,
-    clipped_sums,
-    released,
 )
 from pipeline.federation.plan import Fold, Plan, train_rows
 from pipeline.settings import RunConfig
@@ -43,12 +45,12 @@ BLOCK = 4096  # rows at a time
 class Metric:
     """Whitened features z = (x - mean) root of a fold's train rows, x at length 1.
 
-    root root^T = D P / tr(P) with P = (A + eps tr(A) / D I)^-1, the precision of gda: the mean of
-    its eigenvalues is D, so that one learning rate fits data sets.
+    root root^T = D P / tr(P) with P = (A + eps tr(A) / D I)^-1, the precision of gda: its
+    eigenvalues have mean D, so that one learning rate suits all data sets.
 
     root, inverse  (D, D) float32, root inverse^T = I;  mean (D,) float32
     features       (n, D) float32, z of the train rows;  labels (n,) int64
-    place          (N,) int64, where a row of the table lies in features; -1: nowhere
+    place          (N,) int64, position of each row of the table in features; -1: none
     """
 
     root: Tensor
@@ -59,7 +61,7 @@ class Metric:
     place: Tensor
 
     def whitened(self, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The classifier over z that answers as w (.., C, D), b (.., C) do over x."""
+        """The classifier over z that equals w (.., C, D), b (.., C) over x."""
         return w @ self.inverse, b + w @ self.mean
 
     def plain(self, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,9 +76,9 @@ class ClosedForm:
 
     row     (P,) float32, a classifier's numbers: w = t (text + strength W / s) and
             b = t strength B / s, t the temperature, s the logit scale, (W, B) what the solver adds
-    chosen  the head of the grid that was taken;  tried: all of them
+    chosen  the head chosen from the grid;  tried  all of them
     by      the rows that chose it: "rows", "domain" or "validation" (setting tune_on)
-    metric  for training on from here; None where nothing does
+    metric  for training that starts here; None if nothing trains
     sent    numbers that one client sends and receives
     """
 
@@ -89,13 +91,13 @@ class ClosedForm:
 
 
 Known = dict[tuple[object, ...], ClosedForm]
-"""Heads by all that decides them, for the trials of a sweep to share."""
+"""Heads by everything that determines them, shared by the trials of a sweep."""
 
 
 def with_closed_form(plan: Plan, cached: Cached, known: Known | None = None) -> Plan:
-    """The plan with the head of each fold whose config starts at one, or has that method.
+    """Adds the closed-form head to each fold that needs one, by its start or its method.
 
-    Raises ConfigError where there is no row to choose by.
+    Raises ConfigError if there are no rows to choose by.
     """
     known = {} if known is None else known
     folds = []
@@ -120,12 +122,14 @@ def closed_form(fold: Fold, cached: Cached) -> ClosedForm:
         rows = [train_rows(client, config) for client in fold.clients]
         again = [shortened(client_sums(cached, own), config) for own in rows]
         sums = sum(again[1:], again[0])
-    metric = _metric(fold, cached, sums, tried) if METHODS[config.method].trains else None
+    metric = None
+    if METHODS[config.method].trains:
+        metric = metric_of(fold, cached, *whitening(sums, tried))
     return solved_of(fold, cached, sums, tried, by, metric)
 
 
 def total_of(fold: Fold, parts: Sequence[Sums]) -> Sums:
-    """What the server makes of its clients' sums: with --noise released once."""
+    """The server's total of its clients' sums; with --noise it is released once."""
     sums = sum(parts[1:], parts[0])
     config = fold.config
     sigma = config.noise * (_clip(config) or SENSITIVITY)
@@ -136,15 +140,15 @@ def solved_of(
     fold: Fold, cached: Cached, sums: Sums, tried: Sequence[Tried], by: str,
     metric: Metric | None = None,
 ) -> ClosedForm:  # fmt: skip
-    """The best of the heads that were tried, made of `sums`; of cached only the text is read.
+    """The best of the tried heads, computed from `sums`; reads only the text of `cached`.
 
-    Raises ConfigError where there was no row to choose by.
+    Raises ConfigError if there were no rows to choose by.
     """
     try:
         chosen = best_of(tried)
     except ValueError as error:
         raise ConfigError(
-            f"closed-form: there is no row to choose by (tune_on {by}); pass --tune-on rows, or "
+            f"closed-form: no rows to choose by (tune_on {by}); pass --tune-on rows, or "
             "all of --solver, --shape and --strength"
         ) from error
     width = sums.gram.shape[0]
@@ -155,30 +159,32 @@ def solved_of(
 
 
 def tuned_on(fold: Fold) -> str:
-    """The rows that choose: with tune_on auto other domains where several train, else rows."""
+    """The rows that choose the head: with tune_on auto other domains if several train, else
+    rows."""
     config = fold.config
     if config.tune_on != "auto":
         return config.tune_on
     if config.noise:
-        return "validation"  # the release covers the sums once: scores of train rows are not in it
+        return "validation"  # noise covers one release of the sums, not scores of train rows
     if len({client.domain for client in fold.clients}) > 1:
         return "domain"
-    # A left-out row is exact only where it is whole in the sums.
+    # Leaving a row out is exact only if it is unclipped in the sums.
     return "validation" if _clip(config) else "rows"
 
 
 Found = dict[tuple[str, float, float], tuple[float, float, tuple[float, ...]]]
-"""By solver, shape and strength: rows, right ones, and summed losses at each of TEMPERATURES."""
+"""By solver, shape and strength: rows, correct ones, and summed losses at each of TEMPERATURES."""
 
 
 def scores(
     config: RunConfig, cached: Cached, clients: Sequence[ClientSplit], sums: Sums, by: str,
     found: Found, weight: float = 1.0,
 ) -> None:  # fmt: skip
-    """Adds to `found` how all heads of the grid do on clients' rows, each row counting `weight`.
+    """Adds to `found` the scores of all heads of the grid on clients' rows, weighted by `weight`.
 
-    by  "rows": train rows, each left out of the heads, and validation rows; "validation": those;
-        "domain": train rows, by heads of `sums` that are of other domains
+    by  "rows": train rows, each left out of the heads, and validation rows; "validation": only
+    those;
+            "domain": train rows, by heads of other domains' `sums`
     """
     grid = list(heads_of(config.solver, sums, cached.logit_scale, config.shape))
     for use in {"rows": ("train", "val"), "validation": ("val",), "domain": ("train",)}[by]:
@@ -198,7 +204,7 @@ def scores(
 
 
 def tried_of(fold: Fold, found: Found) -> list[Tried]:
-    """The heads of the grid as they were scored; a given one also where no row scored it."""
+    """The scored heads of the grid; a fully specified one even without scores."""
     config, found = fold.config, dict(found)
     if not found and config.shape and config.strength and config.solver != "auto":
         found[config.solver, config.shape, config.strength] = 0.0, 0.0, (0.0,) * len(TEMPERATURES)
@@ -206,7 +212,7 @@ def tried_of(fold: Fold, found: Found) -> list[Tried]:
 
 
 def grid_of(config: RunConfig) -> list[tuple[str, float, float]]:
-    """Solver, shape and strength of each head that is tried, in the order of `scores`."""
+    """Solver, shape and strength of each tried head, in the order of `scores`."""
     return [
         (solver, shape, strength)
         for solver in SOLVERS[config.solver]
@@ -218,9 +224,9 @@ def grid_of(config: RunConfig) -> list[tuple[str, float, float]]:
 def domains_apart(
     fold: Fold, parts: Sequence[Sums]
 ) -> Iterator[tuple[list[ClientSplit], Sums, float]]:
-    """Of each domain its clients, the sums of all others, and what a train row of it counts.
+    """For each domain its clients, the sums of all others, and the weight of its train rows.
 
-    Domains count alike. Raises ConfigError where there is one only.
+    Domains count equally. Raises ConfigError if there is only one.
     """
     domains = sorted({client.domain for client in fold.clients})
     total = sum(len(client.train) for client in fold.clients)
@@ -228,7 +234,7 @@ def domains_apart(
         rest = [p for c, p in zip(fold.clients, parts, strict=True) if c.domain != domain]
         if not rest:
             raise ConfigError(
-                "tune_on domain needs two training domains or more; there is one: pass "
+                "tune_on domain needs two or more training domains; there is one: pass "
                 "--tune-on rows or validation"
             )
         own = [client for client in fold.clients if client.domain == domain]
@@ -237,7 +243,7 @@ def domains_apart(
 
 
 def _found(fold: Fold, cached: Cached, parts: Sequence[Sums], sums: Sums, by: str) -> Found:
-    """All heads of the grid, scored on the rows that choose."""
+    """Scores all heads of the grid on the rows that choose."""
     found: Found = {}
     if by != "domain":
         scores(fold.config, cached, fold.clients, sums, by, found)
@@ -250,7 +256,7 @@ def _found(fold: Fold, cached: Cached, parts: Sequence[Sums], sums: Sums, by: st
 def _blocks(
     cached: Cached, clients: Sequence[ClientSplit], use: str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Unit rows (n, D) float64, classes and zero-shot logits float32 of clients, in blocks."""
+    """Yields blocks of clients' unit rows (n, D) float64, classes and zero-shot logits float32."""
     for client in clients:
         rows = torch.from_numpy(getattr(client, use)).to(cached.labels.device)
         for own in rows.split(BLOCK):
@@ -259,17 +265,17 @@ def _blocks(
 
 
 def _clip(config: RunConfig) -> float:
-    """The longest that a client's sums may be, 0: any; in methods that train clip is of updates."""
+    """The largest norm of a client's sums, 0: any; in methods that train, clip is for updates."""
     return config.clip if METHODS[config.method].solved else 0.0
 
 
 def shortened(sums: Sums, config: RunConfig) -> Sums:
-    """A client's sums as they are added: no longer than --clip, if that is of sums."""
+    """A client's sums as they are added: clipped by --clip, if it applies to sums."""
     return clipped_sums(sums, _clip(config)) if _clip(config) else sums
 
 
 def client_sums(cached: Cached, rows: np.ndarray) -> Sums:
-    """What a client sends of its rows (n,) int64."""
+    """The sums that a client sends of its rows (n,) int64."""
     own = torch.from_numpy(rows).to(cached.labels.device)
     return sums_of(cached.features, cached.labels, len(cached.text), own)
 
@@ -282,19 +288,25 @@ def _row(cached: Cached, sums: Sums, chosen: Tried) -> Tensor:
     return torch.cat([(chosen.temperature * w).flatten(), chosen.temperature * b]).float()
 
 
-def _metric(fold: Fold, cached: Cached, sums: Sums, tried: Sequence[Tried]) -> Metric:
-    """The whitening of gda at its best eps on the grid, at 1 where gda was not tried."""
+def whitening(sums: Sums, tried: Sequence[Tried]) -> tuple[Tensor, Tensor, Tensor]:
+    """The metric's root, inverse and mean, float64: gda's whitening at its best eps on the grid.
+
+    eps is 1 if gda was not tried.
+    """
     of_gda = [each for each in tried if each.solver == "gda"]
     eps = best_of(of_gda).shape if of_gda else 1.0
-    width, total = cached.features.shape[1], sums.count.sum().clamp(min=1)
+    width, total = sums.gram.shape[0], sums.count.sum().clamp(min=1)
     mean = sums.by_class / sums.count.clamp(min=1)[:, None]
     within = sums.gram - (mean * sums.count[:, None]).T @ mean
     values, vectors = torch.linalg.eigh(within)
     values = values.clamp(min=0)
     values = values + eps * values.mean().clamp(min=1e-6 * sums.gram.trace() / width)
     scale = (1 / values / (1 / values).mean() * width).sqrt()
-    root, inverse = vectors * scale, vectors / scale
-    centre = sums.by_class.sum(0) / total
+    return vectors * scale, vectors / scale, sums.by_class.sum(0) / total
+
+
+def metric_of(fold: Fold, cached: Cached, root: Tensor, inverse: Tensor, centre: Tensor) -> Metric:
+    """The metric of a fold's clients' train rows, of what `whitening` returns."""
     rows = np.concatenate([train_rows(client, fold.config) for client in fold.clients])
     own = torch.from_numpy(rows).to(cached.labels.device)
     place = torch.full((len(cached.labels),), -1, dtype=torch.int64)
@@ -310,7 +322,7 @@ def _metric(fold: Fold, cached: Cached, sums: Sums, tried: Sequence[Tried]) -> M
 
 
 def _key(fold: Fold) -> tuple[object, ...]:
-    """All that decides a fold's head."""
+    """Everything that determines a fold's head."""
     c: RunConfig = fold.config
     return (
         c.solver, c.tune_on, c.shape, c.strength, c.refit, c.noise, c.seed if c.noise else None,
@@ -321,5 +333,5 @@ def _key(fold: Fold) -> tuple[object, ...]:
 
 @functools.lru_cache(maxsize=1)
 def stacked(metrics: tuple[Metric, ...]) -> tuple[Tensor, Tensor]:
-    """Whitened rows of several metrics one after another, and their classes."""
+    """The whitened rows of several metrics, concatenated, and their classes."""
     return torch.cat([m.features for m in metrics]), torch.cat([m.labels for m in metrics])

@@ -1,4 +1,4 @@
-"""Which plans' rounds are all alike, so that a GPU replays one graph for each of them."""
+"""Captures the rounds of a plan as one CUDA graph, if all rounds are identical."""
 
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def capture_rounds(plan: Plan, cached: Cached, backend: str) -> "RoundGraph | None":
-    """The rounds of a plan as one kernels.gpu.round_graph.RoundGraph; None where they cannot be.
+    """The rounds of a plan as one kernels.gpu.round_graph.RoundGraph; None if that is impossible.
 
-    They can where backend "triton" trains the released step, every client takes part in every
-    round, and what is sent is float32 as it is.
+    It is possible if backend "triton" trains the released step, every client takes part in every
+    round, and updates travel as plain float32.
     """
     if backend != "triton" or not plan.lanes or not all(_alike(fold.config) for fold in plan.folds):
         return None

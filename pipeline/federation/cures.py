@@ -1,4 +1,4 @@
-"""Which options would cure a lack of rows: each is tried on the rows before it is named."""
+"""Finds options that fix a lack of rows; each is tried on the rows before it is suggested."""
 
 import dataclasses
 import shlex
@@ -11,15 +11,15 @@ from pipeline.federation.clients import split_domain
 from pipeline.settings import RunConfig
 
 SHARES = (0.5, 0.3)
-"""0.5 splits four rows, the fewest that can be; held out of train rows, 0.3 does with three."""
-NAMED = 3  # cures in a message
+"""0.5 splits four rows, the fewest possible; with fixed_split holdout, 0.3 splits three."""
+NAMED = 3  # most suggestions in a message
 
 
 def cures(table: FeatureTable, config: RunConfig) -> str:
-    """A sentence with the options under which every client of `config` has the rows it needs.
+    """A sentence with options under which every client of `config` has the rows it needs.
 
-    Each option was tried: with it, split_domain refuses none of the domains that train. Holding
-    out what lacks rows is tried alone and with each other option.
+    Each option was tried: with it, split_domain refuses no training domain. Holding out the domains
+    that lack rows is tried alone and with each other option.
     """
     found: list[str] = []
     for changes in ({}, *_candidates(table, config)):
@@ -34,7 +34,7 @@ def cures(table: FeatureTable, config: RunConfig) -> str:
             held_out = _held_out(table, config, lacking)
             found += [f"{_options(changes)} {held_out}".strip()] if held_out else []
     if not found:
-        return "No setting of a run cures that; it takes more images in the cache"
+        return "No setting fixes that; the cache needs more images"
     return f"Pass {', or '.join(found[:NAMED])}"
 
 
@@ -67,7 +67,7 @@ def _candidates(table: FeatureTable, config: RunConfig) -> Iterator[dict[str, An
 
 
 def _most_clients(table: FeatureTable, config: RunConfig) -> int:
-    """The most clients that the rows suffice for, below those asked for; 0 where not even one."""
+    """The most clients, fewer than requested, that the rows suffice for; 0 if not even one."""
     low, high = 0, min(config.clients, len(table.labels))
     while high - low > 1:
         middle = (low + high) // 2
@@ -77,7 +77,7 @@ def _most_clients(table: FeatureTable, config: RunConfig) -> int:
 
 
 def _lacking(table: FeatureTable, config: RunConfig) -> list[str]:
-    """The domains that train in a fold of config and cannot."""
+    """The domains that would train in a fold of `config` but lack rows."""
     always_out = set.intersection(*map(set, config.held_out))
     lacking = []
     for domain, name in enumerate(table.domain_names):
@@ -90,7 +90,7 @@ def _lacking(table: FeatureTable, config: RunConfig) -> list[str]:
 
 
 def _held_out(table: FeatureTable, config: RunConfig, lacking: list[str]) -> str:
-    """config's folds with the domains that lack rows held out as well; "" where none is left."""
+    """config's folds with the lacking domains held out as well; "" if none is left to train."""
     names = table.domain_names
     wanted = [tuple(n for n in names if n in (*fold, *lacking)) for fold in config.held_out]
     folds = [fold for fold in dict.fromkeys(wanted) if len(fold) < len(names)]

@@ -1,4 +1,4 @@
-"""Rows of several groups to clients by given shares: rounding, repair, dealing."""
+"""Deals rows of several groups to clients by given shares: rounding, repair, dealing."""
 
 import numpy as np
 from numpy.random import RandomState
@@ -7,13 +7,13 @@ from pipeline.errors import RowsError
 
 
 def largest_remainders(shares: np.ndarray, totals: np.ndarray, draw: RandomState) -> np.ndarray:
-    """Whole numbers near shares * totals with columns that sum to totals.
+    """Whole numbers near shares * totals whose columns sum to totals.
 
     shares   (K, G) float64, columns of sum 1; totals (G,) int64
     draw     settles ties
     returns  (K, G) int64: the floors, and one more for the largest remainders of each column
     """
-    exact = np.round(shares * totals, 9)  # 0.1 + 0.2 style remainders must tie, not win
+    exact = np.round(shares * totals, 9)  # remainders that differ by rounding errors must tie
     counts = np.floor(exact).astype(np.int64)
     lacking = totals - counts.sum(axis=0)
     ties = draw.uniform(size=shares.shape)
@@ -27,11 +27,11 @@ def repair(
     """Moves single rows, in place, until every client has `least`; each move is final.
 
     counts   (K, G) int64 rows
-    shares   (K, G) float64; a client takes of the group first in which its share is greatest
-    allowed  (K, G) bool, the groups of which a client may have rows
+    shares   (K, G) float64; a client takes first from the group in which its share is largest
+    allowed  (K, G) bool, the groups from which a client may have rows
     what     the rows, for an error
-    A path of moves from a client with rows to spare is found breadth first, so a repair that is
-    possible is found; there are at most K * least paths. Raises RowsError for the others.
+    Searches breadth first for a path of moves from a client with rows to spare, so every possible
+    repair is found, with at most K * least paths. Raises RowsError if there is none.
     """
     if counts.sum() < len(counts) * least:
         raise RowsError(
@@ -47,7 +47,8 @@ def repair(
 def deal(
     rows: np.ndarray, where: np.ndarray, counts: np.ndarray, draw: RandomState
 ) -> list[np.ndarray]:
-    """The rows of each group, shuffled and cut by its column of counts; where (n,) is the group."""
+    """Shuffles each group's rows and divides them by its column of counts; where (n,) is the
+    group."""
     order = draw.permutation(len(rows))
     by_group = order[np.argsort(where[order], kind="stable")]
     owner = np.repeat(np.tile(np.arange(len(counts)), counts.shape[1]), counts.T.ravel())
@@ -57,7 +58,8 @@ def deal(
 def _path(
     counts: np.ndarray, shares: np.ndarray, allowed: np.ndarray, client: int, least: int, what: str
 ) -> list[tuple[int, int, int]]:
-    """Moves (taker, giver, group) that give `client` one row more and no other fewer than least."""
+    """Moves (taker, giver, group) that give `client` another row and leave all others at least
+    `least`."""
     sizes = counts.sum(axis=1)
     came: dict[int, tuple[int, int]] = {}  # giver -> (taker, group)
     queue = [client]

@@ -1,4 +1,4 @@
-"""How often adapters and plain CLIP are right, on which rows, and how rounds are chosen."""
+"""Accuracies and losses of adapters and of zero-shot CLIP, by domain and client."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from kernels.answers import cross_entropies, top1
 from pipeline.federation.clients import ClientSplit
 from pipeline.federation.plan import Fold, Plan, parts_of
 
-BLOCK = 4096  # rows at a time where a temporary of rows x D is made
+BLOCK = 4096  # rows at a time, to bound temporaries of rows x D
 
 
 class Cached(NamedTuple):
-    """What training and scoring read, on one device."""
+    """The data that training and scoring read, on one device."""
 
-    features: Tensor  # (N, D) float32, raw; float16 where nothing but zero-shot reads them
+    features: Tensor  # (N, D) float32, raw; float16 if only zero-shot reads them
     labels: Tensor  # (N,) int64
     text: Tensor  # (C, D) float32, raw
     unit_text: Tensor  # (C, D) float32, rows of length 1
@@ -33,14 +33,15 @@ def score(
     folds: Sequence[int] | None = None,
     answers: Sequence[Tensor] | None = None,
 ) -> list[dict[str, float]]:
-    """Accuracy (a fraction) by domain for each fold, with every scored adapter run once.
+    """Accuracy (a fraction) by domain for each fold; every scored adapter runs once.
 
     adapters  (A, P), one for each of plan.models
     use       "train", "val" or "test": which rows of a client; test adds the held-out domains
     folds     the folds to score, all when None; the others get {}
-    answers   what the adapters answer, where that is known; None: they are asked
-    A domain's rows count alike, whoever's they are. Where several models answer for a domain
-    (local and fedper on the held-out one) it is their mean.
+    answers   the adapters' answers if known; None: computed
+        All rows of a domain count equally. If several models answer for a domain (local and fedper
+    on
+        the held-out one) the result is their mean.
     """
     wanted = set(range(len(plan.folds)) if folds is None else folds)
     which = [m for m, model in enumerate(plan.models) if model.fold in wanted]
@@ -72,11 +73,11 @@ def score(
 def validation_losses(
     plan: Plan, adapters: Tensor, cached: Cached, folds: Sequence[int]
 ) -> list[dict[str, float]]:
-    """By client of each fold: mean over its validation rows of the class cross-entropy.
+    """Mean class cross-entropy over validation rows, by client of each fold.
 
-    log sum_c exp S_ic - S_i,yi, over all C classes, whatever the clients train with; summed in
+    log sum_c exp S_ic - S_i,yi, over all C classes, whatever loss the clients train with; summed in
     float64. adapters (A, P), one for each of plan.models; other folds, and clients without
-    validation rows, have none. Torch computes it, whichever backend trains.
+    validation rows, have none. Torch computes it, whatever backend trains.
     """
     found: list[dict[str, float]] = [{} for _ in plan.folds]
     for m, model in enumerate(plan.models):
@@ -95,7 +96,7 @@ def answers_of(
     plan: Plan, adapters: Tensor, cached: Cached, which: Sequence[int], rows: Sequence[Tensor],
     backend: str,
 ) -> list[Tensor]:  # fmt: skip
-    """What models `which` (positions in plan.models) answer on rows of their own."""
+    """The answers of models `which` (positions in plan.models), each on its own rows."""
     if not which:
         return []
     return top1(
@@ -105,9 +106,9 @@ def answers_of(
 
 
 def zero_shot_top1(cached: Cached, rows: Tensor | None = None) -> Tensor:
-    """(N,) int64: what CLIP answers without an adapter, argmax_c <x, unit_text[c]>.
+    """(N,) int64: zero-shot CLIP's answers, argmax_c <x, unit_text[c]>.
 
-    rows  (n,) int64: those alone, and (n,) is returned; None: all
+    rows  (n,) int64: only these, returns (n,); None: all
     """
     blocks = (
         cached.features.split(BLOCK) if rows is None
@@ -117,7 +118,7 @@ def zero_shot_top1(cached: Cached, rows: Tensor | None = None) -> Tensor:
 
 
 def zero_shot_accuracy(fold: Fold, right: np.ndarray) -> dict[str, float]:
-    """By domain, on the very rows that the fold tests its adapter on; right (N,) bool."""
+    """By domain, on the rows that the fold tests its adapter on; right (N,) bool."""
     rows: dict[str, list[np.ndarray]] = {}
     for split in (*fold.clients, *fold.unseen):
         rows.setdefault(split.domain_name, []).append(split.test)
@@ -126,24 +127,24 @@ def zero_shot_accuracy(fold: Fold, right: np.ndarray) -> dict[str, float]:
 
 
 def summarise(per_domain: dict[str, float], held_out: Sequence[str]) -> dict[str, float | None]:
-    """unseen, participants, overall: plain means over domains; None where there are none."""
+    """unseen, participants, overall: plain means over domains; None if there are none."""
     unseen = [value for name, value in per_domain.items() if name in held_out]
     seen = [value for name, value in per_domain.items() if name not in held_out]
     return {"unseen": mean(unseen), "participants": mean(seen), "overall": mean(unseen + seen)}
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The plain mean; None for nothing."""
+    """The plain mean; None for no values."""
     return float(np.mean(values)) if len(values) else None
 
 
 def rows_of(parts: Sequence[ClientSplit], use: str, device: torch.device) -> Tensor:
-    """The rows of one use of some splits, one after another: (n,) int64."""
+    """The rows of one use of some splits, concatenated: (n,) int64."""
     rows = [getattr(split, use) for split in parts] or [np.empty(0, np.int64)]
     return torch.from_numpy(np.concatenate(rows)).to(device)
 
 
 def _counts(right: Tensor, sizes: np.ndarray) -> np.ndarray:
-    """How many are true in each of the parts, which lie end to end; read back in one copy."""
+    """Counts the true values in each of consecutive parts; one copy from the device."""
     ends = torch.from_numpy(sizes.cumsum() - 1).to(right.device)
     return np.diff(right.cumsum(0)[ends].cpu().numpy(), prepend=0)

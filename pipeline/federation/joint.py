@@ -1,4 +1,4 @@
-"""Plans of several configs as one, so that their lanes train side by side; and apart again."""
+"""Joins plans of several configs, so that their lanes train side by side, and splits them again."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,23 +12,23 @@ from pipeline.federation.state import BY_LANE, State
 from pipeline.federation.training import Progress
 
 COMMON = ("method", "mode", "head", "rank", "loss", "optimizer", "moments", "batch")
-"""Settings in which configs that train side by side agree; the others differ lane by lane."""
+"""Settings that are equal in configs that train side by side; others may differ lane by lane."""
 
 
 def common_key(plan: Plan) -> tuple:
     """Equal for plans that can be joined: the settings in COMMON, and the adapter's kind."""
     config = plan.folds[0].config
-    extra = any(payload_of(fold.config) != "fp32" for fold in plan.folds)  # a row more in the state
-    whitened = config.start == "closed-form"  # trains on other features than its neighbours
+    extra = any(payload_of(fold.config) != "fp32" for fold in plan.folds)  # adds a row to the state
+    whitened = config.start == "closed-form"  # trains on other features
     return plan.work, extra, whitened, *(getattr(config, name) for name in COMMON)
 
 
 def join_plans(plans: Sequence[Plan]) -> tuple[Plan, list[tuple[int, int]]]:
-    """One plan of all, and for each of its lanes whose it is: (plan, lane in that plan).
+    """One plan of all, and the owner of each of its lanes: (plan, lane in that plan).
 
-    Folds, servers and models stand in the order of the plans; lanes by steps, most first. What a
-    lane computes does not depend on the others (a test), so a joint plan gives each config the
-    numbers of its own plan.
+    Folds, servers and models are in the order of the plans; lanes by steps, most first. A lane's
+    result does not depend on the others (a test), so a joint plan gives each config the numbers of
+    its own plan.
     """
     if len({common_key(plan) for plan in plans}) > 1:
         raise ValueError(f"join_plans: plans must agree in {', '.join(COMMON)}")
@@ -62,7 +62,7 @@ def join_plans(plans: Sequence[Plan]) -> tuple[Plan, list[tuple[int, int]]]:
 
 
 def join_progress(progresses: Sequence[Progress], owners: Sequence[tuple[int, int]]) -> Progress:
-    """The progress of a joint plan from those of its plans; all have done the same rounds."""
+    """The progress of a joint plan from those of its plans, which have done equally many rounds."""
     state: State = {}
     for name in progresses[0].state:
         rows = [p.state[name] for p in progresses]
@@ -83,7 +83,7 @@ def join_progress(progresses: Sequence[Progress], owners: Sequence[tuple[int, in
 def split_progress(
     joint: Progress, plans: Sequence[Plan], owners: Sequence[tuple[int, int]]
 ) -> list[Progress]:
-    """The inverse of join_progress: each plan's own progress, in memory of its own."""
+    """The inverse of join_progress: each plan's own progress, in its own memory."""
     found = []
     f = s = m = 0
     for p, plan in enumerate(plans):

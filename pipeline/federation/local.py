@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 
 class Engine(NamedTuple):
-    """What a run computes with, besides its state."""
+    """What a run computes with, beside its state."""
 
     plan: Plan
     cached: Cached
     backend: str
     orders: Orders = seeded_order
-    model: str | None = None  # whose features these are, for what sending all of it would cost
-    graph: "RoundGraph | None" = None  # federation/cuda_graph.py: all rounds alike, on a GPU
+    model: str | None = None  # CLIP's name, for the cost of sending all of it
+    graph: "RoundGraph | None" = None  # see federation/cuda_graph.py
 
 
 class Trained(NamedTuple):
-    """What lanes made of a round, before anything is averaged."""
+    """The result of lanes' local training, before anything is averaged."""
 
     lanes: list[int]  # k positions in plan.lanes, most steps first
     start: Tensor  # (k, P) what they started from
     clients: Tensor  # (k, P) where they ended
-    losses: Tensor  # (T, k) of each step, 0 behind a lane's last
-    steps: np.ndarray  # (L,) that every lane made; 0 for one that took no part
+    losses: Tensor  # (T, k) of each step, 0 after a lane's last
+    steps: np.ndarray  # (L,) of every lane; 0 for one that took no part
 
 
 def train_lanes(
@@ -56,7 +56,7 @@ def train_lanes(
 ) -> tuple[State, Trained]:
     """The clients' half of a round: `steps` (L,) of local training in each lane.
 
-    returns  the state with what the lanes keep to themselves, and what they made
+    returns  the state with what the lanes keep to themselves, and their results
     """
     plan = engine.plan
     taking, rows = rows_of_lanes(engine, steps, round)
@@ -84,9 +84,9 @@ def lane_steps(
     engine: Engine, lanes: Sequence[Lane], clients: Tensor, rows: Tensor, settings: Settings,
     moments: Moments | None = None, pull: Pull = Pull(),  # noqa: B008
 ) -> Tensor:  # fmt: skip
-    """local_steps of some lanes, in whitened features where their folds have a metric.
+    """local_steps of some lanes, in whitened features if their folds have a metric.
 
-    clients  (k, P), a row a lane; **changed in place**. Over z a classifier's numbers are
+    clients  (k, P), a row for each lane; **changed in place**. Over z a classifier's numbers are
              v = s w inverse and c = s (b + <w, mean>), its logits <z, v> + c (closed_form.Metric)
     """
     plan, cached = engine.plan, engine.cached
@@ -130,12 +130,12 @@ def lane_steps(
 
 
 def stream_of(fold: Fold) -> int:
-    """A number that names a fold by what it holds out, whatever else trains beside it."""
+    """A number for a fold that depends only on its held-out domains."""
     return zlib.crc32(",".join(fold.held_out).encode())
 
 
 def attendance(plan: Plan, round: int) -> np.ndarray:
-    """Share of its steps that each lane makes in a round and reports, 0: takes no part; (L,)."""
+    """The share of its steps that each lane takes in a round and reports, (L,); 0: none."""
     shares = np.ones(len(plan.lanes))
     for f, fold in enumerate(plan.folds):
         c = fold.config
@@ -158,7 +158,7 @@ def attendance(plan: Plan, round: int) -> np.ndarray:
 
 
 def steps_of_lanes(plan: Plan, shares: np.ndarray) -> np.ndarray:
-    """Steps that each lane makes of its round, by its share; (L,) int64."""
+    """The steps that each lane takes in a round, by its share; (L,) int64."""
     steps = plan.steps.copy()
     for at in np.flatnonzero(shares != 1):
         steps[at] = steps_of(shares[at], int(steps[at])) if shares[at] else 0
@@ -166,7 +166,7 @@ def steps_of_lanes(plan: Plan, shares: np.ndarray) -> np.ndarray:
 
 
 def rows_of_lanes(engine: Engine, steps: np.ndarray, round: int) -> tuple[list[int], Tensor]:
-    """The lanes that take part, most steps first, and their rows as lanes.round_rows has them."""
+    """The lanes that take part, most steps first, and their rows as in plan.round_rows."""
     taking = sorted(np.flatnonzero(steps).tolist(), key=lambda at: (-steps[at], at))
     rows = round_rows([engine.plan.lanes[at] for at in taking], round, engine.orders)
     for column, at in enumerate(taking):
@@ -176,7 +176,7 @@ def rows_of_lanes(engine: Engine, steps: np.ndarray, round: int) -> tuple[list[i
 
 
 def starts_of_lanes(plan: Plan, state: State, taking: list[int]) -> Tensor:
-    """What lanes start from, (k, P): servers' adapters as they arrive, and their own parts."""
+    """Lanes' starting adapters, (k, P): servers' adapters as received, and their own parts."""
     rows = servers_received(plan, state)[[plan.lanes[at].server for at in taking]]
     if plan.method.keeps == "layer":
         mask = own_part(plan, rows.device)
@@ -188,12 +188,12 @@ def starts_of_lanes(plan: Plan, state: State, taking: list[int]) -> Tensor:
 
 
 def servers_received(plan: Plan, state: State) -> Tensor:
-    """The servers' adapters (S, P) as they arrive at their clients."""
+    """The servers' adapters (S, P) as their clients receive them."""
     return _arrived(plan, state, state["server"], state.get("origin"))
 
 
 def control_received(plan: Plan, state: State) -> Tensor:
-    """SCAFFOLD's c of each server (S, P) as it arrives at the clients; it starts at 0."""
+    """SCAFFOLD's c of each server (S, P) as its clients receive it; it starts at 0."""
     return _arrived(plan, state, state["control"], torch.zeros_like(state["control"]))
 
 

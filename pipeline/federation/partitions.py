@@ -1,4 +1,4 @@
-"""One domain's rows dealt out to several clients, in flwr-datasets' words."""
+"""Partitions one domain's rows into clients; the kinds are named as in flwr-datasets."""
 
 from collections.abc import Mapping
 
@@ -9,8 +9,8 @@ from pipeline.errors import ConfigError, RowsError
 from pipeline.federation.dealing import deal, largest_remainders, repair
 
 KINDS = ("iid", "dirichlet", "pathological", "quantity")
-LEAST = {"train": 2, "val": 1}  # a batch of one row is skipped; a round is chosen on val rows
-_SHARES, _FEW_SHOT = 30, 31  # streams: keep these draws apart from others of the same seed
+LEAST = {"train": 2, "val": 1}  # a batch of one row is skipped; val rows choose the round
+_SHARES, _FEW_SHOT = 30, 31  # streams: separate these draws from others of the same seed
 
 
 def partition(
@@ -26,23 +26,22 @@ def partition(
     least: Mapping[str, int] = LEAST,
     name: str = "the domain",
 ) -> list[dict[str, np.ndarray]]:
-    """Every row of every use to exactly one client, all uses by the same shares of each class.
+    """Assigns every row to exactly one client; all uses have the same shares of each class.
 
     labels   (N,) int64 class of each row of the table
     uses     {"train": (n,) int64 row numbers, "val": ..., "test": ...}, disjoint, of one domain
-    kind     iid           rows at random, sizes equal up to one
+    kind     iid           random rows, sizes equal up to one
              dirichlet     each class's shares of the clients ~ Dirichlet(alpha), arXiv:1905.12022
                            and 2102.02079; sizes follow
              pathological  classes_per_client classes a client (all there are, if fewer), every
                            class at equal shares to its clients; arXiv:1602.05629
-             quantity      rows at random, sizes ~ Dirichlet(alpha); arXiv:2102.02079
-    least    rows of a use that every client gets, by single moves after rounding
-    name     what the rows are called in an error
+             quantity      random rows, sizes ~ Dirichlet(alpha); arXiv:2102.02079
+    least    least rows of a use for every client, by single moves after rounding
+    name     name of the rows in errors
     returns  for each client {use: (n,) int64 rows, ascending}
     Draws depend on (seed, domain) and the arguments. Shares are rounded by largest remainder,
-    ties at random. No step is tried again: the work is bounded by rows and clients.
-    Raises RowsError for rows too few for the clients or for what their classes allow, ConfigError
-    for a kind or setting that cannot be.
+    ties at random. No step is retried: the work is bounded by rows and clients. Raises RowsError
+    for too few rows for the clients or their classes, ConfigError for an invalid kind or setting.
     """
     _check(kind, clients, alpha, classes_per_client, name)
     groups = labels if kind in ("dirichlet", "pathological") else np.zeros_like(labels)
@@ -65,7 +64,8 @@ def partition(
 def few_shot(
     rows: np.ndarray, labels: np.ndarray, shots: int, seed: int, client: int = 0
 ) -> np.ndarray:
-    """At most `shots` rows of each class, drawn by (seed, client); fewer shots are among more.
+    """At most `shots` rows of each class, drawn by (seed, client); fewer shots are a subset of
+    more.
 
     rows     (n,) int64 row numbers; labels (N,) int64 of the table
     returns  (m,) int64, in the order of `rows`
@@ -86,7 +86,7 @@ def _shares(
     classes_per_client: int,
     name: str,
 ) -> np.ndarray:
-    """(K, G) float64: how much of each group's rows every client gets; columns sum to 1."""
+    """(K, G) float64: each client's share of each group's rows; columns sum to 1."""
     if kind == "iid":
         return np.full((clients, groups), 1 / clients)
     if kind == "pathological":
@@ -96,7 +96,7 @@ def _shares(
 
 
 def _dirichlet(draw: RandomState, alpha: float, clients: int, groups: int) -> np.ndarray:
-    """Columns ~ Dirichlet(alpha), by logarithms: numpy's own gives 0 / 0 under alpha 0.001."""
+    """Columns ~ Dirichlet(alpha), in logarithms: numpy's gives 0 / 0 below alpha 0.001."""
     # Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha)
     power = np.log(1 - draw.uniform(size=(clients, groups))) / alpha
     logs = np.log(draw.standard_gamma(alpha + 1, size=(clients, groups))) + power
@@ -105,9 +105,10 @@ def _dirichlet(draw: RandomState, alpha: float, clients: int, groups: int) -> np
 
 
 def _classes(draw: RandomState, clients: int, classes: int, each: int, name: str) -> np.ndarray:
-    """(K, C) bool: `each` classes for every client, every class for as many clients, or one more.
+    """(K, C) bool: `each` classes for every client; classes' numbers of clients differ by at most
+    1.
 
-    Client by client, the classes that have had fewest clients so far, ties at random.
+    Each client in turn takes the classes with the fewest clients so far, ties at random.
     """
     if clients * each < classes:
         raise RowsError(

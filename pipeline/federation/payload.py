@@ -1,4 +1,4 @@
-"""What travels between server and client, in how many bytes, and against sending all of CLIP."""
+"""Encodes updates between server and clients, and counts their bytes, also of all of CLIP."""
 
 from typing import NamedTuple
 
@@ -31,23 +31,23 @@ _WIDTH = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 class Encoded(NamedTuple):
-    """P numbers as they travel."""
+    """P encoded numbers."""
 
     numbers: Tensor  # (..., P) float32, float16 or int8
     scales: Tensor  # (..., blocks) float32 for int8, else (..., 0)
 
 
 def received(sent: Tensor, reference: Tensor, payload: str) -> Tensor:
-    """What arrives of `sent`: reference + decode(encode(sent - reference)); fp32 arrives as it is.
+    """`sent` as received: reference + decode(encode(sent - reference)); fp32 is unchanged.
 
     sent       (..., P) float32, adapters
-    reference  (P,) or (..., P) float32 that both sides hold: up, what the client received this
-               round; down, the first adapter, which the seed gives to everybody
+    reference  (P,) or (..., P) float32 that both sides have: up, what the client received in this
+    round; down, the first adapter, which everybody derives from the seed
     payload    "fp32", "fp16" or "int8"
     returns    (..., P) float32
-    Differences travel, not weights: int8 errs by up to 1/254 of a block's greatest number. Of
-    fresh weights (0.044 at D 512) that is 1.7e-4, more than three Adam steps of lr 5e-5; of
-    differences it is a fixed part of what was learned.
+    Differences travel, not weights: int8 errs by up to 1/254 of a block's largest number. For
+    initial weights (0.044 at D 512) that is 1.7e-4, more than three Adam steps at lr 5e-5; for
+    differences it is a fixed fraction of what was learned.
     """
     if payload == "fp32":
         return sent
@@ -55,14 +55,14 @@ def received(sent: Tensor, reference: Tensor, payload: str) -> Tensor:
 
 
 def payload_of(config: RunConfig) -> str:
-    """How adapters travel; "fp32" for methods in which nothing does (local, central)."""
+    """The encoding of adapters; "fp32" for methods that send none (local, central)."""
     return config.payload if METHODS[config.method].averages else "fp32"
 
 
 def encode(values: Tensor, payload: str) -> Encoded:
     """fp16: rounded to nearest; int8: round(value / scale), scale = max |block| / 127.
 
-    values  (..., P) float32; what is not finite stays so for `guard.unsound` to find
+    values  (..., P) float32; what is not finite stays so, for `guard.unsound` to find
     Ties round to even in both, so the same numbers give the same bytes.
     """
     none = values.new_empty((*values.shape[:-1], 0))
@@ -80,7 +80,7 @@ def encode(values: Tensor, payload: str) -> Encoded:
 
 
 def decode(encoded: Encoded) -> Tensor:
-    """The numbers of `encode`, (..., P) float32; of int8 within half a step: scale / 2."""
+    """The numbers of `encode`, (..., P) float32; for int8 within half a step, scale / 2."""
     if encoded.numbers.dtype != torch.int8:
         return encoded.numbers.float()
     values = _blocks(encoded.numbers.float()) * encoded.scales[..., None]
@@ -88,17 +88,17 @@ def decode(encoded: Encoded) -> Tensor:
 
 
 def payload_bytes(count: int, payload: str) -> int:
-    """Bytes of `count` numbers one way, without any framing; a round has one way up, one down."""
+    """Bytes of `count` numbers one way, without framing; a round sends one up and one down."""
     return _WIDTH[payload] * count + (4 * -(-count // BLOCK) if payload == "int8" else 0)
 
 
-def clip_bytes(model: str, payload: str = "fp32") -> int | None:
-    """Bytes of all of that CLIP's parameters one way; None for a model that is not OpenAI's."""
+def clip_bytes(model: str) -> int | None:
+    """Bytes of all parameters of one of OpenAI's CLIPs, in float32; None for other models."""
     count = CLIP_PARAMETERS.get(model)
-    return None if count is None else payload_bytes(count, payload)
+    return None if count is None else payload_bytes(count, "fp32")
 
 
 def _blocks(values: Tensor) -> Tensor:
-    """(..., P) as (..., blocks, BLOCK), zeros behind the last."""
+    """(..., P) as (..., blocks, BLOCK), padded with zeros."""
     lacking = -values.shape[-1] % BLOCK
     return functional.pad(values, (0, lacking)).unflatten(-1, (-1, BLOCK))

@@ -1,9 +1,9 @@
 """RunConfigs x folds x clients, laid out as lanes that train side by side.
 
-A fold is one choice of held-out domains. Its clients' adapters are averaged into servers: one a
-fold, or one a client when each client trains alone. What is scored are models: the
-servers, or where clients keep something of their own (ditto, fedper) one a client. A run is a sweep
-of one: plans of many configs join into one that is only longer (pipeline/federation/joint.py).
+A fold is one choice of held-out domains. Its clients' adapters are averaged into servers: one for
+each fold, or one for each client if clients train alone. Models are what is scored: the servers,
+or, if clients keep something of their own (ditto, fedper), one for each client. A run is a sweep of
+one: plans of many configs join into a longer plan (pipeline/federation/joint.py).
 """
 
 import hashlib
@@ -33,7 +33,7 @@ Orders = Callable[[int, int, int, int, int], np.ndarray]
 """(seed, round, local epoch, stream, n) -> a permutation of n: positions in the train rows."""
 
 Shares = tuple[tuple[str, ...], tuple[ClientSplit, ...], tuple[ClientSplit, ...]]
-"""Of one fold: the held-out domains, its clients, and the held-out rows."""
+"""One fold: its held-out domains, its clients, and the held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Lane:
     fold: int
     server: int
     client: int | None  # position in the fold's clients; None for all of them (central)
-    stream: int  # names the row orders: a domain's number where a domain is a client
+    stream: int  # seeds the row orders; a domain's number if the domain is one client
     train: np.ndarray  # (n,) int64 row numbers
-    personal: bool = False  # of a client's second adapter, which is not averaged
+    personal: bool = False  # a client's second adapter, which is not averaged
 
     @cached_property
     def train_digest(self) -> bytes:
-        """Equal for lanes with the same train rows in the same order."""
+        """A digest of the train rows in their order."""
         return hashlib.sha256(self.train.tobytes()).digest()
 
 
@@ -69,8 +69,8 @@ class Model:
 
     fold: int
     server: int
-    lane: int | None  # whose own part it has; None: it is the server's adapter
-    clients: tuple[int, ...]  # positions in the fold's clients whose rows it answers
+    lane: int | None  # that provides the client's own part; None: the server's adapter
+    clients: tuple[int, ...]  # positions of the fold's clients whose rows it answers
     unseen: bool  # whether it answers the held-out domains
 
 
@@ -83,20 +83,20 @@ class Fold:
     clients: tuple[ClientSplit, ...]
     unseen: tuple[ClientSplit, ...]  # the held-out domains; all rows test
     models: tuple[int, ...]
-    closed_form: "ClosedForm | None" = None  # put there by closed_form.with_closed_form
+    closed_form: "ClosedForm | None" = None  # set by closed_form.with_closed_form
 
 
 class Asked(NamedTuple):
-    """Whose rows of one use a model answers, end to end."""
+    """The rows of one use that a model answers, concatenated."""
 
     rows: np.ndarray  # (n,) int64
-    domains: tuple[str, ...]  # of each client or held-out domain; those without rows are left out
-    sizes: tuple[int, ...]  # how many of the rows are theirs
+    domains: tuple[str, ...]  # of each client or held-out domain with rows
+    sizes: tuple[int, ...]  # their numbers of rows
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What trains: lanes sorted by steps a round, most first, so that the live ones lead."""
+    """What trains: lanes sorted by steps per round, most first, so that active ones come first."""
 
     work: Work
     folds: tuple[Fold, ...]
@@ -106,12 +106,12 @@ class Plan:
 
     @property
     def method(self) -> Method:
-        """The one method of all its configs."""
+        """The method, which all its configs share."""
         return METHODS[self.folds[0].config.method]
 
     @cached_property
     def steps(self) -> np.ndarray:
-        """(L,) int64: training steps of each lane in a whole round."""
+        """(L,) int64: training steps of each lane in a full round."""
         return np.array([steps_a_round(lane) for lane in self.lanes], np.int64)
 
     @cached_property
@@ -119,7 +119,7 @@ class Plan:
         return {}
 
     def asked(self, use: str) -> list[Asked]:
-        """What each of `models` is asked in "train", "val" or "test"; gathered once."""
+        """The rows of use "train", "val" or "test" that each model answers; gathered once."""
         if use not in self._asked:
             self._asked[use] = [_end_to_end(parts_of(self, m, use), use) for m in self.models]
         return self._asked[use]
@@ -139,10 +139,10 @@ def build_plan(table: FeatureTable, config: RunConfig) -> Plan:
 
 
 def plan_of(config: RunConfig, kind: Kind, domains: int, shares: Sequence[Shares]) -> Plan:
-    """build_plan where it is known who has which rows; domains: how many there are in all."""
+    """build_plan for known shares of rows; domains: their total number."""
     folds: list[Fold] = []
     groups: list[list[Lane]] = []  # the lanes of each server
-    drafts: list[tuple[int, int, Lane | None, tuple[int, ...], bool]] = []  # models to be
+    drafts: list[tuple[int, int, Lane | None, tuple[int, ...], bool]] = []  # of models
     for held_out, clients, unseen in shares:
         start = len(drafts)
         for lanes in _groups(domains, config, clients, len(folds), len(groups)):
@@ -179,7 +179,7 @@ def adapter_kind(config: RunConfig, width: int, classes: int) -> Kind:
 def steps_a_round(lane: Lane, epochs: int | None = None) -> int:
     """Training steps of a lane in a round: batches of two rows or more, times local epochs.
 
-    A method that is solved has none; fine-tuning after it, with `epochs`, has.
+    Solved methods have none, unless `epochs` is given for fine-tuning.
     """
     if METHODS[lane.config.method].solved and epochs is None:
         return 0
@@ -188,17 +188,17 @@ def steps_a_round(lane: Lane, epochs: int | None = None) -> int:
 
 
 def train_rows(client: ClientSplit, config: RunConfig) -> np.ndarray:
-    """The rows a client trains on: with refit its validation rows too, behind its train rows."""
+    """The rows a client trains on; with refit its validation rows follow its train rows."""
     return np.concatenate([client.train, client.val]) if config.refit == "yes" else client.train
 
 
 def rounds_of(config: RunConfig) -> int:
-    """Rounds of a run: its setting, 1 for method closed-form."""
+    """The rounds of a run: its setting, or 1 for solved methods."""
     return 1 if METHODS[config.method].solved else config.rounds
 
 
 def settings_of(lanes: Sequence[Lane], round: int) -> Settings:
-    """The optimizer's settings in a round, one value a lane, float64; lr is the round's."""
+    """The optimizer's settings in a round, a value for each lane, float64; lr is the round's."""
 
     of_config: dict[int, list[float]] = {}
     for lane in lanes:
@@ -229,15 +229,15 @@ def rate(config: RunConfig, round: int) -> float:
 def round_rows(
     lanes: Sequence[Lane], round: int, orders: Orders, epochs: int | None = None
 ) -> torch.Tensor:
-    """Row numbers of every step of a round: (T, L, B) int32, -1 behind shorter batches.
+    """Row numbers of every step of a round: (T, L, B) int32, shorter batches padded with -1.
 
-    Each local epoch shuffles a lane's train rows and cuts them into batches; the last, shorter
-    one is trained on unless it is a single row. epochs: in place of each config's local_epochs.
+    Each local epoch shuffles a lane's train rows and cuts them into batches; a shorter last one
+    counts unless it is a single row. epochs: in place of each config's local_epochs.
     """
     steps = max((steps_a_round(lane, epochs) for lane in lanes), default=0)
     width = max((lane.config.batch for lane in lanes), default=0)
     rows = np.full((steps, len(lanes), width), -1, np.int32)
-    alike: dict[tuple[int, int, int, int, bytes], list[int]] = {}  # lanes of equal rows
+    alike: dict[tuple[int, int, int, int, bytes], list[int]] = {}  # lanes with equal rows
     for at, lane in enumerate(lanes):
         c = lane.config
         key = (c.seed, lane.stream, c.batch, epochs or c.local_epochs, lane.train_digest)
@@ -249,10 +249,10 @@ def round_rows(
 
 
 def _batches(lane: Lane, round: int, orders: Orders, epochs: int | None) -> np.ndarray:
-    """(T, B) int32: the rows of each of a lane's steps, -1 behind shorter batches."""
+    """(T, B) int32: the rows of each of a lane's steps, shorter batches padded with -1."""
     batch, count = lane.config.batch, len(lane.train)
     steps = steps_a_round(lane, 1)
-    taken = min(count, steps * batch)  # a lone last row is skipped
+    taken = min(count, steps * batch)  # a single last row is skipped
     made = []
     for epoch in range(epochs or lane.config.local_epochs):
         order = orders(lane.config.seed, round, epoch, lane.stream, count)
@@ -263,13 +263,13 @@ def _batches(lane: Lane, round: int, orders: Orders, epochs: int | None) -> np.n
 
 
 def seeded_order(seed: int, round: int, epoch: int, stream: int, count: int) -> np.ndarray:
-    """A permutation of `count` that depends on these five numbers and nothing else."""
-    # RandomState is the generator whose stream numpy promises never to change (NEP 19).
+    """A permutation of `count` that depends only on these five numbers."""
+    # NEP 19 guarantees that RandomState's stream never changes.
     return np.random.RandomState([seed, round, epoch, stream]).permutation(count)
 
 
 def parts_of(plan: Plan, model: Model, use: str) -> list[ClientSplit]:
-    """Whose rows of one use a model answers; those without any are left out."""
+    """The splits with rows of one use that a model answers."""
     fold = plan.folds[model.fold]
     splits = [fold.clients[k] for k in model.clients]
     if use == "test" and model.unseen:
@@ -293,7 +293,7 @@ def _take_part(
     if len(out) == len(table.domain_names):
         raise ConfigError(
             f"{table.source}: all of its domains ({', '.join(table.domain_names)}) are held out; "
-            "nobody is left to train. Hold out fewer, or pass --held-out none"
+            "no domain is left to train. Hold out fewer, or pass --held-out none"
         )
     clients: list[ClientSplit] = []
     unseen = []
@@ -331,7 +331,7 @@ def _groups(
 def _models(
     config: RunConfig, lanes: list[Lane], fold: int, server: int, count: int
 ) -> list[tuple[int, int, Lane | None, tuple[int, ...], bool]]:
-    """What one server's lanes are scored as: fold, server, lane, clients, unseen."""
+    """The models of one server's lanes: fold, server, lane, clients, unseen."""
     method = METHODS[config.method]
     if method.lanes == "alone":
         return [(fold, server, None, _client_of(lanes[0]), True)]
@@ -350,5 +350,5 @@ def _client_of(lane: Lane) -> tuple[int, ...]:
 def _weights(lanes: Sequence[Lane]) -> tuple[float, ...]:
     if lanes[0].config.weighting == "uniform":
         return (1 / len(lanes),) * len(lanes)
-    total = sum(len(lane.train) for lane in lanes) or 1  # 0 before sites told their rows
+    total = sum(len(lane.train) for lane in lanes) or 1  # 0 before sites report their rows
     return tuple(len(lane.train) / total for lane in lanes)

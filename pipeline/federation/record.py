@@ -1,4 +1,4 @@
-"""What is recorded of one round of a run: a line of rounds.jsonl."""
+"""The record of one round of a run: a line of rounds.jsonl."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class FoldRound:
     rejected: dict[str, str]
     """Clients whose updates were left out of the round, and why."""
     val_loss: dict[str, float | None] | None = None
-    """By client, where rounds are chosen by it; None: not finite."""
+    """By client, if it chooses rounds; None: not finite."""
 
 
 @dataclass(frozen=True)
@@ -29,5 +29,5 @@ class RoundReport:
 
 
 def held_out_name(held_out: Sequence[str]) -> str | None:
-    """How results call a fold: its held-out domains joined by commas, None for none."""
+    """The name of a fold in results: its held-out domains joined by commas, None for none."""
     return ",".join(held_out) or None

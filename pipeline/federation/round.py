@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     from kernels.gpu.round_graph import Round, RoundGraph
 
 
-class Told(NamedTuple):
-    """What one fold tells of a round."""
+class FoldReport(NamedTuple):
+    """The result of a round in one fold, beside adapters."""
 
     losses: dict[str, float]  # mean over the round's steps, by client
     rejected: dict[str, str]  # client -> why its update was left out
-    diverged: str | None  # why this fold cannot go on
+    diverged: str | None  # why this fold cannot continue
 
 
-def run_round(state: State, engine: Engine, round: int) -> tuple[State, list[Told]]:
+def run_round(state: State, engine: Engine, round: int) -> tuple[State, list[FoldReport]]:
     """One round: the cohort's lanes train from their servers' adapters, then servers aggregate.
 
     state    see pipeline/federation/state.py; not changed
-    returns  the state after the round, and what each fold tells
+    returns  the state after the round, and a report of each fold
     """
     plan = engine.plan
     steps = steps_of_lanes(plan, attendance(plan, round))
     if engine.graph is not None:
         lanes, made = _replay(state, engine, engine.graph, steps, round)
-        if made.sound:  # else below, where the clients that are not are named
+        if made.sound:  # else train again below, which names the unsound clients
             return {**state, "server": made.servers}, _losses(plan, lanes, made.losses, steps)
     after, trained = train_lanes(state, engine, round, steps)
     return settle(plan, state, after, trained, round)
@@ -57,10 +57,10 @@ def run_round(state: State, engine: Engine, round: int) -> tuple[State, list[Tol
 def _replay(
     state: State, engine: Engine, graph: "RoundGraph", steps: np.ndarray, round: int
 ) -> tuple[list[int], "Round"]:
-    """The captured round; while the device works, the CPU prepares the next one's inputs."""
+    """Replays the captured round; meanwhile the CPU prepares the next one's inputs."""
 
     def inputs(round: int) -> tuple[list[int], Tensor, AdamSettings]:
-        lanes, rows = rows_of_lanes(engine, steps, round)  # everybody is in every captured round
+        lanes, rows = rows_of_lanes(engine, steps, round)  # captured rounds have all clients
         settings = settings_of([engine.plan.lanes[at] for at in lanes], round)
         return lanes, rows, AdamSettings(*settings[: len(AdamSettings._fields)])
 
@@ -74,34 +74,34 @@ def _replay(
 
 def settle(
     plan: Plan, state: State, after: State, trained: Trained, round: int
-) -> tuple[State, list[Told]]:
+) -> tuple[State, list[FoldReport]]:
     """The servers' half of a round: unsound updates are left out, the others aggregated.
 
     state, after  before the round, and as train_lanes returns it; neither is changed
     """
     after = dict(after)
     taking, start, clients, losses, steps = trained
-    told = _losses(plan, taking, losses, steps)
-    _note_lost_personal(plan, taking, clients, round, told)
-    _average(plan, state, after, taking, start, clients, steps, round, told)
-    return after, told
+    reports = _losses(plan, taking, losses, steps)
+    _note_lost_personal(plan, taking, clients, round, reports)
+    _average(plan, state, after, taking, start, clients, steps, round, reports)
+    return after, reports
 
 
 def _note_lost_personal(
-    plan: Plan, taking: list[int], clients: Tensor, round: int, told: list[Told]
+    plan: Plan, taking: list[int], clients: Tensor, round: int, reports: list[FoldReport]
 ) -> None:
     if not plan.method.keeps:
         return
     for column in (~clients.sum(dim=1).isfinite()).nonzero()[:, 0].tolist():
         f = plan.lanes[taking[column]].fold
-        told[f] = told[f]._replace(diverged=_diverged(plan.folds[f], round))
+        reports[f] = reports[f]._replace(diverged=_diverged(plan.folds[f], round))
 
 
 def _average(
     plan: Plan, state: State, after: State, taking: list[int], start: Tensor, clients: Tensor,
-    steps: np.ndarray, round: int, told: list[Told],
+    steps: np.ndarray, round: int, reports: list[FoldReport],
 ) -> None:  # fmt: skip
-    """Puts every server's next adapter, and what goes with it, into `after`."""
+    """Puts every server's next adapter and memory into `after`."""
     column = {at: c for c, at in enumerate(taking)}
     controls = plan.method.controls
     kept = ("server", *plan.method.memory, *(("control", "controls") if controls else ()))
@@ -110,21 +110,21 @@ def _average(
         fold = plan.folds[server.fold]
         here = [k for k, lane in enumerate(server.lanes) if lane in column]
         columns = torch.tensor([column[server.lanes[k]] for k in here], device=start.device).long()
-        # index_select copies rows, 0.2 ms of 3 x 525,312 numbers; a list in [] takes 0.9.
+        # index_select takes 0.2 ms for 3 x 525,312 numbers; indexing by a list 0.9.
         own = clients.index_select(0, columns)
         begun = start.index_select(0, columns)
         sent = _arrived(plan, fold.config, state["server"][s], begun, own)
-        # Under central DP whether a client counts must not depend on the others' rows; clip bounds
+        # Under central DP whether a client counts must not depend on others' rows; clip bounds
         # what a long update does.
         made = [int(steps[server.lanes[k]]) for k in here]
         wrong = unsound(sent, state["server"][s], made, by_itself=clips(fold.config))
         for k, why in wrong.items():
-            told[server.fold].rejected[_name(plan, server.lanes[here[k]])] = why
+            reports[server.fold].rejected[_name(plan, server.lanes[here[k]])] = why
         sound = [k for k in range(len(here)) if k not in wrong]
         if here and not sound:
-            told[server.fold] = told[server.fold]._replace(diverged=_diverged(fold, round))
+            reports[server.fold] = reports[server.fold]._replace(diverged=_diverged(fold, round))
             continue
-        if not sound and not fold.config.noise:  # with noise an empty round must not show
+        if not sound and not fold.config.noise:  # with noise an empty round must not be visible
             continue
         weights = renormalised(server.weights, [here[k] for k in sound])
         heard = Reports(
@@ -143,11 +143,11 @@ def _average(
 def _arrived(
     plan: Plan, config: RunConfig, server: Tensor, begun: Tensor, clients: Tensor
 ) -> Tensor:
-    """Clients' adapters as their server has them, (K, P): its own, moved by the updates it got.
+    """Clients' adapters as their server sees them, (K, P): its own plus the received updates.
 
-    server (P,) is exact, begun (K, P) what clients received of it: with payload fp16 and int8 they
-    differ, and averaging begun + update would round the server's adapter anew every round, so
-    that steps shorter than half a rounding never add up. In fp32 this is `clients` itself.
+    server (P,) is exact, begun (K, P) is what clients received: with payload fp16 and int8 they
+    differ, and averaging begun + update would round the server's adapter again in every round, so
+    that steps below half a rounding would never add up. In fp32 this is `clients` itself.
     """
     if plan.method.keeps == "layer":  # the clients' own layers do not travel
         own = own_part(plan, server.device)
@@ -162,13 +162,14 @@ def _move_controls(
     rules: Controls, plan: Plan, state: State, after: State, s: int, who: list[int], begun: Tensor,
     clients: Tensor, steps: np.ndarray, round: int,
 ) -> None:  # fmt: skip
-    """The control variates of one server and its clients after a round; who: of server.lanes."""
+    """Updates the control variates of a server and its clients `who`, positions in server.lanes."""
     server, config = plan.servers[s], plan.folds[plan.servers[s].fold].config
     lanes = [server.lanes[k] for k in who]
     controls, heard = state["controls"][lanes], control_received(plan, state)[s]
     made = torch.from_numpy(steps[lanes])
     new = rules.client(controls, heard, clients, begun, made, rate(config, round))
-    # A client sends how its c_k moved, and keeps what of that arrives: the server knows it exactly.
+    # A client sends the change of its c_k, and keeps it as decoded: the server then knows it
+    # exactly.
     new = received(new, controls, payload_of(config))
     after["controls"][lanes] = new
     shares = [server.weights[k] for k in who]
@@ -178,13 +179,13 @@ def _move_controls(
 def _diverged(fold: Fold, round: int) -> str:
     held_out = ", ".join(fold.held_out) or "none"
     return (
-        f"round {round}: no client's adapter (held out: {held_out}) is finite any more; training "
+        f"round {round}: no client's adapter (held out: {held_out}) is finite any longer; training "
         f"diverged at lr {fold.config.lr:g}. Try a smaller {_what_grew(fold.config)}"
     )
 
 
 def _what_grew(config: RunConfig) -> str:
-    """The options that make an update long: the lr, and what it is multiplied by where that is."""
+    """The options that can make updates grow: lr, and what multiplies it."""
     options = ["--lr"] if config.lr else []
     uses = METHODS[config.method].uses
     options += ["--server-lr"] if "server_lr" in uses and config.server_lr > 1 else []
@@ -200,11 +201,11 @@ def _name(plan: Plan, lane: int) -> str:
     return "all" if own.client is None else plan.folds[own.fold].clients[own.client].name
 
 
-def _losses(plan: Plan, taking: list[int], losses: Tensor, steps: np.ndarray) -> list[Told]:
-    told = [Told({}, {}, None) for _ in plan.folds]
+def _losses(plan: Plan, taking: list[int], losses: Tensor, steps: np.ndarray) -> list[FoldReport]:
+    reports = [FoldReport({}, {}, None) for _ in plan.folds]
     sums = losses.sum(dim=0).cpu().tolist()
     found = dict(zip(taking, sums, strict=True))
-    for at, lane in enumerate(plan.lanes):  # in the plan's order, whoever takes part
+    for at, lane in enumerate(plan.lanes):  # in the plan's order
         if at in found and not lane.personal:
-            told[lane.fold].losses[_name(plan, at)] = found[at] / int(steps[at])
-    return told
+            reports[lane.fold].losses[_name(plan, at)] = found[at] / int(steps[at])
+    return reports

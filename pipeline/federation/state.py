@@ -1,4 +1,4 @@
-"""What a run carries from round to round: adapters as rows of numbers, and methods' memory."""
+"""The state of a run between rounds: adapters as rows of numbers, and methods' memory."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from pipeline.federation.plan import Plan
 from pipeline.settings import RunConfig
 
 State = dict[str, Tensor]
-"""By name, P numbers of an adapter a row; only what the plan's method needs is there.
+"""By name, a row of P numbers for each adapter; only what the plan's method needs is present.
 
 server          (S, P)  the adapter of each server
 <name>          (S, P)  each of the method's `memory`, such as momentum and second
@@ -29,7 +29,7 @@ BY_LANE = ("controls", "personal", "first_moment", "second_moment", "steps")
 def first_state(plan: Plan, text: Tensor, given: Tensor | None) -> State:
     """Before round 0: every server at `given` (P,), or at its config's start by its seed.
 
-    text  (C, D) float32 raw, on the device where the state shall lie
+    text  (C, D) float32 raw, on the device of the state
     """
     made: dict[tuple[str, int], Tensor] = {}
     rows = []
@@ -78,7 +78,7 @@ def model_rows(plan: Plan, state: State) -> Tensor:
 def own_part(plan: Plan, device: torch.device) -> Tensor:
     """(P,) bool: the numbers that a client keeps to itself.
 
-    Of a method that keeps an adapter: all of them. A layer: the head's last one.
+    All of them if the method keeps an adapter; those of the head's last layer if it keeps a layer.
     """
     kind = plan.work.kind
     kept = kind.does.last if plan.method.keeps == "layer" else None

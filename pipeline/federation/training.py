@@ -1,4 +1,4 @@
-"""Rounds one after another, and which of them each fold keeps. Pure: progress in, progress out."""
+"""Trains rounds and chooses which of them each fold keeps. Pure: progress in, progress out."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,18 +17,18 @@ from pipeline.federation.evaluate import Cached, mean, score, validation_losses
 from pipeline.federation.local import Engine
 from pipeline.federation.plan import Plan
 from pipeline.federation.record import FoldRound, RoundReport, held_out_name
-from pipeline.federation.round import Told, run_round
+from pipeline.federation.round import FoldReport, run_round
 from pipeline.federation.state import State, first_state, model_rows
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The round of one fold that is kept so far, by its config's `choose`."""
+    """The round that a fold keeps so far, by its config's `choose`."""
 
     round: int
-    val_accuracy: float | None  # None without validation rows, which choose "last" does without
-    test_accuracy: dict[str, float]  # with `eval` last empty until the last round is done
-    val_loss: float | None = None  # where rounds are chosen by it
+    val_accuracy: float | None  # None without validation rows (choose "last")
+    test_accuracy: dict[str, float]  # with `eval` last, empty until the last round
+    val_loss: float | None = None  # if it chooses rounds
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,15 @@ class Progress:
 
     rounds_done: int
     state: State
-    best: Tensor  # (A, P) what was scored in each model's chosen round
+    best: Tensor  # (A, P) each model in its chosen round
     chosen: tuple[Chosen | None, ...]
-    diverged: dict[int, str] = field(default_factory=dict)  # fold -> why it cannot go on
+    diverged: dict[int, str] = field(default_factory=dict)  # fold -> why it cannot continue
 
 
 def to_device(table: FeatureTable, device: torch.device, *, as_stored: bool = False) -> Cached:
-    """The table's numbers as tensors: features float32 with their checksums looked at.
+    """The table's numbers as tensors: features as float32, with checksums verified.
 
-    as_stored  features as the table has them, float16 or float32: zero-shot reads no more of them
-               than a block at a time
+    as_stored  keep features as stored, float16 or float32: zero-shot converts a block at a time
     """
     text = torch.from_numpy(table.text_features).to(device)
     numbers = load_features(table, table.features.dtype if as_stored else np.float32)
@@ -60,14 +59,14 @@ def to_device(table: FeatureTable, device: torch.device, *, as_stored: bool = Fa
 
 
 def pick_plan_backend(plan: Plan, backend: str, device: torch.device) -> str:
-    """The backend of all lanes of a plan; raises BackendUnavailable for one that cannot run it."""
+    """The backend of all lanes of a plan; raises BackendUnavailable if it cannot run them."""
     config = plan.folds[0].config
     plain = plan.method.pulled or config.moments == "kept" or not has_fused_step(plan.work)
     return pick_local_backend(backend, device, plain, plan.work.kind.does)
 
 
 def begin(plan: Plan, cached: Cached, given: Tensor | None = None) -> Progress:
-    """Before round 0; given (P,) is where all adapters start, None for each config's own start."""
+    """The progress before round 0; given (P,) is every adapter's start, None: each config's own."""
     state = first_state(plan, cached.text, given)
     return Progress(0, state, model_rows(plan, state), (None,) * len(plan.folds))
 
@@ -75,10 +74,10 @@ def begin(plan: Plan, cached: Cached, given: Tensor | None = None) -> Progress:
 def train(
     engine: Engine, progress: Progress, rounds: int
 ) -> Iterator[tuple[Progress, RoundReport]]:
-    """The rounds after `progress`, each as it ends, until `rounds` are done.
+    """Yields each round after `progress` until `rounds` are done.
 
-    The last one is that in which a fold diverged (`Progress.diverged`), if any does. A plan that
-    trains nothing (zero-shot) has no rounds.
+    Stops after a round in which a fold diverged (`Progress.diverged`). A plan that trains nothing
+    (zero-shot) has no rounds.
     """
     while engine.plan.lanes and progress.rounds_done < rounds and not progress.diverged:
         progress, report = advance(engine, progress)
@@ -86,17 +85,17 @@ def train(
 
 
 def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
-    """One round, scored: validation always, test as each config's `eval` says: in every round, in
-    rounds that are kept for now (`is_better`), or not yet.
+    """Trains and scores one round: validation always, test as each config's `eval` says: in every
+    round, in rounds that are the best so far (`is_better`), or not yet.
 
-    A fold whose clients all diverged stands in `diverged` of what is returned, with its adapter as
-    it was; its figures are those of that adapter.
+    A fold whose clients all diverged is listed in `diverged`; it keeps its previous adapter, which
+    the figures describe.
     """
     plan, cached, backend, round = engine.plan, engine.cached, engine.backend, progress.rounds_done
-    if plan.method.solved:  # solved where it starts
-        state, told = progress.state, [Told({}, {}, None) for _ in plan.folds]
+    if plan.method.solved:  # solved at its start
+        state, reports = progress.state, [FoldReport({}, {}, None) for _ in plan.folds]
     else:
-        state, told = run_round(progress.state, engine, round)
+        state, reports = run_round(progress.state, engine, round)
     models = model_rows(plan, state)
     known = engine.graph.answers_of(models) if engine.graph is not None else None
     val = score(plan, models, cached, "val", backend, answers=known)
@@ -128,31 +127,31 @@ def advance(engine: Engine, progress: Progress) -> tuple[Progress, RoundReport]:
         tuple(
             FoldRound(
                 held_out_name(fold.held_out),
-                told[f].losses,
+                reports[f].losses,
                 val[f],
                 better[f],
                 test[f] or None,
                 train[f] or None,
-                told[f].rejected,
+                reports[f].rejected,
                 _finite(losses[f]) if f in by_loss else None,
             )
             for f, fold in enumerate(plan.folds)
         ),
     )
-    diverged = {f: why.diverged for f, why in enumerate(told) if why.diverged}
+    diverged = {f: why.diverged for f, why in enumerate(reports) if why.diverged}
     best = _replaced(progress.best, models, taken)
     return Progress(round + 1, state, best, chosen, progress.diverged | diverged), report
 
 
 def with_tested(progress: Progress, results: Sequence[dict[str, Any]]) -> Progress:
-    """Progress whose chosen rounds have the test accuracies of results, a fold each."""
+    """Adds each fold's test accuracies from results to the chosen rounds."""
     pairs = zip(progress.chosen, results, strict=True)
     chosen = [kept and replace(kept, test_accuracy=found["per_domain"]) for kept, found in pairs]
     return replace(progress, chosen=tuple(chosen))
 
 
 def is_better(choose: str, now: Chosen, kept: Chosen | None) -> bool:
-    """Whether a round takes the place of the one kept so far: the earlier of equals stays.
+    """Whether a round replaces the one kept so far; of equals the earlier stays.
 
     accuracy  the first round, then a mean validation accuracy strictly above (the released rule)
     loss      a finite mean validation loss strictly below; NaN never wins

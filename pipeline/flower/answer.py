@@ -100,6 +100,7 @@ _Names = Annotated[list[_Name], Field(min_length=1, max_length=MOST_CLIENTS)]
 _Count = Annotated[int, Field(ge=0, le=MOST_ROWS)]
 _Counts = Annotated[list[_Count], Field(max_length=MOST_CLIENTS)]
 _Loss = Annotated[float, Field(allow_inf_nan=True)]  # NaN: none
+_Losses = Annotated[list[_Loss], Field(max_length=MOST_CLIENTS)]
 _Described = Annotated[
     dict[_Name, JsonValue], Field(max_length=100), AfterValidator(_shows_printable)
 ]
@@ -146,7 +147,8 @@ class _Reply(_Strict):
     val: _Counts
     test: _Counts
     domain_rows: _Counts
-    loss: Annotated[list[_Loss], Field(max_length=MOST_CLIENTS)]
+    loss: _Losses
+    val_loss: _Losses | None = None
     right_train: _Counts | None = None
     right_val: _Counts | None = None
     right_test: _Counts | None = None
@@ -161,7 +163,7 @@ class _Reply(_Strict):
                 raise ValueError(f"{name} has {len(value)} entries for {len(self.clients)} clients")
         if len(set(self.clients)) < len(self.clients):
             raise ValueError("a client is named twice")
-        for loss in self.loss:
+        for loss in (*self.loss, *(self.val_loss or ())):
             if not (math.isnan(loss) or abs(loss) <= LARGEST):
                 raise ValueError("a finite loss was expected")
         return self
@@ -204,7 +206,7 @@ def read_answer(content: object, expected: Expected) -> Answer:
                 )
                 return answer._replace(solved=own)
             return answer._replace(updates=_updates(answer, arrays, expected))
-        if answer.right or answer.zero_shot:
+        if answer.right or answer.zero_shot or answer.val_loss:
             raise ValueError("it was asked who it is, and counts came")
         _no_others(arrays, ["text"])
         return answer._replace(text=_text_features(answer, arrays))
@@ -256,8 +258,9 @@ def _answer(reply: _Reply) -> Answer:
         cache |= {"demand": demand, "preprocessing": described}
         cache |= {"dataset": reply.dataset or None, "model": reply.model or None}
     zero_shot = counts("zero_shot")
+    val_loss = dict(zip(clients, reply.val_loss or (), strict=False))
     return Answer(
-        cache, clients, counts("right"), zero_shot, round=reply.round, nonce=reply.nonce
+        cache, clients, counts("right"), zero_shot, val_loss, round=reply.round, nonce=reply.nonce
     )  # fmt: skip
 
 
@@ -305,6 +308,12 @@ def _is_of_the_run(answer: Answer, expected: Expected) -> None:
 def _counted(answer: Answer, expected: Expected) -> None:
     """That right answers came of the uses asked for, and are no more than the rows stated."""
     uses = USES if expected.config.eval == "every" else ("val", "test")
+    if bool(answer.val_loss) != (expected.config.choose == "loss"):
+        raise BadAnswer("validation losses came that were not asked for, or did not come")
+    for name, loss in answer.val_loss.items():
+        if loss < 0 or (loss >= 0 and not answer.clients[name].rows["val"]):
+            raise BadAnswer(f"client {name!r} has a validation loss of {loss:g}, and "
+                            f"{answer.clients[name].rows['val']:,} validation rows")  # fmt: skip
     for what, counts in (("right", answer.right), ("zero_shot", answer.zero_shot)):
         wanted = uses if what == "right" or expected.round == 0 else ()
         if set(counts) != set(wanted):

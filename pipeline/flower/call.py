@@ -1,6 +1,7 @@
 """Asking the sites of a federation: who they are, then what each made of a round."""
 
 import logging
+import math
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -52,6 +53,7 @@ class Heard(NamedTuple):
     loss: float | None  # None: it did not train, or its loss is not finite
     right: dict[str, tuple[int, int]]  # by use: rows answered right, of how many
     zero_shot: dict[str, tuple[int, int]]
+    val_loss: float | None  # None: it has no validation rows, or it is not finite
     update: Encoded | None
     solved: dict[str, Tensor]  # all that its site sent of sums.of_site
 
@@ -104,6 +106,7 @@ def ask_round(
     fed: Federation, known: Mapping[int, list[str]], nodes: Iterable[int], round: int,
     work: Mapping[str, float], adapter: Encoded, shifts: Mapping[str, Tensor],
     solve: str = "", sums: Mapping[str, Tensor] = {},  # noqa: B006
+    metric: Tensor | None = None,
 ) -> dict[int, tuple[Ask, Expected]]:  # fmt: skip
     """What each site is asked in a round, and what its answer must follow.
 
@@ -119,7 +122,10 @@ def ask_round(
         domains = {"", *(fed.clients[name] for name in own)}
         theirs = {domain: sums[domain] for domain in sums if domain in domains}
         asks[node] = (
-            Ask(fed.demand, fed.domains, round, mine, adapter, moved, "", solve, theirs),
+            Ask(
+                fed.demand, fed.domains, round, mine, adapter, moved, "", solve, theirs,
+                metric if mine else None,
+            ),
             Expected(
                 fed.config, round, "", size(fed.kind), frozenset(mine), frozenset(own) or None,
                 fed.stated, frozenset(fed.fixed), hashes, fed.groups, solve, tuple(theirs),
@@ -150,7 +156,11 @@ def hear(
                 for counts in (answer.right, answer.zero_shot)
             )
             update = answer.updates.get(name)
-            heard[name] = Heard(node, own_part.loss, right, zero, update, answer.solved)
+            val_loss = answer.val_loss.get(name, math.nan)
+            heard[name] = Heard(
+                node, own_part.loss, right, zero, None if math.isnan(val_loss) else val_loss,
+                update, answer.solved,
+            )  # fmt: skip
     home = {name: node for node, names in known.items() for name in names}
     absent = {name: "its site is not connected" for name in fed.clients if name not in heard}
     absent |= {name: lost[home[name]] for name in absent if home.get(name) in lost}

@@ -8,18 +8,13 @@ from pipeline.settings import RunConfig
 def refuse_what_cannot_travel(config: RunConfig) -> None:
     """Raises ConfigError naming the setting, and why it has no place beyond one machine."""
     at_home = "use ./run.sh federate at each site"
-    if config.start == "closed-form":
+    if config.start == "closed-form" and config.payload != "fp32":
         raise ConfigError(
-            "start closed-form cannot go to sites: Flower's rounds carry adapters, not sums; pass "
-            "--start default or identity, or --preset cosine in place of tuned"
+            f"start closed-form with payload {config.payload} cannot go to sites: each draws the "
+            "first adapter by itself, and does not know that head; pass --payload fp32"
         )
     if why := METHODS[config.method].at_home:
         raise ConfigError(f"method {config.method} cannot go to sites: {why}")
-    if config.choose == "loss":
-        raise ConfigError(
-            "choose loss cannot go to sites: they send how many rows were answered right, no "
-            "losses; pass --choose accuracy or --choose last"
-        )
     if config.personalise:
         raise ConfigError(f"personalise tunes adapters that stay at their clients; {at_home}")
     if len(config.held_out) != 1:

@@ -51,6 +51,7 @@ class Ask(NamedTuple):
     nonce: str = ""  # comes back in the answer: one to another request is refused
     solve: str = ""  # of a method that is solved (sums.py): what of_site is to answer
     sums: dict[str, Tensor] = {}  # by domain, "" for any: packed sums, (n,) float64
+    metric: Tensor | None = None  # ((D + 1) D,) start closed-form: root and mean of its Metric
 
 
 class Client(NamedTuple):
@@ -69,6 +70,7 @@ class Answer(NamedTuple):
     clients: dict[str, Client]
     right: Counts = {}  # with the adapter received
     zero_shot: Counts = {}  # without one; in round 0 only
+    val_loss: dict[str, float] = {}  # with the adapter received, where rounds are chosen by it
     updates: dict[str, Encoded] = {}  # (P,) of each client that trained
     text: Tensor | None = None  # (C, D) class names' features, where the site only says who it is
     round: int = 0  # of the request, as its nonce
@@ -81,6 +83,7 @@ def write_ask(ask: Ask) -> RecordDict:
     arrays = {} if ask.adapter is None else _named("adapter", ask.adapter)
     arrays |= {f"shift.{name}": shift.numpy() for name, shift in ask.shifts.items()}
     arrays |= {f"sums.{domain}": sums.numpy() for domain, sums in ask.sums.items()}
+    arrays |= {} if ask.metric is None else {"metric": ask.metric.numpy()}
     config = {
         "solve": ask.solve, "round": ask.round, "nonce": ask.nonce,
         "demand": json.dumps(ask.demand), "domains": list(ask.domains), "clients": list(ask.work),
@@ -93,23 +96,19 @@ def read_ask(content: RecordDict, payload: str) -> Ask:
     """The inverse of write_ask. Raises ConfigError for what is no such message."""
     with reading("the server's message"):
         arrays, _, told = plain(content)
-        shifts = {
-            name.removeprefix("shift."): torch.from_numpy(plain_array(array, np.float32, None))
-            for name, array in arrays.items()
-            if name.startswith("shift.")
-        }
+        shifts = _under("shift.", arrays, np.float32)
         shares = [_fraction(share) for share in told["shares"]]
         work = dict(zip(map(str, told["clients"]), shares, strict=True))
         demand, domains = dict(load_json(told["demand"])), tuple(map(str, told["domains"]))
         encoded = encoded_of("adapter", arrays, payload, None) if "adapter" in arrays else None
         round, nonce = _round(told["round"]), str(told["nonce"])
-        sums = {
-            name.removeprefix("sums."): torch.from_numpy(plain_array(array, np.float64, None))
-            for name, array in arrays.items()
-            if name.startswith("sums.")
-        }
+        sums, metric = (
+            _under(n, arrays, t) for n, t in (("sums.", np.float64), ("metric", np.float32))
+        )
         solve = str(told["solve"])
-        return Ask(demand, domains, round, work, encoded, shifts, nonce, solve, sums)
+        return Ask(
+            demand, domains, round, work, encoded, shifts, nonce, solve, sums, metric.get("")
+        )  # fmt: skip
 
 
 def write_answer(answer: Answer) -> RecordDict:
@@ -125,6 +124,8 @@ def write_answer(answer: Answer) -> RecordDict:
     for what, counts in (("right", answer.right), ("zero_shot", answer.zero_shot)):
         for use, by_client in counts.items():
             metrics[f"{what}_{use}"] = [by_client[name] for name in answer.clients]
+    if answer.val_loss:
+        metrics["val_loss"] = [answer.val_loss.get(name, math.nan) for name in answer.clients]
     metrics["num-examples"] = sum(metrics["train"])  # as Flower's own strategies weigh replies
     config: dict[str, Any] = {"round": answer.round, "nonce": answer.nonce}
     config |= {"clients": list(answer.clients), "domains": [client.domain for client in clients]}
@@ -216,6 +217,15 @@ def reading(what: str) -> Iterator[None]:
         yield
     except (*STRANGE, RecursionError) as error:
         raise ConfigError(f"{what} is not what this version sends ({error})") from error
+
+
+def _under(prefix: str, arrays: Arrays, dtype: type) -> dict[str, Tensor]:
+    """The vectors whose names begin so, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): torch.from_numpy(plain_array(array, dtype, None))
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def _named(name: str, encoded: Encoded) -> Arrays:

@@ -23,7 +23,7 @@ from pipeline.federation.methods import METHODS
 from pipeline.federation.payload import clip_bytes, payload_bytes
 from pipeline.federation.plan import Fold, Plan, plan_of
 from pipeline.federation.record import FoldRound, held_out_name
-from pipeline.federation.round import Told
+from pipeline.federation.round import FoldReport
 from pipeline.federation.state import State
 from pipeline.federation.training import Chosen, Progress, to_device
 from pipeline.flower.call import Federation, Heard
@@ -49,7 +49,7 @@ class Reached(NamedTuple):
     progress: Progress
     zero_shot: Right
     unseen_zero_shot: dict[str, float]
-    val: dict[str, float]  # by domain, in the chosen round
+    compared: dict[str, float]  # in the chosen round: accuracy by domain, or -loss by client
     right: Right  # likewise, by client
 
 
@@ -72,21 +72,25 @@ def rows_unseen(fed: Federation, held: FeatureTable | None) -> Unseen | None:
 
 def scored(
     fed: Federation, unseen: Unseen | None, reached: Reached, state: State,
-    heard: Mapping[str, Heard], told: Told,
+    heard: Mapping[str, Heard], told: FoldReport,
 ) -> tuple[Reached, FoldRound]:  # fmt: skip
     """The run after one more round, and its line.
 
     state  after that round;    heard  the answers to the next one, which tell what it reaches
-    A round is better by the mean over the domains that both it and the chosen round tell of: a
-    site that has gone takes its domain's accuracy with it.
+    A round is better by the mean over the domains (clients, of losses) that both it and the chosen
+    round tell of: a site that has gone takes its accuracy and losses with it.
     """
     right = {name: one.right for name, one in heard.items()}
-    val, before, chosen = by_domain(fed, right, "val"), reached.val, reached.progress.chosen[0]
-    common = [name for name in val if name in before]
+    val, chosen = by_domain(fed, right, "val"), reached.progress.chosen[0]
+    losses = {n: one.val_loss for n, one in heard.items() if one.right["val"][1]}
+    finite = {n: loss for n, loss in losses.items() if loss is not None}
+    by_loss, before = fed.config.choose == "loss", reached.compared
+    now = {n: -loss for n, loss in finite.items()} if by_loss else val
+    common = [name for name in now if name in before]
     better = (
         chosen is None
         or fed.config.choose == "last"
-        or (bool(common) and mean([val[n] for n in common]) > mean([before[n] for n in common]))
+        or (bool(common) and mean([now[n] for n in common]) > mean([before[n] for n in common]))
     )
     every = fed.config.eval == "every"
     test = by_domain(fed, right, "test") if better or every else {}
@@ -94,12 +98,14 @@ def scored(
         test |= score(unseen.plan, state["server"], unseen.cached, "test", "torch")[0]
     round, adapter = reached.progress.rounds_done, reached.progress.best
     if better:
-        chosen = Chosen(round, mean(list(val.values())), test)
-        reached, adapter = reached._replace(val=val, right=right), state["server"]
+        loss = mean(list(finite.values())) if by_loss else None
+        chosen = Chosen(round, mean(list(val.values())), test, loss)
+        reached, adapter = reached._replace(compared=now, right=right), state["server"]
     line = FoldRound(
         held_out_name(fed.config.held_out[0]), told.losses, val, better,
         (test or None) if fed.config.eval != "last" else None,
         (by_domain(fed, right, "train") or None) if every else None, told.rejected,
+        losses if by_loss else None,
     )  # fmt: skip
     return reached._replace(progress=Progress(round + 1, state, adapter, (chosen,))), line
 
@@ -158,6 +164,8 @@ def result(fed: Federation, reached: Reached, model: str | None, fold: Fold) -> 
         fed.config.method
     ].controls:  # c - c_k to each; the server works out c_k's way itself
         down += len(fed.clients) * payload_bytes(size(fed.kind), "fp32")
+    if fed.config.start == "closed-form":  # what whitens features, of each site anew
+        down += len(fed.groups) * payload_bytes(fed.kind.width * (fed.kind.width + 1), "fp32")
     clip = clip_bytes(model or "")
     of_clip = clip and clip * 2 * len(fed.clients)
     return {
@@ -165,6 +173,7 @@ def result(fed: Federation, reached: Reached, model: str | None, fold: Fold) -> 
         "best_round": chosen.round,
         "chosen_by": fed.config.choose,
         "val_accuracy": chosen.val_accuracy,
+        **({} if chosen.val_loss is None else {"val_loss": chosen.val_loss}),
         "val_changed": None,
         "zero_shot": {
             **summarise(start, held_out),
@@ -178,7 +187,7 @@ def result(fed: Federation, reached: Reached, model: str | None, fold: Fold) -> 
         "gate": None,
         "personalised": None,
         "bytes_a_round": (solved(fold)["bytes"] | {"clip": None})
-        if fold.closed_form
+        if METHODS[fed.config.method].solved
         else {
             "up": one_way,
             "down": down,

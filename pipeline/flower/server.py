@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cache.table import FeatureTable
-from pipeline.federation.methods import METHODS
 from pipeline.flower.call import introduce
 from pipeline.flower.grid import Sites
 from pipeline.flower.limits import refuse_what_cannot_travel
 from pipeline.flower.scores import cache_facts, result, rows_unseen
-from pipeline.flower.strategy import FedCLIP, Solving, Terms
+from pipeline.flower.strategy import FedCLIP, Terms
 from pipeline.runs.federate import privacy
 from pipeline.runs.folder import open_run
 from pipeline.runs.results import mean_results
@@ -55,8 +54,7 @@ def serve(
         folder.describe(described, force=True)  # what was broken off begins anew
         for note in folder.notes:
             LOG.warning(note)
-        kind = Solving if METHODS[config.method].solved else FedCLIP
-        strategy = kind(fed, known, rows_unseen(fed, held), terms, folder, described)
+        strategy = FedCLIP(fed, known, rows_unseen(fed, held), terms, folder, described)
         strategy.start(grid, strategy.arrays(), num_rounds=strategy.rounds, timeout=terms.timeout)
         model = described["cache"]["model"]
         document = {

@@ -21,7 +21,13 @@ from pipeline.encoder.pixels import DECODERS
 from pipeline.encoder.towers import towers_fact
 from pipeline.errors import ConfigError
 from pipeline.federation.clients import ClientSplit, split_domain
-from pipeline.federation.evaluate import Cached, answers_of, rows_of, zero_shot_top1
+from pipeline.federation.evaluate import (
+    Cached,
+    answers_of,
+    rows_of,
+    validation_losses,
+    zero_shot_top1,
+)
 from pipeline.federation.local import Engine, steps_of_lanes, train_lanes
 from pipeline.federation.payload import Encoded, decode, encode, payload_of
 from pipeline.federation.plan import Plan, kind_of, plan_of
@@ -29,7 +35,7 @@ from pipeline.federation.state import State
 from pipeline.federation.training import pick_plan_backend, to_device
 from pipeline.flower.limits import refuse_what_cannot_travel
 from pipeline.flower.records import USES, Answer, Ask, Client, Counts
-from pipeline.flower.sums import of_site
+from pipeline.flower.sums import head_of_site, of_site
 from pipeline.machine import threads
 from pipeline.settings import RunConfig
 
@@ -80,11 +86,16 @@ def answer(site: Site, config: RunConfig, ask: Ask, kept: Kept) -> tuple[Answer,
     _check_numbers(plan.work.kind, ask)
     on = pick_device(site.device)
     backend = pick_plan_backend(plan, site.backend, on)
-    engine = Engine(plan, _loaded(site.cache, _stamp(site.cache), on), backend)
+    cached = _loaded(site.cache, _stamp(site.cache), on)
+    if ask.metric is not None:
+        head = head_of_site(plan.folds[0], cached, ask.metric)
+        plan = replace(plan, folds=(replace(plan.folds[0], closed_form=head),))
+    engine = Engine(plan, cached, backend)
     with threads(on, table.features.shape[1], backend):
         row = _received(engine, config, ask.adapter)
         right = _right(engine, row)
         zero_shot = _right(engine, None) if ask.round == 0 else {}
+        val_loss = _validation_losses(engine, row) if config.choose == "loss" else {}
         solved = of_site(config, engine.cached, clients, ask) if ask.solve else {}
         updates, losses, kept = _trained(engine, config, ask, row, kept)
     for name, loss in losses.items():
@@ -92,7 +103,7 @@ def answer(site: Site, config: RunConfig, ask: Ask, kept: Kept) -> tuple[Answer,
         stated[name] = stated[name]._replace(loss=loss if math.isfinite(loss) else None)
     facts = {"content_sha256": facts["content_sha256"]}
     return Answer(
-        facts, stated, right, zero_shot, updates, None, ask.round, ask.nonce, solved
+        facts, stated, right, zero_shot, val_loss, updates, None, ask.round, ask.nonce, solved
     ), kept
 
 
@@ -255,6 +266,13 @@ def _right(engine: Engine, row: Tensor | None) -> Counts:
                 top = answers_of(plan, row[None], cached, [0], [rows], engine.backend)[0]
             found[use][client.name] = int((top == cached.labels[rows]).sum())
     return found
+
+
+def _validation_losses(engine: Engine, row: Tensor) -> dict[str, float]:
+    """By client; NaN without validation rows, and for what is not finite."""
+    (found,) = validation_losses(engine.plan, row[None], engine.cached, [0])
+    finite = {name: loss for name, loss in found.items() if math.isfinite(loss)}
+    return {c.name: finite.get(c.name, math.nan) for c in engine.plan.folds[0].clients}
 
 
 def _trained(

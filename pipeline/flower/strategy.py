@@ -22,12 +22,13 @@ from pipeline.federation.local import (
     starts_of_lanes,
     steps_of_lanes,
 )
+from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.closed_form import Sums, unpacked
 from pipeline.federation.methods.guard import unsound
 from pipeline.federation.payload import Encoded, decode, encode, payload_of
-from pipeline.federation.plan import Plan, plan_of, rounds_of
+from pipeline.federation.plan import Fold, Plan, plan_of, rounds_of
 from pipeline.federation.record import FoldRound, RoundReport
-from pipeline.federation.round import Told, settle
+from pipeline.federation.round import FoldReport, settle
 from pipeline.federation.state import State, first_state, model_rows
 from pipeline.federation.training import Progress
 from pipeline.flower.call import Asked, Federation, Heard, ask_round, hear, messages_of
@@ -55,7 +56,9 @@ class FedCLIP(Strategy):
     The round is that of pipeline/federation/round.py, its two halves on different machines. A train
     message carries the server's adapter, and its reply tells how that adapter does on the site's
     rows: what round r reached is known with the replies of round r + 1, so that a round is one
-    message a site. An evaluate message is sent after the last round only.
+    message a site. An evaluate message is sent after the last round only. Where there is a
+    closed-form head two messages come before round 0: for sums, and for how heads do that can be
+    made of them. What a liar among sums can do is bounded (sums.checked); no rule survives one.
 
     known      whose clients each site has (call.introduce);    unseen  what the server tests itself
     described  of the run, for its checkpoints;    folder  open while it trains
@@ -67,7 +70,9 @@ class FedCLIP(Strategy):
         folder: RunFolder, described: dict[str, Any],
     ) -> None:  # fmt: skip
         self.fed, self.known, self.unseen, self.terms = fed, known, unseen, terms
-        self.rounds = fed.config.rounds  # of train messages
+        solved = METHODS[fed.config.method].solved
+        self.before = 2 if solved or fed.config.start == "closed-form" else 0
+        self.rounds = self.before + (0 if solved else fed.config.rounds)  # train messages
         self.folder, self.described = folder, described
         self.left_out: dict[str, dict[str, Any]] = {}
         """By client: how often, when first, why then."""
@@ -75,8 +80,10 @@ class FedCLIP(Strategy):
         self.state = first_state(self.plan, fed.text, None)
         self.asked: Asked = {}
         self.work: dict[str, float] = {}
-        self.told = Told({}, {}, None)  # of the last round that was aggregated
+        self.told = FoldReport({}, {}, None)  # of the last round that was aggregated
         self.reached: Reached
+        self.sums: dict[str, dict[str, Sums]] = {}  # sums, refit: by client
+        self.metric: torch.Tensor | None = None
 
     def summary(self) -> None:
         """Says who takes part."""
@@ -93,19 +100,30 @@ class FedCLIP(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """A message to each site that is connected, with the work of its clients."""
-        self.work = _work(self.plan, server_round - 1)
-        return self._messages("train", server_round - 1, grid)
+        round = server_round - 1 - self.before
+        if round < 0:  # nobody trains yet
+            solve, sums = (SUMS, {}) if not self.sums else to_score(self._fold(), self.sums["sums"])
+            return self._messages("train", 0, grid, solve, sums)
+        self.work = _work(self.plan, round)
+        return self._messages("train", round, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
-        """The next adapter by the method's own rule, and the mean training loss."""
-        round = server_round - 1
-        heard, absent = self._hear(round, replies)
-        if round:
-            self._score(heard, absent, round)
-        else:
+        """The next adapter by the method's own rule, and the mean training loss.
+
+        Of sums nothing yet; then the head, and its cross-entropy on the rows that chose.
+        """
+        round = server_round - 1 - self.before
+        heard, absent = self._hear(max(round, 0), replies)
+        if server_round == 1:
             self._begin(heard, absent)
+        if round > 0:
+            self._score(heard, absent, round)
+        elif few := self._too_few(0, heard, absent):
+            raise ConfigError(few)
+        if round < 0:
+            return self._solve(heard, absent)
         self._settle(round, heard, absent)
         losses = list(self.told.losses.values())
         return self.arrays(), MetricRecord({"train-loss": mean(losses)} if losses else {})
@@ -117,7 +135,7 @@ class FedCLIP(Strategy):
         if server_round < self.rounds:
             return []
         self.work = {}
-        return self._messages("evaluate", server_round, grid)
+        return self._messages("evaluate", server_round - self.before, grid)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -125,8 +143,9 @@ class FedCLIP(Strategy):
         """What the last round reached; None after the others."""
         if server_round < self.rounds:
             return None
-        heard, absent = self._hear(server_round, replies)
-        self._score(heard, absent, server_round)
+        round = server_round - self.before
+        heard, absent = self._hear(round, replies)
+        self._score(heard, absent, round)
         kept = self.reached.progress.chosen[0]
         found = None if kept is None else kept.val_accuracy
         return MetricRecord({} if found is None else {"val-accuracy": found})
@@ -144,7 +163,7 @@ class FedCLIP(Strategy):
             shifts = {name: rows[at] for at, name in enumerate(names) if name in self.work}
         nodes = grid.get_node_ids()
         asks = ask_round(
-            self.fed, self.known, nodes, round, self.work, adapter, shifts, solve, sums
+            self.fed, self.known, nodes, round, self.work, adapter, shifts, solve, sums, self.metric
         )
         messages, self.asked = messages_of(asks, kind, self.terms.timeout)
         return messages
@@ -157,15 +176,53 @@ class FedCLIP(Strategy):
         return heard, absent
 
     def _begin(self, heard: Mapping[str, Heard], absent: Mapping[str, str]) -> None:
-        self._refuse_few(0, heard, absent)
+        if few := self._too_few(0, heard, absent):
+            raise ConfigError(few)
         # In a partition sites know their clients' rows by now, and the plan's lanes their order.
-        self.plan = _plan(self.fed)
-        state = first_state(self.plan, self.fed.text, None)
-        self.state = {name: rows for name, rows in state.items() if name not in KEPT}
+        config = self.fed.config
+        self._start(_plan(self.fed, refit=config.refit == "yes" and not self.before))
         progress = Progress(0, self.state, model_rows(self.plan, self.state), (None,))
         zero_shot = {name: one.zero_shot for name, one in heard.items()}
         unseen = self.unseen.zero_shot if self.unseen else {}
         self.reached = Reached(progress, zero_shot, unseen, {}, {})
+
+    def _start(self, plan: Plan) -> None:
+        self.plan = plan
+        state = first_state(plan, self.fed.text, None)
+        self.state = {name: rows for name, rows in state.items() if name not in KEPT}
+
+    def _fold(self) -> Fold:
+        return self.plan.folds[0]
+
+    def _solve(
+        self, heard: Mapping[str, Heard], absent: Mapping[str, str]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Keeps the sums of each client; then starts at the head that is chosen."""
+        config, width = self.fed.config, self.fed.kind.width
+        rejected = {**self.told.rejected, **absent}
+        self.told = FoldReport({}, rejected, None)
+        if not self.sums:
+            self.sums = {
+                kind: {
+                    name: unpacked(one.solved[f"{kind}.{name}"], self.fed.kind.classes, width)
+                    for name, one in heard.items()
+                    if f"{kind}.{name}" in one.solved
+                }
+                for kind in ("sums", "refit")
+            }
+            return self.arrays(), MetricRecord()
+        answers = {one.node: one.solved for one in heard.values()}
+        found, metric = chosen(
+            self._fold(), self.fed.text, float(self.fed.demand["logit_scale"]), self.sums["sums"],
+            self.sums["refit"], list(answers.values()),
+        )  # fmt: skip
+        plan = _plan(self.fed, refit=config.refit == "yes")
+        self._start(replace(plan, folds=(replace(plan.folds[0], closed_form=found),)))
+        if METHODS[config.method].trains:
+            self.metric = metric
+        head = found.chosen
+        LOG.info(f"{head.solver}, shape {head.shape:g}, strength {head.strength:.3g}")
+        return self.arrays(), MetricRecord({"loss": head.loss} if head.rows else {})
 
     def _score(self, heard: Mapping[str, Heard], absent: Mapping[str, str], round: int) -> None:
         """Writes the round before this one, of which these replies tell what it reached."""
@@ -174,7 +231,7 @@ class FedCLIP(Strategy):
             self.reached, line = scored(
                 self.fed, self.unseen, self.reached, self.state, heard, self.told
             )
-            self._write(line, now=bool(few) or round == self.rounds)
+            self._write(line, now=bool(few) or round == self.rounds - self.before)
         if few:
             raise ConfigError(few)
 
@@ -200,12 +257,6 @@ class FedCLIP(Strategy):
             f"round {round}: {sites} site(s) answered, the run asks for {least}; {held}"
             + "; ".join(f"{name}: {why}" for name, why in absent.items())
         )
-
-    def _refuse_few(
-        self, round: int, heard: Mapping[str, Heard], absent: Mapping[str, str]
-    ) -> None:
-        if few := self._too_few(round, heard, absent):
-            raise ConfigError(few)
 
     def _leave_out(self, round: int, reasons: Mapping[str, str], what: str) -> None:
         """Counts who is left out of a round and warns the first time."""
@@ -238,57 +289,6 @@ class FedCLIP(Strategy):
         self.state, self.told = state, told._replace(losses=finite, rejected=rejected)
 
 
-class Solving(FedCLIP):
-    """A method that is solved: sums come in one exchange, how its heads do in one more.
-
-    The head is closed_form.closed_form's of the same clients. What a liar can do is bounded
-    (sums.checked), and no rule survives one: sums are sums.
-    """
-
-    def __init__(self, *own: Any) -> None:
-        super().__init__(*own)
-        self.rounds = 2
-        self.sums: dict[str, Sums] = {}
-        self.again: dict[str, Sums] = {}
-        self.rejected: dict[str, str] = {}
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """First asks for sums, then how the heads do that can be made of them."""
-        solve, sums = SUMS, dict[str, torch.Tensor]()
-        if server_round > 1:
-            solve, sums = to_score(self.plan.folds[0], self.sums)
-        return self._messages("train", server_round - 1, grid, solve, sums)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord, MetricRecord]:
-        """The sums of each client; then the head, and its cross-entropy on the rows that chose."""
-        heard, absent = self._hear(server_round - 1, replies)
-        self._refuse_few(server_round - 1, heard, absent)
-        self.rejected |= absent
-        if server_round == 1:
-            self._begin(heard, absent)
-            for found, kind in ((self.sums, "sums"), (self.again, "refit")):
-                for name, one in heard.items():
-                    if f"{kind}.{name}" in one.solved:
-                        sent = one.solved[f"{kind}.{name}"]
-                        found[name] = unpacked(sent, self.fed.kind.classes, self.fed.kind.width)
-            return self.arrays(), MetricRecord()
-        answers = {one.node: one.solved for one in heard.values()}
-        fold = self.plan.folds[0]
-        found = chosen(
-            fold, self.fed.text, float(self.fed.demand["logit_scale"]), self.sums, self.again,
-            list(answers.values()),
-        )  # fmt: skip
-        self.plan = replace(self.plan, folds=(replace(fold, closed_form=found),))
-        self.state = first_state(self.plan, self.fed.text, None)
-        self.told, head = Told({}, self.rejected, None), found.chosen
-        LOG.info(f"{head.solver}, shape {head.shape:g}, strength {head.strength:.3g}")
-        return self.arrays(), MetricRecord({"loss": head.loss} if head.rows else {})
-
-
 def _trained(plan: Plan, state: State, heard: Mapping[str, Heard], steps: np.ndarray) -> Trained:
     """What clients sent, as train_lanes would return it."""
     names, payload = _names(plan), plan.folds[0].config.payload
@@ -303,14 +303,19 @@ def _trained(plan: Plan, state: State, heard: Mapping[str, Heard], steps: np.nda
     return Trained(taking, start, clients, torch.tensor([found], dtype=torch.float64), steps)
 
 
-def _plan(fed: Federation) -> Plan:
-    """The run's plan as far as a server knows it: how many rows a client trains on, not which."""
+def _plan(fed: Federation, *, refit: bool = False) -> Plan:
+    """The run's plan as far as a server knows it: how many rows a client trains on, not which.
+
+    refit  with its validation rows
+    """
     clients = tuple(
         ClientSplit(name, at, domain, at, rows, NO_ROWS, NO_ROWS)
         for name, domain in fed.clients.items()
         for at in [fed.domains.index(domain)]
         # One number seen that many times: a site's claim of 10^8 rows takes no memory.
-        for rows in [np.broadcast_to(np.int64(0), fed.stated[name].rows["train"])]
+        for stated in [fed.stated[name].rows]
+        for count in [stated["train"] + (stated["val"] if refit else 0)]
+        for rows in [np.broadcast_to(np.int64(0), count)]
     )
     return plan_of(fed.config, fed.kind, len(fed.domains), [(fed.config.held_out[0], clients, ())])
 

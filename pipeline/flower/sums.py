@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pipeline.errors import ConfigError
 from pipeline.federation.clients import ClientSplit
 from pipeline.federation.closed_form import (
     ClosedForm,
@@ -16,16 +17,18 @@ from pipeline.federation.closed_form import (
     client_sums,
     domains_apart,
     grid_of,
+    metric_of,
     scores,
     shortened,
     solved_of,
     total_of,
     tried_of,
     tuned_on,
+    whitening,
 )
 from pipeline.federation.evaluate import Cached
 from pipeline.federation.methods.closed_form import Sums, packed, unpacked
-from pipeline.federation.methods.closed_form_choice import TEMPERATURES
+from pipeline.federation.methods.closed_form_choice import TEMPERATURES, Tried
 from pipeline.federation.plan import Fold, train_rows
 from pipeline.flower.records import Answer, Arrays, Ask, plain_array
 from pipeline.settings import RunConfig
@@ -60,6 +63,21 @@ def of_site(
         rows = [[n, right, *losses] for n, right, losses in each]
         answers[f"scores.{domain}"] = torch.tensor(rows, dtype=torch.float64)
     return answers
+
+
+def head_of_site(fold: Fold, cached: Cached, sent: Tensor) -> ClosedForm:
+    """The head of a fold as far as training on from it at a site needs it: its metric.
+
+    sent  ((D + 1) D,) float32, root and mean of whitening; of V S, V orthonormal, the inverse is
+          V / S. Raises ConfigError for others.
+    """
+    width = cached.features.shape[1]
+    if len(sent) != (width + 1) * width or not sent.isfinite().all():
+        raise ConfigError(f"a metric of {len(sent):,} numbers came, not of width {width:,}")
+    *root, mean = sent.double().to(cached.text.device).reshape(width + 1, width)
+    root = torch.stack(root)
+    metric = metric_of(fold, cached, root, root / root.square().sum(dim=0), mean)
+    return ClosedForm(cached.text, Tried("", 0, 0, 0, 0, ()), (), "", metric, (0, 0))
 
 
 def checked(
@@ -102,8 +120,10 @@ def checked(
 def chosen(
     fold: Fold, text: Tensor, logit_scale: float, sums: Mapping[str, Sums],
     again: Mapping[str, Sums], answers: Sequence[Mapping[str, Tensor]],
-) -> ClosedForm:  # fmt: skip
+) -> tuple[ClosedForm, Tensor]:  # fmt: skip
     """The fold's head as closed_form.closed_form makes it, of the clients whose sums came.
+
+    The second value is what head_of_site reads.
 
     sums, again  of each client: of its train rows, and with refit of its validation rows too
     answers      of each site: scores
@@ -128,7 +148,10 @@ def chosen(
     cached = Cached(none, none.long(), text, normalize(text, dim=1), logit_scale)
     last = [shortened(again[c.name], fold.config) for c in clients] if again else parts
     made = sum(last[1:], last[0]) if again else total_of(fold, parts)
-    return solved_of(fold, cached, made, tried_of(fold, found), by)
+    tried = tried_of(fold, found)
+    root, _, mean = whitening(made, tried)
+    sent = torch.cat([root.flatten(), mean]).float()
+    return solved_of(fold, cached, made, tried, by), sent
 
 
 def to_score(fold: Fold, sums: Mapping[str, Sums]) -> tuple[str, dict[str, Tensor]]:

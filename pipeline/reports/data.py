@@ -9,7 +9,7 @@ from pipeline.digests import check_done
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean, summarise
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole
-from pipeline.runs.folder import unlike_checkpoint
+from pipeline.runs.folder import checkpoint_doubts
 from pipeline.runs.labels import Label, read_label
 
 ADAPTERS = "adapter.safetensors"
@@ -170,7 +170,7 @@ def read_run(folder: Path, *, adapters: bool = True) -> RunData:
     if not finished:
         wanted = settings.get("rounds", "?")
         notes.append(f"This run is not finished: {len(rounds)} of {wanted} rounds are done.")
-        notes += unlike_checkpoint(folder) if adapters else []
+        notes += checkpoint_doubts(folder) if adapters else []
     return RunData(
         name=folder.resolve().name,
         folder=folder,

@@ -6,7 +6,7 @@ from pipeline.reports.charts.counts import NARROW, count_chart
 from pipeline.reports.charts.svg import Markup
 from pipeline.reports.page import written
 from pipeline.reports.render import Figure, Tile, render
-from pipeline.runs.partition import USES, Partition, costs_of, lasting, size
+from pipeline.runs.partition import USES, Partition, costs_of, duration, size
 
 NAME = "partition.html"
 DRAWN = 300  # clients in the picture and the table
@@ -43,7 +43,7 @@ def partition_part(found: Partition, title: str, command: str = "") -> Markup:
     if found.up or found.down:
         tiles.append(Tile("Sent in all", size(found.up + found.down), "up and down"))
     if found.seconds is not None:
-        expected = lasting(found.seconds).removeprefix("about ")
+        expected = duration(found.seconds).removeprefix("about ")
         tiles.append(Tile("Expected time", expected, "about; measured on a few steps"))
     name = "Rows of each class at each client"
     picture = count_chart(

@@ -18,8 +18,7 @@ from pipeline.federation.evaluate import Cached, parts_of, rows_of, zero_shot_to
 from pipeline.federation.plan import build_plan
 from pipeline.federation.record import held_out_name
 from pipeline.json_files import content_of
-from pipeline.runs.adapters import BEST
-from pipeline.runs.folder import read_adapters
+from pipeline.runs.folder import BEST, read_adapters
 from pipeline.runs.outcomes import Tested
 from pipeline.settings import RunConfig, from_json
 

@@ -10,8 +10,8 @@ import filelock
 
 from cache.container.locks import let_go, take
 from pipeline.errors import ConfigError
+from pipeline.files import LOG, read_plain
 from pipeline.json_files import content_of, replace_file
-from pipeline.plain_files import LOG, read_plain
 from pipeline.reports.csv_tables import plain, safe_cell, table_bytes
 from pipeline.reports.data import ACCURACIES, Result, RunData
 from pipeline.reports.listing import FINISHED, UNFINISHED

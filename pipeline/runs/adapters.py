@@ -1,4 +1,4 @@
-"""A trained adapter out of a run, and what it belongs to: its model, prompts and classes."""
+"""Reads a trained adapter of a run with its model, prompts and classes."""
 
 import logging
 from dataclasses import dataclass
@@ -19,11 +19,10 @@ from pipeline.encoder.weights import OPENAI_NAMES, find_weights
 from pipeline.errors import ConfigError
 from pipeline.federation.plan import adapter_kind
 from pipeline.json_files import content_of
-from pipeline.runs.folder import read_adapters
+from pipeline.runs.folder import BEST, read_adapters
 from pipeline.settings import RunConfig
 
 LOG = logging.getLogger(__name__)
-BEST = "best."
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Trained:
 
     source          the adapter file
     kind, row       what it computes, and its numbers (P,) float32, see kernels/heads/plain.py
-    held_out        the domains that it was not trained on, as results call them; None for none
+    held_out        its held-out domains, as results name them; None for none
     rounds          of training so far
     model           the name of the CLIP whose features it was trained on; None: not recorded
     weights_sha256  of that CLIP, see ClipModel;   preprocessing  as encoder.pixels.PREPROCESSING
@@ -58,11 +57,12 @@ def read_trained(
 ) -> Trained:
     """The chosen round's adapter of a run: a run folder, or its adapter.safetensors.
 
-    held_out  which training's, "none" for the one that held nothing out; None where there is one
-    client    whose, where each client has its own; None: the one that is for everybody
+    held_out  which training's, "none" for the one without held-out domains; None if there is only
+    one
+    client    whose, if each client has its own; None: the shared one
 
-    Raises ConfigError, naming what there is, when that is not one adapter; for a folder or file
-    that has none; and when the run does not say which model it belongs to.
+    Raises ConfigError if these do not select one adapter, listing what there is; for a folder or
+    file without adapters; and if the run does not record its model.
     """
     file = _adapter_file(Path(run))
     try:
@@ -83,7 +83,7 @@ def read_trained(
             )
         class_names = tuple(encoder["class_names"])
         people = [n for one in facts["adapters"] for n in (one["held_out"] or "", *one["clients"])]
-        for name in (*class_names, *people):  # unprintable ones could steer a terminal
+        for name in (*class_names, *people):  # unprintable ones could control a terminal
             if not isinstance(name, str) or not name.isprintable():
                 raise ValueError(f"{name!r} is not a name")
         kind = adapter_kind(config, int(cache["width"]), len(class_names))
@@ -112,12 +112,12 @@ def read_trained(
 
 
 def load_its_model(trained: Trained, model: str | None, device: torch.device) -> ClipModel:
-    """The CLIP that an adapter belongs to: of OpenAI's by its recorded name, or `model`'s.
+    """Loads the CLIP that an adapter was trained with, by its recorded name or from `model`.
 
     model  a name or a file of weights; None: the recorded name, or the built-in CLIP
 
-    Raises StaleCache when it is another CLIP, before a wrong one of OpenAI's is downloaded;
-    WeightsError as load_model.
+    Raises StaleCache for another CLIP, before a wrong one of OpenAI's is downloaded; WeightsError
+    as load_model.
     """
     of_hub = str(trained.model).startswith(HUB_PREFIXES)
     recorded = trained.model if of_hub or trained.model in OPENAI_NAMES else None
@@ -134,9 +134,9 @@ def load_its_model(trained: Trained, model: str | None, device: torch.device) ->
 
 
 def refuse_other_model(trained: Trained, clip: ClipModel) -> list[str]:
-    """Raises StaleCache, naming the field, when images through `clip` are not what it was made for.
+    """Raises StaleCache, naming the field, if `clip` encodes images differently than in training.
 
-    Returns a sentence for each decoding library of another version, which moves single pixels.
+    Returns a warning for each decoding library of another version, which may change single pixels.
     """
     found = {k: v for k, v in trained.preprocessing.items() if k not in DECODERS}
     asked = {k: v for k, v in PREPROCESSING.items() if k not in DECODERS}
@@ -157,7 +157,8 @@ def refuse_other_model(trained: Trained, clip: ClipModel) -> list[str]:
         _way_out(trained),
     )
     return [
-        f"trained on images by {trained.preprocessing.get(k)}, these are by {PREPROCESSING[k]}"
+        f"trained on images decoded by {trained.preprocessing.get(k)}; these are decoded by "
+        f"{PREPROCESSING[k]}"
         for k in DECODERS
         if trained.preprocessing.get(k) != PREPROCESSING[k]
     ]
@@ -190,7 +191,7 @@ def _adapter_file(run: Path) -> Path:
 def _choose(
     file: Path, adapters: list[dict[str, Any]], held_out: str | None, client: str | None
 ) -> int:
-    """The position of the one adapter that the words mean."""
+    """The position of the adapter that --held-out and --client select."""
     names = list(dict.fromkeys(one["held_out"] or "none" for one in adapters))
     if held_out is None and len(names) > 1:
         raise ConfigError(f"{file}: holds adapters of several trainings: --held-out {_or(names)}")

@@ -1,4 +1,4 @@
-"""Progress as named tensors and JSON facts, and back: what a run's adapter file holds."""
+"""Converts progress to the named tensors and JSON facts of a run's adapter file, and back."""
 
 from dataclasses import asdict
 
@@ -10,7 +10,7 @@ from pipeline.federation.plan import Plan
 from pipeline.federation.record import held_out_name
 from pipeline.federation.state import model_rows
 from pipeline.federation.training import Chosen, Progress
-from pipeline.runs.checkpoint_facts import check_facts
+from pipeline.runs.folder import check_facts
 
 
 def to_tensors(plan: Plan, progress: Progress) -> tuple[dict[str, Tensor], dict]:
@@ -43,7 +43,7 @@ def to_tensors(plan: Plan, progress: Progress) -> tuple[dict[str, Tensor], dict]
 def from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Progress) -> Progress:
     """The inverse of to_tensors; first is the plan's progress before round 0, on its device.
 
-    Raises ConfigError for facts that no training writes, and for what does not fit the plan.
+    Raises ConfigError for facts that no training writes, or that do not fit the plan.
     """
     try:
         check_facts(facts)
@@ -76,7 +76,7 @@ def _from_tensors(plan: Plan, tensors: dict[str, Tensor], facts: dict, first: Pr
     if done > most:
         raise ValueError(f"rounds_done is {done}, and the training has {most} rounds")
     if len(facts["chosen"]) != len(folds) or (done and None in facts["chosen"]):
-        raise ValueError(f"chosen has not a round for each of {len(folds)} trainings")
+        raise ValueError(f"chosen does not have a round for each of {len(folds)} trainings")
     chosen = tuple(Chosen(**each) if each else None for each in facts["chosen"])
     return Progress(done, state, best, chosen)
 

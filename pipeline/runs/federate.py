@@ -38,18 +38,17 @@ from pipeline.runs.checkpoint import from_tensors, to_tensors
 from pipeline.runs.folder import RunFolder, open_run
 from pipeline.runs.labels import label_of, write_label
 from pipeline.runs.loggers import figures_of, open_loggers
-from pipeline.runs.notes import row_notes
+from pipeline.runs.notes import length_warning, row_notes
 from pipeline.runs.outcomes import Tested, outcomes
-from pipeline.runs.results import mean_results, round_line
-from pipeline.runs.run_result import RunResult
+from pipeline.runs.results import RunResult, mean_results, round_line
 from pipeline.settings import RunConfig, as_json, run_id
-from pipeline.settings_used import length_warning, possible, unused
+from pipeline.settings_used import possible, unused
 from pipeline.signals import noted_signals
 
 LOG = logging.getLogger(__name__)
 DELTA = 1e-5  # at which epsilon is reported
 ENCODED_BY = ("templates", "weights_sha256", "preprocessing")
-"""Of a cache's identity: what turns another image and class name into such features."""
+"""Fields of a cache's identity that determine how other images and class names are encoded."""
 
 
 def federate(
@@ -73,16 +72,16 @@ def federate(
     """Trains a config on a table and returns the object that `federate --json` prints.
 
     Every fold of config.held_out trains at the same time. The run's files go to `out`, or to
-    runs/<run_id>; a finished run there is returned as it is, an unfinished one is resumed from its
-    last checkpoint and ends with the bytes of an undisturbed one.
+    runs/<run_id>; a finished run there is returned unchanged, an unfinished one resumes from its
+    last checkpoint and produces the bytes of an uninterrupted one.
 
-    first_adapter  (P,) where training starts (kernels/heads/plain.py); None: the config's own start
-    orders         the order of rows; another than the seeded one is for replaying recorded runs
-    file           where the table lies, for the report to find it again
-    answers        what a run that is trained now answers on its test rows is put there, by fold
-    name, tags     what people call the run (pipeline/runs/labels.py); they decide no number
-    log_every      rounds between two lines of the log on how training goes; 0: none
-    log_to         programs that figures go to (pipeline/runs/loggers.py)
+    first_adapter  (P,) where training starts (kernels/heads/plain.py); None: the config's `start`
+    orders         the order of rows; others than the seeded one replay recorded runs
+    file           path of the table, which the report records
+    answers        filled with the answers of a run trained now on its test rows, by fold
+    name, tags     labels of the run (pipeline/runs/labels.py); they do not affect results
+    log_every      rounds between two progress lines in the log; 0: none
+    log_to         experiment loggers to use (pipeline/runs/loggers.py)
 
     Raises ConfigError, CacheError, BackendUnavailable; Interrupted after SIGINT or SIGTERM.
     """
@@ -125,9 +124,9 @@ def federate(
             ) as logged,
         ):
             begun = progress.rounds_done
-            told: set[tuple[str | None, str]] = set()
+            warned: set[tuple[str | None, str]] = set()
             for progress, report in train(engine, progress, total):  # noqa: B020
-                _warn_of_rejected(report, told)
+                _warn_of_rejected(report, warned)
                 for why in progress.diverged.values():
                     raise ConfigError(why)
                 folder.add_round(round_line(report))
@@ -175,7 +174,7 @@ def federate(
 
 
 def privacy(config: RunConfig) -> dict[str, Any] | None:
-    """What central DP guarantees; None without noise. epsilon None: no accountant is installed."""
+    """The guarantee of central DP; None without noise. epsilon is None without an accountant."""
     if not config.noise:
         return None
     found, solved = None, METHODS[config.method].solved  # one release, of all clients' sums
@@ -203,7 +202,7 @@ def describe(
     backend: str,
     first_adapter: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """All that decides a run's numbers, as config.json has it; its hash is the run_id."""
+    """Everything that determines a run's numbers, as in config.json; its hash is the run_id."""
     start = None
     if first_adapter is not None:
         numbers = first_adapter.cpu().numpy().astype("<f4")
@@ -218,7 +217,7 @@ def describe(
 
 
 def _resumed(folder: RunFolder, plan: Plan, first: Progress) -> Progress:
-    """Where the folder's checkpoint is, or `first`."""
+    """The progress of the folder's checkpoint, or `first`."""
     found = folder.resume()
     for note in folder.notes:
         LOG.warning("%s", note)
@@ -230,7 +229,7 @@ def _resumed(folder: RunFolder, plan: Plan, first: Progress) -> Progress:
 
 
 def _solved(held_out: str | None, found: ClosedForm) -> str:
-    """A sentence on the closed-form head of a fold."""
+    """Describes the closed-form head of a fold in a sentence."""
     chosen, sent = found.chosen, 8 * found.sent[0]
     on = {"rows": "train rows left out one by one, and validation rows", "validation":
           "validation rows", "domain": "train rows of domains left out one by one"}  # fmt: skip
@@ -251,7 +250,7 @@ def _best_so_far(progress: Progress) -> str:
 
 
 def _how_far(progress: Progress, report: RoundReport, total: int, left: float | None) -> str:
-    """The line of --log-every: the round's accuracies, means over trainings, and the time left."""
+    """The line of --log-every: the round's accuracies (means over trainings) and the time left."""
     figures = figures_of(report)
     said = []
     for what, shown in (("validation", "{:.2%}"), ("test", "{:.2%}"), ("loss", "{:.4f}")):
@@ -263,27 +262,27 @@ def _how_far(progress: Progress, report: RoundReport, total: int, left: float | 
     return f"round {progress.rounds_done} of {total}: {', '.join(said)}{time_left}"
 
 
-def _warn_of_rejected(report: RoundReport, told: set[tuple[str | None, str]]) -> None:
-    """The first time of each client of each fold; rounds.jsonl has every time."""
+def _warn_of_rejected(report: RoundReport, warned: set[tuple[str | None, str]]) -> None:
+    """Warns once for each client of each fold; rounds.jsonl lists every rejection."""
     for fold in report.folds:
         for name, why in fold.rejected.items():
-            if (fold.held_out, name) not in told:
-                told.add((fold.held_out, name))
+            if (fold.held_out, name) not in warned:
+                warned.add((fold.held_out, name))
                 LOG.warning(
-                    "round %d, held out %s: client %s is left out: %s; for later rounds see "
-                    "`rejected` in rounds.jsonl",
+                    "round %d, held out %s: client %s is left out: %s; later rounds are listed "
+                    "under `rejected` in rounds.jsonl",
                     report.round, fold.held_out or "none", name, why,
                 )  # fmt: skip
 
 
 def doubts(table: FeatureTable, plan: Plan, first_adapter: torch.Tensor | None) -> Iterator[str]:
-    """What may make a run another one than was meant, before it is trained."""
+    """Warnings, before training, of settings and data that may not be what the user meant."""
     yield from row_notes(table, plan)
     config = plan.folds[0].config
     least = min((len(fold.clients) for fold in plan.folds), default=0)
     yield from plan.method.doubts(config, least)
     if config.refit == "yes":
-        yield "refit: validation rows train too, so validation figures are of rows that trained"
+        yield "refit trains on validation rows too, so validation figures are of rows that trained"
     yield from unused(possible(config), table)
     if first_adapter is not None and config.start != RunConfig.start:
         yield "start has no effect with --init-adapter, which sets where training starts"
@@ -300,7 +299,7 @@ def _save(folder: RunFolder, engine: Engine, progress: Progress, *, now: bool) -
 
 
 def cache_facts(table: FeatureTable) -> dict[str, Any]:
-    """What config.json and results contain about a cache."""
+    """The facts of a cache in config.json and results."""
     return {
         "rows": len(table.labels),
         "width": table.features.shape[1],

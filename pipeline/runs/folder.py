@@ -1,19 +1,21 @@
 """A run on disk: config.json, rounds.jsonl, adapter.safetensors, summary.json, done.
 
-adapter.safetensors is the checkpoint too: it always holds the best and the last adapters so far
-and the round they belong to, is replaced whole, and rounds.jsonl is cut back to it on resuming.
-Whatever a file vouches for is on the disk before it: the lines of rounds.jsonl before a checkpoint
-of them, all the others before `done`.
+adapter.safetensors is also the checkpoint: it holds the best and the last adapters so far and the
+round they belong to, and is replaced atomically; resuming truncates rounds.jsonl to it. A file is
+written only when what it refers to is on the disk: the lines of rounds.jsonl before a checkpoint of
+them, all others before `done`.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,23 +27,30 @@ from kernels.heads.plain import Kind, as_rows
 from pipeline.digests import KEY, LARGEST, NAME, check_done, digest, digests_of
 from pipeline.errors import ConfigError, DamagedDone
 from pipeline.files import (
+    ADAPTERS,
+    LOG,
+    OBJECT,
+    check_plain,
     errors_of,
-    first_difference,
     locked,
     naming,
+    read_plain,
+    refuse_other,
     replace_whole,
     set_aside,
 )
-from pipeline.plain_files import ADAPTERS, LOG, OBJECT, check_plain, read_plain
-from pipeline.runs.checkpoint_facts import check_facts
+from pipeline.json_files import read_object
+from pipeline.settings import RunConfig
 
+BEST = "best."  # what names of the kept rounds' tensors begin with
 SHARE = 0.05  # of the time spent may go into checkpoints
 FIRST_COST = 0.1
-"""Seconds that the first checkpoint is assumed to take; with PACS's features it takes 0.05 to 0.09.
-Shorter runs (2 seconds at SHARE) are saved at their end alone."""
+"""Assumed seconds of the first checkpoint; with PACS's features it takes 0.05 to 0.09. Runs shorter
+than 2 seconds (at SHARE) are saved only at their end."""
 WRITTEN = ("done", "summary.json", "rounds.jsonl", "adapter.safetensors", "config.json")
-"""In the order in which they are removed: what vouches for others goes first."""
-TYPES = (torch.float32, torch.int64)  # of what training keeps; int64 counts steps
+"""In order of removal: a file that refers to others goes first."""
+MOST_ROUNDS = RunConfig.__dataclass_fields__["rounds"].metadata["high"]
+TYPES = (torch.float32, torch.int64)  # of the training state; int64 counts steps
 WAY_OUT = "restore it from a copy, or pass --force to move the run's files aside and train again"
 
 
@@ -52,16 +61,16 @@ class RunFolder:
         self.folder = folder
         self.adapter_file = folder / "adapter.safetensors"
         self.notes: list[str] = []
-        """For people: why files are not taken as they look, and what was done with them."""
+        """Messages on files that were ignored, and what was done with them."""
         self._rounds = None
         self._log = hashlib.sha256()  # of rounds.jsonl so far
         self._saved, self._cost = 0.0, FIRST_COST
 
     @property
     def summary(self) -> dict | None:
-        """The results of a finished run; None before that, and where `done` or they are lost.
+        """The results of a finished run; None for an unfinished one, or if `done` or they are lost.
 
-        Raises ConfigError when a file of it is not as it was at the end.
+        Raises ConfigError if a file has changed since the end.
         """
         if not (self.folder / "done").exists():
             return None
@@ -72,25 +81,27 @@ class RunFolder:
             return None
         file = self.folder / "summary.json"
         if not file.exists():
-            self.notes.append(f"{file} is missing; the run is finished again from its checkpoint")
+            self.notes.append(f"{file} is missing; finishing the run again from its checkpoint")
             return None
-        return _read_object(file)
+        return read_object(file, WAY_OUT)
 
     @property
     def rounds_sha256(self) -> str:
-        """Of the lines of rounds.jsonl so far."""
+        """SHA-256 of the lines of rounds.jsonl so far, shortened."""
         return _short(self._log)
 
     def describe(self, described: dict, *, force: bool) -> None:
-        """Writes config.json, or checks that the folder holds this very run.
+        """Writes config.json, or checks that the folder holds this run.
 
-        force  a run that is there is replaced; a damaged one, of which something may still be of
-               use, is set aside in old-<n>/
+        force  replaces an existing run; a damaged one, parts of which may still be useful, is moved
+        to old-<n>/
         Raises ConfigError naming the first setting that differs.
         """
         file = self.folder / "config.json"
         if file.exists() and not force:
-            _refuse_other(_read_object(file), described, self.folder)
+            refuse_other(
+                self.folder, "run", read_object(file, WAY_OUT), described, "replace the run"
+            )
             return
         self._clear()
         replace_whole(file, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
@@ -99,7 +110,9 @@ class RunFolder:
         there = [name for name in WRITTEN if os.path.lexists(self.folder / name)]
         if there and not self._is_sound(there):
             aside = set_aside(self.folder, WRITTEN)
-            self.notes.append(f"{self.folder}: what is there is damaged; it was moved to {aside}")
+            self.notes.append(
+                f"{self.folder}: the existing run is damaged and was moved to {aside}"
+            )
             return
         for name in there:
             (self.folder / name).unlink()
@@ -110,7 +123,7 @@ class RunFolder:
         try:
             for name in there:
                 check_plain(self.folder / name, LARGEST.get(name, OBJECT))
-            _read_object(self.folder / "config.json")
+            read_object(self.folder / "config.json", WAY_OUT)
             return self.summary is not None or (self.notes == notes and bool(self._checkpoint()))
         except ConfigError:
             return False
@@ -118,23 +131,23 @@ class RunFolder:
             self.notes = notes
 
     def resume(self) -> tuple[dict[str, Tensor], dict] | None:
-        """The tensors and facts of the last checkpoint, with rounds.jsonl cut back to it.
+        """The tensors and facts of the last checkpoint; truncates rounds.jsonl to it.
 
-        None when there is nothing to resume; rounds.jsonl is empty then. Raises ConfigError for
-        files that are damaged, or another run's.
+        None if there is nothing to resume; rounds.jsonl is then empty. Raises ConfigError for files
+        that are damaged, or another run's.
         """
         found, kept = self._checkpoint()
-        if (self.folder / "summary.json").exists():  # it will be replaced, after hours perhaps
+        if (self.folder / "summary.json").exists():  # replaced at the end, perhaps after hours
             check_plain(self.folder / "summary.json", OBJECT)
         self._log = hashlib.sha256(kept)
         (self.folder / "done").unlink(missing_ok=True)  # a damaged one: see summary
         # Without a checkpoint this empties the log: a kill between the first round's line and the
-        # first checkpoint leaves a line that the run would write once more.
+        # first checkpoint leaves a line that the run would write again.
         replace_whole(self.folder / "rounds.jsonl", kept)
         return found
 
     def _checkpoint(self) -> tuple[tuple[dict[str, Tensor], dict] | None, bytes]:
-        """The last checkpoint, None before the first; and the log that it was saved with."""
+        """The last checkpoint (None before the first) and the log that it was saved with."""
         log, file = self.folder / "rounds.jsonl", self.adapter_file
         lines = read_plain(log, LOG).splitlines(keepends=True) if log.exists() else []
         if not file.exists():
@@ -149,12 +162,12 @@ class RunFolder:
         kept = b"".join(lines[:done])
         if facts.get("rounds_sha256") != _short(hashlib.sha256(kept)):
             raise ConfigError(f"{log}: does not match {file.name}: damaged or edited; {WAY_OUT}")
-        if facts.get("belongs_to") != _read_object(self.folder / "config.json"):
+        if facts.get("belongs_to") != read_object(self.folder / "config.json", WAY_OUT):
             raise ConfigError(f"{file}: belongs to another run; {WAY_OUT}")
         return (tensors, facts), kept
 
     def add_round(self, line: str) -> None:
-        """Appends one object to rounds.jsonl, handed to the system before this returns."""
+        """Appends one object to rounds.jsonl and flushes it."""
         if self._rounds is None:
             self._rounds = (self.folder / "rounds.jsonl").open("ab")
             sync_folder(self.folder)
@@ -165,7 +178,7 @@ class RunFolder:
             self._rounds.flush()
 
     def due(self) -> bool:
-        """Whether a checkpoint would cost under 5 % of the time since the last one."""
+        """Whether a checkpoint would take under 5 % of the time since the last one."""
         return self._cost <= SHARE * (time.perf_counter() - self._saved)
 
     def checkpoint(self, tensors: dict[str, Tensor], facts: dict) -> None:
@@ -178,7 +191,7 @@ class RunFolder:
         self._cost = self._saved - started
 
     def finish(self, summary: dict) -> None:
-        """Writes summary.json, then done, which lists what the files must be."""
+        """Writes summary.json, then `done` with the digests of all files."""
         self._sync_log()
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
         replace_whole(self.folder / "summary.json", text.encode())
@@ -199,10 +212,10 @@ class RunFolder:
 
 @contextlib.contextmanager
 def open_run(folder: Path) -> Iterator[RunFolder]:
-    """The folder of one run, made when missing and locked against a second writer.
+    """The folder of one run, created if missing and locked against a second writer.
 
-    Raises ConfigError when another process trains in it or a file in it cannot be written; an
-    OSError about anything else passes.
+    Raises ConfigError if another process trains in it or a file in it cannot be written; other
+    OSErrors pass unchanged.
     """
     with locked(folder, "training"), errors_of(folder):
         run = RunFolder(folder)
@@ -215,7 +228,7 @@ def open_run(folder: Path) -> Iterator[RunFolder]:
 def write_adapters(
     file: Path, tensors: dict[str, Tensor], facts: dict, *, lasting: bool = True
 ) -> None:
-    """safetensors with best.<part> and last.<part>, one adapter a row, and JSON facts.
+    """Writes safetensors with best.<part> and last.<part>, an adapter in each row, and JSON facts.
 
     lasting  see replace_whole
     """
@@ -228,10 +241,10 @@ def write_adapters(
 def read_adapters(
     file: Path, way_out: str = "restore it from a copy"
 ) -> tuple[dict[str, Tensor], dict]:
-    """What write_adapters wrote.
+    """Reads a file of write_adapters.
 
     way_out  the end of a message: what to do
-    Raises ConfigError for a file that is not such a one, or is damaged.
+    Raises ConfigError for any other file, or a damaged one.
     """
     check_plain(file, ADAPTERS)
     try:
@@ -255,8 +268,30 @@ def read_adapters(
     return tensors, rest
 
 
-def unlike_checkpoint(folder: Path) -> list[str]:
-    """Sentences on why what an unfinished run's files tell is doubtful; none when it is not."""
+def check_facts(facts: Any) -> None:
+    """Raises ValueError, saying what is wrong, for facts that no training writes.
+
+    rounds_done   a count;  chosen  by fold null or {"round", "val_accuracy", "test_accuracy"} of a
+    finished round, with accuracies from 0 to 1, and "val_loss" where it chooses rounds
+    adapters, belongs_to, rounds_sha256  of the right type if present
+    """
+    if not isinstance(facts, dict) or not {"rounds_done", "chosen"} <= facts.keys():
+        raise ValueError("it has no facts of a run")
+    done = facts["rounds_done"]
+    if type(done) is not int or not 0 <= done <= MOST_ROUNDS:
+        raise ValueError(f"rounds_done is {_shown(done)}, not a count up to {MOST_ROUNDS:,}")
+    if not isinstance(facts["chosen"], list):
+        raise ValueError(f"chosen is {_shown(facts['chosen'])}, not a list")
+    for each in facts["chosen"]:
+        if each is not None:
+            _check_chosen(each, done)
+    for name, kind in (("adapters", list), ("belongs_to", dict), ("rounds_sha256", str)):
+        if not isinstance(facts.get(name, kind()), kind):
+            raise ValueError(f"{name} is {_shown(facts[name])}, not a {kind.__name__}")
+
+
+def checkpoint_doubts(folder: Path) -> list[str]:
+    """Reasons to doubt the files of an unfinished run; [] if there are none."""
     file, log = folder / "adapter.safetensors", folder / "rounds.jsonl"
     if not file.exists() or not log.exists():
         return []
@@ -267,13 +302,14 @@ def unlike_checkpoint(folder: Path) -> list[str]:
         return [str(error)]
     if facts.get("rounds_sha256") == _short(hashlib.sha256(b"".join(lines))):
         return []
-    return ["rounds.jsonl is not what the checkpoint was saved with: damaged, or edited."]
+    return ["rounds.jsonl does not match the checkpoint: damaged, or edited."]
 
 
 def read_first_adapter(file: str | PathLike[str], kind: Kind) -> Tensor:
-    """One adapter to start from, (P,): a safetensors file of its parts, or a run's own.
+    """Reads one adapter to start from, (P,): a safetensors file of its parts, or a run's file.
 
-    A run's file must hold one adapter; its best one is taken. Raises ConfigError otherwise.
+    A run's file must hold one adapter, of which the best round's is used. Raises ConfigError
+    otherwise.
     """
     file = Path(file)
     if not file.exists():
@@ -282,7 +318,7 @@ def read_first_adapter(file: str | PathLike[str], kind: Kind) -> Tensor:
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
-            prefix = "best." if any(name.startswith("best.") for name in names) else ""
+            prefix = BEST if any(name.startswith(BEST) for name in names) else ""
             parts = {
                 name.removeprefix(prefix): opened.get_tensor(name)
                 for name in names
@@ -304,25 +340,29 @@ def read_first_adapter(file: str | PathLike[str], kind: Kind) -> Tensor:
     return row.reshape(-1)
 
 
-def _read_object(file: Path) -> dict:
-    try:
-        found = json.loads(read_plain(file, OBJECT))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: is damaged: not JSON ({error}); {WAY_OUT}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{file}: is damaged: not a JSON object; {WAY_OUT}")
-    return found
-
-
 def _short(found) -> str:
     return found.hexdigest()[:16]
 
 
-def _refuse_other(found: dict, asked: dict, folder: Path) -> None:
-    differs = first_difference(found, asked)
-    if differs:
-        name, old, new = differs
-        raise ConfigError(
-            f"{folder}: holds a run with {name} = {old}, but {new} was requested; pass another "
-            "--out, or --force to replace the run"
+def _check_chosen(chosen: Any, done: int) -> None:
+    names = {"round", "val_accuracy", "test_accuracy"}
+    if not isinstance(chosen, dict) or chosen.keys() - {"val_loss"} != names:
+        raise ValueError(
+            f"chosen has {_shown(chosen)}, not an object of {', '.join(sorted(names))}"
         )
+    round, tested = chosen["round"], chosen["test_accuracy"]
+    if type(round) is not int or not 0 <= round < done:
+        raise ValueError(f"chosen has round {_shown(round)}, not one of the {done} finished")
+    if not isinstance(tested, dict):
+        raise ValueError(f"chosen has test_accuracy {_shown(tested)}, not an object")
+    # Without validation rows (choose last, closed-form) there is no val_accuracy.
+    for value in (v for v in (chosen["val_accuracy"], *tested.values()) if v is not None):
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise ValueError(f"chosen has accuracy {_shown(value)}, not a fraction from 0 to 1")
+    loss = chosen.get("val_loss")
+    if loss is not None and (type(loss) not in (int, float) or not 0 <= loss < math.inf):
+        raise ValueError(f"chosen has val_loss {_shown(loss)}, not a loss")
+
+
+def _shown(value: Any) -> str:
+    return ascii(value)[:60]

@@ -1,6 +1,6 @@
-"""What people call a run or a sweep: its name and tags, in label.json beside its other files.
+"""The name and tags of a run or a sweep, in label.json beside its other files.
 
-They decide no number: config.json, the run_id and the digests in `done` do without them, so a
+They do not affect results: config.json, the run_id and the digests in `done` leave them out, so a
 finished run can be named later.
 """
 
@@ -25,9 +25,9 @@ class Label:
 
 
 def label_of(name: str | None, tags: Sequence[str] = ()) -> Label:
-    """The label; a tag that is given twice counts once.
+    """Makes a label; a repeated tag counts once.
 
-    Raises ConfigError for an empty or overlong name or tag, and one that does not print.
+    Raises ConfigError for an empty, overlong or unprintable name or tag.
     """
     for option, word in (("--name", name), *(("--tag", tag) for tag in tags)):
         if word is not None and not (word.strip() and word.isprintable() and len(word) <= LONGEST):
@@ -38,9 +38,9 @@ def label_of(name: str | None, tags: Sequence[str] = ()) -> Label:
 
 
 def write_label(folder: Path, label: Label) -> None:
-    """Replaces the name where one is given, and the tags where some are; the rest stays.
+    """Replaces the name if one is given, and the tags if some are; keeps the rest.
 
-    Raises ConfigError when it cannot be written.
+    Raises ConfigError if the label cannot be written.
     """
     if label == Label():
         return

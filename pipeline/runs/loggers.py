@@ -1,5 +1,5 @@
-"""Other programs that a run's figures go to while it trains: TensorBoard, W&B, MLflow. Off unless
-they are named; each is one function here, and the only importer of its package."""
+"""Sends a run's figures to TensorBoard, W&B or MLflow while it trains. Off by default; each is one
+function here, the only importer of its package."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ PROJECT = "fedclip"
 
 
 class Logger(NamedTuple):
-    """Where figures go: `log` after every round, `close` at the end, also of a broken run."""
+    """An open logger: `log` after every round, `close` at the end, also after an error."""
 
     log: Callable[[int, Mapping[str, float]], None]
     """(round, figures by name)"""
@@ -27,10 +27,10 @@ class Logger(NamedTuple):
 
 
 def figures_of(report: RoundReport) -> dict[str, float]:
-    """What is logged of a round: validation/<held out>, and test/ and loss/ where they are known.
+    """The figures of a round: validation/<held out>, and test/ and loss/ where known.
 
     Means over clients or domains; test: held-out domains, else participants. With several trainings
-    also validation, test and loss, their means.
+    also their means as validation, test and loss.
     """
     found: dict[str, float] = {}
     for fold in report.folds:
@@ -54,10 +54,10 @@ def figures_of(report: RoundReport) -> dict[str, float]:
 def open_loggers(
     names: Sequence[str], folder: Path, name: str, settings: Mapping[str, Any]
 ) -> Iterator[Callable[[RoundReport], None]]:
-    """What takes each round's report to the named programs, whose files lie below the run's folder.
+    """Opens loggers and yields a function that logs a round; their files go below the run's folder.
 
     name      of the run;  settings  of the run, as they are shown there
-    One that fails while the run trains is left out with a warning: training goes on.
+    A logger that fails during training is dropped with a warning; training continues.
 
     Raises ConfigError for an unknown name, a missing package, and one that cannot start.
     """
@@ -92,7 +92,7 @@ def _works(name: str, call: Callable[[], None]) -> bool:
     try:
         call()
     except Exception as error:
-        LOG.warning("--log-to %s is left out from here on: %s", name, _line(error))
+        LOG.warning("--log-to %s failed and is dropped: %s", name, _line(error))
         return False
     return True
 
@@ -112,7 +112,7 @@ def _tensorboard(folder: Path, name: str, settings: Mapping[str, Any]) -> Logger
 
 
 def _wandb(folder: Path, name: str, settings: Mapping[str, Any]) -> Logger:
-    """WANDB_MODE=offline needs no network; WANDB_PROJECT and the like are W&B's own."""
+    """WANDB_MODE=offline works without a network; W&B reads WANDB_PROJECT and others itself."""
     import wandb
 
     run = wandb.init(
@@ -123,7 +123,7 @@ def _wandb(folder: Path, name: str, settings: Mapping[str, Any]) -> Logger:
 
 
 def _mlflow(folder: Path, name: str, settings: Mapping[str, Any]) -> Logger:
-    """MLFLOW_TRACKING_URI names a server; without it the files lie in the run's folder."""
+    """MLFLOW_TRACKING_URI names a server; without it the files go to the run's folder."""
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     import mlflow
 
@@ -150,7 +150,7 @@ LOGGERS: Mapping[str, Callable[[Path, str, Mapping[str, Any]], Logger]] = {
 
 
 def _plain(name: str) -> str:
-    """The name as part of a key that all of them take."""
+    """The name as part of a key that all loggers accept."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_. ") else "_" for c in name)[:80]
 
 

@@ -1,4 +1,4 @@
-"""How good and how even answers are: by domain and client, by class, and how well calibrated."""
+"""Metrics of answers: accuracy by domain and client, macro F1, calibration."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ BINS = 15  # Guo et al., arXiv:1706.04599
 
 
 class Spread(NamedTuple):
-    """Accuracies of several clients or domains, put together; fractions."""
+    """A summary of the accuracies of several clients or domains; fractions."""
 
     mean: float
     weighted: float  # by rows: the accuracy over all rows
@@ -31,9 +31,9 @@ def accuracy_by(right: np.ndarray, groups: np.ndarray) -> dict[int, float]:
 
 
 def spread(accuracies: Sequence[float], rows: Sequence[int]) -> Spread | None:
-    """The figures over clients or domains with `rows` rows each; None of none.
+    """Summarizes clients or domains with `rows` rows each; None for none.
 
-    Source of the words: FederatedScope's fairness results, where worst_decile is bottom10%.
+    The names follow FederatedScope's fairness results, where worst_decile is bottom10%.
     """
     if len(accuracies) != len(rows):
         raise ValueError(f"spread: {len(accuracies)} accuracies and {len(rows)} row counts")
@@ -50,16 +50,25 @@ def spread(accuracies: Sequence[float], rows: Sequence[int]) -> Spread | None:
 
 
 def spread_or_none(accuracies: Sequence[float], rows: Sequence[int]) -> dict[str, float | None]:
-    """The figures of `spread` by name, each None over no clients: as results have them."""
+    """The figures of `spread` by name, as in results; each is None without clients."""
     figures = spread(accuracies, rows)
     return figures._asdict() if figures else dict.fromkeys(Spread._fields)
 
 
+def mean_and_std(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation of the values that are not None; None if too few."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    }
+
+
 def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float | None:
-    """Mean over classes of 2 TP / (2 TP + FP + FN); None of no rows.
+    """Mean over classes of 2 TP / (2 TP + FP + FN); None without rows.
 
     labels, predictions  (n,) int64
-    The classes are those that are a label or a prediction, as in sklearn.metrics.f1_score.
+    Classes that are neither a label nor a prediction do not count, as in sklearn.metrics.f1_score.
     """
     if not len(labels):
         return None
@@ -75,12 +84,12 @@ def calibration_error(right: np.ndarray, confidences: np.ndarray, bins: int = BI
     right        (n,) bool
     confidences  (n,) float in [0, 1], the greatest softmax probability of each row
     Bins are of equal width, open below and closed above, ((b - 1)/bins, b/bins], 0 in the first.
-    None of no rows. Raises ValueError for confidences outside [0, 1].
+    None without rows. Raises ValueError for confidences outside [0, 1].
     Source: Guo et al., arXiv:1706.04599, equation 3.
     """
     if not len(right):
         return None
-    # Written so that NaN fails as well; a float32 softmax may pass 1 by a rounding.
+    # Written so that NaN fails as well; a float32 softmax may exceed 1 by a rounding error.
     if not (confidences.min() >= 0 and confidences.max() <= 1 + 1e-5):
         low, high = confidences.min(), confidences.max()
         raise ValueError(f"calibration_error: confidences must be in [0, 1]; got {low} to {high}")

@@ -1,4 +1,4 @@
-"""What is odd about the rows that take part in a run: a line each, before training."""
+"""Warnings about the rows of a run, before training."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -6,26 +6,31 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cache.table import FeatureTable
+from kernels.heads import HEADS
 from pipeline.errors import ConfigError
 from pipeline.federation.clients import ClientSplit
+from pipeline.federation.methods import METHODS
 from pipeline.federation.plan import Fold, Plan, build_plan, steps_a_round
+from pipeline.settings import RunConfig
 
-NAMED = 5  # names in a line
-LINES = 6  # lines of a kind
+NAMED = 5  # most names in a line
+LINES = 6  # most lines of a kind
+SAMPLE = 256  # rows whose length is measured
+RAW = 10  # approximate length of ViT-B/32's raw features
 
 
 def few(names: Sequence[str], most: int = NAMED) -> str:
-    """The first names, and how many more there are."""
+    """Lists the first names, and how many more there are."""
     left = len(names) - most
     return ", ".join(names[:most]) + (f" and {left} more" if left > 0 else "")
 
 
 def row_notes(table: FeatureTable, plan: Plan) -> list[str]:
-    """Sentences on what lacks rows and does not stop the run; the same of all folds once.
+    """Sentences on missing rows that do not stop the run; what several folds share is listed once.
 
-    Nothing tested, clients that never train or have no validation or test rows, held-out domains
-    without rows, classes without train rows, folds of one client, fewer classes than asked for, a
-    proximal term that is zero in every step.
+    Reports: no test rows, clients that never train or have no validation or test rows, held-out
+    domains without rows, classes without train rows, folds of one client, fewer classes than
+    requested, a proximal term that is zero in every step.
     """
     clients = {client.name: client for fold in plan.folds for client in fold.clients}
     said = [
@@ -38,6 +43,27 @@ def row_notes(table: FeatureTable, plan: Plan) -> list[str]:
         *_never_pulled(plan),
     ]
     return list(dict.fromkeys(said))
+
+
+def length_warning(table: FeatureTable, config: RunConfig) -> str | None:
+    """A warning if the attention head trains on image features of length 1; else None.
+
+    Only this head depends on a feature's length (docs/methods.md): W1 x grows with |x|, and the
+    released adapter was designed for raw features. Measures up to SAMPLE rows, spread over the
+    table.
+    """
+    if not HEADS[config.head].raw or config.mode == "FedAtTxt" or not METHODS[config.method].trains:
+        return None
+    if not len(table.features):
+        return None
+    some = np.unique(np.linspace(0, len(table.features) - 1, SAMPLE).astype(np.int64))
+    lengths = np.linalg.norm(np.asarray(table.features[some], np.float64), axis=1)
+    if not np.allclose(lengths, 1, atol=0.01):  # float16 rounds a length by up to 0.0005
+        return None
+    return (
+        "features have length 1; the released adapter was designed for CLIP's raw features "
+        f"(length about {RAW} for ViT-B/32); results differ: import with --feature-scale"
+    )
 
 
 def _untested(table: FeatureTable, plan: Plan) -> Iterator[str]:
@@ -63,7 +89,7 @@ def _has_test_rows(fold: Fold) -> bool:
 
 
 def _clients_without(plan: Plan, clients: Sequence[ClientSplit]) -> Iterator[str]:
-    """Where some clients have rows of a use and others have none; of none at all others tell."""
+    """Uses of which some clients, but not all, have no rows."""
     if plan.method.trains:
         lanes = [lane for lane in plan.lanes if lane.client is not None]
         idle = {
@@ -142,7 +168,7 @@ def _never_pulled(plan: Plan) -> Iterator[str]:
 
 def _bounded(lines: Sequence[str]) -> list[str]:
     left = len(lines) - LINES
-    return [*lines[:LINES], *([f"the same of {left} more"] if left > 0 else [])]
+    return [*lines[:LINES], *([f"and {left} more like these"] if left > 0 else [])]
 
 
 def _name(fold: Fold) -> str:

@@ -1,4 +1,4 @@
-"""What a fold reached in its chosen round, beside zero-shot CLIP on the very same rows."""
+"""The results of each fold in its chosen round, next to zero-shot CLIP on the same rows."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kernels.answers import confidences
+from kernels.answers import confidences, top1
 from kernels.heads.plain import size
 from pipeline.federation.clients import NO_ROWS
 from pipeline.federation.evaluate import (
@@ -22,20 +22,27 @@ from pipeline.federation.evaluate import (
     zero_shot_accuracy,
     zero_shot_top1,
 )
-from pipeline.federation.local import Engine
+from pipeline.federation.local import Engine, lane_steps
 from pipeline.federation.methods.closed_form_choice import Tried
 from pipeline.federation.payload import clip_bytes, payload_bytes
-from pipeline.federation.plan import Fold, Plan
+from pipeline.federation.plan import (
+    Fold,
+    Lane,
+    Plan,
+    round_rows,
+    settings_of,
+    steps_a_round,
+    train_rows,
+)
 from pipeline.federation.record import held_out_name
 from pipeline.federation.state import own_part
 from pipeline.federation.training import Progress
 from pipeline.runs.advice import changed_on_validation
 from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread_or_none
-from pipeline.runs.personal import personalised
 
 
 class Tested(NamedTuple):
-    """Every test row of a fold with what was answered; a held-out row once for each model.
+    """Every test row of a fold and its answer; a held-out row once for each model.
 
     moved  mean total variation between the gate and the uniform one; None without a gate or rows
     """
@@ -50,9 +57,9 @@ class Tested(NamedTuple):
 def outcomes(
     engine: Engine, progress: Progress, seen: dict[int, Tested] | None = None
 ) -> list[dict[str, Any]]:
-    """For each fold the object that `federate --json` lists under "results".
+    """The object of each fold that `federate --json` lists under "results".
 
-    seen  what the adapters answered on test rows is put there, by the fold's position
+    seen  filled with the adapters' answers on test rows, by the fold's position
     """
     zero_shot = zero_shot_top1(engine.cached)
     folds = range(len(engine.plan.folds))
@@ -63,7 +70,7 @@ def outcomes(
 
 
 def tested(engine: Engine, adapters: Tensor, f: int) -> Tested:
-    """What the fold's models answer on their test rows; adapters (A, P), one for each model."""
+    """The answers of a fold's models on their test rows; adapters (A, P), one for each model."""
     plan, cached, fold = engine.plan, engine.cached, engine.plan.folds[f]
     kind, device = plan.work.kind, cached.labels.device
     parts = [parts_of(plan, plan.models[m], "test") for m in fold.models]
@@ -83,7 +90,7 @@ def tested(engine: Engine, adapters: Tensor, f: int) -> Tested:
 
 
 def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
-    """What zero-shot CLIP answers on the same rows; zero_shot (N,) int64 for all rows."""
+    """Zero-shot CLIP's answers on the same rows; zero_shot (N,) int64 for all rows."""
     cached, device = engine.cached, engine.cached.labels.device
     rows = rows_of([*fold.clients, *fold.unseen], "test", device)
     sure = [
@@ -96,6 +103,39 @@ def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
     clients += [np.repeat(-1, len(held.test)) for held in fold.unseen]
     joined = [each.cpu().numpy() for each in (rows, zero_shot[rows], torch.cat(sure))]
     return Tested(joined[0], np.concatenate(clients), *joined[1:])
+
+
+def personalised(engine: Engine, adapters: Tensor, f: int) -> dict | None:
+    """Fine-tunes each client's adapter of fold f for config.personalise epochs on its train rows.
+
+    adapters  (A, P), one for each of the plan's models; not changed
+    returns   {"epochs", "before", "after"}: accuracies on the client's own test rows, by client in
+    "accuracy" and summarized as in pipeline/runs/metrics.py; None for 0 epochs
+
+    All else (loss, fresh optimizer, batches) is as in another round after the last.
+    """
+    plan = engine.plan
+    fold = plan.folds[f]
+    epochs = fold.config.personalise
+    if not epochs or not plan.method.trains:
+        return None
+    model_of = {k: m for m in fold.models for k in plan.models[m].clients}
+    lanes = [
+        Lane(fold.config, f, -1, k, client.stream, train_rows(client, fold.config))
+        for k, client in enumerate(fold.clients)
+        if len(client.test)
+    ]
+    lanes.sort(key=lambda lane: -steps_a_round(lane, epochs))
+    before = adapters[[model_of[lane.client] for lane in lanes]]
+    after = before.clone()
+    rows = round_rows(lanes, fold.config.rounds, engine.orders, epochs)
+    if rows.numel():
+        lane_steps(engine, lanes, after, rows, settings_of(lanes, 0))
+    return {
+        "epochs": epochs,
+        "before": _own_accuracies(engine, before, lanes),
+        "after": _own_accuracies(engine, after, lanes),
+    }
 
 
 def _outcome(
@@ -115,7 +155,7 @@ def _outcome(
         "best_round": chosen.round if chosen else None,
         "chosen_by": fold.config.choose if chosen else None,
         "val_accuracy": chosen.val_accuracy if chosen else None,
-        # Counted only where it shows whether training hurt: another pass over validation rows.
+        # Counted only if training may have done harm: it is another pass over validation rows.
         "val_changed": changed_on_validation(engine, progress.best, f, zero_shot)
         if worse
         else None,
@@ -138,7 +178,7 @@ def _outcome(
 
 
 def _quality(fold: Fold, seen: Tested, labels: np.ndarray) -> dict:
-    """macro_f1 and calibration_error over all answers; clients: accuracies of each on its rows."""
+    """macro_f1 and calibration_error over all answers; clients: each one's accuracy on its rows."""
     right = seen.answers == labels[seen.rows]
     own = seen.clients >= 0
     by_client = accuracy_by(right[own], seen.clients[own])
@@ -155,15 +195,15 @@ def _quality(fold: Fold, seen: Tested, labels: np.ndarray) -> dict:
 
 
 def _client_rows(fold: Fold, seen: Tested) -> dict[str, int]:
-    """Test rows by client, of those that have any."""
+    """Number of test rows of each client that has any."""
     counts = np.bincount(seen.clients[seen.clients >= 0], minlength=len(fold.clients))
     return {c.name: int(n) for c, n in zip(fold.clients, counts, strict=True) if n}
 
 
 def bytes_a_round(plan: Plan, fold: Fold, model: str | None) -> dict:
-    """What a round of a fold sends if all clients take part, and would with all of CLIP.
+    """Bytes that a round of a fold sends if all clients take part, and would send with all of CLIP.
 
-    model  whose features these are; None: nobody knows, and "clip" is None
+    model  the features' CLIP; None: unknown, and "clip" is None
     """
     kind, config, method = plan.work.kind, fold.config, plan.method
     clients = len(fold.clients) if method.sends else 0
@@ -179,7 +219,7 @@ def bytes_a_round(plan: Plan, fold: Fold, model: str | None) -> dict:
 
 
 def solved(fold: Fold) -> dict:
-    """What the closed-form head of a fold is, how it was chosen and what it sent, as JSON."""
+    """A fold's closed-form head, how it was chosen and what it sent, as JSON."""
     found = fold.closed_form
     up, down = (8 * len(fold.clients) * sent for sent in found.sent)
 
@@ -208,18 +248,35 @@ def _zero_shot_val(fold: Fold, right: np.ndarray) -> float | None:
 
 def _by_domain(engine: Engine, f: int, seen: Tested) -> dict[str, float]:
     answers = [torch.from_numpy(seen.answers).to(engine.cached.labels.device)]
-    adapters = engine.cached.features[:0]  # which were asked already
+    adapters = engine.cached.features[:0]  # their answers are known
     return score(
         engine.plan, adapters, engine.cached, "test", engine.backend, folds=[f], answers=answers
     )[f]
 
 
 def _gate(seen: Tested, zero_shot: Tensor) -> dict[str, Any]:
-    """How much the adapter does to CLIP over the fold's test rows.
+    """How much the adapter changes CLIP on the fold's test rows.
 
     distance  mean total variation between the gate and the uniform one, 0 (zero-shot) to 1; None
               for adapters without a gate on the images, and without test rows
-    changed, tested  rows whose answer differs from zero-shot's, of how many
+    changed, tested  number of rows whose answer differs from zero-shot's, and of all rows
     """
     changed = int((seen.answers != zero_shot.cpu().numpy()[seen.rows]).sum())
     return {"distance": seen.moved, "changed": changed, "tested": len(seen.rows)}
+
+
+def _own_accuracies(engine: Engine, adapters: Tensor, lanes: list[Lane]) -> dict:
+    plan, cached = engine.plan, engine.cached
+    clients = [plan.folds[lane.fold].clients[lane.client] for lane in lanes]
+    rows = [torch.from_numpy(client.test).to(cached.labels.device) for client in clients]
+    answers = top1(
+        plan.work.kind, adapters, cached.features, cached.text, cached.unit_text, rows,
+        backend=engine.backend,
+    ) if rows else []  # fmt: skip
+    right = [
+        float((found == cached.labels[own]).float().mean())
+        for found, own in zip(answers, rows, strict=True)
+    ]
+    by_name = {client.name: value for client, value in zip(clients, right, strict=True)}
+    figures = spread_or_none(right, [len(own) for own in rows])
+    return {**figures, "accuracy": dict(sorted(by_name.items()))}

@@ -1,4 +1,4 @@
-"""Who would have which rows, and what a run would cost: everything known before it trains."""
+"""The division of rows among clients and the expected cost of a run, before it trains."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 USES = ("train", "val", "test")
 TRIED = 4  # steps of each lane that are timed
 SHOWN = 40  # clients and classes in text for people
-SHADES = " \u2591\u2592\u2593\u2588"  # of a class's rows at a client, none to the most
+SHADES = " \u2591\u2592\u2593\u2588"  # for a class's rows at a client, from none to the most
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Client:
 
 @dataclass(frozen=True)
 class Partition:
-    """What trains where. `folds` are the held-out domains of each training ("none" for none).
+    """The clients and trainings of a run. `folds` are each training's held-out domains, or "none".
 
-    up, down   bytes of all rounds and trainings; None where nothing is sent in rounds
-    seconds    that training takes here, measured on a few steps; None: not measured
+    up, down   bytes of all rounds and trainings
+    seconds    expected training time here, measured on a few steps; None: not measured
     """
 
     dataset: str
@@ -64,11 +64,11 @@ def look(
     table: FeatureTable, plan: Plan, backend: str, device: torch.device, notes: Sequence[str],
     *, dataset: str, timed: bool = True,
 ) -> Partition:  # fmt: skip
-    """The partition that a plan makes of a table, and the cost of training it.
+    """Describes a plan's partition of a table, and the cost of training it.
 
-    notes    sentences of pipeline.runs.federate.doubts
-    dataset  what the data set is called
-    timed    whether a few steps are trained to measure the time; they are thrown away
+    notes    warnings of pipeline.runs.federate.doubts
+    dataset  name of the data set
+    timed    whether to train a few steps, and discard them, to measure the time
     """
     config, model = plan.folds[0].config, table.identity.get("model")
     splits = {client.name: client for fold in plan.folds for client in fold.clients}
@@ -103,10 +103,10 @@ def look(
 def expected_seconds(
     table: FeatureTable, plan: Plan, backend: str, device: torch.device
 ) -> float | None:
-    """How long the rounds of a plan take here: rounds * (steps * time of a step + scoring).
+    """Expected time of a plan's rounds here: rounds * (steps * time of a step + scoring).
 
-    Two rounds of TRIED steps a lane are trained and thrown away: the first compiles the kernels,
-    the second is timed. Test rows are scored in some rounds only; as in the one that is timed.
+    Two rounds of TRIED steps a lane are trained and discarded: the first compiles the kernels, the
+    second is timed, with the scoring that its `eval` asks for.
     """
     cached = to_device(table, device)
     plan = with_closed_form(plan, cached)
@@ -129,7 +129,7 @@ def expected_seconds(
 
 
 def text_of(found: Partition) -> str:
-    """The partition as text for people: a line a client, its rows of each class as shades."""
+    """The partition as text: a line for each client, with its rows of each class as shades."""
     names = found.class_names
     head = ["client", "rows", *USES, "steps a round", "classes"]
     shown = found.clients[:SHOWN]
@@ -154,7 +154,7 @@ def text_of(found: Partition) -> str:
 
 
 def costs_of(found: Partition) -> list[str]:
-    """What training would cost, a sentence each."""
+    """The expected cost of training, in sentences."""
     many = len(found.folds)
     said = [
         f"held out: {few(list(found.folds), 8)} ({many} training{'s' * (many != 1)}); "
@@ -163,7 +163,7 @@ def costs_of(found: Partition) -> list[str]:
     if found.up or found.down:
         said.append(f"sent in all: {size(found.up)} up, {size(found.down)} down")
     if found.seconds is not None:
-        said.append(f"expected time here: {lasting(found.seconds)}, measured on a few steps")
+        said.append(f"expected time here: {duration(found.seconds)}, measured on a few steps")
     return said
 
 
@@ -174,7 +174,7 @@ def rounds_in_words(found: Partition) -> str:
 
 
 def record_of(found: Partition) -> dict[str, Any]:
-    """The partition as JSON has it."""
+    """The partition as a JSON object."""
     return {
         "dataset": found.dataset, "model": found.model, "class_names": list(found.class_names),
         "held_out": list(found.folds), "rounds": found.rounds, "steps_a_round": found.steps,
@@ -197,7 +197,7 @@ def size(count: int) -> str:
     return f"{value:.3g} {units[0]}"
 
 
-def lasting(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """about 12 s, 4 minutes, 3.5 hours: no finer than an estimate is."""
     if seconds < 90:
         return f"about {max(1, round(seconds))} s"
@@ -214,14 +214,14 @@ def _client(table: FeatureTable, split: ClientSplit, steps: int) -> Client:
 
 
 def _sums_sent(table: FeatureTable, fold: Fold) -> dict[str, int]:
-    """Bytes of a closed form's sums, which every client sends and receives once."""
+    """Bytes of closed-form sums, which every client sends and receives once."""
     classes, width = len(table.class_names), table.features.shape[1]
     numbers = classes * (width + 1) + width * (width + 1) // 2
     return dict.fromkeys(("up", "down"), 8 * numbers * len(fold.clients))
 
 
 def _joined(counts: np.ndarray, each: int) -> np.ndarray:
-    """Sums of `each` classes at a time."""
+    """Sums over groups of `each` classes."""
     return np.add.reduceat(counts, np.arange(0, len(counts), each)) if len(counts) else counts
 
 

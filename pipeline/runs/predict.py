@@ -1,4 +1,4 @@
-"""A person's own images -> classes, by a trained adapter and by zero-shot CLIP beside it."""
+"""Classifies a user's images by a trained adapter and by zero-shot CLIP."""
 
 import glob
 import os
@@ -14,19 +14,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kernels.heads.plain import named, unit_images, unit_texts
-from pipeline.cores import cores
 from pipeline.datasets.image_files import converter, images_below, kind_of, read_folder
 from pipeline.encoder.decoding import decoded_images
 from pipeline.encoder.model import ClipModel, encode_images, encode_prompts
 from pipeline.encoder.pixels import IMAGE_LIMITS, Limits
 from pipeline.errors import ConfigError
+from pipeline.machine import cores
 from pipeline.runs.adapters import Trained
 
 BATCH = {"cpu": 16, "cuda": 256}  # as extraction's
 
 
 class Guess(NamedTuple):
-    """A class and the softmax over all classes asked about, 0 to 1."""
+    """A class and its softmax among the requested classes, 0 to 1."""
 
     class_name: str
     confidence: float
@@ -37,7 +37,7 @@ Guesses = tuple[Guess, ...]
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one image: the likeliest classes first; both empty where `error` says why."""
+    """The answers for one image, the likeliest class first; both are empty if `error` is set."""
 
     image: Path
     adapter: Guesses
@@ -48,17 +48,17 @@ class Answer:
 def find_pictures(words: Sequence[str | PathLike[str]]) -> tuple[list[Path], list[Answer]]:
     """Files, folders (all images below them) and globs (** too) -> image files, each once.
 
-    A folder's are the images that `extract` finds in it (read_folder): links are followed. Returns
-    the files in the order of the words, those of a folder sorted; and an Answer with an error for
-    each word that leads to none, for folders that cannot be listed, and for images in them that
-    would need a converter. What a name leads to is not opened.
+    A folder stands for the images that `extract` finds in it (read_folder): links are followed.
+    Returns the files in the order of the words, those of a folder sorted, and an Answer with an
+    error for each word without files, for folders that cannot be listed, and for images in them
+    that need a converter. No file is opened.
     """
     found: dict[Path, None] = {}
     lost: list[Answer] = []
     named = [words] if isinstance(words, (str, PathLike)) else words
     for word in [fspath(name) for name in named]:
         path = Path(word).expanduser()
-        # os.path's questions, unlike Path's, also have an answer for names that are too long.
+        # os.path, unlike Path, does not raise for names that are too long.
         if not word:
             hits, why = [], "an empty path"
         elif os.path.lexists(path):
@@ -74,10 +74,10 @@ def find_pictures(words: Sequence[str | PathLike[str]]) -> tuple[list[Path], lis
 
 
 def choose_classes(trained: Trained, words: str | None) -> tuple[str, ...]:
-    """The classes to tell apart: the run's own, or those in "a,b,c".
+    """The classes to choose from: the run's own, or those in "a,b,c".
 
-    Raises ConfigError for fewer than two, for one named twice, and with a head that is a classifier
-    (cosine), for a class that it was not trained on.
+    Raises ConfigError for fewer than two, for repeated ones, and, if the head is a classifier, for
+    classes that it was not trained on.
     """
     if words is None:
         return trained.class_names
@@ -107,15 +107,16 @@ def predict(
     top: int = 1,
     limits: Limits = IMAGE_LIMITS,
 ) -> Iterator[Answer]:
-    """Answers for image files in their order, softmax_c(s <u, v_c>) by adapter and by CLIP alone.
+    """Classifies image files in order by softmax_c(s <u, v_c>), with the adapter and with CLIP
+    alone.
 
     u, v and s as in docs/methods.md; the prompts are the run's, encoded by `clip`. For zero-shot u
     is the image's feature at length 1 and v_c the prompt's. Memory does not grow with the images.
 
     clip         the model that the adapter belongs to (pipeline.runs.adapters.refuse_other_model)
     class_names  see choose_classes; None: the run's own
-    top          guesses for each image; no more than classes
-    limits       what an image may cost to decode; with more it is an Answer with an error
+    top          guesses for each image, at most the number of classes
+    limits       limits of decoding; an image beyond them is an Answer with an error
 
     A file that cannot be decoded is an Answer with an error. Raises WeightsError for a class name
     that is too long for a prompt, ConfigError as choose_classes.
@@ -151,7 +152,7 @@ def predict(
 
 
 def _top(logits: Tensor, names: tuple[str, ...], top: int) -> list[Guesses]:
-    # A stable sort keeps the first of equals first, as everywhere else.
+    # A stable sort keeps the first of equals first, as elsewhere.
     sure, at = logits.softmax(dim=1).sort(dim=1, descending=True, stable=True)
     return [
         tuple(Guess(names[c], p) for c, p in zip(row_at[:top], row[:top], strict=True))
@@ -160,7 +161,7 @@ def _top(logits: Tensor, names: tuple[str, ...], top: int) -> list[Guesses]:
 
 
 def _below(folder: Path, lost: list[Answer]) -> list[Path]:
-    """The images in a folder and the folders in it; what cannot be one is added to `lost`."""
+    """The images in a folder and its subfolders; what cannot be read is added to `lost`."""
 
     def cannot(path: str, why: str) -> None:
         lost.append(Answer(Path(path), (), (), why))
@@ -169,6 +170,6 @@ def _below(folder: Path, lost: list[Answer]) -> list[Path]:
     for path in found.left_out:
         if needs := converter(path):
             lost.append(Answer(folder / path, (), (), needs))
-    # Pipes and devices that are named like images are answered as what they are.
+    # Pipes and devices with the names of images get an error each.
     odd = [path for path in found.left_out if kind_of(path) == "in no class folder"]
     return [folder / path for path in [*(p[2:] for p in images_below(found, ".")), *odd]]

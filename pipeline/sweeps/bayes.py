@@ -1,7 +1,7 @@
-"""The bayes search: Optuna's TPE, asked and told in batches; the only optuna importer.
+"""The bayes search: Optuna's TPE, asked and told in batches; the only importer of optuna.
 
-trials.jsonl stays the truth. The study keeps what was suggested, so that a killed sweep goes on
-with the very configurations it had begun; where its file is lost they are suggested again.
+trials.jsonl is authoritative. The study stores suggestions, so that a killed sweep resumes with the
+same configurations; if its file is lost they are suggested again.
 """
 
 import dataclasses
@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError, ConflictError
-from pipeline.plain_files import LOG, read_plain
+from pipeline.files import LOG, read_plain
 from pipeline.settings import RunConfig
 from pipeline.sweeps.search import Search, State
-from pipeline.sweeps.space import Choices, Domain, Normal, Range, Steps, at_step, in_range
+from pipeline.sweeps.space import Choices, Domain, Normal, Range, Steps, Value, at_step, in_range
 from pipeline.sweeps.spec import SweepSpec, rank_of, ranks_by_loss, seeded
 from pipeline.sweeps.trials import Record, Trial, configuration_id
-from pipeline.sweeps.values import Value
 
 try:
     import optuna
@@ -31,25 +30,24 @@ except ImportError as error:
 
 JOURNAL = "study.journal"
 TRIES = 20
-"""Suggestions in a row that repeat a configuration before the space counts as searched."""
+"""Consecutive suggestions without a new configuration after which the space counts as searched."""
 WORST = {False: 0.0, True: -1e30}
-"""By whether trials are compared by loss: nothing is below it, and TPE reads only the order."""
+"""By whether trials are compared by loss: below every value; TPE uses only the order."""
 
 
 def bayes(spec: SweepSpec, base: RunConfig, folder: Path, ended: Mapping[str, Record]) -> Search:
     """A search by TPE over spec.parameters for the best mean validation accuracy over the seeds.
 
-    Suggestion i is drawn by a sampler seeded with (draw_seed, i) from all that was told before its
-    batch. So the same spec, batch size, results and Optuna version give the same suggestions, also
-    after a kill; results that differ in their order, and another Optuna, may give others.
+    Suggestion i is drawn by a sampler seeded with (draw_seed, i) from all results before its batch.
+    The same spec, batch size, results and Optuna version therefore give the same suggestions, also
+    after a kill; results in another order, or another Optuna, may give different ones.
 
-    A diverged configuration is reported as accuracy 0: TPE leaves FAILed ones out of its model, and
-    would keep suggesting their neighbours. A failed one is reported as FAIL, since an error says
-    nothing about accuracy; a pruned one as PRUNED, with its accuracy at its cut. Settings that
-    conflict are reported as FAIL at once and asked for as trials after the spec's count, which fail
-    when they are planned.
-    Where trials are compared by validation loss, minus the mean loss is reported, and minus
-    1e30 for a diverged one.
+    A diverged configuration is reported as accuracy 0: TPE ignores FAILed ones and would keep
+    suggesting their neighbours. A failed one is reported as FAIL, since an error says nothing about
+    accuracy; a pruned one as PRUNED, with its accuracy when it was cut. Conflicting settings are
+    reported as FAIL at once, and become trials after the spec's count that fail when planned. If
+    trials are compared by validation loss, minus the mean loss is reported, and -1e30 for a
+    diverged one.
 
     Raises ConfigError for a parameter that TPE cannot draw.
     """
@@ -59,7 +57,7 @@ def bayes(spec: SweepSpec, base: RunConfig, folder: Path, ended: Mapping[str, Re
 
 
 def distributions(spec: SweepSpec) -> dict[str, optuna.distributions.BaseDistribution]:
-    """What TPE draws each parameter of more than one value from; ConfigError for what it cannot."""
+    """Optuna's distribution of each parameter with several values; ConfigError if there is none."""
     return {
         name: _distribution(name, domain)
         for name, domain in spec.parameters
@@ -76,8 +74,8 @@ class _Bayes:
         self.running: list[tuple[optuna.Trial, tuple[Trial, ...]]] = []
         self.study = _open_study(journal)
         if self._is_ahead():
-            # A power loss took lines of trials.jsonl that the study, which syncs, had been told:
-            # an empty study is told what is left and suggests the lost ones again.
+            # A power loss took lines of trials.jsonl that the study, which syncs, already knows:
+            # an empty study learns what is left and suggests the lost ones again.
             journal.unlink()
             self.study = _open_study(journal)
         self._enqueue_again()
@@ -109,7 +107,7 @@ class _Bayes:
         return State(asked, len(self.records), most)
 
     def _batch(self, n: int) -> list[tuple[Trial, ...]]:
-        """What an earlier start had begun, and new ones up to the next multiple of n."""
+        """Configurations that an earlier start began, and new ones up to the next multiple of n."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         batch = [self._begin(self.study.ask(self.space)) for _ in waiting]
         missing = -self.next % n if waiting else n - self.next % n
@@ -126,21 +124,21 @@ class _Bayes:
         return seeds
 
     def _suggest(self) -> optuna.Trial | None:
-        """A configuration that is new and can be; None after TRIES that are not."""
+        """A new, valid configuration; None after TRIES attempts."""
         for attempt in range(TRIES):
             self.study.sampler = _sampler(self.spec.draw_seed, self.next, attempt)
             trial = self.study.ask(self.space)
             settings = self._settings(trial)
             if configuration_id(settings) not in self.seen:
                 self.seen.add(configuration_id(settings))
-                if self._can_be(trial, settings):
-                    trial.set_user_attr("index", self.next)  # last: whole trials are known by it
+                if self._is_valid(trial, settings):
+                    trial.set_user_attr("index", self.next)  # last: it marks a trial as complete
                     self.next += 1
                     return trial
             self.study.tell(trial, state=TrialState.FAIL)
         return None
 
-    def _can_be(self, trial: optuna.Trial, settings: dict) -> bool:
+    def _is_valid(self, trial: optuna.Trial, settings: dict) -> bool:
         try:
             dataclasses.replace(self.base, **settings)
         except ConflictError:
@@ -153,12 +151,12 @@ class _Bayes:
         return True
 
     def _conflicting(self) -> list[tuple[Trial, ...]]:
-        """Trials of the settings that conflict, each once: they fail when they are planned."""
+        """Trials of conflicting settings, each once: they fail when planned."""
         places, self.untold = self.untold, []
         return [seeded(self.spec, self.spec.count + k, self.conflicts[k]) for k in places]
 
     def _settle(self) -> None:
-        """Tells the study every running configuration whose seeds have all ended."""
+        """Reports to the study every running configuration whose seeds have all ended."""
         open_, self.running = self.running, []
         for trial, seeds in open_:
             ended = [self.records.get(each.id) for each in seeds]
@@ -168,7 +166,7 @@ class _Bayes:
                 _tell(self.study, trial, ended, ranks_by_loss(self.spec, self.base))
 
     def _enqueue_again(self) -> None:
-        """What a killed process left RUNNING, and what failed, is to be asked again."""
+        """Enqueues again what a killed process left RUNNING, and what failed."""
         latest = self._latest()
         for trial in self.study.get_trials(deepcopy=False):
             index = trial.user_attrs.get("index")
@@ -176,7 +174,9 @@ class _Bayes:
             failed = begun and trial.state == TrialState.FAIL and not self._known(trial)
             if failed or (begun and trial.state == TrialState.RUNNING):
                 self.study.enqueue_trial(trial.params, user_attrs={"index": index})
-            if trial.state == TrialState.RUNNING:  # after the enqueuing, or a kill here loses it
+            if (
+                trial.state == TrialState.RUNNING
+            ):  # after enqueuing, or a kill in between would lose it
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
     def _is_ahead(self) -> bool:
@@ -188,7 +188,7 @@ class _Bayes:
         return all(each.id in self.records for each in seeds)
 
     def _latest(self) -> dict[int, FrozenTrial]:
-        """By index of a configuration: the last of the trials that it was asked as."""
+        """The latest trial of each configuration, by its index."""
         trials = self.study.get_trials(deepcopy=False)
         return {t.user_attrs["index"]: t for t in trials if "index" in t.user_attrs}
 
@@ -198,15 +198,15 @@ class _Bayes:
 
 
 def _open_study(journal: Path) -> optuna.Study:
-    # Only a kill leaves Optuna's lock behind, for the sweep's own lock is held; Optuna would wait
+    # Only a kill leaves Optuna's lock behind, as the sweep's own lock is held; Optuna would wait
     # 30 s for it.
     journal.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)
     if journal.exists() and not read_plain(journal, LOG).endswith(b"\n"):
         journal.unlink()  # a torn line, onto which Optuna would append
     try:
         return _study(journal)
-    # A damaged journal raises whatever its replay stumbles over. It holds nothing that trials.jsonl
-    # and the spec do not give again.
+    # Replaying a damaged journal can raise anything. trials.jsonl and the spec contain all that it
+    # does.
     except Exception:
         journal.unlink()
         return _study(journal)

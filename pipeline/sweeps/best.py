@@ -1,4 +1,4 @@
-"""What a sweep reports at its end: the best configuration, its command, settings' importance."""
+"""A sweep's report: the best configuration, its command, and the importance of settings."""
 
 import dataclasses
 import itertools
@@ -6,47 +6,28 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
-from pipeline.runs.results import aligned, mean_results, percent
+from pipeline.runs.metrics import mean_and_std
+from pipeline.runs.results import FIGURES, aligned, mean_results, percent
 from pipeline.settings import RunConfig, run_id
 from pipeline.sweeps.importance import influences, label
 from pipeline.sweeps.trials import STATUSES, Record, configuration_id, has_own_adapters
 from pipeline.terminal import printable
 
 SELECTIONS = ("validation", "oracle")
-TESTED = ("unseen", "participants", "overall")
 TOP = 10
-DISTINCT = 20  # values of a setting that are compared with each other
-REASONS = 5  # why trials failed, in text for people
+DISTINCT = 20  # most values of a setting that are compared with each other
+REASONS = 5  # most reasons for failed trials in the text
 SCORES = {"validation": "val_accuracy", "oracle": "oracle_accuracy"}
 
 
-class _Ended(Protocol):
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def settings(self) -> dict[str, Any]: ...
-
-    @property
-    def val_loss(self) -> float | None: ...
-
-
-class _Failed(Protocol):
-    @property
-    def status(self) -> str: ...
-
-    @property
-    def error(self) -> str | None: ...
-
-
-Ended = TypeVar("Ended", bound=_Ended)
-"""A trial that ended: a Record, or what a report has read of one."""
+Ended = TypeVar("Ended", bound=Any)
+"""A trial that ended: a Record, or a report's view of one."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +41,21 @@ class Candidate(Generic[Ended]):
 def sweep_report(
     records: Iterable[Record], base: RunConfig, cache: Sequence[str], *, select: str = "validation"
 ) -> dict:
-    """What `sweep --json` prints: counts, the best configuration, the ten best, importance.
+    """The object that `sweep --json` prints: counts, the best configurations, importance.
 
-    A configuration counts when all its seeds are done, and no other has more of them: a mean over
-    the seeds that did not diverge would flatter it. The best has the highest mean over seeds of
-    the validation accuracy, the earlier one of equals; where rounds are chosen by validation loss
-    (every trial has one) the least mean loss, of equals the higher accuracy. What was tested is
-    reported for that one only. Where methods in which each client has an adapter of its own are
-    swept with others, they are ranked apart: under "own_adapters" with the same names.
-    select="oracle" chooses by what was tested (unseen domains, or the participants' test rows
-    where none is held out): an upper bound that no one without the test rows can reach, and called
-    oracle wherever it is shown.
+    A configuration counts if all its seeds are done and no other has more of them: a mean over the
+    seeds that did not diverge would flatter it. The best has the highest mean validation accuracy
+    over seeds, the earlier one of equals; if rounds are chosen by validation loss (every trial has
+    one), the lowest mean loss, and of equals the higher accuracy. Test accuracies are reported for
+    the best only. Methods in which each client has an adapter of its own are ranked apart from
+    others that are swept with them: under "own_adapters" with the same names.
+    select="oracle" selects by test accuracy (on unseen domains, or on the
+    participants' test rows if none is held out): an upper bound that cannot be reached without the
+    test rows, and called oracle wherever it is shown.
 
     records  every trial that ended
-    base     what the swept settings were put into
-    cache    the words of a command line that name the cache, such as ("features.h5",)
+    base     the settings that were not swept
+    cache    words of a command line that name the cache, such as ("features.h5",)
 
     Raises ConfigError for an unknown selection.
     """
@@ -111,7 +92,7 @@ def _ranked(
 
 
 def check_selection(select: str) -> None:
-    """Raises ConfigError for what is not in SELECTIONS."""
+    """Raises ConfigError for an unknown selection."""
     if select not in SELECTIONS:
         raise ConfigError(f"--select {select!r} is unknown; choose from {', '.join(SELECTIONS)}")
 
@@ -121,8 +102,8 @@ def candidates(
 ) -> list[Candidate[Ended]]:
     """The configurations that count, the best first; those with own adapters after all others.
 
-    scored_trials  what ended, with its score; None where it has none
-    select         "validation": by val_loss where all that count have one; else by score
+    scored_trials  trials that ended, with their scores or None
+    select         "validation": by val_loss if all that count have one; else by score
     """
     groups: dict[str, list[tuple[Ended, float | None]]] = {}
     for each, score in scored_trials:
@@ -158,13 +139,13 @@ def by_measure(
 
 
 def tied(ranked: Sequence[Candidate[Ended]]) -> list[Candidate[Ended]]:
-    """Those of the best one's measure that reach just what it reaches, with it; [] of none."""
+    """The best and all of its measure that equal its score; [] if there are none."""
     same, _ = by_measure(ranked)
     return [each for each in same if np.mean(each.scores) == np.mean(same[0].scores)]
 
 
 def two_measures(ranked: Sequence[Candidate[Ended]]) -> list[str]:
-    """A sentence where methods that score clients' own adapters stand beside others; or []."""
+    """A warning if methods that score clients' own adapters stand beside others; else []."""
     others, own = (
         ", ".join(dict.fromkeys(str(each.records[0].settings.get("method")) for each in group))
         for group in by_measure(ranked)
@@ -178,10 +159,11 @@ def two_measures(ranked: Sequence[Candidate[Ended]]) -> list[str]:
 
 
 def without_effect(done: Iterable[tuple[Mapping[str, Any], int | None, object]]) -> list[str]:
-    """A sentence for each setting of which some values reach the same accuracies as others.
+    """A sentence for each setting with values that reach the same accuracies as others.
 
-    done  of each finished trial its settings, its seed and what it reached; trials are compared
-          that differ in one setting alone. Settings of more than DISTINCT values are left out
+    done  settings, seed and results of each finished trial; trials that differ in one setting only
+    are
+          compared. Settings of more than DISTINCT values are left out
     """
     trials = [(settings, seed, reached) for settings, seed, reached in done]
     said = []
@@ -202,14 +184,14 @@ def without_effect(done: Iterable[tuple[Mapping[str, Any], int | None, object]])
             between = "nothing" if len(same) == len(pairs) else "nothing between these values"
             said.append(
                 f"{name} changes {between}: {values} reach the same accuracies "
-                f"({sum(same.values())} compared, alike in all else)"
+                f"({sum(same.values())} pairs compared that differ in nothing else)"
             )
     return said
 
 
-def failures(ended: Iterable[_Failed]) -> list[dict[str, Any]]:
-    """Why trials failed, each reason once with the number of its trials, the commonest first."""
-    counted = Counter(each.error or "no reason on record" for each in ended
+def failures(ended: Iterable[Any]) -> list[dict[str, Any]]:
+    """The reasons for failed trials with their number of trials, the commonest first."""
+    counted = Counter(each.error or "no reason recorded" for each in ended
                       if each.status == "failed")  # fmt: skip
     return [{"error": error, "trials": count} for error, count in counted.most_common()]
 
@@ -217,10 +199,10 @@ def failures(ended: Iterable[_Failed]) -> list[dict[str, Any]]:
 def federate_command(
     base: RunConfig, settings: Mapping[str, object], seed: int, cache: Sequence[str]
 ) -> str:
-    """The `./run.sh federate` line that trains these settings again, quoted for a shell.
+    """The `./run.sh federate` command that trains these settings again, quoted for a shell.
 
-    Only options that differ from RunConfig's defaults, and --held-out, whose default is the
-    cache's. A field's option is its name with hyphens; a switched one is --name or --no-name.
+    Only options that differ from RunConfig's defaults, and --held-out, whose default depends on the
+    cache. A field's option is its name with hyphens.
     """
     config = dataclasses.replace(base, **settings, seed=seed)
     words = ["./run.sh", "federate", *cache]
@@ -230,11 +212,7 @@ def federate_command(
         value = getattr(config, field.name)
         if field.name == "held_out" or value == field.default:
             continue
-        option = field.name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            words += [f"--{option}", str(value)]
+        words += [f"--{field.name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 
 
@@ -258,18 +236,18 @@ def sweep_table(document: dict) -> str:
 
 
 def nothing_chosen(done: int, select: str) -> str:
-    """Why no configuration is the best, of a sweep with so many trials done."""
+    """Why a sweep with `done` finished trials has no best configuration."""
     if not done:
         return "no configuration has finished all its seeds, so nothing can be selected"
     rows = "validation" if select == "validation" else "test"
     return (
         f"no configuration has finished all its seeds with a {rows} accuracy, so nothing can be "
-        f"selected. Without {rows} rows there is no such accuracy"
+        f"selected; without {rows} rows there is no such accuracy"
     )
 
 
 def _head(document: dict) -> str:
-    """The counts, and why trials failed."""
+    """The counts, and the reasons for failed trials."""
     counts = [f"{n} {status}" for status, n in document["trials"].items() if n]
     head = f"{sum(document['trials'].values())} trials: {', '.join(counts) or 'none ended'}"
     whys = [f"{each['error']} ({each['trials']})" for each in document["failures"][:REASONS]]
@@ -286,7 +264,7 @@ def _compared(
 ) -> Iterator[tuple[dict[str, Any], int, tuple[object, ...]]]:
     for each in records:
         if each.status == "done":
-            tested = tuple(tuple(result[name] for name in TESTED) for result in each.results)
+            tested = tuple(tuple(result[name] for name in FIGURES) for result in each.results)
             yield each.settings, each.seed, (each.val_accuracy, tested)
 
 
@@ -305,8 +283,8 @@ def _best(best: Candidate[Record], base: RunConfig, cache: Sequence[str], select
     start = [m["zero_shot"] for m in means]
     return {
         **_described(best, select),
-        "tested": {name: _spread([m[name] for m in means]) for name in TESTED},
-        "zero_shot": {name: _spread([m[name] for m in start])["mean"] for name in TESTED},
+        "tested": {name: mean_and_std([m[name] for m in means]) for name in FIGURES},
+        "zero_shot": {name: mean_and_std([m[name] for m in start])["mean"] for name in FIGURES},
         "command": federate_command(base, first.settings, first.seed, cache),
     }
 
@@ -316,15 +294,8 @@ def _described(each: Candidate[Record], select: str) -> dict:
         "number": each.records[0].number,
         "settings": each.records[0].settings,
         "seeds": [record.seed for record in each.records],
-        SCORES[select]: _spread(each.scores),
+        SCORES[select]: mean_and_std(each.scores),
     }
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and sample standard deviation; None for what too few values do not have."""
-    values = [value for value in values if value is not None]
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": mean(values), "std": std}
 
 
 def _top(document: dict, by: str, select: str) -> str:
@@ -342,7 +313,9 @@ def _top(document: dict, by: str, select: str) -> str:
         spread = each[score]
         rows.append([str(each["number"]), *values, *map(percent, spread.values())])
     same = {n: v for n, v in top[0]["settings"].items() if n not in names}
-    alike = f"\nall of them: {', '.join(f'{n} {label(v)}' for n, v in same.items())}" * bool(same)
+    alike = f"\nthe same for all: {', '.join(f'{n} {label(v)}' for n, v in same.items())}" * bool(
+        same
+    )
     return (
         f"the best {len(top)} {by} of {document['configurations']} configurations\n"
         f"{aligned(rows)}{alike}{said_of_ties(top[0]['number'], document['tied'])}"
@@ -350,7 +323,7 @@ def _top(document: dict, by: str, select: str) -> str:
 
 
 def said_of_ties(best: int, others: Sequence[int]) -> str:
-    """A line that names the configurations that reach just what the best one does; or ""."""
+    """A line that names the configurations that equal the best; or ""."""
     if not others:
         return ""
     named = ", ".join(str(number) for number in others[:TOP])
@@ -374,7 +347,7 @@ def _importance(importance: Sequence[dict], score: str) -> str:
 
 def _tested(best: dict, by: str) -> str:
     rows = [["tested", "zero-shot %", "adapter %", "std"]]
-    for name in TESTED:
+    for name in FIGURES:
         spread = best["tested"][name]
         if spread["mean"] is not None:
             start = percent(best["zero_shot"][name])

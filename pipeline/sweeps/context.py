@@ -1,4 +1,4 @@
-"""What a sweep's trials train in: plans, batches of alike ones, and the pool that takes these."""
+"""Running trials: their plans, batches that train side by side, and the pools that train them."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,18 +21,18 @@ from pipeline.sweeps.spec import config_of
 from pipeline.sweeps.trials import Record, Trial
 
 LANES = 96
-"""Lanes side by side on a CPU: enough for threads to share, few enough that trials end one by one.
-More gain nothing there; on a GPU memory alone is the limit."""
+"""Most lanes side by side on a CPU: enough to occupy all threads, few enough that trials end one by
+one. More are not faster; on a GPU only memory limits them."""
 
 
 @dataclass
 class Running:
-    """A trial that trains: its config, its own plan, and its progress between two rungs."""
+    """A running trial: its config, its own plan, and its progress between two rungs."""
 
     trial: Trial
     config: RunConfig
     plan: Plan
-    progress: Progress | None = None  # None: not begun, in a joint one, parked, or not here
+    progress: Progress | None = None  # None: not begun, part of a joint one, parked, or elsewhere
     parked: Path | None = None
     seconds: float = 0.0
     val: float | None = None
@@ -42,9 +42,9 @@ class Running:
 
 
 class Steps(NamedTuple):
-    """Lane-steps that were made since the last event; `left` where the trial has rounds left.
+    """Lane-steps made since the last event; `left` if rounds are left.
 
-    round, rounds  where those that train are, of how many
+    round, rounds  the current round, and how many there are
     """
 
     made: int
@@ -54,36 +54,38 @@ class Steps(NamedTuple):
 
 
 Event = Steps | Record
-"""A trial that ended, or waits for its next rung (status REACHED), or work on the way there."""
+"""A trial that ended or waits for its next rung (status REACHED), or progress on the way."""
 
 
 class Pool(Protocol):
-    """Who trains: one device of this process, or many workers. Calls follow one another."""
+    """Trains trials: one device of this process, or many workers. Calls do not overlap."""
 
     def train(self, live: Sequence[Running], mark: int | None) -> Iterator[Event]:
-        """Trains every trial up to `mark` rounds, or to its end; one Record each, in any order."""
+        """Trains every trial up to `mark` rounds, or to its end; yields a Record each, in any
+        order."""
 
     def finish(self, gone: Sequence[Running]) -> Iterator[Event]:
-        """The records of trials that are cut where `train` left them, with status pruned."""
+        """Yields the records, with status pruned, of trials that are cut where `train` left
+        them."""
 
 
 class Opener(Protocol):
-    """Makes the pool that a sweep trains in."""
+    """Opens a sweep's pool."""
 
     @property
     def device(self) -> torch.device:
-        """What trains; this process need not have one."""
+        """The device that trains; this process need not have one."""
 
     def __call__(
         self, table: FeatureTable, base: RunConfig, backend: str, memory: int | None, folder: Path
     ) -> AbstractContextManager[Pool]:
-        """The pool; memory: bytes that trials may take side by side, None: as much as is free."""
+        """Opens the pool; memory: bytes for trials side by side, None: as much as is free."""
 
 
 def plan_trial(
     trial: Trial, base: RunConfig, table: FeatureTable, device: torch.device, backend: str
 ) -> Running:
-    """The trial with its plan.
+    """Plans a trial.
 
     Raises ConfigError for settings that conflict or do not fit the rows, BackendUnavailable for a
     plan that the named backend cannot train.
@@ -101,7 +103,7 @@ def plan_trial(
 
 
 def groups_of(live: Iterable[Running]) -> list[deque[Running]]:
-    """Trials by what those that train side by side must share."""
+    """Groups trials that can train side by side."""
     groups: dict[tuple, deque[Running]] = {}
     for each in live:
         groups.setdefault((common_key(each.plan), each.config.rounds), deque()).append(each)
@@ -109,7 +111,7 @@ def groups_of(live: Iterable[Running]) -> list[deque[Running]]:
 
 
 def next_batch(group: deque[Running], device: torch.device, memory: int) -> list[Running]:
-    """Takes from a group what trains side by side within the memory; at least one trial."""
+    """Takes from a group the trials that fit in the memory side by side, at least one."""
     most = LANES if device.type == "cpu" else 1 << 30
     batch: list[Running] = []
     lanes = room = 0
@@ -123,7 +125,7 @@ def next_batch(group: deque[Running], device: torch.device, memory: int) -> list
 
 
 def lane_bytes(plan: Plan, device: torch.device) -> int:
-    """Memory that a trial takes while it trains, over its lanes, servers and models."""
+    """Bytes that a trial takes while it trains, over its lanes, servers and models."""
     lanes, servers, models = len(plan.lanes), len(plan.servers), len(plan.models)
     # A lane: where it starts and where it is; on a GPU Adam's two moments beside them. A server:
     # before and after its round. A model: the best so far.

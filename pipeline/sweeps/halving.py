@@ -1,8 +1,8 @@
-"""Synchronous successive halving: which trials of a sweep go on after how many rounds.
+"""Synchronous successive halving: which trials of a sweep continue after how many rounds.
 
 All trials are compared after the same rounds, whatever batches they train in. Optuna's pruners and
-W&B's hyperband judge a trial against those that came before it: of 27 trials that report together
-they stop none or 26, by the order of reporting alone.
+W&B's hyperband compare a trial with those before it: of 27 trials that report together they stop
+none or 26, depending only on the order.
 Source: Jamieson and Talwalkar, arXiv:1502.07943; Li et al., Hyperband, arXiv:1603.06560.
 """
 
@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.sweeps.trials import Trial, configuration_id, has_own_adapters
 
 CUTS = 3
-"""Of 27 configurations one is left to train to the end, at eta 3."""
+"""At eta 3, one of 27 configurations trains to the end."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Halving:
     first: int | None = None
     """Rounds before the first cut; None: as early as `cuts` cuts need."""
     cuts: int | None = None
-    """At most this many cuts; None: CUTS, or all that fit where `first` is given."""
+    """Most cuts; None: CUTS, or all that fit if `first` is given."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for numbers with which nothing is ever cut."""
+        """Raises ConfigError for numbers that never cut anything."""
         for name, value, low in (("eta", self.eta, 2), ("first", self.first, 1)):
             if value is not None and not low <= value <= 10**7:
                 raise ConfigError(f"halving: {name} must lie in {low} to 10000000; got {value}")
@@ -37,7 +37,7 @@ class Halving:
 
 
 def rungs(rounds: int, halving: Halving) -> tuple[int, ...]:
-    """After how many rounds trials are cut, rising, each in 1 to rounds - 1.
+    """The rounds after which trials are cut, ascending, each in 1 to rounds - 1.
 
     first * eta**k for k = 0, 1, ...; without `first` it is ceil(rounds / eta**k) for k = cuts to 1.
     """
@@ -51,25 +51,25 @@ def rungs(rounds: int, halving: Halving) -> tuple[int, ...]:
 
 
 def kept(configurations: int, eta: int) -> int:
-    """How many of so many configurations a cut keeps: floor(configurations / eta), at least 1."""
+    """Configurations that a cut keeps: floor(configurations / eta), at least 1."""
     return max(1, configurations // eta) if configurations else 0
 
 
 def survivors(
     trials: Sequence[Trial], scores: Mapping[str, float | None], eta: int
 ) -> tuple[Trial, ...]:
-    """The trials that go on, in the order given.
+    """The trials that continue, in the order given.
 
-    A configuration lives or dies with all its seeds: its score is the mean over them, and it dies
-    if one of them diverged or failed. Of equal ones the earlier trial's goes on. Fewer than
-    kept(...) are left when more than that have diverged. Methods in which clients have adapters of
-    their own are cut among themselves.
+    All seeds of a configuration are kept or cut together: its score is the mean over them, and it
+    is cut if one of them diverged or failed. Of equal ones the earlier is kept. Fewer than
+    kept(...) remain if too many diverged. Methods in which clients have adapters of their own are
+    cut among themselves.
 
-    trials  all that reached this cut, in every batch of the sweep (or of one bayes batch); those
-            that a killed sweep had already recorded as ended here belong to them
+    trials  all that reached this cut, in every batch of the sweep (or of one bayes batch),
+    including those that a killed sweep already recorded as ended here
     scores  by trial id: the best validation accuracy so far; None or not finite: diverged or failed
 
-    Raises KeyError for a trial without a score: leaving one out would change who goes on.
+    Raises KeyError for a trial without a score: leaving one out would change the result.
     """
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -83,12 +83,12 @@ def survivors(
             if (score := _mean([scores[trial.id] for trial in group])) is not None
         )
         best += [name for _, _, name in ranked[: kept(len(apart), eta)]]
-    going = {trial.id for name in best for trial in groups[name]}
-    return tuple(trial for trial in trials if trial.id in going)
+    kept_ids = {trial.id for name in best for trial in groups[name]}
+    return tuple(trial for trial in trials if trial.id in kept_ids)
 
 
 def trial_rounds(trials: int, seeds: int, rounds: int, halving: Halving | None) -> int:
-    """Rounds that so many trials train in total if none diverges; estimates the time left."""
+    """Rounds that `trials` trials train in total if none diverges, to estimate the time left."""
     live, before, total = trials // seeds, 0, 0
     for mark in rungs(rounds, halving) if halving else ():
         total += live * (mark - before)

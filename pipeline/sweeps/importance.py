@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.sweeps.values import Value
+from pipeline.sweeps.space import Value
 
 DISTINCT = 6
-"""A number with more values than that is put into four groups of nearly equal size: with a group
-for each draw of a random search every parameter would explain everything."""
+"""Numbers with more values are put into four groups of nearly equal size: with a group for each
+draw of a random search, every parameter would explain everything."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Influence:
 
     name: str
     share: float | None
-    """0 to 1; None where no group has two trials or all scores are equal."""
+    """0 to 1; None if no group has two trials or all scores are equal."""
     groups: int
     best: str
-    """The group of the highest mean: a value, or low..high."""
+    """The group with the highest mean: a value, or low..high."""
     best_mean: float
 
 
@@ -33,11 +33,11 @@ def influences(settings: Sequence[Mapping[str, Value]], scores: Sequence[float])
         share = max(0, (SS_between - (k - 1) * SS_within / (n - k)) / SS_total)
 
     It is eta squared (SS_between / SS_total) less what k groups explain of pure noise on average,
-    so that a parameter without influence gets about 0 even with few trials. It sees parameters one
-    at a time: what two do only together counts for neither. A number of more than DISTINCT values
-    is grouped by its quartiles. The seed may be one of the parameters.
+    so that a parameter without influence gets about 0 even with few trials. Parameters are tested
+    one at a time: interactions count for none. Numbers of more than DISTINCT values are grouped by
+    quartile. The seed may be one of the parameters.
 
-    settings  of each trial, all with the same names
+    settings  of each trial, with the same names
     scores    (n,) finite
     Source: Kelley, PNAS 21 (1935) 554; Okada, Behaviormetrika 40 (2013) 129 on its small bias.
     """
@@ -67,7 +67,7 @@ def grouped(values: Sequence[Value]) -> list[str]:
 
 
 def label(value: Value) -> str:
-    """A value as tables show it: 6 digits of a fraction."""
+    """A value as tables show it: fractions with 6 digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -81,7 +81,7 @@ def _influence(name: str, values: Sequence[Value], scores: np.ndarray) -> Influe
     total = float(((scores - scores.mean()) ** 2).sum())
     within = sum(float(((np.asarray(part) - means[g]) ** 2).sum()) for g, part in groups.items())
     share = None
-    # Below the rounding of n equal scores there is no variance to share out.
+    # Below the rounding error of n equal scores there is no variance to explain.
     if n > k and total > n * (np.finfo(float).eps * abs(scores).max()) ** 2:
         share = max(0.0, (total - within - (k - 1) * within / (n - k)) / total)
     return Influence(name, share, k, best, means[best])

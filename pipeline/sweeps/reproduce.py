@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cache.store import read_table
+from pipeline.datasets.counts import KNOWN
 from pipeline.datasets.find import dataset_name, find_images
-from pipeline.datasets.known import KNOWN, compare_counts
+from pipeline.datasets.known import compare_counts
 from pipeline.datasets.stated import Stated
 from pipeline.digests import sealed
 from pipeline.encoder.towers import UNNAMED, Towers
@@ -26,7 +27,7 @@ from pipeline.sweeps.trials import read_trials
 
 LOG = logging.getLogger(__name__)
 BLOG = ("mode=FedAtImg",)
-"""The blog's four commands as a sweep's one configuration; all else is RunConfig's defaults."""
+"""The blog's four commands as a sweep of one configuration; the rest are RunConfig's defaults."""
 
 
 def reproduce(
@@ -47,18 +48,17 @@ def reproduce(
     class_names: str | None = None,
     accept: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Counts, extracts and trains every held-out domain with seeds 0, 1, ...; the table as JSON.
+    """Counts, extracts and trains every held-out domain with seeds 0, 1, ...; returns the table.
 
     The trainings are a sweep of the released settings over the seeds, in runs/sweep-<id> or `out`,
-    where the object that is returned is saved as reproduced.json. Work that is already done is not
-    repeated.
+    where the returned object is saved as reproduced.json. Finished work is not repeated.
 
     dataset  a known name looked for in `root`, whose counts are compared with those published, or a
              folder
-    towers   heads and activation of a file of weights, see clip_config.choose_towers
+    towers   heads and activation of a file of weights, see encoder.towers
     cache    where the features go; None: where extract puts them
     layout, class_names, accept  as extract's
-    rounds   other than 200 is another experiment than the paper's
+    rounds   200 in the paper's experiment
 
     Returns counts (lines that differ; None for data sets without published ones), lost (seeds whose
     training failed, which are left out of all means), rows by held-out
@@ -90,7 +90,7 @@ def reproduce(
     base = RunConfig(
         held_out=tuple((one,) for one in domains) if len(domains) > 1 else ((),), rounds=rounds
     )
-    told = sweep(
+    swept = sweep(
         table,
         from_options(BLOG, seeds=seeds),
         base,
@@ -100,7 +100,7 @@ def reproduce(
         backend=backend,
         cache=(str(done.path),),
     )
-    folder = Path(told["sweep"])
+    folder = Path(swept["sweep"])
     records, _ = read_trials(folder / "trials.jsonl")
     ended = {r.seed: r.results for r in records.values() if r.status == "done"}
     if not ended:
@@ -116,7 +116,7 @@ def reproduce(
         "lost": sorted(r.seed for r in records.values() if r.status != "done"),
         **compared(ended, released_figures(facts)),
         "sweep": str(folder),
-        "again": told["best"]["command"],
+        "again": swept["best"]["command"],
     }
     replace_file(
         folder / NAME, (json.dumps(sealed(document), allow_nan=False, indent=2) + "\n").encode()

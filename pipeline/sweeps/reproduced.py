@@ -1,24 +1,22 @@
-"""The paper's table again: results over seeds, zero-shot and the released figures beside them."""
+"""The reproduced table: results over seeds next to zero-shot and the released figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from pipeline.runs.results import aligned, mean_results, percent
+from pipeline.runs.metrics import mean_and_std
+from pipeline.runs.results import FIGURES, aligned, mean_results, percent
 from pipeline.settings import RunConfig
 from pipeline.terminal import printable
 
 NAME = "reproduced.json"
-FIGURES = ("unseen", "participants", "overall")
 
 
 def compared(
     by_seed: Mapping[int, Sequence[dict[str, Any]]], released: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Results over seeds beside released ones: {"seeds", "rows", "mean"}.
+    """Compares results over seeds with released ones: {"seeds", "rows", "mean"}.
 
-    by_seed   seed -> what `federate --json` lists under results, the same folds for each
+    by_seed   seed -> the "results" of `federate --json`, with the same folds for each seed
     released  held-out domain -> overall accuracy; may be empty
     """
     seeds = sorted(by_seed)
@@ -47,22 +45,22 @@ def table_of(document: Mapping[str, Any]) -> str:
         "overall"
     )
     if released:
-        note += "; released: overall as the released code's README has it; difference: ours less it"
+        note += "; released: overall in the released code's README; difference: ours minus released"
     return "\n".join([aligned(rows), note, *map(printable, doubts(document))])
 
 
 def doubts(document: Mapping[str, Any]) -> list[str]:
-    """Sentences on why these figures are not the paper's experiment; none when they are."""
+    """Ways in which these figures differ from the paper's experiment; [] if they do not."""
     said = []
     if document["counts"]:
         lines = document["counts"]
         more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
         said.append(f"not the published images: {lines[0]}{more}")
     if document["counts"] is None:
-        said.append("no published counts are known for these images: they were not checked")
+        said.append("no counts are published for these images: they were not checked")
     if document["lost"]:
         seeds = ", ".join(map(str, document["lost"]))
-        said.append(f"left out of all means, for their training did not end well: seeds {seeds}")
+        said.append(f"left out of all means, because their training failed: seeds {seeds}")
     if document["rounds"] != RunConfig.rounds:
         said.append(f"{document['rounds']} rounds; the released experiment has {RunConfig.rounds}")
     if document["dataset"] == "pacs" and document["model"] != "ViT-B/32":
@@ -73,25 +71,18 @@ def doubts(document: Mapping[str, Any]) -> list[str]:
 def _row(
     held_out: str, results: Sequence[Mapping[str, Any]], released: Mapping[str, float]
 ) -> dict[str, Any]:
-    spread = {name: _spread([one[name] for one in results]) for name in FIGURES}
+    spread = {name: mean_and_std([one[name] for one in results]) for name in FIGURES}
     published, overall = released.get(held_out), spread["overall"]["mean"]
     known = published is not None and overall is not None
     return {
         "held_out": held_out,
         "zero_shot": {
-            name: _spread([one["zero_shot"][name] for one in results])["mean"] for name in FIGURES
+            name: mean_and_std([one["zero_shot"][name] for one in results])["mean"]
+            for name in FIGURES
         },
         **spread,
         "released": published,
         "difference": overall - published if known else None,
-    }
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
-    return {
-        "mean": float(np.mean(known)) if known else None,
-        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""A sweep from its spec to its report: opens the folder, trains what is missing, reports."""
+"""Runs a sweep: opens its folder, trains the missing trials, and reports."""
 
 import contextlib
 import dataclasses
@@ -11,43 +11,110 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from cache.table import FeatureTable
 from kernels.backends import BackendUnavailable, pick_backend
 from pipeline.errors import ConfigError, Interrupted
-from pipeline.json_files import replace_file
-from pipeline.plain_files import OBJECT, read_plain
+from pipeline.frames import frame
+from pipeline.json_files import content_of, read_object, replace_file
 from pipeline.progress import progress_bar
 from pipeline.runs.federate import cache_facts
 from pipeline.runs.labels import label_of, write_label
+from pipeline.runs.notes import length_warning
 from pipeline.settings import RunConfig, as_json, run_id
-from pipeline.settings_used import length_warning, possible, unused
+from pipeline.settings_used import possible, unused
 from pipeline.signals import noted_signals
 from pipeline.sweeps.best import check_selection, sweep_report
 from pipeline.sweeps.context import Opener, plan_trial
-from pipeline.sweeps.folder import open_sweep
-from pipeline.sweeps.schedule import Floor, Stopped, train_all
+from pipeline.sweeps.schedule import Stopped, TrainingContext, train_all
 from pipeline.sweeps.search import Search, check_search, open_search, reasons
 from pipeline.sweeps.space import ends_of
 from pipeline.sweeps.spec import SweepSpec, describe
-from pipeline.sweeps.sweep_result import SweepResult
 from pipeline.sweeps.train import Here
-from pipeline.sweeps.trials import Trial
+from pipeline.sweeps.trials import Record, Trial, open_sweep, read_all
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 LOG = logging.getLogger(__name__)
 SHARED = "shared.json"
-BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"  # in lane-steps, which say nothing to people
+BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"  # counts lane-steps, which are not shown
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Where the cache of a sweep was, and the words that name it on a command line."""
+    """The path of a sweep's cache, and the words that name it on a command line."""
 
     cache: str
     words: tuple[str, ...]
+
+
+class Best(NamedTuple):
+    """The selected configuration.
+
+    score, std  mean and deviation over its seeds of the selecting score: validation or oracle
+    accuracy
+    tested      {figure: test accuracy, mean over seeds}, which did not select it
+    command     that trains it again
+    """
+
+    settings: dict[str, Any]
+    score: float | None
+    std: float | None
+    tested: dict[str, float | None]
+    command: str
+
+
+class SweepResult(dict[str, Any]):
+    """The object of `sweep --json` as a dict, and its main parts by attribute.
+
+    It equals, and is written as, that dict.
+    """
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder."""
+        return Path(self["sweep"])
+
+    @property
+    def best(self) -> Best | None:
+        """The selected configuration; None if none could be selected."""
+        found = self["best"]
+        if found is None:
+            return None
+        score = found["val_accuracy" if self["select"] == "validation" else "oracle_accuracy"]
+        tested = {name: spread["mean"] for name, spread in found["tested"].items()}
+        return Best(found["settings"], score["mean"], score["std"], tested, found["command"])
+
+    @property
+    def trials(self) -> tuple[Record, ...]:
+        """All trials that ended, by number, read from the folder; see Record."""
+        return tuple(sorted(read_all(self.folder).values(), key=lambda one: one.number))
+
+    def to_frame(self) -> "DataFrame":
+        """A row a trial: number, status, its settings, seed, rounds, seconds, val_accuracy, error.
+
+        Test accuracies are left out, as trials must not be selected by them; for their means over
+        seeds see pipeline.reports.tables.records. Raises ConfigError where pandas is not installed
+        or a file of the
+        folder is damaged.
+        """
+        return frame(
+            {
+                "number": one.number,
+                "status": one.status,
+                **one.settings,
+                "seed": one.seed,
+                "rounds": one.rounds,
+                "seconds": one.seconds,
+                "val_accuracy": one.val_accuracy,
+                "error": one.error,
+            }
+            for one in self.trials
+        )
 
 
 def sweep(
@@ -71,21 +138,21 @@ def sweep(
     """Trains the trials of a spec as lanes side by side and returns what `sweep --json` prints.
 
     A trial that is listed in trials.jsonl in `out`, or in runs/sweep-<id>, is not trained again, so
-    a killed sweep resumes where it was. The same spec gives the same results however trials are
-    batched, and whoever trains them: what a lane computes does not depend on its neighbours.
+    a killed sweep resumes. The same spec gives the same results however trials are batched, and
+    wherever they train: a lane's result does not depend on its neighbours.
 
     base     settings that are not swept; its held_out is every trial's
     memory   bytes for trials that train at the same time; None: half of what is free (GPU: 0.8)
     budget   seconds after which no further round is started
     select   "validation", or "oracle", which uses test accuracy
-    cache    words of a command line that name the cache, for the command that is shown
-    name, tags  what people call the sweep
-    pool     who trains in place of `device` of this process, as pipeline.cluster.sweep.OnRay
+    cache    words of a command line that name the cache, for the command in the report
+    name, tags  labels of the sweep
+    pool     trains in place of this process's `device`, such as pipeline.cluster.sweep.OnRay
 
     A trial whose settings conflict or do not fit the rows is recorded as failed with the reason.
 
-    Raises ConfigError, CacheError, BackendUnavailable, before a folder is made where no trial can
-    be trained; Interrupted after SIGINT or SIGTERM.
+    Raises ConfigError, CacheError, BackendUnavailable (if no trial can be trained, before a folder
+    is created); Interrupted after SIGINT or SIGTERM.
     """
     check_selection(select)
     label = label_of(name, tags)
@@ -111,7 +178,7 @@ def sweep(
     with open_sweep(folder, described, force=force) as opened:
         write_label(folder, label)
         _write_shared(folder, Shared(str(Path(table.source).resolve()), tuple(cache)))
-        # Beside spec.json: by what is chosen decides no trial, and may be another next time.
+        # Not in spec.json: the selection does not affect trials, and may change next time.
         replace_file(folder / "selection.json", json.dumps({"select": select}).encode())
         search = open_search(spec, base, folder, opened.records)
         started = time.monotonic()
@@ -125,47 +192,47 @@ def sweep(
             progress_bar(total=0, bar_format=BAR, smoothing=0.1) as bar,
             opener(table, base, backend, memory, folder) as trains,
         ):
-            floor = Floor(
+            context = TrainingContext(
                 table, spec, base, on, backend, opened, trains, started + budget, stop, bar,
                 most=search.state().most,
             )  # fmt: skip
-            finished = _train(search, floor)
-        _refuse_stopped(search, floor, finished)
+            finished = _train(search, context)
+        _refuse_stopped(search, context, finished)
         spent = time.monotonic() - started
         return SweepResult({
             **sweep_report(opened.records.values(), base, cache, select=select),
             "sweep": str(folder),
-            "lane_steps": floor.steps,
-            "lane_steps_a_second": floor.steps / spent if spent else 0.0,
+            "lane_steps": context.steps,
+            "lane_steps_a_second": context.steps / spent if spent else 0.0,
             "wall_seconds": spent,
-            "startup_seconds": (floor.first or started) - started,
+            "startup_seconds": (context.first or started) - started,
         })  # fmt: skip
 
 
-def _train(search: Search, floor: Floor) -> bool:
-    """Trains until every trial has ended; false where the budget or a signal came first."""
+def _train(search: Search, context: TrainingContext) -> bool:
+    """Trains until every trial has ended; returns False if the budget or a signal came first."""
     try:
-        train_all(search, floor)
+        train_all(search, context)
     except Stopped:
         return False
     finally:
-        floor.folder.sync()
+        context.folder.sync()
     return True
 
 
-def _refuse_stopped(search: Search, floor: Floor, finished: bool) -> None:
-    """Warns of a budget that is used up.
+def _refuse_stopped(search: Search, context: TrainingContext, finished: bool) -> None:
+    """Warns of an exhausted budget.
 
-    Raises Interrupted after a signal, ConfigError where no trial could be trained.
+    Raises Interrupted after a signal, ConfigError if no trial could be trained.
     """
-    records, folder = floor.folder.records, floor.folder.folder
+    records, folder = context.folder.records, context.folder.folder
     left_over = 0 if finished else search.state().most - len(records)
     if left_over:
         left = f"{left_over} trials are left; run the same command to resume"
-        if floor.stop:
-            told = f"stopped; finished trials are saved in {folder}. {left}"
-            raise Interrupted(told, floor.stop[0])
-        LOG.warning("the budget is used up: %s", left)
+        if context.stop:
+            message = f"stopped; finished trials are saved in {folder}. {left}"
+            raise Interrupted(message, context.stop[0])
+        LOG.warning("the budget is exhausted: %s", left)
         return
     failed = [each.error or "" for each in records.values() if each.status == "failed"]
     if failed and len(failed) == len(records):
@@ -173,26 +240,24 @@ def _refuse_stopped(search: Search, floor: Floor, finished: bool) -> None:
 
 
 def _heads(base: RunConfig, trials: dict[str, Any]) -> Iterator[RunConfig]:
-    """The base with each head, mode and method that is tried, as far as they go together."""
+    """The base with each valid combination of swept head, mode and method."""
     for head, mode, method in itertools.product(trials["head"], trials["mode"], trials["method"]):
         with contextlib.suppress(ConfigError):
             yield dataclasses.replace(base, head=head, mode=mode, method=method)
 
 
 def read_shared(folder: Path) -> Shared:
-    """How the sweep's command named its cache; ConfigError where that is missing."""
+    """How the sweep's command named its cache; raises ConfigError if that is missing."""
     file = folder / SHARED
-    try:
-        found = json.loads(read_plain(file, OBJECT))
+    found = read_object(file)
+    with content_of(file):
         return Shared(str(found.get("cache") or ""), tuple(map(str, found["words"])))
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{file}: does not name the sweep's cache ({error!r})") from error
 
 
 def _refuse_untrainable(
     table: FeatureTable, trials: Sequence[Trial], base: RunConfig, on: torch.device, backend: str
 ) -> None:
-    """Raises what the first trial meets, with all reasons, where no trial can be planned."""
+    """Raises an error of the first trial's kind, with all reasons, if no trial can be planned."""
     met: list[ConfigError | BackendUnavailable] = []
     for trial in trials:
         try:

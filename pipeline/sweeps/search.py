@@ -1,4 +1,4 @@
-"""What a sweep tries next: ask for trials and tell how they ended; grid, random and bayes."""
+"""Searches of a sweep: ask for trials, and tell how they ended; grid, random and bayes."""
 
 import dataclasses
 import itertools
@@ -15,28 +15,28 @@ from pipeline.sweeps.spec import SweepSpec, check_ends, seeded
 from pipeline.sweeps.trials import Record, Trial, configuration_id
 
 MISSES = 1000
-"""Draws in a row that bring nothing new before a random search counts as complete."""
+"""Consecutive draws without a new configuration after which a random search is complete."""
 
 
 class State(NamedTuple):
-    """How far a search is, in trials."""
+    """The progress of a search, in trials."""
 
     asked: int
     ended: int
     most: int
-    """Trials in all; a bayes search in a small space may end before."""
+    """Trials in all; a bayes search in a small space may end with fewer."""
 
 
 class Search(NamedTuple):
     """The three functions of a search."""
 
     ask: Callable[[int], tuple[Trial, ...]]
-    """The trials of the next n configurations, those that had ended before left out; () at the end.
+    """The trials of the next n configurations, except those that ended before; () at the end.
 
     Raises ConfigError for n < 1.
     """
     tell: Callable[[Sequence[Record]], None]
-    """How trials ended, in any order and number."""
+    """Takes records of trials that ended, in any order and number."""
     state: Callable[[], State]
 
 
@@ -45,11 +45,11 @@ def open_search(
 ) -> Search:
     """The search that a spec asks for.
 
-    base    what the swept settings are put into
-    folder  of the sweep, held by its lock; bayes keeps study.journal there
-    ended   what trials.jsonl holds, by trial id: asked for no more, unless it failed
+    base    the settings that are not swept
+    folder  of the sweep, whose lock is held; bayes keeps study.journal there
+    ended   the records of trials.jsonl by trial id: not asked for again unless failed
 
-    Raises ConfigError for settings that cannot be, or when bayes has no Optuna.
+    Raises ConfigError for invalid settings, or for bayes without Optuna.
     """
     known = {id: record for id, record in ended.items() if record.status != "failed"}
     if spec.method == "bayes":
@@ -61,16 +61,16 @@ def open_search(
 
 
 def check_search(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
-    """The trials of a grid or random search; () of bayes, whose trials are not known before.
+    """The trials of a grid or random search; () for bayes, whose trials are not known in advance.
 
-    Raises ConfigError as open_search does, and where no settings at all can be, without a folder.
+    Raises ConfigError as open_search does, and if no settings are valid, without a folder.
     """
     refits = dict(spec.parameters).get("refit")
     if spec.parameters and (base.refit == "yes" or refits is not None):
         raise ConfigError(
-            "refit trains on the validation rows, by which a sweep compares its trials: sweep with "
+            "refit trains on the validation rows that a sweep compares its trials by: sweep with "
             "--refit no, then train the best with --refit yes --choose last; a sweep over seeds "
-            "alone may have it"
+            "alone may use it"
         )
     if spec.method != "bayes":
         return listed_trials(spec, base)
@@ -86,7 +86,7 @@ def check_search(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
 def listed(trials: Sequence[Trial], seeds: int, ended: Mapping[str, Record]) -> Search:
     """A search through a list, seeds of one configuration next to each other."""
     waiting = [trial for trial in trials if trial.id not in ended]
-    told = set(ended) & {trial.id for trial in trials}
+    known = set(ended) & {trial.id for trial in trials}
     at = 0
 
     def ask(n: int) -> tuple[Trial, ...]:
@@ -98,10 +98,10 @@ def listed(trials: Sequence[Trial], seeds: int, ended: Mapping[str, Record]) -> 
         return asked
 
     def tell(records: Sequence[Record]) -> None:
-        told.update(record.id for record in records)
+        known.update(record.id for record in records)
 
     def state() -> State:
-        return State(len(trials) - len(waiting) + at, len(told), len(trials))
+        return State(len(trials) - len(waiting) + at, len(known), len(trials))
 
     return Search(ask, tell, state)
 
@@ -110,11 +110,11 @@ def listed_trials(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
     """Every trial of a grid or random search, seeds innermost, each settings once.
 
     The same spec and base give the same trials; a random search of more draws begins with those
-    of fewer. It ends before its count when MISSES draws in a row bring nothing new.
+    of fewer. It ends early after MISSES draws without anything new.
 
-    Combinations that conflict (head cosine with mode FedAtImg) and came up meanwhile stand behind
-    the others and are not counted: their trials fail when they are planned, each with its reason.
-    Raises ConfigError when there is no other, and for values outside their limits.
+    Conflicting combinations (head cosine with mode FedAtImg) that came up come after the others and
+    do not count: their trials fail when planned, each with its reason. Raises ConfigError if there
+    are no others, and for values outside their limits.
     """
     check_ends(spec, base)
     found, conflicts = _combinations(spec, lambda settings: dataclasses.replace(base, **settings))
@@ -126,10 +126,10 @@ def listed_trials(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
 
 
 def base_of(spec: SweepSpec, given: Mapping[str, Any]) -> RunConfig:
-    """The config that the swept settings are put into, from the settings that are not swept.
+    """The config of the settings that are not swept.
 
-    Where RunConfig(**given) conflicts, as it does for partition=iid swept beside clients=4, it has
-    the swept values of the first combination that does not. Raises ConfigError where all do.
+    If RunConfig(**given) conflicts, as it does when partition=iid is swept with clients=4, it has
+    the swept values of the first combination that does not. Raises ConfigError if all conflict.
     """
     try:
         return RunConfig(**given)
@@ -141,7 +141,7 @@ def base_of(spec: SweepSpec, given: Mapping[str, Any]) -> RunConfig:
 
 
 def reasons(whys: Iterable[str], most: int = 5) -> str:
-    """Why trials cannot be trained, each reason once and with their number, the commonest first."""
+    """Lists reasons with their number of trials, the commonest first."""
     counted = Counter(whys).most_common()
     said = [f"{why} ({count})" for why, count in counted[:most]]
     left = sum(count for _, count in counted[most:])
@@ -151,9 +151,9 @@ def reasons(whys: Iterable[str], most: int = 5) -> str:
 def _combinations(
     spec: SweepSpec, configure: Callable[[dict[str, Any]], RunConfig]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Up to spec.count settings that can be, and those that conflict and came up before the last.
+    """Up to spec.count valid settings, and the conflicting ones that came up before the last.
 
-    Raises ConfigError when none can be.
+    Raises ConfigError if none are valid.
     """
     found: list[dict[str, Any]] = []
     conflicts: list[dict[str, Any]] = []
@@ -169,7 +169,7 @@ def _combinations(
         except ConflictError as error:
             conflicts.append(settings)
             whys.append(str(error))
-        except ConfigError as error:  # a normal draw out of its setting's limits
+        except ConfigError as error:  # a normal draw outside its setting's limits
             whys.append(str(error))
         if len(found) == spec.count or (misses == MISSES and spec.method != "grid"):
             break
@@ -185,8 +185,8 @@ def _grid(spec: SweepSpec) -> Iterator[dict[str, Any]]:
 
 
 def _draws(spec: SweepSpec) -> Iterator[dict[str, Any] | None]:
-    """Draws without end; None in the place of one that came before."""
-    rng = random.Random(spec.draw_seed)  # random() of a seed is the same in every Python
+    """Endless draws; None in place of a repeated one."""
+    rng = random.Random(spec.draw_seed)  # the same in every Python
     seen: set[str] = set()
     while True:
         settings = {name: at(name, domain, rng.random()) for name, domain in spec.parameters}

@@ -1,11 +1,11 @@
-"""What one setting of a sweep may be: a list of values or a range, read from words, drawn from.
+"""The space of a swept setting: a list of values or a range; its grammar and its draws.
 
 On the command line `name=` is followed by one of
 
     a,b,c          each of these values
     a..b           from a to b: whole numbers for a whole-number setting; else fractions,
                    log-uniform where both ends are positive and differ by 10 times or more
-    log:a..b  uniform:a..b  int:a..b      the same, with the kind said
+    log:a..b  uniform:a..b  int:a..b      the same, with the kind stated
 """
 
 import dataclasses
@@ -13,18 +13,25 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from statistics import NormalDist
 
 from pipeline.errors import ConfigError
-from pipeline.sweeps.values import KINDS, Value, parse_value, shown, sweepable
+from pipeline.settings import RunConfig
 
+Value = int | float | str
+RELEASED = {"iters": "rounds", "wk_iters": "local_epochs", "datapercent": "split"}
+KINDS = {int: "a whole number", float: "a finite number", str: "a word"}
+LARGEST = 2**63
+SWEEPABLE = {each.name: each.type for each in dataclasses.fields(RunConfig) if each.type in KINDS}
+"""The type of each setting that can be swept: all but held_out."""
 LOG_FROM = 10.0
-"""Ends that differ by this much are drawn log-uniformly: one decade or more is a scale."""
+"""Ranges that span this factor or more, a decade, are drawn log-uniformly."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One of these values, each as likely as another."""
+    """One of these values, all equally likely."""
 
     values: tuple[Value, ...]
 
@@ -60,9 +67,9 @@ Domain = Choices | Range | Steps | Normal
 
 
 def parse_words(name: str, words: str) -> Domain:
-    """The domain that the command line's words mean (the grammar is this file's first lines).
+    """Parses a command line's words into a domain (the grammar is at the top of this file).
 
-    Raises ConfigError for words that mean none.
+    Raises ConfigError for invalid words.
     """
     ends = re.fullmatch(r"\s*(?:(\w+):)?(.*?)\.\.(.*)", words, re.DOTALL)
     if ends is None:
@@ -78,7 +85,7 @@ def parse_words(name: str, words: str) -> Domain:
 
 
 def choices(name: str, values: Iterable[object]) -> Choices:
-    """Each value once, in the order given; raises ConfigError for none or one that cannot be."""
+    """Distinct values, in the order given; raises ConfigError for none, or an invalid one."""
     parsed = tuple(dict.fromkeys(parse_value(name, value) for value in values))
     if not parsed:
         raise ConfigError(f"{name} has an empty list of values")
@@ -86,17 +93,17 @@ def choices(name: str, values: Iterable[object]) -> Choices:
 
 
 def numbers(name: str, low: object, high: object, how: str | None = None) -> Range | Steps:
-    """A range; how is "log", "uniform", "int" or None, which chooses (see this file's top).
+    """A range; how is "log", "uniform", "int" or None: automatic (see the top of this file).
 
-    Raises ConfigError for ends that are not in order, not numbers, or without a logarithm.
+    Raises ConfigError for ends that are out of order, not numbers, or without a logarithm.
     """
-    kind = sweepable()[name][0]
+    kind = SWEEPABLE[name]
     if kind not in (int, float):
-        raise ConfigError(f"{name} takes {KINDS[kind]} and has no range; list its values")
+        raise ConfigError(f"{name} takes {KINDS[kind]} and has no ranges; list its values")
     ends = parse_value(name, low), parse_value(name, high)
     asked = f"{name} from {ends[0]} to {ends[1]}"
     if ends[0] > ends[1]:
-        raise ConfigError(f"{asked}: the first must be the smaller one")
+        raise ConfigError(f"{asked}: the first must be the smaller")
     if not math.isfinite(float(ends[1]) - float(ends[0])):
         raise ConfigError(f"{asked}: too far apart")
     if how == "log" and ends[0] <= 0:
@@ -109,10 +116,75 @@ def numbers(name: str, low: object, high: object, how: str | None = None) -> Ran
     return Range(*ends, log=how == "log" or (how is None and wide))
 
 
+def setting_name(word: str) -> str:
+    """The RunConfig field that a word means; hyphens and the released spellings are accepted.
+
+    Raises ConfigError, with the nearest name, for an unknown field, or one that cannot be swept.
+    """
+    name = word.strip().removeprefix("--").replace("-", "_")
+    name = RELEASED.get(name, name)
+    if name in SWEEPABLE:
+        return name
+    if name in {field.name for field in dataclasses.fields(RunConfig)} | {"test_envs"}:
+        raise ConfigError(
+            f"{name} cannot be swept: every trial trains all held-out domains of the command"
+        )
+    near = get_close_matches(name, [*SWEEPABLE, *RELEASED], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SWEEPABLE)}"
+    raise ConfigError(f"{shown(word)} is not a setting; {hint}")
+
+
+def parse_value(name: str, raw: object) -> Value:
+    """Converts `raw`, a word or a value from YAML, to the setting's type.
+
+    Raises ConfigError if it cannot be converted.
+    """
+    kind = SWEEPABLE[name]
+    try:
+        if kind is str:
+            if not isinstance(raw, str) or not raw.strip():
+                raise ValueError
+            return raw.strip()
+        return whole_number(raw) if kind is int else read_number(raw)
+    except (ValueError, OverflowError):
+        hint = " (YAML reads yes, no, on and off as truth: quote it)" if kind is str else ""
+        raise ConfigError(f"{name} takes {KINDS[kind]}; got {shown(raw)}{hint}") from None
+
+
+def read_number(raw: object) -> float:
+    """A finite number, or a word that is one; raises ValueError or OverflowError."""
+    if isinstance(raw, bool) or not isinstance(raw, int | float | str):
+        raise ValueError
+    if isinstance(raw, str) and (not raw.isascii() or "_" in raw):
+        raise ValueError  # float() accepts other alphabets' digits and 1_0
+    if not math.isfinite(number := float(raw)):
+        raise OverflowError
+    return number + 0.0  # -0.0 would be a second name of 0.0
+
+
+def whole_number(raw: object) -> int:
+    """A whole number, or a word that is one; raises ValueError or OverflowError."""
+    number = read_number(raw)
+    if number != int(number):
+        raise ValueError
+    if abs(number) > LARGEST:
+        raise OverflowError
+    return int(number)
+
+
+def shown(raw: object) -> str:
+    """repr, cut to a length that fits an error's line."""
+    try:
+        text = repr(raw)
+    except ValueError:  # an int of more than 4300 digits has no decimal form
+        text = f"a {type(raw).__name__} too long to print"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def at(name: str, domain: Domain, u: float) -> Value:
     """The domain's quantile at u, 0 <= u < 1: a uniform u gives a draw.
 
-    Fractions are rounded to 6 digits, so that the command line that repeats them can be read.
+    Fractions are rounded to 6 digits, so that the command that repeats them is readable.
     """
     match domain:
         case Choices(values):
@@ -137,7 +209,7 @@ def at_step(name: str, domain: Steps, k: int) -> Value:
 
 
 def in_range(domain: Range, x: float) -> float:
-    """x of 6 digits, which may lie beyond the range's ends: then the end."""
+    """x rounded to 6 digits, clamped to the range."""
     return min(max(round6(x), domain.low), domain.high)
 
 
@@ -147,7 +219,7 @@ def round6(x: float) -> float:
 
 
 def ends_of(name: str, domain: Domain) -> tuple[Value, ...]:
-    """The values at which a domain can go wrong: all choices, or the two ends of a range."""
+    """The values at which a domain can be invalid: all choices, or the two ends of a range."""
     match domain:
         case Choices(values):
             return values
@@ -160,7 +232,7 @@ def ends_of(name: str, domain: Domain) -> tuple[Value, ...]:
 
 
 def in_words(domain: Domain) -> dict:
-    """The domain as JSON can hold it."""
+    """The domain in JSON's types."""
     return {"kind": type(domain).__name__.lower(), **dataclasses.asdict(domain)}
 
 

@@ -1,4 +1,4 @@
-"""What a sweep tries: parameters and seeds, and the trials that grid and random make of them."""
+"""The specification of a sweep: parameters, seeds, halving; and the trials it describes."""
 
 import contextlib
 import dataclasses
@@ -20,14 +20,15 @@ from pipeline.sweeps.space import (
     ends_of,
     in_words,
     parse_words,
+    setting_name,
+    shown,
 )
 from pipeline.sweeps.trials import Record, Trial, make_trial
-from pipeline.sweeps.values import setting_name, shown
 
 METHODS = ("grid", "random", "bayes")
 METRIC = "val_accuracy"
 MOST = 100_000
-"""Trials of one sweep: at a second each they take a day and fill 100 MB of trials.jsonl."""
+"""Most trials of one sweep: at a second each they take a day and fill 100 MB of trials.jsonl."""
 BATCH = 32
 
 
@@ -43,7 +44,7 @@ class SweepSpec:
     """Maximum number of configurations; optional for a grid."""
     halving: Halving | None = None
     draw_seed: int = 0
-    """Seed of what random and bayes draw."""
+    """Seed of random and bayes."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for an invalid sweep."""
@@ -58,7 +59,7 @@ class SweepSpec:
         if self.method == "grid":
             _check_grid(self)
         elif self.count is None:
-            raise ConfigError(f"method {self.method} has no end: set --random N or run_cap: N")
+            raise ConfigError(f"method {self.method} is unbounded: set --random N or run_cap: N")
         if self.halving and size(dict(self.parameters).get("rounds", Choices((0,)))) > 1:
             raise ConfigError(
                 "halving compares trials after the same rounds, so rounds cannot be swept"
@@ -80,8 +81,8 @@ def from_options(
 ) -> SweepSpec:
     """The sweep of `--grid name=words` (many), `--random N`, `--seeds` and `--halving ETA`.
 
-    The words after name= are those of pipeline/sweeps/space.py; seed=3,5 names seeds themselves.
-    Raises ConfigError naming what cannot be.
+    pipeline/sweeps/space.py has the grammar of the words after name=; seed=3,5 names seeds. Raises
+    ConfigError, naming what is invalid.
     """
     parameters: list[tuple[str, Domain]] = []
     for option in grid:
@@ -98,9 +99,9 @@ def from_options(
 def split_seeds(
     parameters: Iterable[tuple[str, Domain]], seeds: int
 ) -> tuple[tuple[tuple[str, Domain], ...], tuple[int, ...]]:
-    """The parameters by name without the one called seed, and the seeds: its values, or 0, 1, ...
+    """The parameters by name without seed, and the seeds: the values of seed, or 0, 1, ...
 
-    Raises ConfigError when both say which seeds, or neither a list nor a number does.
+    Raises ConfigError if seeds are set twice, or seed is a range.
     """
     if not 1 <= seeds <= MOST:
         raise ConfigError(f"{seeds} seeds requested; the limits are 1 and {MOST}")
@@ -116,7 +117,7 @@ def split_seeds(
 
 
 def trial_count(spec: SweepSpec) -> float:
-    """How many trials the spec has at most."""
+    """The most trials that a spec can have."""
     configurations = math.prod(size(domain) for _, domain in spec.parameters)
     if spec.count is not None:
         configurations = min(configurations, spec.count)
@@ -124,7 +125,7 @@ def trial_count(spec: SweepSpec) -> float:
 
 
 def describe(spec: SweepSpec) -> dict[str, Any]:
-    """All of a spec that decides its trials, as spec.json has it."""
+    """Everything in a spec that determines its trials, as in spec.json."""
     return {
         "method": spec.method,
         "parameters": {name: in_words(domain) for name, domain in spec.parameters},
@@ -139,7 +140,7 @@ def describe(spec: SweepSpec) -> dict[str, Any]:
 def batch_size(spec: SweepSpec) -> int:
     """Configurations to ask for at a time: a quarter of a bayes search's, at most BATCH; else all.
 
-    A number of the spec and not of the memory, or the same sweep would differ between machines.
+    It depends on the spec, not on memory, or a sweep would differ between machines.
     """
     if spec.method != "bayes" or spec.count is None:
         return MOST
@@ -147,12 +148,12 @@ def batch_size(spec: SweepSpec) -> int:
 
 
 def config_of(trial: Trial, base: RunConfig) -> RunConfig:
-    """What the trial trains; raises ConfigError for settings that cannot be together."""
+    """The config of a trial; raises ConfigError for invalid settings."""
     return dataclasses.replace(base, **trial.settings, seed=trial.seed)
 
 
 def ranks_by_loss(spec: SweepSpec, base: RunConfig) -> bool:
-    """Whether trials are compared by validation loss, as their rounds are: where all have one."""
+    """Whether trials, like their rounds, are compared by validation loss, because all have one."""
     swept = {name: ends_of(name, domain) for name, domain in spec.parameters}
     methods = swept.get("method", (base.method,))
     trained = all(FEDERATED[str(method)].learns for method in methods)
@@ -160,7 +161,7 @@ def ranks_by_loss(spec: SweepSpec, base: RunConfig) -> bool:
 
 
 def rank_of(record: Record, by_loss: bool) -> float | None:
-    """What a trial is compared by, the more the better: its accuracy, or minus its loss."""
+    """The score that trials are compared by, higher is better: accuracy, or minus the loss."""
     if not by_loss:
         return record.val_accuracy
     return None if record.val_loss is None else -record.val_loss
@@ -169,13 +170,13 @@ def rank_of(record: Record, by_loss: bool) -> float | None:
 def check_ends(spec: SweepSpec, base: RunConfig) -> None:
     """Tries each parameter's values, or its range's two ends, with the others at their first.
 
-    Raises ConfigError for one that cannot be, before anything is trained.
+    Raises ConfigError for an invalid one, before anything is trained.
     """
     ends = {name: ends_of(name, domain) for name, domain in spec.parameters}
     first: dict[str, Any] = {name: values[0] for name, values in ends.items()}
     for name, values in ends.items():
         for value in values:
-            # A value may need another than the others' first: head cosine needs mode FedAtTxt.
+            # A value may conflict with the others' first: head cosine needs mode FedAtTxt.
             with contextlib.suppress(ConflictError):
                 dataclasses.replace(base, **{**first, name: value})
     for seed in spec.seeds:

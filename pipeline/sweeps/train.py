@@ -1,4 +1,4 @@
-"""Batches of trials, trained as lanes side by side on one device that has the cache."""
+"""Trains batches of trials as lanes side by side on one device that holds the cache."""
 
 import contextlib
 import itertools
@@ -30,7 +30,7 @@ from pipeline.sweeps.trials import REACHED, Record, record
 
 
 class Trainer:
-    """One device with the cache on it. Trials keep their progress in their Running."""
+    """One device with the cache on it. A trial's progress is in its Running."""
 
     def __init__(self, table: FeatureTable, device: torch.device, backend: str) -> None:
         """Loads the features; raises CacheError for damaged ones."""
@@ -40,10 +40,10 @@ class Trainer:
         self._known: Known = {}  # closed-form heads that trials share
 
     def train(self, batch: Sequence[Running], mark: int | None) -> Iterator[Event]:
-        """Trains trials that are alike up to `mark` rounds, or to their ends; then their records.
+        """Trains a group of trials up to `mark` rounds, or to their ends, and yields their records.
 
-        What diverges leaves the batch at once. A trial that has no closed-form head to start from
-        fails.
+        A trial that diverges leaves the batch at once. A trial without the closed-form head that it
+        starts from fails.
         """
         going = []
         for each in batch:
@@ -80,7 +80,7 @@ class Trainer:
         )  # fmt: skip
 
     def restore(self, each: Running, tensors: dict[str, torch.Tensor], facts: dict) -> None:
-        """Puts a trial where to_tensors left it."""
+        """Restores a trial's progress from to_tensors."""
         each.progress = from_tensors(each.plan, tensors, facts, begin(each.plan, self._cached))
 
     def _start(self, each: Running) -> None:
@@ -97,7 +97,7 @@ class Trainer:
         engine = Engine(joint, self._cached, backend, model=self._model, graph=graph)
         last = rounds_of(going[0].config)
         rounds = min(mark or last, last)
-        # No name here holds where they begin: 1.4 MB a lane at width 512 for all the rounds.
+        # No variable here may keep the first progress alive: 1.4 MB a lane at width 512.
         progress = yield from self._rounds(engine, self._joined(going, owners), rounds, going)
         for each, own in zip(going, split_progress(progress, plans, owners), strict=True):
             each.progress = replace(own, diverged={})
@@ -131,7 +131,7 @@ class Trainer:
         return progress
 
     def _joined(self, going: list[Running], owners: Sequence[tuple[int, int]]) -> Progress:
-        """The joint progress of trials, which then have none of their own."""
+        """Joins trials' progress; they then have none of their own."""
         joint = join_progress([self._progress(each) for each in going], owners)
         for each in going:
             each.progress = None
@@ -146,13 +146,13 @@ class Trainer:
 
 
 class Local:
-    """The pool of one process: its one device trains a batch after another."""
+    """The pool of one process: one device that trains batch after batch."""
 
     def __init__(self, trainer: Trainer, memory: int, parked: Path) -> None:
         self._trainer, self._memory, self._parked = trainer, memory, parked
 
     def train(self, live: Sequence[Running], mark: int | None) -> Iterator[Event]:
-        """See Pool. What waits while other batches use the memory lies on the disk."""
+        """See Pool. Trials that wait while other batches use the memory are parked on the disk."""
         left = len(live)
         for group in groups_of(live):
             while group:
@@ -167,9 +167,9 @@ class Local:
             yield self._trainer.end(each, "pruned")
 
     def _park(self, batch: Sequence[Running]) -> None:
-        self._parked.mkdir(exist_ok=True)  # emptied by the next start: nothing in it need last
+        self._parked.mkdir(exist_ok=True)  # the next start empties it: nothing need be synced
         for each in batch:
-            if each.progress is not None and each.plan.models:  # zero-shot has nothing to put there
+            if each.progress is not None and each.plan.models:  # zero-shot has nothing to park
                 each.parked = self._parked / f"{each.trial.id}.safetensors"
                 write_adapters(each.parked, *to_tensors(each.plan, each.progress), lasting=False)
                 each.progress = None
@@ -205,6 +205,6 @@ def _mean_of(progress: Progress, name: str) -> float | None:
 
 
 def _zero_shot_val(results: Sequence[dict]) -> float | None:
-    """Of zero-shot CLIP over the folds; None where one has no validation rows."""
+    """Zero-shot CLIP's validation accuracy over the folds; None if one has no validation rows."""
     found = [result["zero_shot"]["val_accuracy"] for result in results]
     return None if None in found else mean(found)

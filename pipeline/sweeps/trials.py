@@ -1,29 +1,48 @@
-"""A sweep on disk: spec.json says what it is, trials.jsonl holds every trial that ended.
+"""A sweep on disk: its spec in spec.json and every trial that ended in trials.jsonl.
 
-trials.jsonl is the truth: one object a trial, appended as each ends. Of two objects with one id the
-later counts: a trial that failed is tried again by the next start. Older versions let further
+trials.jsonl is authoritative: one object for each trial, appended when it ends. Of two objects with
+one id the later counts: the next start tries failed trials again. Older versions let other
 processes write trials-<member>.jsonl beside it; those are read.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.container.disk import sync_folder
 from pipeline.digests import sealed, unsealed
 from pipeline.errors import ConfigError
 from pipeline.federation.methods import METHODS
-from pipeline.plain_files import LOG, read_plain
+from pipeline.files import (
+    LOG,
+    OBJECT,
+    errors_of,
+    locked,
+    naming,
+    read_plain,
+    refuse_other,
+    replace_whole,
+    set_aside,
+)
 from pipeline.settings import run_id
 
 STATUSES = ("done", "diverged", "failed", "pruned")
-"""Trained to the end; its numbers left the finite ones; an error, described in `error`; cut."""
+"""Trained to the end; stopped being finite; an error, described in `error`; cut."""
 REACHED = "reached"
-"""Of a Record that is on no disk: the trial waits for its next rung."""
+"""Status of a Record that is never written: the trial waits for its next rung."""
 TRIALS = "trials.jsonl"
+OURS = ("study.journal", "shared.json", "selection.json", "reproduced.json", "parked", "claims",
+        "members", "spec.json")  # fmt: skip
+"""A sweep's files beside its trials; set aside in this order, so that spec.json goes last."""
+
+WAY_OUT = "restore it from a copy, or pass --force to move the sweep's files aside and start again"
 
 
 @dataclass(frozen=True)
@@ -38,7 +57,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Record:
-    """A trial that ended, as its line in trials.jsonl has it; None for what it did not reach."""
+    """A trial that ended, as in its line of trials.jsonl; None for what it did not reach."""
 
     id: str
     number: int
@@ -48,24 +67,24 @@ class Record:
     rounds: int
     """Rounds trained; of a pruned trial those before its cut."""
     results: list
-    """As `federate --json` gives them, one object a held-out domain; empty when there are none."""
+    """As in `federate --json`, one object for each held-out domain; may be empty."""
     val_accuracy: float | None
     """Of the best round, a fraction, mean over the held-out domains' trainings."""
     seconds: float
     error: str | None = None
     val_loss: float | None = None
-    """Likewise the mean validation loss, where rounds are chosen by it."""
+    """Likewise the mean validation loss, if it chooses rounds."""
     curves: dict | None = None
-    """By round: see pipeline/sweeps/curves.py; None in older files, and where no round trained."""
+    """By round: see pipeline/sweeps/curves.py; None in older files, and if no round trained."""
 
 
 def make_trial(number: int, settings: dict, seed: int) -> Trial:
-    """The trial; its id is the first 12 hex digits of sha256 over settings and seed as JSON."""
+    """Makes a trial; its id is the first 12 hex digits of sha256 over settings and seed as JSON."""
     return Trial(number, settings, seed, run_id({**settings, "seed": seed}))
 
 
 def configuration_id(settings: dict) -> str:
-    """The name that all seeds of one configuration share, made like a trial's id."""
+    """An id that all seeds of a configuration share, made like a trial's id."""
     return run_id(settings)
 
 
@@ -79,16 +98,16 @@ def has_own_adapters(settings: Mapping[str, object]) -> bool:
 
 
 def record(trial: Trial, *, status: str, **facts: Any) -> Record:
-    """The trial's Record; facts that are not given are those of one that never started."""
+    """Makes a trial's Record; missing facts are those of a trial that never started."""
     blank = {"rounds": 0, "results": [], "val_accuracy": None, "seconds": 0.0}
     return Record(trial.id, trial.number, trial.settings, trial.seed, status, **{**blank, **facts})
 
 
 def read_trials(file: Path) -> tuple[dict[str, Record], int]:
-    """The last Record of every id, in the order of first lines, and how many bytes are good.
+    """Reads the last Record of every id, in order of first lines, and the number of valid bytes.
 
-    A last line that a kill tore (or filled with zeros) is left out; a file that is missing is
-    empty. Raises ConfigError for another line that is not a trial.
+    A last line that a kill tore (or filled with zeros) is left out; a missing file counts as empty.
+    Raises ConfigError for any other line that is not a trial.
     """
     content = read_plain(file, LOG) if file.exists() else b""
     records: dict[str, Record] = {}
@@ -110,15 +129,15 @@ def read_trials(file: Path) -> tuple[dict[str, Record], int]:
 
 
 def trial_files(folder: Path) -> list[Path]:
-    """trials.jsonl and then those of older versions' further processes, as far as they exist."""
+    """trials.jsonl and the files of older versions' other processes, as far as they exist."""
     first = folder / TRIALS
     return [first] * first.exists() + sorted(folder.glob("trials-*.jsonl"))
 
 
 def read_all(folder: Path) -> dict[str, Record]:
-    """The Record that counts of every id in a sweep's folder.
+    """The Record that counts for every id in a sweep's folder.
 
-    One that failed counts less than another; else the one that stands in the earlier file.
+    A failed one yields to any other; else the one in the earlier file counts.
     """
     records: dict[str, Record] = {}
     for file in trial_files(folder):
@@ -131,6 +150,62 @@ def read_all(folder: Path) -> dict[str, Record]:
 def line_of(record: dict) -> bytes:
     """A line of trials.jsonl."""
     return json.dumps(sealed(record), allow_nan=False).encode() + b"\n"
+
+
+class SweepFolder:
+    """The files of one sweep; `records` has the Record that counts for every id."""
+
+    def __init__(self, folder: Path, records: dict[str, Record]) -> None:
+        self.folder = folder
+        self.records = records
+        self._file = folder / TRIALS
+        self._lines = self._file.open("ab")
+        sync_folder(folder)
+
+    def add(self, ended: Record) -> None:
+        """Appends one trial and flushes it; `sync` brings it to the disk.
+
+        A trial that failed again in the same way is not appended twice. Raises ConfigError if it
+        cannot be written.
+        """
+        assert ended.status in STATUSES, ended.status
+        facts = finite(dataclasses.asdict(ended))
+        fresh = Record(**facts)
+        if self.records.get(ended.id) != fresh:
+            with errors_of(self.folder), naming(self._file):
+                self._lines.write(line_of(facts))
+                self._lines.flush()
+        self.records[ended.id] = fresh
+
+    def sync(self) -> None:
+        """Brings added trials to the disk."""
+        with errors_of(self.folder), naming(self._file):
+            os.fsync(self._lines.fileno())
+
+    def close(self) -> None:
+        """Closes its file of trials."""
+        # After a full disk the unwritten bytes cannot be flushed either: add reported that.
+        with contextlib.suppress(OSError):
+            self._lines.close()
+
+
+@contextlib.contextmanager
+def open_sweep(folder: Path, described: dict, *, force: bool = False) -> Iterator[SweepFolder]:
+    """The folder of the sweep in `described`, created if missing, locked while it is open.
+
+    described  everything that determines the trials and their numbers, in JSON's types
+    force      start again: an existing sweep, which may be hours of work, is moved to old-<n>/
+
+    Raises ConfigError if it holds another sweep (naming the first field that differs), if another
+    process sweeps in it, if it cannot be written, and for a line, except the last, that is not a
+    trial.
+    """
+    with locked(folder, "sweeping"), errors_of(folder):
+        sweep = SweepFolder(folder, _prepare(folder, described, force))
+        try:
+            yield sweep
+        finally:
+            sweep.close()
 
 
 def _parse(line: bytes) -> Record:
@@ -147,7 +222,7 @@ def _parse(line: bytes) -> Record:
 
 
 def finite(value: object) -> object:
-    """The value with None for each number in it that is not finite."""
+    """The value with None in place of numbers that are not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -155,3 +230,36 @@ def finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [finite(each) for each in value]
     return value
+
+
+def _prepare(folder: Path, described: dict, force: bool) -> dict[str, Record]:
+    spec, trials = folder / "spec.json", folder / TRIALS
+    described = json.loads(json.dumps(described, allow_nan=False))
+    if force:
+        others = (file.name for file in trial_files(folder))
+        ours = [*dict.fromkeys([TRIALS, *others]), *OURS]  # also those that cannot be looked up
+        if any(os.path.lexists(folder / name) for name in ours):
+            set_aside(folder, ours)
+    shutil.rmtree(folder / "parked", ignore_errors=True)  # of a process that was killed
+    if spec.exists():
+        _refuse_other(spec, described)
+    elif trials.exists():
+        raise ConfigError(f"{folder}: contains trials.jsonl but no spec.json; {WAY_OUT}")
+    else:
+        whole = json.dumps(sealed(described), indent=2, sort_keys=True) + "\n"
+        replace_whole(spec, whole.encode())
+    _, good = read_trials(trials)
+    if trials.exists():
+        whole = read_plain(trials, LOG)
+        sound = whole[:good] + b"\n" * (good > 0 and whole[good - 1 : good] != b"\n")
+        if sound != whole:
+            replace_whole(trials, sound)
+    return read_all(folder)
+
+
+def _refuse_other(spec: Path, described: dict) -> None:
+    try:
+        found = unsealed(json.loads(read_plain(spec, OBJECT)))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{spec}: is damaged ({error}); {WAY_OUT}") from error
+    refuse_other(spec.parent, "sweep", found, described, "move it to old-<n>/ and start again")

@@ -1,7 +1,7 @@
-"""A sweep in the words of W&B: a YAML file, read with care, mapped onto a SweepSpec.
+"""Reads W&B's sweep configurations: a YAML file, read defensively, mapped onto a SweepSpec.
 
-Each parameter becomes a domain of pipeline/sweeps/space.py by the parser that --grid has. Where a
-word means something else here than in W&B, a warning is logged.
+Each parameter becomes a domain of pipeline/sweeps/space.py by the parser of --grid. A warning is
+logged where a key means something else than in W&B.
 Source: the keys of docs.wandb.ai "Sweep configuration structure".
 """
 
@@ -15,16 +15,28 @@ from typing import Any
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.plain_files import read_plain
+from pipeline.files import read_plain
 from pipeline.sweeps.halving import Halving, rungs
-from pipeline.sweeps.space import Choices, Domain, Normal, Range, Steps, choices, numbers
+from pipeline.sweeps.space import (
+    SWEEPABLE,
+    Choices,
+    Domain,
+    Normal,
+    Range,
+    Steps,
+    choices,
+    numbers,
+    read_number,
+    setting_name,
+    shown,
+    whole_number,
+)
 from pipeline.sweeps.spec import METHODS, METRIC, SweepSpec, split_seeds
-from pipeline.sweeps.values import read_number, setting_name, shown, sweepable
 
 LARGEST = 64 * 1024
-"""Bytes: 2 s of PyYAML's time. The sweeps people share have a thousand."""
+"""Bytes: PyYAML takes 2 s for them. Typical sweeps have a thousand."""
 DEEPEST = 16
-"""A sweep nests 4 deep; PyYAML takes 5 minutes over 100 kB of opening brackets."""
+"""A sweep nests 4 levels; PyYAML takes 5 minutes for 100 kB of opening brackets."""
 
 LOG = logging.getLogger(__name__)
 KEYS = ("method", "metric", "parameters", "early_terminate", "run_cap")
@@ -35,29 +47,51 @@ EARLY_KEYS = ("type", "eta", "min_iter", "max_iter", "s", "strict")
 PARAMETER_KEYS = ("value", "values", "min", "max", "mu", "sigma", "q", "distribution")
 RANGES = {"int_uniform": "int", "uniform": "uniform", "q_uniform": "uniform"}
 RANGES |= {"log_uniform": "log", "log_uniform_values": "log"}
-"""W&B's distributions with two ends, and how `numbers` calls them."""
+"""W&B's distributions with two ends, and their names in `numbers`."""
 NEEDS = {"constant": ("value",), "categorical": ("values",), "normal": ()}
 NEEDS |= dict.fromkeys(RANGES, ("min", "max"))
-"""By distribution the keys that it cannot do without."""
+"""The required keys of each distribution."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses aliases, deep nesting and repeated keys while it composes nodes."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"line {line} uses the alias *{event.anchor}; write the values out")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ConfigError(f"line {line} nests deeper than {DEEPEST} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        seen: set[str] = set()
+        for key in (key for key in keys if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise ConfigError(f"line {line} gives {key.value} a second time")
+            seen.add(key.value)
+        return node
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds, read with safe_load.
+    """Reads the mapping of a YAML file, of plain types only.
 
-    Aliases are refused (nine lines of them stand for a billion values) and so are keys given
-    twice, of which YAML would keep the last. Raises ConfigError saying what is wrong and where.
+    Refuses aliases (nine lines of them can stand for a billion values) and repeated keys, of which
+    YAML would keep the last. Raises ConfigError, naming the fault and its line.
     """
     try:
         content = read_plain(file, LARGEST)
     except ConfigError as error:
         raise ConfigError(f"--spec {error}; a sweep is a YAML file of some lines") from error
     try:
-        text = content.decode("utf-8-sig")
-        _refuse_events(text, file)
-        _refuse_twice(yaml.compose(text, yaml.SafeLoader), file)
-        found = yaml.safe_load(text)
-    except ConfigError:
-        raise
+        found = yaml.load(content.decode("utf-8-sig"), _Loader)  # noqa: S506
+    except ConfigError as error:
+        raise ConfigError(f"--spec {file}: {error}") from error
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"--spec {file}: invalid YAML{line}: {error.problem}") from error
@@ -79,12 +113,12 @@ def from_wandb(
 ) -> SweepSpec:
     """The sweep that a W&B sweep configuration describes.
 
-    found    what the YAML file holds
-    rounds   of the run that is swept, where parameters has none: early_terminate's cuts need it
-    seeds    as many seeds train every configuration, unless parameters lists values of seed
+    found    content of the YAML file
+    rounds   of the swept run, unless parameters sets them: early_terminate's cuts need them
+    seeds    number of seeds of every configuration, unless parameters lists values of seed
     halving  --halving ETA, or None
 
-    Raises ConfigError for words that are unknown, unsupported or contradict each other.
+    Raises ConfigError for keys that are unknown, unsupported or contradictory.
     """
     _refuse_unknown(found, (*KEYS, *ELSEWHERE), "the sweep")
     if unused := [key for key in found if key in ELSEWHERE]:
@@ -117,33 +151,6 @@ def from_wandb(
     return SweepSpec(method, others, seed_numbers, count, cuts, draw_seed)
 
 
-def _refuse_events(text: str, file: Path) -> None:
-    deep = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent):
-            raise ConfigError(
-                f"--spec {file}: line {line} uses the alias *{event.anchor}; write the values out"
-            )
-        opens = isinstance(event, yaml.CollectionStartEvent)
-        deep += opens - isinstance(event, yaml.CollectionEndEvent)
-        if deep > DEEPEST:
-            raise ConfigError(f"--spec {file}: line {line} nests deeper than {DEEPEST} levels")
-
-
-def _refuse_twice(node: yaml.Node | None, file: Path) -> None:
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    inside = node.value if isinstance(node, yaml.SequenceNode) else [child for _, child in pairs]
-    seen: set[str] = set()
-    for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
-        if key.value in seen:
-            line = key.start_mark.line + 1
-            raise ConfigError(f"--spec {file}: line {line} gives {key.value} a second time")
-        seen.add(key.value)
-    for child in inside:
-        _refuse_twice(child, file)
-
-
 def _check_metric(metric: object) -> None:
     if metric is None:
         return
@@ -171,7 +178,7 @@ def _halving(words: dict, rounds: int) -> Halving:
         raise ConfigError("early_terminate: give min_iter, or max_iter and s")
     eta = _integer(words.get("eta", 3), "early_terminate: eta", 2)
     cuts = _integer(words["s"], "early_terminate: s", 1) if "s" in words else None
-    halving = Halving(eta, None, cuts)  # refuses an s whose eta**s would never be computed
+    halving = Halving(eta, None, cuts)  # refuses an s that is too large for eta**s
     if "min_iter" in words:
         first = _integer(words["min_iter"], "early_terminate: min_iter", 1)
     else:
@@ -189,7 +196,7 @@ def _halving(words: dict, rounds: int) -> Halving:
 
 
 def _parameter(name: str, words: dict, where: str) -> Domain:
-    """What `words`, the mapping under a parameter's name, lets the setting be."""
+    """The domain of a parameter, from the mapping under its name."""
     if "parameters" in words:
         raise ConfigError(f"{where}: nested parameters are not supported; settings are flat")
     _refuse_unknown(words, PARAMETER_KEYS, where)
@@ -231,17 +238,17 @@ def _implied(name: str, words: dict, where: str) -> str:
     if "min" not in words and "max" not in words:
         raise ConfigError(f"{where}: give value, values, or min and max")
     ends = [words.get("min"), words.get("max")]
-    if sweepable()[name][0] is float and all(type(end) is int for end in ends):
+    if SWEEPABLE[name] is float and all(type(end) is int for end in ends):
         LOG.warning(
             "%s: drawn as fractions from %s to %s, as the setting is one; W&B would draw whole "
             "numbers: distribution: int_uniform",
             name, *ends,
         )  # fmt: skip
-    return "int_uniform" if sweepable()[name][0] is int else "uniform"
+    return "int_uniform" if SWEEPABLE[name] is int else "uniform"
 
 
 def _stepped(ends: Range | Steps, q: object, where: str) -> Steps:
-    """The multiples of q between the ends; W&B rounds to them, and so may leave the range."""
+    """The multiples of q in the range; W&B rounds to them, which may leave the range."""
     step = _number(q, f"{where}: q")
     if step <= 0:
         raise ConfigError(f"{where}: q must be above 0; got {step:g}")
@@ -254,7 +261,7 @@ def _stepped(ends: Range | Steps, q: object, where: str) -> Steps:
 
 
 def _normal(name: str, words: dict, where: str) -> Normal:
-    if sweepable()[name][0] is not float:
+    if SWEEPABLE[name] is not float:
         raise ConfigError(f"{where}: normal gives fractions, which this setting does not take")
     mu, sigma = (_number(words.get(key, key == "sigma" and 1), where) for key in ("mu", "sigma"))
     if sigma <= 0:
@@ -277,7 +284,7 @@ def _mapping(found: object, where: str) -> dict:
 
 
 def _refuse_unknown(found: dict, known: tuple[str, ...], where: str) -> None:
-    """Raises ConfigError, with the nearest known one, for a key that is not known."""
+    """Raises ConfigError, with the nearest known key, for an unknown one."""
     for key in found:
         if key not in known:
             near = get_close_matches(str(key), known, n=1)
@@ -293,7 +300,10 @@ def _number(raw: object, where: str) -> float:
 
 
 def _integer(raw: object, where: str, least: int) -> int:
-    number = _number(raw, where)
-    if number != int(number) or not least <= number <= 10**7:
+    try:
+        number = whole_number(raw)
+    except (ValueError, OverflowError):
+        number = -1
+    if not least <= number <= 10**7:
         raise ConfigError(f"{where} takes a whole number from {least}; got {shown(raw)}")
-    return int(number)
+    return number

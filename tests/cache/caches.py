@@ -10,10 +10,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cache import store  # noqa: E402
+from cache.table import FeatureTable  # noqa: E402
+
+OPTIONS = ("paths", "image_digests", "force")  # of open_writer
 
 
 def draw(rows: int = 50, width: int = 6, classes: int = 3, seed: int = 0, dtype="float16") -> dict:
-    """The arguments of open_writer for a cache of random numbers, and its features."""
+    """The fields of a table of random numbers, and its paths."""
     random = np.random.default_rng(seed)
     return {
         "features": random.standard_normal((rows, width)).astype(dtype),
@@ -33,15 +36,26 @@ def draw(rows: int = 50, width: int = 6, classes: int = 3, seed: int = 0, dtype=
 
 
 def begin(path: Path, drawn: dict, **changes) -> store.Writer:
-    """open_writer for what was drawn, with some arguments changed."""
-    arguments = {name: value for name, value in drawn.items() if name != "features"}
-    features = drawn["features"]
-    shape = {"width": features.shape[1], "dtype": features.dtype.name}
-    return store.open_writer(path, **{**arguments, **shape, **changes})
+    """open_writer for `drawn`, with some fields and arguments changed."""
+    values = {"split": None, **drawn, **changes}
+    options = {name: values.pop(name) for name in OPTIONS if name in values}
+    width, dtype = (values.pop(name, None) for name in ("width", "dtype"))
+    features = values.pop("features")
+    width = features.shape[1] if width is None else width
+    table = FeatureTable(
+        source="",
+        features=store.no_features(len(features), width, dtype or features.dtype),
+        labels=np.asarray(values.pop("labels"), np.int64),
+        domains=np.asarray(values.pop("domains"), np.int64),
+        text_features=np.asarray(values.pop("text_features"), np.float32),
+        split=None if (split := values.pop("split")) is None else np.asarray(split, np.int8),
+        **values,
+    )
+    return store.open_writer(path, table, **options)
 
 
 def make(path: Path, drawn: dict, unreadable: tuple[int, ...] = (), **changes) -> Path:
-    """A complete cache of what was drawn."""
+    """A complete cache of `drawn`."""
     with begin(path, drawn, **changes) as writer:
         fill(writer, drawn, unreadable)
         writer.publish()

@@ -1,4 +1,4 @@
-"""Features that people already have come in and go out without a changed number."""
+"""Existing features are imported and exported without changing a number."""
 
 import io
 import zipfile
@@ -95,7 +95,7 @@ def test_what_training_would_notice_changes_the_fingerprint(tmp_path):
 WRONG = {
     "missing": (
         {"labels": None, "text_features": None},
-        "lacks labels, text_features; it has 'feat",
+        "has no labels, text_features; it has 'feat",
     ),
     "pickle": ({"class_names": np.array(["a", None], object)}, "Python objects"),
     "pickled features": ({"features": np.array([[1.0]], object)}, "Python objects"),
@@ -147,12 +147,12 @@ def member(shape: tuple, data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (member((1 << 40, 5), b""), "claims"),
-        (member((40, 5), bytes(399)), "claims"),
+        (member((1 << 40, 5), b""), "declares"),
+        (member((40, 5), bytes(399)), "declares"),
         (member((40, 5), bytes(400)).replace(b"\1\0", b"\3\0", 1), "version"),
         (member((5000, 5000), bytes(5000 * 5000 * 2)), "unpack to"),
         (b"not an array at all", "damaged .npz"),
-        (member((-1, 5), b""), "claims"),
+        (member((-1, 5), b""), "declares"),
         (b"", "damaged .npz"),
     ],
 )

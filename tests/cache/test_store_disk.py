@@ -1,4 +1,4 @@
-"""What a disk refuses is said as what it is and leaves nothing behind; disks without locks."""
+"""Disk errors are reported by their cause and leave nothing behind; disks without locks."""
 
 import errno
 import io
@@ -127,7 +127,7 @@ def test_hdf5_takes_no_lock_itself(tmp_path, monkeypatch):
 
 
 class Disk:
-    """A disk whose call number `last` of writing, syncing or renaming fails, and each one after."""
+    """A disk that fails from call number `last` of writing, syncing or renaming on."""
 
     def __init__(self, monkeypatch, number: int, last: int) -> None:
         self.number, self.left = number, last
@@ -210,7 +210,7 @@ def free(monkeypatch, nbytes: int, inodes: int = 9) -> None:
     [
         (errno.ENOSPC, 99, 9, "no space left: it needs 1,000 bytes, 99 are free"),
         (errno.ENOSPC, 9999, 0, "no space left for another file.*1,000 inodes in use"),
-        (errno.ENOSPC, 9999, 9, "refuses more although 9,999 are free.*quota or a reserve"),
+        (errno.ENOSPC, 9999, 9, "refuses them although 9,999 are free.*a quota, or space"),
         (errno.EDQUOT, 9999, 9, "your disk quota .* is used up: it needs 1,000 bytes"),
         (errno.EFBIG, 9999, 9, "too large a file for the file system"),
         (errno.EACCES, 9999, 9, "cannot be written: Permission denied"),
@@ -280,7 +280,7 @@ def test_a_folder_in_a_files_place(tmp_path):
 
 
 class Named:
-    """A path as os.PathLike has it, and no more."""
+    """A path that is only os.PathLike."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)

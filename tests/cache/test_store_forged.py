@@ -1,4 +1,4 @@
-"""Caches forged with every checksum right are refused before anything in them is followed."""
+"""Forged caches with valid checksums are refused before anything in them is used."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def sound(tmp_path_factory) -> Path:
 
 
 def seal(path: Path) -> None:
-    """Make every checksum right again, as a forger would; regions follow the HDF5 where it can."""
+    """Recompute every checksum, as a forger would; regions follow the HDF5 if possible."""
     raw = path.read_bytes()
     raw = raw[:24] + len(raw).to_bytes(8, "little") + raw[32:508]
     raw += zlib.crc32(raw).to_bytes(4, "little")
@@ -120,7 +120,7 @@ FORGERIES = {
     "soft link": (soft, "link to elsewhere"),
     "external link": (outside, "link to elsewhere"),
     "group": (group, "split is not a dataset"),
-    "more members": (lambda file: file.create_dataset("zzz", data=1), "lacks or adds .zzz."),
+    "more members": (lambda file: file.create_dataset("zzz", data=1), "or should not have, .zzz."),
     "2000 members": (many, "datasets, more than"),
     "missing member": (lambda file: file.pop("labels"), "labels"),
     "root attribute": (big_attribute, "attributes"),
@@ -128,8 +128,8 @@ FORGERIES = {
     "chunked": (instead("labels", (5000,), "|u1", chunks=(100,)), "chunked, compressed"),
     "filtered": (instead("labels", (5000,), "|u1", compression="gzip"), "chunked, compressed"),
     "huge chunked": (instead("labels", (1 << 40,), "|u1", chunks=(1 << 20,)), "chunked"),
-    "huge": (instead("labels", (1 << 40,), "|u1"), "labels is declared, but holds no bytes"),
-    "never stored": (instead("labels", (5000,), "|u1"), "labels is declared, but holds no bytes"),
+    "huge": (instead("labels", (1 << 40,), "|u1"), "labels is declared but has no bytes"),
+    "never stored": (instead("labels", (5000,), "|u1"), "labels is declared but has no bytes"),
     "float labels": (instead("labels", data=np.zeros(5000)), "labels must have 1 axes"),
     "text labels": (instead("labels", data=["a"] * 5000), "labels must have 1 axes"),
     "big-endian": (instead("labels", data=np.zeros(5000, ">u2")), "labels must have 1 axes"),
@@ -230,7 +230,7 @@ def test_verify_needs_more_than_right_crcs(forged, sound):
         begin, nbytes = block.regions["paths"]
     crc = zlib.crc32(raw[begin : begin + nbytes])
     forged.write_bytes(userblock.pack(replace(block, paths_crc32=crc)) + raw[512:])
-    refused(forged, "hides from every CRC-32", (store.verify,))
+    refused(forged, "although every CRC-32 matches", (store.verify,))
 
 
 def test_random_damage_to_hdf5_with_checksums_made_right(forged, sound):
@@ -251,7 +251,7 @@ def test_random_damage_to_hdf5_with_checksums_made_right(forged, sound):
 
 
 def patch(path: Path, changes: dict[int, int]) -> None:
-    """Overwrite single bytes in place: making the file anew each time costs the disk 30 ms."""
+    """Overwrite single bytes in place: recreating the file each time takes 30 ms."""
     with path.open("r+b") as file:
         for where, value in changes.items():
             file.seek(where)

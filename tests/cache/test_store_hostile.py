@@ -1,4 +1,4 @@
-"""Files that are no caches, not whole, or of another version: one line that says which."""
+"""Files that are not caches, incomplete, or of another version: one line that says which."""
 
 import os
 import zlib
@@ -43,8 +43,8 @@ def sound(tmp_path_factory) -> Path:
         (b"\x89HDF\r\n\x1a\n" + bytes(600), "HDF5, but not a cache of this project"),
         (bytes(5000), "starts with zeros"),
         (b"\x93NUMPY\x01\x00" * 100, r"not a cache: it begins with b'\\x93NUMPY"),
-        (userblock.MAGIC, "cut short to 16 bytes"),
-        (userblock.MAGIC[:3], "cut short to 3 bytes"),
+        (userblock.MAGIC, "truncated to 16 bytes"),
+        (userblock.MAGIC[:3], "truncated to 3 bytes"),
     ],
 )
 def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
@@ -55,16 +55,16 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
 
 def test_missing_folder_partial_unreadable(tmp_path):
     path = tmp_path / "a.h5"
-    refused(path, "no such file; `./run.sh extract`")
+    refused(path, "no such file; create it with `./run.sh extract`")
     refused(tmp_path, "is a folder")
     with caches.begin(path, caches.draw()):
         pass
-    refused(path, r"a\.h5\.partial is an unfinished one, the same command resumes it")
+    refused(path, r"a\.h5\.partial is unfinished, the same command resumes it")
     readers = (store.read_table, store.read_paths, store.verify)
-    refused(partial_of(path), "not complete.*`./run.sh extract`", readers)
+    refused(partial_of(path), "is incomplete.*`./run.sh extract`", readers)
     if os.name == "posix":
         os.mkfifo(tmp_path / "pipe")
-        refused(tmp_path / "pipe", "not an ordinary file")
+        refused(tmp_path / "pipe", "not a regular file")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied")))
         refused(partial_of(path), "cannot be read: denied")
@@ -74,7 +74,7 @@ def test_truncated_anywhere_or_longer(tmp_path, sound):
     raw, path = sound.read_bytes(), tmp_path / "a.h5"
     for length in (1, 15, 16, 100, 511, 512, 513, 520, 2048, 4096, len(raw) // 2, len(raw) - 1):
         path.write_bytes(raw[:length])
-        refused(path, "cut short")
+        refused(path, "was truncated")
     path.write_bytes(raw + b"\0")
     refused(path, "has grown")
 
@@ -105,7 +105,7 @@ def test_a_user_block_that_contradicts_itself(tmp_path, sound):
     ):
         raw = userblock.pack(replace(block, regions=regions | spoiled))
         forged.write_bytes(raw + sound.read_bytes()[512:])
-        refused(forged, "contradicts itself")
+        refused(forged, "are inconsistent")
     there = regions["block_crc32"]
     moved = regions | {"block_crc32": userblock.Region(there.offset + 8, there.nbytes)}
     with sound.open("rb") as file:
@@ -124,9 +124,9 @@ def test_a_user_block_that_contradicts_itself(tmp_path, sound):
         (b"a/../../b\0c\0", "absolute"),
         (b"a/..\0c\0", "absolute"),
         (b"a\0..\0", "absolute"),
-        (b"a\0", "one for each"),
-        (b"a\0b\0c\0", "one for each"),
-        (b"a\0b\0c", "one for each"),
+        (b"a\0", "do not match its"),
+        (b"a\0b\0c\0", "do not match its"),
+        (b"a\0b\0c", "do not match its"),
     ],
 )
 def test_paths_that_leave_their_folder(raw, message):

@@ -1,4 +1,4 @@
-"""Kills lose nothing and change no byte; what was begun for something else is left alone."""
+"""Kills lose nothing and change no byte; a .partial begun for something else is kept."""
 
 import os
 import random
@@ -153,7 +153,7 @@ class Reaped(subprocess.Popen):
 
 
 def test_rows_of_an_unfinished_cache_that_were_damaged_are_made_again(tmp_path):
-    """Features and status of done rows alike: a resumed cache vouches for every byte of it."""
+    """A resumed cache vouches for every byte of the features and the status of done rows."""
     drawn = caches.draw(9000, 4)
     whole = caches.make(tmp_path / "whole.h5", drawn).read_bytes()
     path = tmp_path / "a.h5"

@@ -139,7 +139,7 @@ def test_what_a_person_may_get_wrong_in_federate(file, tmp_path):
     refused("federate", file, "--batch", 1, *out, code=1, match="batch of one row")
     refused("federate", file, "--dataset", "pacs", *out, code=1, match="only one")
     refused("extract", "--dataset", "nosuch", "--out", tmp_path / "no.h5", code=6,
-            match="there are demo, pacs")  # fmt: skip
+            match="choose from demo, pacs")  # fmt: skip
     refused("extract", "--dataset", "dmo", "--out", tmp_path / "no.h5", code=6,
             match="Did you mean demo")  # fmt: skip
     refused("federate", file, "--backend", "fortran", *out, code=5, match="there is")

@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from pipeline.cli.app import cli
 from pipeline.cli.command import Command, Option
-from pipeline.cli.sections import MEANINGS, OTHERS, arranged, under
-from pipeline.settings import RunConfig, ways_of
+from pipeline.cli.options import OTHERS, arranged, under
+from pipeline.settings import RunConfig
+from pipeline.settings_used import ways_of
 
 
 def commands(group: click.Group = cli, names: tuple[str, ...] = ()):
@@ -62,8 +63,8 @@ def test_every_setting_has_one_section_and_every_choice_a_meaning():
     assert sorted(names) == sorted(each.name for each in settings)
     assert not [each.name for title, _, each in arranged() if title == OTHERS]
     for each in settings:
-        for choice in each.metadata.get("choices", ()):
-            assert MEANINGS[each.name][choice].endswith("."), (each.name, choice)
+        for choice, meaning in each.metadata.get("meanings", {}).items():
+            assert meaning.endswith("."), (each.name, choice)
 
 
 def test_a_heading_names_those_that_use_the_setting():

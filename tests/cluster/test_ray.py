@@ -179,7 +179,9 @@ def test_a_killed_driver_resumes_and_two_on_one_folder_are_refused(table, tmp_pa
 
 
 def test_what_the_cluster_has_not_is_refused_by_name(cluster):
-    with pytest.raises(ConfigError, match=r"--ray-worker cpus=512: no node .* has that; .* 2 CPUs"):
+    with pytest.raises(
+        ConfigError, match=r"--ray-worker cpus=512: no node .* resources; .* 2 CPUs"
+    ):
         OnRay(Size(cpus=512), "auto")
     with pytest.raises(ConfigError, match="0 GPUs"):
         OnRay(Size(gpus=1), "auto")

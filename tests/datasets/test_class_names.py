@@ -62,16 +62,16 @@ def test_a_list_of_names_goes_by_number_where_folders_are_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        (b"", "has 0 names, and there are 3 class folders"),
+        (b"", "has 0 names for 3 class folders"),
         (b"tench\ngoldfish\n", "has 2 names"),
         (b"a\tb\nc\td\n", "has 2 names"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"{", "is not JSON"),
-        (b'{"n01440764": 3}', "not of strings"),
+        (b'{"n01440764": 3}', "holds more than strings"),
         (b'{"x": "tench"}', "names none of the class folders"),
         (b'{"n01440764": " "}', "empty or not printable"),
         (b"n01440764\ta\x1b[2J\nn01443537\tb", "empty or not printable"),
-        (b"n01440764\ta\nn01440764\tb", "one folder two names"),
+        (b"n01440764\ta\nn01440764\tb", "a folder two names"),
         (b"[" * 100_000, "is not JSON"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_picture_that_cannot_be_written_is_named_and_a_lack_of_processes_is_no
     monkeypatch.setattr("pipeline.datasets.demo.draw.ALONE", 10**6)  # this process draws
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", full)
-        with pytest.raises(DataError, match=r"demo: .*\.png: No space left on device; free space"):
+        with pytest.raises(DataError, match=r"demo: .*\.png: No space left on device; check space"):
             find_folder("demo", tmp_path)
     monkeypatch.setattr("pipeline.datasets.demo.draw._missing", full)
     with pytest.raises(OSError, match="No space") as caught:

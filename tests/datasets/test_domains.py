@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 
 from pipeline.cli.app import cli
-from pipeline.datasets.counts import DOWNLOADS
+from pipeline.datasets.counts import DOWNLOADS, KNOWN
 from pipeline.datasets.find import find_images, refuse_copies
-from pipeline.datasets.known import (
-    KNOWN,
-    compare_counts,
-    find_dataset,
-    image_digests,
-    known_dataset,
-    scan,
-)
+from pipeline.datasets.known import compare_counts, find_dataset, known_dataset
 from pipeline.datasets.stated import Stated
+from pipeline.datasets.tree import image_digests, scan
 from pipeline.errors import DataError
 from tests.cli.test_cli import call
 
@@ -90,8 +84,8 @@ def test_each_difference_is_a_line():
     del counts["sketch"]["guitar"], counts["art_painting"]
     counts["clipart"] = {"dog": 1}
     assert compare_counts(Counts(counts), "PACS") == [
-        "clipart: this is not a domain of PACS (1 images)",
-        "cat: this is not a class of PACS (1 images)",
+        "clipart: not a domain of PACS (1 images)",
+        "cat: not a class of PACS (1 images)",
         "art_painting: this domain is missing (2,048 images published)",
         "cartoon/house: 289 images, 1 more than the 288 published",
         "photo/dog: 186 images, 3 short of the 189 published",
@@ -114,7 +108,7 @@ def test_two_spellings_of_one_class_are_told():
     counts = published("office_home")
     counts["Art"]["Trash Can"] = counts["Art"].pop("Trash_Can")
     lines = compare_counts(Counts(counts), "office_home")
-    assert lines == ["Trash_Can: it has 2 folders, Trash Can, Trash_Can"]
+    assert lines == ["Trash_Can: has 2 folders, Trash Can, Trash_Can"]
 
 
 def test_two_spellings_of_one_domain_are_told():
@@ -122,7 +116,7 @@ def test_two_spellings_of_one_domain_are_told():
     counts["PASCAL"] = {"bird": 2}
     lines = compare_counts(Counts(counts), "vlcs")
     assert lines == [
-        "VOC2007: it has 2 folders, PASCAL, VOC2007",
+        "VOC2007: has 2 folders, PASCAL, VOC2007",
         "VOC2007/bird: 332 images, 2 more than the 330 published",
     ]
 
@@ -162,7 +156,7 @@ def test_spellings_of_data_sets(name, key):
 
 
 def test_an_unknown_data_set_gets_the_nearest_name():
-    with pytest.raises(DataError, match="'pasc' is not known.*Did you mean pacs?"):
+    with pytest.raises(DataError, match="unknown data set 'pasc'.*Did you mean pacs?"):
         known_dataset("pasc")
 
 
@@ -203,9 +197,9 @@ def test_a_fuller_copy_wins_over_a_poorer_one(tmp_path):
 @pytest.mark.parametrize(
     ("name", "there", "words"),
     [
-        ("pacs", (), ("data", "PACS (not there)", "./run.sh download pacs", "art_painting")),
+        ("pacs", (), ("data", "PACS (missing)", "./run.sh download pacs", "art_painting")),
         ("pacs", ("pacs/x/y", "pacs/photo"), ("pacs", "x", "./run.sh download pacs")),
-        ("pacs", ("other/photo", "other/sketch"), ("(not there)",)),
+        ("pacs", ("other/photo", "other/sketch"), ("(missing)",)),
         ("terra_incognita", ("PACS/photo",), ("put it at", "terra_incognita", "--root")),
     ],
 )

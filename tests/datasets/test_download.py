@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.datasets import fetch
 from pipeline.datasets import known as domains
+from pipeline.datasets.counts import KNOWN
 from pipeline.datasets.fetch import download_dataset
-from pipeline.datasets.known import KNOWN
 from pipeline.errors import DataError
 from pipeline.transfer.download import download
 from tests.cli.test_cli import call
@@ -89,7 +89,7 @@ def test_wrong_counts_are_said_and_the_files_kept(server, tmp_path):
             download_dataset("pacs", tmp_path, server.url, said)
         assert "photo/dog: 8 images, 1 short of the 9 published" in said
         assert "sketch/house: 5 images, 1 more than the 4 published" in said
-        assert "cat: this is not a class of PACS (1 images)" in said
+        assert "cat: not a class of PACS (1 images)" in said
     advised = re.search(r"run \./run\.sh (extract .*)", str(caught.value))[1]
     call(*shlex.split(advised), "--dry-run")
     assert (tmp_path / "PACS/kfold/photo/cat/1.jpg").exists() and len(server.asked) == 1

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import features
 
 from pipeline.datasets.find import find_images
 from pipeline.datasets.image_files import (
@@ -15,7 +15,7 @@ from pipeline.datasets.image_files import (
     kind_of,
     read_folder,
 )
-from pipeline.datasets.known import scan
+from pipeline.datasets.tree import scan
 from pipeline.encoder.pixels import load_pixels
 from pipeline.errors import DataError
 from pipeline.runs.predict import find_pictures
@@ -172,15 +172,3 @@ def test_predict_takes_what_extract_takes_on_random_trees(tmp_path):
             continue
         tree = scan(root, "class")
         assert set(tree.paths) | set(tree.ignored) >= {str(f.relative_to(root)) for f in files}
-
-
-def test_a_picture_that_needs_a_converter_says_so_when_it_is_named(made, tmp_path):
-    from tests.runs.predictions import answers
-
-    file = made / "photo.heic"
-    file.write_bytes(b"\0\0\0\x18ftypheic")
-    (answer,) = answers(made, "released", "art", images="photo.heic")[1]
-    assert answer.error == "HEIC needs a converter: save it as JPEG or PNG"
-    Image.new("RGB", (9, 9)).save(file, "PNG")  # only named so
-    (answer,) = answers(made, "released", "art", images="photo.heic")[1]
-    assert answer.error is None

@@ -124,7 +124,7 @@ REFUSED = {  # paths, what is said, what the first advised words make of it: lay
                       "in 2 Unicode forms", "domain/class", 4),
     "full width": (trees("photo", "art") + ["art/ｄｏｇ/1.jpg"], "'dog' and 'ｄｏｇ'",
                    "domain/class", 3),
-    "domains' spelling": (trees("Real World", "Real_World"), "domain folders differ in spelling",
+    "domains' spelling": (trees("Real World", "Real_World"), "folders differ only in spelling",
                           "domain/class", 2),
     "several at once": (trees("A", "C", classes=("1", "2")),
                         "single characters; the classes '1', '2'", "domain/class", 2),
@@ -232,7 +232,8 @@ def test_one_domain_of_several_is_said(tmp_path):
     said = Said()
     find_images(str(tmp_path / "mine" / "photo"), tmp_path, said)
     assert (
-        said[-1] == f"folders beside it hold the same classes; for all of them name {tmp_path}/mine"
+        said[-1]
+        == f"folders beside it have the same classes; to use all of them, name {tmp_path}/mine"
     )
     fill(tmp_path, ["mine/else/1.jpg"])  # then the folder above is no whole
     said.clear()
@@ -265,7 +266,7 @@ def test_words_that_cannot_be_are_refused(tmp_path, tree):
     for words in (["--layout", "class/domain"], ["--accept", "all"]):
         call("extract", "--dataset", tree, *words, code=2)
     for stated in ({"layout": "x"}, {"accept": ("x",)}):
-        with pytest.raises(ConfigError, match="there are"):
+        with pytest.raises(ConfigError, match="choose from"):
             Stated(**stated)
     refused("extract", "--dry-run", "--check", 3, code=1, match="only one of them")
 

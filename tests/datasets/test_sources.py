@@ -185,10 +185,10 @@ def test_numbers_without_folders_need_names(folder):
         ("path,label\nphoto/cat/0.png\n", "line 2 has 1 parts"),
         ("path,label\nphoto/cat/0.png,\n", "line 2 has no path or no label"),
         ("path,label,split\na.png,cat,dev?\nb.png,cat,maybe", "line 3 has the split 'maybe'"),
-        ("photo/cat/0.png,cat,photo", "no header says which is what"),
-        ("path,label\n../secret.png,cat", "do not leave it"),
-        ("path,label\n/etc/passwd,cat", "do not leave it"),
-        ("path,label\na//b.png,cat", "do not leave it"),
+        ("photo/cat/0.png,cat,photo", "no header names them"),
+        ("path,label\n../secret.png,cat", "must not leave it"),
+        ("path,label\n/etc/passwd,cat", "must not leave it"),
+        ("path,label\na//b.png,cat", "must not leave it"),
         ("path,label\nnot/there.png,cat", "put the list beside the images"),
         ("path,label\nphoto/cat/0.png,cat\nphoto/cat/0.png,dog", "is listed twice"),
         ("path,label,domain\nphoto/cat/0.png,cat,x\nphoto/cat/1.png,cat,", "rows have no domain"),
@@ -351,7 +351,7 @@ def test_what_is_plainly_something_else_is_said(folder, tmp_path):
     (folder / "images" / "photo" / "BACKGROUND_Google").mkdir()
     (folder / "images" / "photo" / "BACKGROUND_Google" / "1.png").write_bytes(picture(999))
     _, said = found(folder / "images")
-    assert any("'BACKGROUND_Google' holds images of no class" in line for line in said)
+    assert any("'BACKGROUND_Google' seems to hold images without a class" in line for line in said)
     above = tmp_path / "above"
     (folder / "images" / "photo").rename(folder / "101_ObjectCategories")
     above.mkdir()

@@ -1,4 +1,4 @@
-"""Small random CLIPs in OpenAI's layout, and the forms in which such weights come as files."""
+"""Small random CLIPs in OpenAI's layout, and writing them in every file format of weights."""
 
 import warnings
 from pathlib import Path

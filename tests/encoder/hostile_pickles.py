@@ -1,4 +1,4 @@
-"""Pickles written instruction by instruction, as an attacker would: no pickler makes them."""
+"""Pickles written instruction by instruction, as by an attacker; no pickler writes them."""
 
 import pickle
 import struct
@@ -88,7 +88,7 @@ _CALLS = (
     *("torch._utils _rebuild_wrapper_subclass", "torch.nn.modules.linear Linear"),
     *("collections OrderedDict.__init__", "torch FloatStorage.from_file", "torch._utils _x"),
 )
-HOSTILE: dict[str, tuple[bytes, str]] = {  # name -> the pickle, what is said of it
+HOSTILE: dict[str, tuple[bytes, str]] = {  # name -> the pickle, the expected message
     **{f"call {words}": (call(words), words.replace(" ", ".")) for words in _CALLS},
     "stack global": (
         Program().raw(b"\x8c\x02os\x8c\x06system\x93(").text("true").raw(b"tR").end(),

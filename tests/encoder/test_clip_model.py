@@ -19,7 +19,7 @@ from pipeline.encoder.model import (
     load_model,
 )
 from pipeline.encoder.weights import OPENAI_NAMES
-from pipeline.errors import WeightsError
+from pipeline.errors import ConfigError, WeightsError
 from tests.conftest import ROOT
 from tests.datasets.loopback import head, replying
 from tests.encoder import clips
@@ -40,7 +40,7 @@ def vit(tmp_path_factory):
 
 
 def test_every_form_of_the_same_weights_is_the_same_model(module, tmp_path):
-    # The suffix says nothing: the content decides.
+    # The content decides, not the suffix.
     models = [load_model(str(clips.save(module, tmp_path / f"{n}.pt", f)), CPU)
               for n, f in enumerate(FORMS)]  # fmt: skip
     assert len({model.weights_sha256 for model in models}) == 1
@@ -131,7 +131,7 @@ def test_a_prompt_that_is_too_long_is_named(vit):
 
 @pytest.mark.parametrize("template", ["a picture", "{} and {}"])
 def test_a_template_without_its_one_place_is_refused(vit, template):
-    with pytest.raises(ValueError, match="template"):
+    with pytest.raises(ConfigError, match="prompt"):
         encode_prompts(vit, ["dog"], [template])
 
 
@@ -165,7 +165,7 @@ def test_loading_leaves_no_trace_and_no_warning(tmp_path):
 
 @pytest.fixture
 def home(monkeypatch, tmp_path) -> Path:
-    """A home folder without weights; returns where clip keeps them in it."""
+    """A home folder without weights; returns where clip keeps them."""
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return tmp_path / ".cache" / "clip"
@@ -184,7 +184,7 @@ def test_weights_that_cannot_be_had_say_from_where_and_to_where(home, monkeypatc
         assert f"put it at {file}, or" in said and "cannot be reached" in said
         assert "name resolution" in said and "--url" not in said
     file.write_bytes(b"half")
-    with pytest.raises(WeightsError, match="in the place of the damaged or other file"):
+    with pytest.raises(WeightsError, match="in place of the damaged or different file"):
         load_model(name, CPU)
     assert file.read_bytes() == b"half"
 
@@ -195,7 +195,7 @@ def weights_file(tmp_path) -> bytes:
 
 
 def served(server, content: bytes, monkeypatch) -> None:
-    """Let ViT-B/32 be what a server of this machine has."""
+    """Make ViT-B/32 a file on a local server."""
     url = f"{server.url.rsplit('/', 1)[0]}/{hashlib.sha256(content).hexdigest()}/small.pt"
     monkeypatch.setitem(import_clip().clip._MODELS, "ViT-B/32", url)
 

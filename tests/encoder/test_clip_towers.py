@@ -1,4 +1,4 @@
-"""Heads and activation of a file's CLIP: named, by a config, or assumed and said."""
+"""Heads and activation of a file's CLIP: by options, from a config, or assumed with a warning."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ PIXELS = np.random.default_rng(5).integers(0, 256, (3, 32, 32, 3), dtype=np.uint
 
 
 def lively(image_width: int, text_width: int, kind: str = "ViT") -> dict[str, torch.Tensor]:
-    """A random state dict whose heads and activation show in its features, as fp16 rounds it."""
+    """A random state dict, rounded to fp16, whose heads and activation affect its features."""
     layers, patch = ((1, 1, 1, 1), None) if kind == "RN" else (2, 16)
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -236,8 +236,8 @@ def test_openais_own_weights_are_known_whatever_lies_beside(tmp_path, monkeypatc
         (["vision_model.embeddings.class_embedding"], "Hugging Face's layout"),
         (["text.token_embedding.weight"], "text tower that is not CLIP's"),
         (["visual.trunk.cls_token"], "timm"),
-        (["module.visual.conv1.weight"], "1 more tensors, first module.visual.conv1.weight"),
-        (["visual.extra\x1b[2J"], "1 more tensors, first visual.extra\\x1b[2J"),
+        (["module.visual.conv1.weight"], "1 unknown tensors, first module.visual.conv1.weight"),
+        (["visual.extra\x1b[2J"], "1 unknown tensors, first visual.extra\\x1b[2J"),
         (["logit_bias"], "SigLIP"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Names and files of weights: what is none is refused in one line that names the way out."""
+"""Names and files of weights; invalid ones are refused in one line that says what to do."""
 
 import socket
 import struct
@@ -25,7 +25,7 @@ def saved(module: torch.nn.Module, form: str, folder: Path) -> bytes:
 
 
 class Trap:
-    """Runs code when it is unpickled."""
+    """Code that runs on unpickling."""
 
     def __reduce__(self):
         return (print, ("unpickled",))

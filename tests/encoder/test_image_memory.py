@@ -1,4 +1,4 @@
-"""Memory that decoding an image takes: bounded by its header, for every format and mode."""
+"""The memory for decoding an image is bounded by its header, for every format and mode."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from pipeline.encoder import pixels
 from pipeline.encoder.pixels import IMAGE_LIMITS, MIB, Limits, UnreadableImage, load_pixels
 from tests.conftest import ROOT
 
-SIZE = (1600, 1250)
+SIZE = (1000, 780)
 ONE_STRIP = {"compression": "tiff_lzw", "strip_size": 1 << 30}
 FORMS = {  # what is saved -> options, modes
     "plain.jpg": ({}, ("L", "RGB", "CMYK")),
@@ -70,7 +70,7 @@ def save(path: Path, form: str, mode: str, size: tuple[int, int]) -> None:
 
 @pytest.fixture(scope="module")
 def peaks(tmp_path_factory) -> dict[str, tuple[Path, int]]:
-    """By file name, where it lies and the bytes that decoding it added at most."""
+    """{file name: (path, peak bytes added by decoding)}."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system does not measure peak memory of a process")
     folder, paths = tmp_path_factory.mktemp("images"), []
@@ -82,7 +82,7 @@ def peaks(tmp_path_factory) -> dict[str, tuple[Path, int]]:
         save(paths[-1].with_name(f"small-{paths[-1].name}"), form, mode, (16, 16))
     done = subprocess.run(
         [sys.executable, "-c", PEAKS, *map(str, paths)], cwd=ROOT, capture_output=True, text=True,
-        # glibc gives every freed block of this size back, so that a peak is that image's own.
+        # glibc returns every freed block of this size, so that a peak is only that image's.
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0"},
         check=False,
     )  # fmt: skip
@@ -103,9 +103,9 @@ def test_the_bound_by_the_header_holds_and_is_near(peaks, form, mode):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pixels, "_refuse_bytes", noted)
         load_pixels(path, 32)
-    slack = SIZE[0] * SIZE[1]  # a byte a pixel: blocks that are read, and what Python itself takes
+    slack = SIZE[0] * SIZE[1]  # a byte per pixel: blocks that are read, and Python's own memory
     assert peak <= asked[-1] + slack, (peak / slack, asked[-1] / slack)
-    # Tiles are not told from a whole image by Pillow's header; an uncompressed TIFF may be mapped.
+    # Pillow's header does not show tiles; an uncompressed TIFF may be mapped.
     if form not in ("tiles.jp2", "plain.tif"):
         assert asked[-1] <= 3 * peak + 2 * slack, (peak / slack, asked[-1] / slack)
 
@@ -136,7 +136,7 @@ def test_ordinary_images_fit_the_default_limits(tmp_path, mode, form, megapixels
 
 @pytest.mark.parametrize("size", [(3, 30_000), (30_000, 3)])
 def test_what_resizing_takes_is_counted(tmp_path, size):
-    """Of few pixels, a shorter side of 224 makes half a gigabyte."""
+    """Resizing few pixels to a shorter side of 224 can take half a gigabyte."""
     file = io.BytesIO()
     Image.new("RGB", size).save(file, "PNG")
     (tmp_path / "thin.png").write_bytes(file.getvalue())

@@ -1,4 +1,4 @@
-"""Pixels against torchvision, against pixels others published, and files damaged or odd."""
+"""Pixels against torchvision and published pixels; damaged and odd files."""
 
 import errno
 import io
@@ -204,7 +204,7 @@ def test_what_cannot_be_read_is_named_with_the_reason_on_one_line(tmp_path, name
 
 
 def large(kind: str) -> bytes:
-    """A small file of many pixels: one of one colour, or a header that says so."""
+    """A small file of many pixels: of one colour, or with a false header."""
     size = (6000, 2000)
     if kind == "header.bmp":
         file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""CLIPs of transformers and open_clip: the same features here, and every shape of OpenAI's."""
+"""CLIPs of transformers and open_clip give the same features here; every shape of OpenAI's."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ ACTIVATIONS = {"quickgelu": "quick_gelu", "gelu": "gelu"}
 
 
 def lively(module: torch.nn.Module) -> torch.nn.Module:
-    """Its weights drawn anew, large enough for heads and activation to show in features."""
+    """Redraw its weights large enough for heads and activation to affect features."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in module.named_parameters():
@@ -79,7 +79,7 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def assert_same(model, images: torch.Tensor, texts: torch.Tensor) -> None:
-    """Unit features equal to 1e-4, and raw ones as far as float32's rounding goes."""
+    """Unit features equal to 1e-4, and raw ones up to float32's rounding."""
     found = (encode_images(model, PIXELS), torch.from_numpy(encode_prompts(model, NAMES, [PROMPT])))
     for ours, theirs in zip(found, (images, texts), strict=True):
         assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
@@ -125,7 +125,7 @@ def test_a_model_of_transformers_has_its_features(activation, mlp, tmp_path):
         assert_same(load_model(str(bare), CPU, Towers(5, 4, other)), *expected)
 
 
-FORMS = {  # how open_clip's weights come; the files beside them name the rest
+FORMS = {  # file formats of open_clip's weights; the files beside them name the rest
     "plain": lambda state: state,
     "checkpoint": lambda state: {
         "epoch": 3, "name": "x", "state_dict": {f"module.{n}": t for n, t in state.items()},
@@ -228,7 +228,7 @@ def test_every_vit_comes_from_hugging_faces_layout(name):
 
 
 def built_on_meta(state: dict[str, torch.Tensor], heads: tuple[int, int, str]) -> torch.nn.Module:
-    """build_module without its numbers, which would take gigabytes."""
+    """build_module without the numbers, which would take gigabytes."""
     on_meta, load = torch.nn.Module.to_empty, torch.nn.Module.load_state_dict
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

@@ -1,4 +1,4 @@
-"""Archives of torch read as data: equal to torch's own reading, and nothing of them is run."""
+"""Archives of torch read as data: equal to torch's own reading, and none of their code is run."""
 
 import io
 import pickle
@@ -24,7 +24,7 @@ OLD = {"_use_new_zipfile_serialization": False}
 
 
 class Part(torch.nn.Module):
-    """Parameters, buffers and what else a TorchScript object may hold."""
+    """Parameters, buffers and other content of a TorchScript object."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Part(torch.nn.Module):
 
 
 class Whole(torch.nn.Module):
-    """Modules in modules, one of them in two places, and BatchNorm's statistics."""
+    """Nested modules, one of them in two places, and BatchNorm's statistics."""
 
     def __init__(self, shared: bool) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def by_torch(path: Path) -> dict[str, torch.Tensor]:
 
 
 def rewritten(path: Path, out: Path, change, compression: int = zipfile.ZIP_STORED) -> Path:
-    """The archive with each (name, bytes) put through `change`; None leaves a member out."""
+    """The archive with `change` applied to each (name, bytes); None removes a member."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w", compression) as new:
         for name in old.namelist():
             changed = change(name, old.read(name))
@@ -279,7 +279,7 @@ def test_archives_that_lie_are_refused(tmp_path):
     twice.write_bytes(sound.read_bytes())
     with zipfile.ZipFile(twice, "a") as archive:
         archive.writestr(archive.namelist()[0], b"other")
-    refused(twice, "two members of one name")
+    refused(twice, "two members of the same name")
     two = tmp_path / "two.pt"
     two.write_bytes(sound.read_bytes())
     with zipfile.ZipFile(two, "a") as archive:

@@ -1,4 +1,4 @@
-"""What tests of extraction share: a small tree of images, and a run whose words are kept."""
+"""Helpers for tests of extraction: a small tree of images, and a run with its messages."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def draw_tree(folder: Path) -> Path:
 
 
 class Said(list):
-    """Takes lines for the user."""
+    """Collects lines for the user."""
 
     def __call__(self, line: str) -> None:
         assert "\n" not in line

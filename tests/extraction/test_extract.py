@@ -1,4 +1,4 @@
-"""Extraction against plain clip image by image; forms, workers and precision change nothing."""
+"""Extraction against plain clip, image by image; formats, workers and precision do not matter."""
 
 import subprocess
 import sys
@@ -155,7 +155,7 @@ def test_rows_are_asked_for_in_whole_blocks_and_each_once():
 
 
 def test_how_many_images_are_handed_over_at_once_changes_no_byte(tree, weights, tmp_path):
-    """Bad images and turned ones too, whose block is found again in what workers hand over."""
+    """Also with bad and rotated images, whose blocks are assembled from the workers' results."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for number in (3, 9, 17):

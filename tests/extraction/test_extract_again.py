@@ -1,4 +1,4 @@
-"""Extraction where a cache is already: up to date, unlike, locked, or begun and broken off."""
+"""Extraction where a cache exists: up to date, mismatched, locked, or interrupted."""
 
 import shutil
 import signal

@@ -1,4 +1,4 @@
-"""Images that are bad or odd, and words that are wrong: one line, and nothing lost."""
+"""Bad and odd images, and invalid options: one line, and nothing is lost."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ extract = import_module("pipeline.extraction.extract")  # the module; the packag
 
 
 def spoil(tree: Path) -> dict[str, str]:
-    """Puts four bad images into the tree; {path: what its reason says}."""
+    """Put four bad images into the tree; {path: part of the reason}."""
     jpeg = (tree / "photo" / "cat" / "01.jpg").read_bytes()
     bad = {
         "art/cat/empty.jpg": (b"", "0 bytes"),

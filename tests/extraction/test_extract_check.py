@@ -1,4 +1,4 @@
-"""extract --check: a cache is what its images give, and whatever is not shows."""
+"""extract --check: a cache matches its images, and every mismatch shows."""
 
 import json
 import shutil
@@ -11,7 +11,6 @@ from cache.npz import read_npz
 from cache.store import read_paths, read_table, write_table
 from cache.table import CacheError, StaleCache
 from pipeline.datasets.demo.draw import draw_dataset
-from pipeline.encoder import pixels
 from pipeline.errors import DataError
 from pipeline.extraction.check import check_cache
 from tests.cache.caches import make
@@ -75,9 +74,10 @@ def test_the_draw_is_random_or_fixed_by_a_seed(demo):
 
 
 def test_a_softer_resize_shows(demo, monkeypatch):
-    """The limits are tight enough to see bilinear in the place of bicubic."""
+    """The limits are tight enough to detect bilinear in place of bicubic."""
     soft = Image.Resampling.BILINEAR
-    monkeypatch.setattr(pixels, "_resize", lambda image, n: image.resize((n, n), soft))
+    plain = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda image, size, _: plain(image, size, soft))
     found = check(demo / "few", 20, demo / "fp32.h5")
     assert not found.as_expected and found.cosine > 0.9
 

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of extractions: nothing lost, the same bytes, nobody left behind."""
+"""kill -9 at random moments of extractions: nothing lost, same bytes, no process left behind."""
 
 import contextlib
 import os
@@ -20,8 +20,8 @@ from cache.table import CacheError
 from tests.conftest import ROOT
 from tests.encoder import clips
 
-KILLS = 24  # half of them of the parent only
-IMAGES, BATCH = 200, 2
+KILLS = 16  # half of them kill only the parent
+IMAGES, BATCH = 120, 2
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills by process group, forks")
 
@@ -57,7 +57,7 @@ for line in sys.stdin:
 
 
 class Nursery:
-    """Runs extractions one after the other in processes that can be killed."""
+    """Runs one extraction after the other, in processes that can be killed."""
 
     def __init__(self, process: subprocess.Popen, images: Path, weights: Path) -> None:
         self.process, self.images, self.weights = process, images, weights
@@ -105,7 +105,7 @@ def nursery(tmp_path_factory) -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def undisturbed(nursery, tmp_path_factory) -> tuple[bytes, float]:
-    """The bytes of an extraction that nobody killed, and the seconds it took."""
+    """The bytes of an undisturbed extraction, and its seconds."""
     out = tmp_path_factory.mktemp("whole") / "x.h5"
     start = time.perf_counter()
     nursery.begin(out)
@@ -122,7 +122,7 @@ def rows_done(out: Path) -> int:
 
 
 def wait_for_rows(out: Path, pid: int, rows: int) -> None:
-    """Until the extraction has flushed so many rows, or is at its end."""
+    """Wait until the extraction has flushed so many rows or ended."""
     while not out.exists():
         with contextlib.suppress(CacheError, FileNotFoundError):  # renamed while it is looked at
             if rows_done(out) >= rows:
@@ -190,7 +190,7 @@ def test_no_worker_outlives_its_parent(nursery, undisturbed, tmp_path):
 
 
 def members(group: int) -> set[int]:
-    """Processes of this group that still run."""
+    """The running processes of this group."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""Extraction in shards: merged they are the file of one piece; what does not fit is named."""
+"""Extraction in shards: merged, they equal the file of one piece; mismatches are named."""
 
 import shutil
 import subprocess
@@ -228,7 +228,8 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from cache.identity import manifest_sha256
-from cache.store import merge_shards, open_writer, shard_identity
+from cache.store import merge_shards, no_features, open_writer, shard_identity
+from cache.table import FeatureTable
 rows, files = 60_000, []
 paths = [f"a/b/{number:05}.png" for number in range(rows)]
 for index in (1, 2):
@@ -237,12 +238,13 @@ for index in (1, 2):
     own = [paths[row] for row in half]
     whole = {"manifest_sha256": manifest_sha256(own, digests)}
     file = Path(sys.argv[1]) / f"x.shard-{index}-of-2.h5"
-    with open_writer(
-        file, identity=shard_identity(whole, paths, index=index, count=2, batch=16),
-        class_names=["b"], domain_names=["a"], labels=np.zeros(30_000), domains=np.zeros(30_000),
-        text_features=np.ones((1, 512)), logit_scale=100, width=512, dtype="float16", paths=own,
-        image_digests=digests,
-    ) as writer:
+    table = FeatureTable(
+        source="", features=no_features(30_000, 512, "float16"), labels=np.zeros(30_000, int),
+        domains=np.zeros(30_000, int), text_features=np.ones((1, 512), np.float32),
+        logit_scale=100.0, class_names=("b",), domain_names=("a",), split=None,
+        identity=shard_identity(whole, paths, index=index, count=2, batch=16),
+    )
+    with open_writer(file, table, paths=own, image_digests=digests) as writer:
         for start in range(0, 30_000, 4096):
             some = np.arange(start, min(start + 4096, 30_000))
             writer.put(some, np.ones((len(some), 512), np.float16), np.ones(len(some)))
@@ -264,7 +266,7 @@ print(peak() - before)
 
 @pytest.mark.parametrize("levels", [("art", "photo"), ("train/art", "test/art")])
 def test_a_copy_in_another_shard_is_found_on_merging(tree, weights, tmp_path, levels):
-    """No shard has both images; the whole, extracted in one piece, is refused for them."""
+    """No shard has both images; extracted in one piece, the whole is refused for them."""
     if levels[0] == "train/art":
         (tree.parent / "new" / "train").mkdir(parents=True)
         (tree.parent / "new" / "test").mkdir()

@@ -1,4 +1,4 @@
-"""Which shard a process is, by its words, torchrun or Slurm; and the commands."""
+"""The shard of a process: by option, torchrun or Slurm; and the commands."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.extraction.shards import launched_task, parse_shard, pick_card
+from tests.cli.test_cli import call, refused
 from tests.conftest import ROOT, logged
 from tests.extraction.extraction import run
 
@@ -39,7 +40,7 @@ def test_the_words_of_a_shard(tree, weights, tmp_path):
             ("4/4", 1),
             "--shard 4/4",
         ),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None, "begin the line with srun"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None, "start the command with srun"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None, None),
         ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}, None, None),
     ],
@@ -84,17 +85,10 @@ def test_torchruns_processes_extract_and_the_command_merges(tree, weights, tmp_p
     files = sorted(tmp_path.glob("x.shard-*"))
     assert [file.name for file in files] == ["x.shard-1-of-2.h5", "x.shard-2-of-2.h5"]
 
-    def call(*more) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "pipeline", *map(str, more)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-    refused = call("federate", files[0])
-    assert refused.returncode == 4 and "cache merge" in refused.stderr
-    refused = call("cache", "merge", files[1])
-    assert refused.returncode == 4 and "1/2" in refused.stderr
-    done = call("cache", "merge", *files)
-    assert done.returncode == 0 and done.stdout.strip() == str(out)
+    refused("federate", files[0], code=4, match="cache merge")
+    refused("cache", "merge", files[1], code=4, match="1/2")
+    assert call("cache", "merge", *files).stdout.strip() == str(out)
     run(tree, weights, whole, batch=2)
     assert out.read_bytes() == whole.read_bytes()
-    refused = call("extract", "--dataset", tree, "--model", weights, "--shard", "1/2", "--check", 3)
-    assert refused.returncode == 1 and "leave out --shard" in refused.stderr
+    check = ("extract", "--dataset", tree, "--model", weights, "--shard", "1/2", "--check", 3)
+    refused(*check, code=1, match="leave out --shard")

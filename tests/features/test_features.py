@@ -1,5 +1,6 @@
-"""Features as other tools leave them: read the same whatever the form, refused with the way out."""
+"""Features of other tools: read the same in every format, or refused with what to do."""
 
+import dataclasses
 import json
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from cache.npz import as_table
 from cache.store import read_table
 from cache.table import CacheError
+from pipeline.errors import ConfigError
 from pipeline.features.read import Stated, read_features
 from pipeline.features.write import FORMS, write_features
 from tests.cli.test_cli import call, refused
@@ -45,7 +47,7 @@ def read(source: Path, stated: Stated | None = None, **settings: object):
 
 
 def named(folder: Path, **others: object) -> Stated:
-    """Text features and names in files of their own, beside a source that has none."""
+    """Text features and names in separate files, beside a source without them."""
     np.save(folder / "t_e_x_t.npy", PARTS["text_features"])
     (folder / "n_a_m_e_s.txt").write_text("\n".join(NAMES) + "\n")
     files = {"text_features": folder / "t_e_x_t.npy", "class_names": folder / "n_a_m_e_s.txt"}
@@ -101,7 +103,7 @@ def test_labels_of_every_form_are_the_same(form, tmp_path):
         (np.zeros((ROWS, 2)), "labels must be"),
         (np.full(ROWS, np.nan), "must be integers"),
         (np.zeros(0, int), "labels must be (40,)"),
-        (np.int64(3), "a row each; got one value"),
+        (np.int64(3), "one per row; got a single value"),
         (PARTS["labels"].astype(complex), "must be integers"),
     ],
 )
@@ -204,7 +206,7 @@ def test_a_folder_of_splits_becomes_the_split(form, tmp_path):
     split = np.repeat([0, 1, 2], [20, 8, 12])
     table, said = read(folder)
     assert table.fingerprint == expected(split=split).fingerprint
-    assert "ignored files: features_train_cache_3.pt, notes.md" in said and "turned" in said
+    assert "ignored files: features_train_cache_3.pt, notes.md" in said and "transposed" in said
 
 
 def test_tip_adapters_cache_is_turned(tmp_path):
@@ -220,7 +222,7 @@ def test_tip_adapters_cache_is_turned(tmp_path):
     np.testing.assert_array_equal(table.features, unit[rows].astype(np.float16))
     np.testing.assert_array_equal(table.labels, PARTS["labels"][rows])
     np.testing.assert_array_equal(table.split, np.repeat([0, 2], [20, 12]))
-    assert "Tip-Adapter's cache, whose columns are rows" in said
+    assert "Tip-Adapter's cache, one feature per column" in said
 
 
 def save_clip_retrieval(folder: Path, columns: dict[str, list]) -> None:
@@ -280,6 +282,8 @@ def test_text_features_are_made_by_the_model(tmp_path):
         read(tmp_path / "f.npy", by_number)
     np.save(tmp_path / "f.npy", text[(PARTS["labels"] + 1) % 3])
     assert "near chance" in read(tmp_path / "f.npy", by_words)[1]
+    with pytest.raises(ConfigError, match="--prompt 'an owl': needs one {}"):
+        read(tmp_path / "f.npy", dataclasses.replace(by_words, templates=["an owl"]))
     np.save(tmp_path / "f.npy", PARTS["features"])
     with pytest.raises(CacheError, match="6 wide, those of --model demo 128"):
         read(tmp_path / "f.npy", by_words)
@@ -291,13 +295,13 @@ def test_text_features_are_made_by_the_model(tmp_path):
 def test_what_is_missing_is_said_with_its_option(tmp_path):
     np.save(tmp_path / "f.npy", PARTS["features"])
     np.save(tmp_path / "labels.npy", PARTS["labels"])
-    with pytest.raises(CacheError, match=r"lacks labels; pass --labels FILE.*labels\.npy"):
+    with pytest.raises(CacheError, match=r"has no labels; pass --labels FILE.*labels\.npy"):
         read(tmp_path / "f.npy")
     only = Stated(files={"labels": tmp_path / "labels.npy"})
     with pytest.raises(CacheError, match="--text-features FILE.*--model NAME"):
         read(tmp_path / "f.npy", only)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CacheError, match="no file of features in it"):
+    with pytest.raises(CacheError, match="no features in it"):
         read(tmp_path / "empty")
     (tmp_path / "up" / "inner").mkdir(parents=True)
     np.save(tmp_path / "up" / "inner" / "features.npy", PARTS["features"])

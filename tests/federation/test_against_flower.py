@@ -8,13 +8,8 @@ import torch
 
 from pipeline.federation.methods.mean import mean, shares_of
 from pipeline.federation.methods.robust import krum, median, trimmed_mean
-from pipeline.federation.methods.server_optimizers import (
-    ServerState,
-    fedadagrad,
-    fedadam,
-    fedavgm,
-    fedyogi,
-)
+from pipeline.federation.methods.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
+from pipeline.settings import RunConfig
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # flwr reads it when it is imported
 pytest.importorskip("flwr", reason="flwr is not installed: pip install -r requirements-dev.txt")
@@ -81,26 +76,31 @@ def fedadam_factor(number):
     return np.sqrt(1 - 0.99 ** (number + 1.0)) / (1 - 0.9 ** (number + 1.0))
 
 
-# (Flower's, ours with the server's learning rate as an argument, Flower's factor on it)
+# (Flower's, ours, our settings, Flower's factor on the server's learning rate)
+ADAPTIVE = {"server_beta1": 0.9, "server_beta2": 0.99, "tau": 1e-2}
 OPTIMIZERS = {
     "FedAvgM": (
         lambda: flower.FedAvgM(server_learning_rate=0.7, server_momentum=0.9),
-        lambda x, y, s, lr: fedavgm(x, y, s, lr, 0.9),
+        fedavgm,
+        {"server_momentum": 0.9},
         lambda number: 1.0,
     ),
     "FedAdagrad": (
         lambda: flower.FedAdagrad(eta=0.7, tau=1e-2),
-        lambda x, y, s, lr: fedadagrad(x, y, s, lr, 0.0, 1e-2),
+        fedadagrad,
+        {"server_beta1": 0.0, "tau": 1e-2},
         lambda number: 1.0,
     ),
     "FedAdam": (
         lambda: flower.FedAdam(eta=0.7, beta_1=0.9, beta_2=0.99, tau=1e-2),
-        lambda x, y, s, lr: fedadam(x, y, s, lr, 0.9, 0.99, 1e-2),
+        fedadam,
+        ADAPTIVE,
         fedadam_factor,
     ),
     "FedYogi": (
         lambda: flower.FedYogi(eta=0.7, beta_1=0.9, beta_2=0.99, tau=1e-2),
-        lambda x, y, s, lr: fedyogi(x, y, s, lr, 0.9, 0.99, 1e-2),
+        fedyogi,
+        ADAPTIVE,
         lambda number: 1.0,
     ),
 }
@@ -108,18 +108,19 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_server_optimizers(name):
-    make, ours, factor = OPTIMIZERS[name]
+    make, ours, settings, factor = OPTIMIZERS[name]
     strategy, shares = make(), shares_of(ROWS)
     server = torch.from_numpy(draw(100)[0])
     # Flower starts the second moment at 0, we at tau ** 2.
-    state = ServerState(torch.zeros_like(server), torch.zeros_like(server))
+    state = {name: torch.zeros_like(server) for name in ("momentum", "second")}
     for number in range(1, ROUNDS + 1):
         clients = draw(number)
         arrays = ArrayRecord({"w": Array(server.numpy().copy())})
         strategy.current_arrays = arrays if name == "FedAvgM" else {"w": server.numpy()}
         ref = aggregated(strategy, clients, number)
         target = mean(torch.from_numpy(clients), shares)
-        server, state = ours(server, target, state, 0.7 * factor(number))
+        config = RunConfig(**settings, server_lr=0.7 * factor(number))
+        server, state = ours(config, server, target, state)
         np.testing.assert_allclose(server, ref, atol=2e-5)
         server = torch.from_numpy(np.array(ref, np.float32))
 

@@ -49,7 +49,7 @@ def config_of(**changed) -> RunConfig:
 def check_cures(table, config, message):
     """Each alternative that a refusal names makes the very same command's plan."""
     named = advised(message)
-    assert named or "No setting of a run cures that" in message, message
+    assert named or "No setting fixes that" in message, message
     for words in named:
         build_plan(table, with_options(table, config, words))
 
@@ -212,7 +212,7 @@ def test_every_conflict_is_provoked():
 
 def test_rows_that_no_setting_can_split_get_no_advice(tmp_path):
     table = lacking("nothing", fixed=False, rows=(3,))
-    with pytest.raises(RowsError, match="No setting of a run cures that"):
+    with pytest.raises(RowsError, match="No setting fixes that"):
         build_plan(table, config_of())
     for share in range(1, 99):
         with pytest.raises(RowsError):

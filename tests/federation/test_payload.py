@@ -133,5 +133,4 @@ def test_the_released_adapter_against_clip():
     adapter = 2 * 512 * 512 + 2 * 512
     assert payload_bytes(adapter, "fp32") == 2_101_248
     assert clip_bytes("ViT-B/32") == 605_109_252
-    assert clip_bytes("ViT-B/32", "fp16") == 302_554_626
     assert clip_bytes("demo") is None

@@ -132,4 +132,4 @@ def test_it_goes_to_sites_and_is_refused_with_noise():
 
 def test_who_is_told_that_two_clients_outvote_nobody(tmp_path, heard):
     run(small(rows=(40, 45, 50)), tmp_path, config(method="rfa", rounds=1))
-    assert any("rfa outvotes a client where there are 3 or more; here are 2" in s for s in heard)
+    assert any("only among 3 or more; there are 2" in s for s in heard)

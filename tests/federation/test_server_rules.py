@@ -8,18 +8,13 @@ from pipeline.federation.methods.guard import unsound
 from pipeline.federation.methods.mean import mean, shares_of
 from pipeline.federation.methods.robust import krum, krum_scores, median, trimmed_mean
 from pipeline.federation.methods.scaffold import client_controls, server_control
-from pipeline.federation.methods.server_optimizers import (
-    ServerState,
-    fedadagrad,
-    fedadam,
-    fedavgm,
-    fedyogi,
-)
+from pipeline.federation.methods.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
+from pipeline.settings import RunConfig
 from tests.naive import server as naive
 
 
-def first(server: torch.Tensor, tau: float = 0.0) -> ServerState:
-    return ServerState(torch.zeros_like(server), torch.full_like(server, tau**2))
+def first(server: torch.Tensor, tau: float = 0.0) -> dict[str, torch.Tensor]:
+    return {"momentum": torch.zeros_like(server), "second": torch.full_like(server, tau**2)}
 
 
 SHAPES = [(1, 1), (2, 7), (3, 33), (7, 5), (10, 130)]
@@ -144,12 +139,10 @@ def test_an_update_too_long_for_float32_is_still_measured():
     assert list(found) == [0] and "2e+30 long" in found[0]
 
 
-STEPS = {
-    "fedavgm": lambda x, y, s: fedavgm(x, y, s, 0.7, 0.9),
-    "fedadagrad": lambda x, y, s: fedadagrad(x, y, s, 0.7, 0.9, 1e-3),
-    "fedadam": lambda x, y, s: fedadam(x, y, s, 0.7, 0.9, 0.99, 1e-3),
-    "fedyogi": lambda x, y, s: fedyogi(x, y, s, 0.7, 0.9, 0.99, 1e-3),
-}
+STEPS = {"fedavgm": fedavgm, "fedadagrad": fedadagrad, "fedadam": fedadam, "fedyogi": fedyogi}
+SETTINGS = RunConfig(
+    server_lr=0.7, server_momentum=0.9, server_beta1=0.9, server_beta2=0.99, tau=1e-3
+)
 
 
 @pytest.mark.parametrize("kind", STEPS)
@@ -161,9 +154,9 @@ def test_server_optimizers_over_rounds(kind, width):
     refs = naive.server_rounds(kind, plain, plain_means, 0.7, 0.9, 0.99, 1e-3, second=1e-6)
     state = first(server, tau=1e-3)
     for target, ref in zip(means, refs, strict=True):
-        before = server.clone(), state.momentum.clone(), state.second.clone()
-        given = server, *state
-        server, state = STEPS[kind](server, target, state)
+        given = server, *state.values()
+        before = [each.clone() for each in given]
+        server, state = STEPS[kind](SETTINGS, server, target, state)
         assert all(torch.equal(a, b) for a, b in zip(before, given, strict=True))
         assert server.dtype == torch.float32
         assert_near(server, ref, terms=200)  # 1 / (sqrt(v) + tau) may magnify a rounding
@@ -173,23 +166,24 @@ def test_server_optimizers_over_rounds(kind, width):
 def test_servers_side_by_side_are_servers_alone(kind):
     servers, _ = draw((3, 11))
     means, _ = draw((3, 11), seed=1)
-    comp, state = STEPS[kind](servers, means, first(servers, 1e-3))
+    comp, state = STEPS[kind](SETTINGS, servers, means, first(servers, 1e-3))
     for s in range(3):
-        one, own = STEPS[kind](servers[s], means[s], first(servers[s], 1e-3))
-        assert torch.equal(one, comp[s]) and torch.equal(own.second, state.second[s])
+        one, own = STEPS[kind](SETTINGS, servers[s], means[s], first(servers[s], 1e-3))
+        assert torch.equal(one, comp[s])
+        assert all(torch.equal(value, state[name][s]) for name, value in own.items())
 
 
 def test_fedavgm_without_momentum_is_fedavg():
     server, _ = draw((50,))
     target, plain = draw((50,), seed=1)
-    comp, _ = fedavgm(server, target, first(server), 1.0, 0.0)
+    comp, _ = fedavgm(RunConfig(server_momentum=0), server, target, first(server))
     assert_near(comp, plain)
 
 
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_server_at_its_clients_mean_stays(kind):
     server, _ = draw((5,))
-    comp, _ = STEPS[kind](server, server, first(server, 1e-3))
+    comp, _ = STEPS[kind](SETTINGS, server, server, first(server, 1e-3))
     assert torch.equal(comp, server)
 
 

@@ -11,8 +11,9 @@ from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.method import Above
 from pipeline.runs.federate import federate
 from pipeline.runs.folder import read_adapters
-from pipeline.settings import USED_BY, RunConfig, ways_of
-from pipeline.settings_used import FIELDS, length_warning, possible, unused
+from pipeline.runs.notes import length_warning
+from pipeline.settings import RunConfig
+from pipeline.settings_used import FIELDS, USED_BY, possible, unused, ways_of
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
 from tests.runs.small_runs import run, small

@@ -10,9 +10,7 @@ from pipeline.flower import app as flower_app
 from pipeline.flower import grid as flower_grid
 from pipeline.flower.grid import REFUSED, Patient
 from pipeline.flower.records import Ask, plain, read_array, records, write_ask
-from pipeline.runs.federate import federate
-from pipeline.runs.folder import read_adapters
-from tests.flower.sites import Network, config, cut, run, run_config, sites
+from tests.flower.sites import Network, config, cut, run_config, sites
 from tests.runs.small_runs import small
 
 ASK = write_ask(Ask({}, (), 0, {}, None))
@@ -185,36 +183,6 @@ def test_what_a_refusal_says_cannot_steer_a_terminal(clock):
 def test_an_error_of_flower_is_told_as_its_own(clock):
     came = heard(Patient(clock(Failing())).send_and_receive(asks(2), timeout=60))
     assert came == {2: "Flower: node unavailable"}
-
-
-@pytest.mark.parametrize("nodes", [1, 3, 8])
-@pytest.mark.parametrize("partition", ["domain", "dirichlet"])
-def test_nodes_of_a_simulation_share_one_cache(files, tmp_path, nodes, partition):
-    """As `flwr run . local-simulation` makes them, whatever their number."""
-    more = {} if partition == "domain" else {"partition": partition, "clients": 3}
-    settings, whole = config(rounds=2, **more), files[0].with_name("whole.h5")
-    table = read_table(whole)
-    federate(table, settings, runs=tmp_path, out=tmp_path / "one", device="cpu", backend="torch")
-
-    class Simulation(Network):
-        def __init__(self):
-            super().__init__(*sites([whole] * nodes))
-            for k, each in enumerate(self.contexts.values()):
-                each.node_config = {"partition-id": k, "num-partitions": nodes}
-
-        def one(self, message):
-            self.run_config |= {"cache": str(whole), "backend": "torch"}
-            return super().one(message)
-
-    document = run(Simulation(), settings, tmp_path / "many", table)
-    spare = max(nodes - 3 * settings.clients, 0)
-    assert len(document["left_out"]["sites"]) == spare and not document["left_out"]["clients"]
-    (ref, facts), (comp, found) = (
-        read_adapters(tmp_path / name / "adapter.safetensors") for name in ("one", "many")
-    )
-    assert found["chosen"] == facts["chosen"]
-    for name in (name for name in ref if not name.startswith("state.")):
-        np.testing.assert_allclose(comp[name], ref[name], rtol=1e-6, atol=1e-7)
 
 
 def test_a_run_config_of_the_command_starts_a_run(files, tmp_path, monkeypatch):

@@ -1,61 +1,89 @@
-"""A SuperLink, a proxy and three SuperNodes with keys on loopback: rounds, strangers, kills."""
+"""A SuperLink behind its proxy and two SuperNodes with keys, on loopback: rounds, strangers, kills.
+
+One site's app runs as a user of its own, as docs/flower.md shows, where the tests may start it so.
+"""
 
 import contextlib
 import http.client
 import json
 import os
 import re
+import shlex
 import shutil
-import signal
-import socket
 import ssl
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from cache.store import read_table, write_table
 from pipeline.flower import certificates, programs
 from pipeline.runs.federate import federate
-from pipeline.runs.folder import read_adapters
 from tests.conftest import ROOT
+from tests.flower.processes import OURS, PATIENCE, Programs, free_port, same_adapters
 from tests.flower.sites import config, cut, lines
 from tests.runs.small_runs import small
 
-PATIENCE = 900  # seconds for what takes 25 on two idle cores
 RECEIVING = "Receiving: train message"
-FLOWER = [sys.executable, "-m", "pipeline", "flower"]
-SETTINGS = ["--held-out", "d", "--batch", "8", "--lr", "1e-3", "--method", "fedavg"]
-
+SETTINGS = ["--held-out", "c", "--batch", "8", "--lr", "1e-3", "--method", "fedavg"]
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+PACKAGES = sysconfig.get_paths()["purelib"]
+USER = 61_729  # of site b's app: nobody's on this machine
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def as_user(*command: str) -> list[str]:
+    """The command of docs/flower.md, with this test's user."""
+    page = (ROOT / "docs" / "flower.md").read_text("utf-8")
+    (shown,) = re.findall(r"^(setpriv .*?) \.venv/", page, re.MULTILINE)
+    return [*shlex.split(shown.replace("fedclip-app", str(USER))), *command]
 
 
-class Federation:
-    """Programs, each with a log, a FLWR_HOME of its own, and a process group to be killed."""
+def programs_for_users(folder: Path) -> str:
+    """Flower's programs for other users in folder/bin; else why there are none.
+
+    A user may not be able to run this Python, if it lies in somebody's home, but the system's.
+    """
+    if os.geteuid() or not shutil.which("setpriv"):
+        return "only root can start a program as another user, with setpriv"
+    system = f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+    for python in (sys.executable, system):
+        # The second exec is that of a user; the first one is still allowed what root is.
+        imports = as_user("env", f"PYTHONPATH={PACKAGES}", python, "-c", "import torch, flwr")
+        if subprocess.run(imports, capture_output=True, check=False).returncode == 0:
+            (folder / "bin").mkdir()
+            for name in ("flower-superexec", "flwr-clientapp"):
+                _, text = Path(programs.program(name)).read_text("utf-8").split("\n", 1)
+                (folder / "bin" / name).write_text(f"#!{python}\n{text}")
+                (folder / "bin" / name).chmod(0o755)
+            return ""
+    return f"other users cannot run {sys.executable} with {PACKAGES}, nor {system}"
+
+
+class Federation(Programs):
+    """The server's programs and the sites'."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.programs = folder, {}
+        super().__init__(folder)
         self.at = f"127.0.0.1:{free_port()}"
+        self.sites_at = self.at  # where sites reach it: the proxy's address, if there is nginx
         self.certificates = certificates.make(folder / "certificates", (), 5)
         self.tls = ["--root-certificates", str(self.certificates / "ca.crt")]
-        self.pace = 6.0  # seconds that a message takes here: to be measured
-
-        self.sites_at = self.at  # where sites reach it: the proxy's address, if there is nginx
+        self.pace = 8.0  # seconds that a message takes here: to be measured
+        self.no_users = programs_for_users(folder)
 
     def env(self, name: str) -> dict[str, str]:
-        return {**os.environ, "FLWR_HOME": str(self.folder / f"home-{name}")}
+        own = super().env(name)
+        if name.endswith("-app"):
+            path = f"{self.folder / 'bin'}{os.pathsep}{own['PATH']}"
+            return own | {"PYTHONPATH": PACKAGES, "PATH": path, "PYTHONSAFEPATH": "1"}
+        return own
 
     def proxy(self) -> None:
         """nginx with the file that docs/flower.md shows, at other ports and paths."""
@@ -66,7 +94,7 @@ class Federation:
             assert old in server
             server = server.replace(old, new)
         temporary = "".join(
-            f"{kind}_temp_path {self.folder};\n"
+            f"{kind}_temp_path {self.folder}/nginx-{kind};\n"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         file = self.folder / "nginx.conf"
@@ -75,151 +103,133 @@ class Federation:
             f"http {{\naccess_log off;\n{temporary}{server}\n}}\n"
         )
         assert NGINX is not None
-        self.start("proxy", NGINX, "-c", str(file), command=())
-
-    def start(self, name: str, *words: str, command=FLOWER) -> None:
-        with self.log(name).open("wb") as log:
-            self.programs[name] = subprocess.Popen(
-                [*command, *words], env=self.env(name), cwd=ROOT, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
+        self.start("proxy", NGINX, "-c", str(file))
 
     def supernode(self, name: str, cache: Path, *words: str) -> None:
-        words = ("--superlink", self.sites_at, *self.tls, *words)
-        self.start(name, "supernode", str(cache), *words)
+        at = ("--superlink", self.sites_at, *self.tls, "--backend", "torch")
+        self.start(name, *OURS, "supernode", str(cache), *at, *words)
 
-    def log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
+    def site_of_two_users(self, name: str, cache: Path, *words: str) -> None:
+        """A SuperNode with its key, and as another user what starts apps and reads the cache."""
+        port, secret = str(free_port()), self.folder / f"{name}.secret"
+        secret.write_bytes(os.urandom(32))
+        home = self.folder / f"home-{name}-app"
+        home.mkdir()
+        for path in (home, cache, secret):
+            os.chown(path, USER, USER)
+            path.chmod(0o700 if path.is_dir() else 0o400)
+        apart = ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+        self.supernode(name, cache, *words, "--port", port, "--", *apart)
+        runs = ["--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *apart[2:]]
+        self.start(f"{name}-app", *as_user(str(self.folder / "bin" / "flower-superexec"), *runs))
 
-    def wait(self, name: str, text: str, times: int = 1) -> None:
-        end = time.monotonic() + PATIENCE
-        while self.log(name).read_text("utf-8", "replace").count(text) < times:
-            assert time.monotonic() < end, f"{name} never said {text!r}\n{self.logs()}"
-            time.sleep(0.1)
+    def run_of(self, out: Path, *words: str) -> list[str]:
+        """Our command of a run."""
+        at = ["run", "--superlink", self.at, *self.tls, "--sites", "2", "--out", str(out)]
+        return [*OURS, *at, *SETTINGS, *words]
 
-    def logs(self) -> str:
-        tails = {name: self.log(name).read_text("utf-8", "replace") for name in self.programs}
-        return "\n".join(f"== {name}\n{tail[-3000:]}" for name, tail in tails.items())
-
-    def run(self, out: Path, *words: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*FLOWER, "run", "--superlink", self.at, *self.tls, "--sites", "3",
-             "--out", str(out), *SETTINGS, *words],
-            env=self.env("run"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, start_new_session=True,
-        )  # fmt: skip
-
-    def kill(self, name: str) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.programs[name].pid, signal.SIGKILL)
-        self.programs[name].wait()
-
-    def left(self) -> list[int]:
-        """Processes of this federation: those whose FLWR_HOME lies in its folder."""
-        mark, found = f"FLWR_HOME={self.folder}/".encode(), []
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (process / "environ").read_bytes():
-                    found.append(int(process.name))
-        return found
+    def flwr(self, at: str, *words: str) -> tuple[int, str]:
+        """Flower's own command, with a connection to an address."""
+        home = Path(self.env("flwr")["FLWR_HOME"])
+        home.mkdir(exist_ok=True)
+        link = programs.connection(at, self.certificates / "ca.crt")
+        programs.write_config(home, link, {})
+        return self.run("flwr", programs.program("flwr"), *words)
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("flower")
-    write_table(folder / "whole.h5", small(rows=(60, 45, 80, 30)))
-    files = cut(read_table(folder / "whole.h5"), folder, ("a",), ("b",), ("c",), ("d",))
+def federation():
+    # Not pytest's own folder, which no other user may enter.
+    folder = Path(tempfile.mkdtemp(prefix="fedclip-flower-"))
+    folder.chmod(0o711)
+    write_table(folder / "whole.h5", small(rows=(60, 45, 80)))
+    files = cut(read_table(folder / "whole.h5"), folder, ("a",), ("b",), ("c",))
+    for file in (*files, folder / "whole.h5"):
+        file.chmod(0o600)
     made = Federation(folder)
     try:
         keys = ["--certificates", str(made.certificates)]
-        made.start("link", "superlink", "--port", made.at.split(":")[1], *keys)
+        made.start("link", *OURS, "superlink", "--port", made.at.split(":")[1], *keys)
         if NGINX is not None:
             made.proxy()
         made.wait("link", "Application startup complete")
-        public = [str(made.certificates / f"site-{n}.pub") for n in (1, 2, 3)]
-        register = [*FLOWER, "register", *public, "--superlink", made.at, *made.tls]
-        subprocess.run(register, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
-        for n, name in enumerate("abc", 1):
-            key = ["--key", str(made.certificates / f"site-{n}"), "--backend", "torch"]
-            made.supernode(name, files[n - 1], *key)
+        public = [str(made.certificates / f"site-{n}.pub") for n in (1, 2)]
+        register = ["register", *public, "--superlink", made.at, *made.tls]
+        code, said = made.run("register", *OURS, *register)
+        assert code == 0, said
+        made.supernode("a", files[0], "--key", str(made.certificates / "site-1"))
+        site = made.supernode if made.no_users else made.site_of_two_users
+        site("b", files[1], "--key", str(made.certificates / "site-2"))
         yield made
     finally:
-        for name in reversed(made.programs):
-            made.kill(name)
-        end = time.monotonic() + 20  # a SuperExec sees within seconds that its parent has gone
-        while made.left() and time.monotonic() < end:
-            time.sleep(0.2)
-        left = made.left()
-        for process in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        left = made.end()
+        shutil.rmtree(folder)
     assert not left, f"processes {left} outlived their SuperLink or SuperNode"
 
 
-def ended(federation: Federation, run: subprocess.Popen) -> tuple[int, str]:
-    try:
-        _, said = run.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        os.killpg(run.pid, signal.SIGKILL)
-        said = run.communicate()[1]
-        pytest.fail(f"the run did not end:\n{said}\n{federation.logs()}")
-    return run.returncode, said
-
-
-def test_three_rounds_end_with_the_adapter_of_one_process(federation, tmp_path):
-    held = str(federation.folder / "d.h5")
-    run = federation.run(tmp_path / "many", "--rounds", "3", "--cache", held, "--min-sites", "3")
+def test_rounds_end_with_the_adapter_of_one_process(federation, tmp_path):
+    held, ours, one = str(federation.folder / "c.h5"), tmp_path / "many", tmp_path / "one"
+    more = ["--rounds", "2", "--moments", "kept", "--cache", held, "--min-sites", "2"]
     started = time.monotonic()
-    code, said = ended(federation, run)
-    federation.pace = (time.monotonic() - started) / 5  # who it is, three rounds, the last counts
+    code, said = federation.run("run", *federation.run_of(ours, *more))
+    federation.pace = (time.monotonic() - started) / 4  # who it is, two rounds, the last counts
     assert code == 0, said + federation.logs()
     table = read_table(federation.folder / "whole.h5")
-    federate(table, config(rounds=3), runs=tmp_path, out=tmp_path / "one", device="cpu",
-             backend="torch")  # fmt: skip
-    (ref, facts), (comp, told) = (
-        read_adapters(tmp_path / name / "adapter.safetensors") for name in ("one", "many")
-    )
-    assert set(comp) == set(ref) and told["chosen"] == facts["chosen"]
-    for name in ref:
-        torch.testing.assert_close(comp[name], ref[name], rtol=1e-6, atol=1e-7)
-    for ours, theirs in zip(lines(tmp_path / "many"), lines(tmp_path / "one"), strict=True):
-        assert ours.pop("train_loss") == pytest.approx(theirs.pop("train_loss"), rel=1e-6)
-        assert ours == theirs
-    result = json.loads((tmp_path / "many" / "summary.json").read_text("utf-8"))["results"][0]
-    assert result["unseen"] == facts["chosen"][0]["test_accuracy"]["d"]
+    settings = config(rounds=2, moments="kept", held_out=(("c",),))
+    federate(table, settings, runs=tmp_path, out=one, device="cpu", backend="torch")
+    facts = same_adapters(ours, one)
+    for line, other in zip(lines(ours), lines(one), strict=True):
+        assert line.pop("train_loss") == pytest.approx(other.pop("train_loss"), rel=1e-6)
+        assert line == other
+    result = json.loads((ours / "summary.json").read_text("utf-8"))["results"][0]
+    assert result["unseen"] == facts["chosen"][0]["test_accuracy"]["c"]
 
 
 STRANGER = """
+import json
 from pathlib import Path
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 client_app = ClientApp()
 server_app = ServerApp()
 
+def read(path):
+    try:
+        return f"read {len(Path(path).read_bytes())}"
+    except OSError as error:
+        return type(error).__name__
+
 @client_app.query()
 def steal(message, context):
-    cache = Path(context.node_config["cache"]).read_bytes()
-    return Message(RecordDict({"loot": ConfigRecord({"cache": cache})}), reply_to=message)
+    names = [context.node_config["cache"], *message.content["paths"]["paths"]]
+    loot = {"names": names, "found": [read(name) for name in names]}
+    return Message(RecordDict({"loot": ConfigRecord(loot)}), reply_to=message)
 
 @server_app.main()
 def main(grid, context):
-    asks = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
-    replies = list(grid.send_and_receive(asks))
-    Path("MARK").write_bytes(replies[0].content["loot"]["cache"])
+    paths = RecordDict({"paths": ConfigRecord({"paths": PATHS})})
+    asks = [Message(paths, node, "query") for node in grid.get_node_ids()]
+    loot = [dict(reply.content["loot"]) for reply in grid.send_and_receive(asks)]
+    Path("MARK").write_text(json.dumps(loot))
 """
 
 
-def flwr(federation, at: str, folder: Path, *words: str) -> subprocess.CompletedProcess:
-    """Flower's own command, with a connection to an address."""
-    folder.mkdir(exist_ok=True)
-    link = programs.connection(at, federation.certificates / "ca.crt")
-    programs.write_config(folder, link, {})
-    env = {**programs.environment(), "FLWR_HOME": str(folder)}
-    command = [programs.program("flwr"), *words]
-    return subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
+@pytest.fixture(scope="module")
+def stranger(federation):
+    """An app that reads what it can at each site, and the file that it writes this into."""
+    app, loot = federation.folder / "stranger", federation.folder / "loot.json"
+    app.mkdir()
+    secrets = [*federation.certificates.iterdir(), *federation.folder.glob("*.h5")]
+    paths = json.dumps([str(path) for path in secrets])
+    text = STRANGER.replace("MARK", str(loot)).replace("PATHS", paths)
+    (app / "stranger.py").write_text(text)
+    (app / "pyproject.toml").write_text(
+        '[project]\nname = "stranger"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "s"\n'
+        '[tool.flwr.app.components]\nserverapp = "stranger:server_app"\n'
+        'clientapp = "stranger:client_app"\n'
     )
+    return str(app), loot
 
 
 def posted(federation, path: str) -> int:
@@ -236,25 +246,14 @@ def posted(federation, path: str) -> int:
 
 
 @needs_nginx
-def test_a_stranger_runs_nothing_and_fetches_no_cache(federation, tmp_path):
-    app = tmp_path / "stranger"
-    app.mkdir()
-    (app / "stranger.py").write_text(STRANGER.replace("MARK", str(tmp_path / "loot")))
-    (app / "pyproject.toml").write_text(
-        '[project]\nname = "stranger"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "s"\n'
-        '[tool.flwr.app.components]\nserverapp = "stranger:server_app"\n'
-        'clientapp = "stranger:client_app"\n'
-    )
-    before = json.loads(
-        flwr(
-            federation, federation.at, tmp_path / "own", "ls", "--format", "json", "fedclip"
-        ).stdout
-    )["runs"]
-    told = flwr(federation, federation.sites_at, tmp_path / "home", "run", str(app), "fedclip")
-    assert told.returncode != 0 and "Successfully started" not in told.stdout, told.stdout
-    listed = flwr(federation, federation.at, tmp_path / "own", "ls", "--format", "json", "fedclip")
-    assert len(json.loads(listed.stdout)["runs"]) == len(before)
-    assert not (tmp_path / "loot").exists()
+def test_a_stranger_runs_nothing_and_fetches_no_cache(federation, stranger):
+    app, loot = stranger
+    runs = ("ls", "--format", "json", "fedclip")
+    before = json.loads(federation.flwr(federation.at, *runs)[1])["runs"]
+    code, said = federation.flwr(federation.sites_at, "run", app, "fedclip")
+    assert code != 0 and "Successfully started" not in said, said
+    assert json.loads(federation.flwr(federation.at, *runs)[1])["runs"] == before
+    assert not loot.exists()
     for path in ("/v1/control/start-run", "/v1/runtime/pull-messages", "/", "/docs",
                  "/v1/fleet/../control/start-run", "/v1/fleet/%2e%2e/control/start-run",
                  "/v1/fleet/..%2fcontrol/start-run", "//v1/control/start-run", "/v1/fleet",
@@ -265,37 +264,47 @@ def test_a_stranger_runs_nothing_and_fetches_no_cache(federation, tmp_path):
     assert posted(federation, "/v1/control/../fleet/pull-messages") in reached
 
 
+def test_an_app_reads_its_sites_cache_and_nothing_else(federation, stranger):
+    """The app of a user of the server's machine, who may submit any."""
+    if federation.no_users:
+        pytest.skip(federation.no_users)
+    app, loot = stranger
+    code, said = federation.flwr(federation.at, "run", app, "fedclip", "--stream")
+    assert code == 0 and loot.exists(), said + federation.logs()
+    found = {each["names"][0]: each for each in json.loads(loot.read_text("utf-8"))}
+    own = federation.folder / "b.h5"
+    told = dict(zip(found[str(own)]["names"], found[str(own)]["found"], strict=True))
+    assert told.pop(str(own)) == f"read {own.stat().st_size}"
+    assert len(told) == 16 and set(told.values()) == {"PermissionError"}, told
+    others = found[str(federation.folder / "a.h5")]["found"]  # of root's app, who sees them all
+    assert all(answer.startswith("read") for answer in others), others
+
+
 def test_a_supernode_without_a_registered_key_is_refused(federation):
-    cache = federation.folder / "a.h5"
-    federation.supernode("keyless", cache, "--", "--max-retries", "1")
-    unknown = ["--key", str(federation.certificates / "site-5")]
-    federation.supernode("unknown", cache, *unknown, "--", "--max-retries", "1")
+    cache, once = federation.folder / "a.h5", ["--", "--max-retries", "1"]
+    federation.supernode("keyless", cache, *once)
+    federation.supernode("unknown", cache, "--key", str(federation.certificates / "site-5"), *once)
     for name in ("keyless", "unknown"):
-        assert federation.programs[name].wait(timeout=PATIENCE) != 0, federation.logs()
-        del federation.programs[name]
+        assert federation.ended(name)[0] != 0, federation.logs()
 
 
-def test_sites_killed_in_a_round_are_named_until_too_few_are_left(federation, tmp_path):
-    received = {n: federation.log(n).read_text("utf-8").count(RECEIVING) for n in "bc"}
-    # Every message is a process that imports torch: beside other tests six times the usual time.
-    seconds = str(max(30, int(6 * federation.pace)))
-    run = federation.run(
-        tmp_path / "run", "--rounds", "2", "--timeout", seconds, "--min-sites", "2"
-    )
-    for name, message in (("b", 1), ("c", 2)):
-        federation.wait(name, RECEIVING, received[name] + message)
-        federation.kill(name)
-    code, said = ended(federation, run)
-    assert code == 1 and "ended as finished:failed" in said, said + federation.logs()
+def test_a_site_killed_in_a_round_is_named_and_too_few_end_the_run(federation, tmp_path):
+    received = federation.said("b").count(RECEIVING)
+    # Every message is a process that imports torch: beside other tests several times slower.
+    seconds = str(max(15, int(2.5 * federation.pace)))
+    more = ["--rounds", "1", "--timeout", seconds, "--min-sites"]
+    federation.start("killed", *federation.run_of(tmp_path / "run", *more, "1"))
+    federation.wait("b", RECEIVING, received + 1)
+    federation.kill("b")
+    code, said = federation.ended("killed")
     # On a slow machine Flower misses its heartbeat before our own time is up.
     gone = r"(its site did not answer in time|.*Node Unavailable.*)"
-    assert re.search(f"round 0: nothing from b: {gone}", said), said
-    few = re.search(r"round 1: ([01]) site\(s\) answered, the run asks for 2", said)
-    assert few, said
-    assert not (tmp_path / "run" / "done").exists()
-    if few[1] == "0":  # a was late: nobody is left to tell how round 0 did
-        return
-    (line,) = lines(tmp_path / "run")  # round 0 without b, told of by the one that is left
+    assert code == 0 and re.search(f"round 0: nothing from b: {gone}", said), said
+    (line,) = lines(tmp_path / "run")
     assert set(line["rejected"]) == {"b"} and re.fullmatch(gone, line["rejected"]["b"])
-    assert set(line["train_loss"]) == {"a", "c"} and set(line["val_accuracy"]) == {"a"}
-    assert read_adapters(tmp_path / "run" / "adapter.safetensors")[1]["rounds_done"] == 1
+    assert set(line["train_loss"]) == set(line["val_accuracy"]) == {"a"}
+
+    more = ["--rounds", "1", "--sites", "3", "--wait", "1"]
+    code, said = federation.run("few", *federation.run_of(tmp_path / "few", *more))
+    assert code == 1 and re.search("[12] of 3 sites connected in 1 s", said), said
+    assert "ended as finished:failed" in said and not (tmp_path / "few" / "done").exists()

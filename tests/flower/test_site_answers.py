@@ -59,7 +59,7 @@ def files(table, tmp_path_factory):
     return cut(table, tmp_path_factory.mktemp("sites"), ("a",), ("b",), ("c",), ("d",))
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8", "partition"])
+@pytest.fixture(scope="module", params=["fp32", "int8", "partition", "loss"])
 def answers(request, files, tmp_path_factory):
     """Site 101's answers of a run of two rounds by kind, each with what was expected of it."""
     found = []
@@ -75,7 +75,7 @@ def answers(request, files, tmp_path_factory):
         for name in ("_run_id", "_task_id", "_node_id"):
             patch.setattr("flwr.supercore.task_identity.TaskIdentity." + name, 1)
         payload = {"payload": "int8"} if request.param == "int8" else {}
-        more = PARTITION if request.param == "partition" else payload
+        more = {"partition": PARTITION, "loss": {"choose": "loss"}}.get(request.param, payload)
         out = tmp_path_factory.mktemp("run")
         run(Network(*sites(files[:3])), config(rounds=2, **more), out / "run")
     assert len(found) == 4
@@ -158,11 +158,13 @@ def test_a_changed_field_is_refused_or_changes_nothing_that_was_fixed(answers, d
         return
     honest = read_answer(records(*answers[kind][0]), expected)
     assert isinstance(found, Answer)
-    free = {"clients": {}, "right": {}, "zero_shot": {}, "updates": {}}
+    free = {"clients": {}, "right": {}, "zero_shot": {}, "val_loss": {}, "updates": {}}
     assert found._replace(**free) == honest._replace(**free)
     for name, own in found.clients.items():
         assert own._replace(loss=None) == honest.clients[name]._replace(loss=None)
         assert own.loss is None or math.isfinite(own.loss)
+    assert found.val_loss.keys() == honest.val_loss.keys()
+    assert all(math.isnan(loss) or 0 <= loss < math.inf for loss in found.val_loss.values())
     for counts, fixed in ((found.right, honest.right), (found.zero_shot, honest.zero_shot)):
         assert counts.keys() == fixed.keys()
         for use, by_client in counts.items():
@@ -355,15 +357,21 @@ ROUNDS = {
     "infinite rows": (changed(domain_rows=[math.inf]), {}),
     "other cache": (changed(content_sha256="0" * 64), {}),
     "another round": (changed(round=9), {}),
-}
+    "negative loss": (changed(val_loss=-1.0), {"choose": "loss"}),
+    "infinite loss": (changed(val_loss=math.inf), {"choose": "loss"}),
+    "no losses": (lambda a, m, told: (a, {n: v for n, v in m.items() if n != "val_loss"}, told),
+                  {"choose": "loss"}),
+    "losses of none": (changed(val_loss=[0.5]), {}),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ROUNDS)
-@pytest.mark.parametrize("call", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    # With the last counts nothing is sent that could have scales.
+    [(name, call) for name in ROUNDS for call in (1, 2, 4) if (name, call) != ("no scales", 4)],
+)
 def test_the_others_run_is_that_without_the_site(files, tmp_path, name, call):
     lie, more = ROUNDS[name]
-    if call == 4 and name == "no scales":
-        pytest.skip("nothing is sent with the last counts")
     for out, each in (("lied", lie), ("silent", no_answer)):
         network = Lying(each, *sites(files[:3]), calls=(call,))
         run(network, config(rounds=3, **more), tmp_path / out)

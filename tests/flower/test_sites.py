@@ -14,6 +14,7 @@ from pipeline.flower.site import Site
 from pipeline.runs.adapters import read_trained
 from pipeline.runs.federate import federate
 from pipeline.runs.folder import read_adapters
+from pipeline.settings import PRESETS
 from tests.flower.sites import Network, config, copied, cut, lines, run, sites, whole
 
 
@@ -39,6 +40,7 @@ def both(table, files, tmp_path, settings):
     ]
 
 
+TUNED = {**PRESETS["tuned"], "rounds": 3, "lr": 0.1}
 EXACT = {
     "fedavg": {},
     "rows": {"weighting": "rows"},
@@ -48,6 +50,8 @@ EXACT = {
     "fedyogi": {"method": "fedyogi", "server_lr": 1e-2},
     "fedadagrad": {"method": "fedadagrad", "server_lr": 1e-2},
     "median": {"method": "median"},
+    "by loss": {"choose": "loss", "partition": "dirichlet", "clients": 4},
+    "cosine, by loss": {"mode": "FedAtTxt", "head": "cosine", "loss": "class", "choose": "loss"},
     "trimmed-mean": {"method": "trimmed-mean", "trim": 0.34},
     "krum": {"method": "krum", "byzantine": 0},
     "scaffold": {"method": "scaffold", "optimizer": "sgd", "momentum": 0.0, "lr": 0.05},
@@ -58,6 +62,11 @@ EXACT = {
                "dropout": 0.3, "rounds": 6},
     "private": {"clip": 0.1, "noise": 0.5, "client_fraction": 0.7},
     "every": {"eval": "every"},
+    "refit": {"refit": "yes", "choose": "last", "weighting": "rows"},
+    "tuned": {**TUNED, "choose": "accuracy", "refit": "no"},
+    "tuned, refit": TUNED,
+    "tuned, adam": {**TUNED, "optimizer": "adam", "lr": 1e-3, "partition": "iid", "clients": 3},
+    "tuned, scaffold": {**TUNED, "method": "scaffold", "momentum": 0.0, "eval": "every"},
     "shots": {"shots": 3},
 }  # fmt: skip
 EXACT |= {
@@ -172,6 +181,7 @@ def test_nothing_but_adapters_counts_and_names_leaves_a_site(files, tmp_path):
         ({"method": "ditto"}, "adapter of its own"),
         ({"method": "fedper"}, "layer of its own"),
         ({"personalise": 1}, "stay at their clients"),
+        ({**TUNED, "payload": "fp16"}, "does not know that head; pass --payload fp32"),
         ({"held_out": (("a",), ("b",))}, "2 trainings were asked for"),
     ],
 )

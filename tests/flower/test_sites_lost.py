@@ -218,6 +218,15 @@ def test_a_bad_site_setting_is_told(files, tmp_path):
         assert any("site 101 is left out: " in line and why in line for line in said), said
 
 
+@pytest.mark.parametrize("metric", [torch.zeros(13 * 12 - 1), torch.full((13 * 12,), torch.nan)])
+def test_a_site_refuses_a_metric_of_another_width(files, metric):
+    settings = config(start="closed-form", mode="FedAtTxt", head="classifier", loss="class")
+    adapter = Encoded(torch.zeros(4 * 13), torch.zeros(0))
+    ask = Ask({}, (*"abcd",), 0, {"a": 1.0}, adapter, metric=metric)
+    with pytest.raises(ConfigError, match=f"a metric of {len(metric)} numbers came"):
+        answer(Site(files[0], backend="torch"), settings, ask, {})
+
+
 @pytest.mark.parametrize(
     ("settings", "numbers", "why"),
     [

@@ -13,11 +13,11 @@ from pipeline.reports.page import read, report_html
 from pipeline.reports.trials import read_sweep
 from pipeline.settings import RunConfig
 from pipeline.sweeps import trials
-from pipeline.sweeps.folder import open_sweep
 from pipeline.sweeps.reproduced import FIGURES, compared
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.search import listed_trials
 from pipeline.sweeps.spec import from_options
+from pipeline.sweeps.trials import open_sweep
 from pipeline.sweeps.wandb import from_wandb, read_yaml
 from pipeline.transfer import connection
 from tests.reliability.taken import taken

@@ -302,7 +302,7 @@ def test_folders_without_results_are_one_line(tmp_path):
         "table", tmp_path / "run", "--json", "--format", "csv", code=1, match="cannot be combined"
     )
     (tmp_path / "run" / "summary.json").write_text("{}")
-    refused("table", tmp_path / "run", code=1, match="not as it was when the run ended")
+    refused("table", tmp_path / "run", code=1, match="has changed since the run ended")
     made(tmp_path / "good", [result("x", 0.5)])
     shown = call("table", tmp_path)
     assert f"{tmp_path / 'run'} is left out" in shown.stderr and "50.00" in shown.stdout

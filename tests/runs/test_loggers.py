@@ -79,7 +79,7 @@ def test_one_that_fails_is_left_out_and_training_goes_on(tmp_path, monkeypatch, 
     recording(monkeypatch, kept, fails="log")
     federate(small(), config(rounds=3), runs=tmp_path, out=tmp_path / "run", log_to=["kept"])
     assert [each for each in kept[1:] if each != "closed"][0][0] == 0 and len(kept) == 2
-    (said,) = [line for line in heard if "left out" in line]
+    (said,) = [line for line in heard if "is dropped" in line]
     assert "lost the server" in said and (tmp_path / "run" / "done").exists()
 
 

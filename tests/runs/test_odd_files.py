@@ -17,12 +17,11 @@ from click.testing import CliRunner
 
 from cache.store import read_table, write_table
 from pipeline import files as locked_folder
-from pipeline import plain_files
 from pipeline.cli.app import cli
 from pipeline.digests import FINISHED
 from pipeline.errors import ConfigError
+from pipeline.files import check_plain, open_plain, read_plain
 from pipeline.json_files import replace_file
-from pipeline.plain_files import check_plain, open_plain, read_plain
 from pipeline.runs.folder import RunFolder, read_first_adapter
 from tests.conftest import ROOT
 from tests.reports.report_folders import made_bench
@@ -82,7 +81,7 @@ def test_what_is_not_a_file_of_plausible_size_is_refused(tmp_path, odd):
                 read(file, 99_999)
             continue
         with pytest.raises(ConfigError, match=r"file: (is a|has|cannot be read)"):
-            read(file, plain_files.ADAPTERS)
+            read(file, locked_folder.ADAPTERS)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_plain(tmp_path / "missing", 9)
 
@@ -101,7 +100,7 @@ def test_what_becomes_a_pipe_after_the_first_look_is_refused(tmp_path, monkeypat
     (tmp_path / "file").write_bytes(b"")
     before = os.stat(tmp_path / "file")
     with monkeypatch.context() as patched:
-        patched.setattr(plain_files.os, "stat", lambda file: before)
+        patched.setattr(locked_folder.os, "stat", lambda file: before)
         with pytest.raises(ConfigError, match="is a pipe"):
             read_plain(tmp_path / "pipe", 9)
 

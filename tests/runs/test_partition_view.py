@@ -19,8 +19,8 @@ from pipeline.runs.outcomes import bytes_a_round
 from pipeline.runs.partition import (
     SHOWN,
     USES,
+    duration,
     expected_seconds,
-    lasting,
     look,
     record_of,
     size,
@@ -110,7 +110,7 @@ def test_sizes(count, said):
     [(0.0, "about 1 s"), (89.6, "about 90 s"), (300, "about 5 minutes"), (7200, "about 2.0 hours")],
 )
 def test_times(seconds, said):
-    assert lasting(seconds) == said
+    assert duration(seconds) == said
 
 
 def test_a_dry_run_writes_its_page_alone_and_the_run_is_not_changed_by_it(tmp_path, monkeypatch):

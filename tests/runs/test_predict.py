@@ -47,6 +47,16 @@ def softmax(z):
     return e / e.sum(axis=1, keepdims=True)
 
 
+def test_a_picture_that_needs_a_converter_says_so_when_it_is_named(made):
+    file = made / "photo.heic"
+    file.write_bytes(b"\0\0\0\x18ftypheic")
+    (answer,) = answers(made, "released", "art", images="photo.heic")[1]
+    assert answer.error == "HEIC needs a converter: save it as JPEG or PNG"
+    Image.new("RGB", (9, 9)).save(file, "PNG")  # only named so
+    (answer,) = answers(made, "released", "art", images="photo.heic")[1]
+    assert answer.error is None
+
+
 @pytest.mark.parametrize(
     ("name", "classes"),
     [("released", None), ("released", "otter,dog,a red bus"), ("text", "otter,cat"),

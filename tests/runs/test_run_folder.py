@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.runs import federate as runner
 from pipeline.runs import folder as run_folder
 from pipeline.runs.folder import open_run
-from pipeline.sweeps.folder import open_sweep
+from pipeline.sweeps.trials import open_sweep
 from tests.conftest import ROOT
 from tests.runs.small_runs import FILES, config, run, small
 

@@ -19,8 +19,7 @@ from pipeline.digests import KEY, check_done, sealed, unsealed
 from pipeline.errors import ConfigError, DamagedDone
 from pipeline.reports.data import read_run
 from pipeline.reports.maps import answers_of
-from pipeline.runs.checkpoint_facts import check_facts
-from pipeline.runs.folder import read_adapters, write_adapters
+from pipeline.runs.folder import check_facts, read_adapters, write_adapters
 from tests.reports.report_folders import real_run
 from tests.runs.small_runs import FILES, config, figures, run, small
 
@@ -39,7 +38,7 @@ def test_a_changed_byte_of_a_finished_run_is_told_by_every_reader(whole, tmp_pat
         at = random.Random(seed).randrange(len(raw))
         raw[at] ^= 1 << seed % 8
         (folder / name).write_bytes(raw)
-        with pytest.raises(ConfigError, match=rf"{name} is not as it was when the run ended"):
+        with pytest.raises(ConfigError, match=rf"{name} has changed since the run ended"):
             check_done(folder)
         done = CliRunner().invoke(cli, ["report", str(folder)])
         assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1, done.output

@@ -114,11 +114,11 @@ def _trials(reach, **values):
     ("reach", "said"),
     [
         (lambda lr, mu, seed: (lr, seed),
-         ["mu changes nothing: 0.1, 0.2, 0.3 reach the same accuracies (12 compared, alike in all "
-          "else)"]),
+         ["mu changes nothing: 0.1, 0.2, 0.3 reach the same accuracies (12 pairs compared that "
+          "differ in nothing else)"]),
         (lambda lr, mu, seed: (lr, mu > 0.2, seed),
          ["mu changes nothing between these values: 0.1, 0.2 reach the same accuracies "
-          "(4 compared, alike in all else)"]),
+          "(4 pairs compared that differ in nothing else)"]),
         (lambda lr, mu, seed: (lr, mu, seed), []),
         (lambda lr, mu, seed: (lr, mu > 0.2 if seed else mu), []),
     ],

@@ -40,7 +40,7 @@ def test_the_whole_path_ends_in_a_report(made):
     assert "The paper&#39;s table" in page or "The paper's table" in page
     for name in ("art_painting", "cartoon", "photo", "sketch", "mean"):
         assert any(line.startswith(name) for line in lines) and name in page
-    assert "no published counts" in result.stdout  # a folder is not checked
+    assert "no counts are published" in result.stdout  # a folder is not checked
     assert "differs from the published" not in result.stderr
     assert "2 rounds; the released experiment has 200" in result.stdout
 
@@ -133,9 +133,9 @@ def test_each_cell_beside_the_released_one():
     shown = table_of({**facts, **document})
     assert shown.count("+1.00") == 5 and "95.15" in shown and "90.00 -> 96.15" in shown
     assert doubts({**facts, "lost": [2]}) == [
-        "left out of all means, for their training did not end well: seeds 2"
+        "left out of all means, because their training failed: seeds 2"
     ]
-    assert not doubts(facts) and "difference: ours less it" in shown
+    assert not doubts(facts) and "difference: ours minus released" in shown
 
 
 def test_the_report_has_the_released_cells(made, tmp_path):

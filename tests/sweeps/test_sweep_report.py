@@ -12,9 +12,9 @@ from pipeline.errors import ConfigError
 from pipeline.settings import RunConfig
 from pipeline.sweeps.best import federate_command, sweep_report, sweep_table
 from pipeline.sweeps.search import listed_trials
+from pipeline.sweeps.space import SWEEPABLE
 from pipeline.sweeps.spec import from_options
 from pipeline.sweeps.trials import make_trial, record
-from pipeline.sweeps.values import sweepable
 
 BASE = RunConfig(rounds=20, held_out=(("art painting",), ("sketch", "photo")))
 CACHE = ("my cache.h5",)
@@ -190,7 +190,7 @@ def test_the_command_line_trains_the_same_again(settings, held_out):
 
 def test_every_setting_has_its_option():
     options = {option for p in cli.commands["federate"].params for option in p.opts}
-    assert {f"--{name.replace('_', '-')}" for name in sweepable()} <= options
+    assert {f"--{name.replace('_', '-')}" for name in SWEEPABLE} <= options
 
 
 def test_the_command_line_has_no_default_in_it():
@@ -203,5 +203,5 @@ def test_the_table_is_aligned_and_shows_what_varies():
     lines = shown.split("\n\n")[1].splitlines()
     assert lines[1].split() == ["trial", "lr", "val_accuracy", "%", "std", "of", "2", "seeds"]
     assert len({len(line) for line in lines[1:-1]}) == 1
-    assert lines[-1] == "all of them: batch 16"
+    assert lines[-1] == "the same for all: batch 16"
     assert "./run.sh federate 'my cache.h5' --held-out 'art painting'" in shown

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError
 from pipeline.settings import RunConfig
 from pipeline.sweeps.search import listed_trials
-from pipeline.sweeps.space import Choices, Range, Steps, at, parse_words
+from pipeline.sweeps.space import (
+    SWEEPABLE,
+    Choices,
+    Range,
+    Steps,
+    at,
+    parse_value,
+    parse_words,
+    setting_name,
+)
 from pipeline.sweeps.spec import (
     MOST,
     check_ends,
@@ -21,7 +30,6 @@ from pipeline.sweeps.spec import (
     trial_count,
 )
 from pipeline.sweeps.trials import configuration_id
-from pipeline.sweeps.values import parse_value, setting_name, sweepable
 
 BASE = RunConfig()
 
@@ -36,7 +44,7 @@ def refused(words, call, *args, **kwargs):
 
 def test_every_plain_field_can_be_swept_and_no_other():
     plain = {f.name for f in dataclasses.fields(RunConfig) if type(f.default) is not tuple}
-    assert plain == set(sweepable())
+    assert plain == set(SWEEPABLE)
 
 
 @pytest.mark.parametrize(
@@ -129,20 +137,6 @@ def test_yaml_values_of_another_type_are_no_whole_number(raw):
     if raw not in (1.5, 2**80):
         refused("lr takes a finite number", parse_value, "lr", raw)
     refused("weighting takes a word", parse_value, "weighting", raw)
-
-
-def test_truth_and_optional_values(monkeypatch):
-    kinds = {"flag": (bool, False), "tau": (float, True)}
-    monkeypatch.setattr("pipeline.sweeps.values.sweepable", lambda: kinds)
-    assert [parse_value("flag", w) for w in ("yes", "0", True, "FALSE")] == [
-        True,
-        False,
-        True,
-        False,
-    ]
-    assert [parse_value("tau", w) for w in ("none", None, "2")] == [None, None, 2.0]
-    refused("true or false", parse_value, "flag", "maybe")
-    refused("true or false", parse_value, "flag", 1)
 
 
 @given(st.floats(1e-6, 1e3), st.floats(1.0, 1e6), st.booleans(), st.floats(0, 1, exclude_max=True))

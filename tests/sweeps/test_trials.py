@@ -13,8 +13,7 @@ import pytest
 
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
-from pipeline.sweeps.folder import open_sweep
-from pipeline.sweeps.trials import Record, make_trial, read_trials, record
+from pipeline.sweeps.trials import Record, make_trial, open_sweep, read_trials, record
 from tests.conftest import ROOT
 
 SPEC = {"sweep": {"parameters": {"lr": {"values": [1e-4, 1e-3]}}, "seeds": [0]}, "backend": "torch"}
@@ -175,7 +174,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.sweeps.test_trials import SPEC, ended
-from pipeline.sweeps.folder import open_sweep
+from pipeline.sweeps.trials import open_sweep
 with open_sweep(Path(sys.argv[1]), SPEC) as sweep:
     sweep.add(ended(0))
     print("held", flush=True)
@@ -210,6 +209,6 @@ def test_a_full_disk_is_told(tmp_path):
     with open_sweep(tmp_path, SPEC) as sweep:
         sweep._lines.close()
         sweep._lines = open("/dev/full", "ab")  # noqa: SIM115
-        with pytest.raises(ConfigError, match="free space"):
+        with pytest.raises(ConfigError, match="free some space"):
             sweep.add(ended(0))
         assert sweep.records == {}

@@ -1,1 +1,1 @@
-"""The built-in data: four domains of drawings; encoder/demo_clip.safetensors is its CLIP."""
+"""The built-in data: drawings in four domains; encoder/demo_clip.safetensors is its CLIP."""

@@ -1,8 +1,8 @@
-"""Captions for drawn pictures, as loose as those that people write."""
+"""Captions for drawn pictures, as varied as those that people write."""
 
 import numpy as np
 
-# What people call a picture of each domain.
+# Words for a picture of each domain.
 KINDS = {
     "cartoon": ("cartoon", "comic", "cartoon drawing"),
     "painted": ("painting", "oil painting", "painted picture"),
@@ -13,7 +13,7 @@ COLOURLESS = ("sketch",)
 
 
 def caption(domain: str, words: dict[str, str], rng: np.random.Generator) -> str:
-    """One caption of a picture of `domain` showing what `words` says; not every one tells all."""
+    """One caption of a picture of `domain` that shows `words`; it may leave some of them out."""
     kind = str(rng.choice(KINDS[domain]))
     seen = domain not in COLOURLESS
     size = words["size"] + " " if words["size"] and rng.random() < 0.4 else ""

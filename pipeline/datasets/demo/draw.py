@@ -1,4 +1,4 @@
-"""The built-in data set: seven things drawn by four hands, the same pictures on every machine."""
+"""The built-in data set: seven things in four drawing styles, identical on every machine."""
 
 import json
 import multiprocessing
@@ -11,31 +11,31 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from pipeline.cores import cores
 from pipeline.datasets.demo.scenes import OTHER_HABITS, Habit, compose
 from pipeline.datasets.demo.shapes import SHAPES
 from pipeline.datasets.demo.styles import STYLES
 from pipeline.files import naming
+from pipeline.machine import cores
 
-VERSION = 1  # a change of what is drawn is a new version, and folders of an old one are redrawn
+VERSION = 1  # increased when drawings change; folders of an older version are redrawn
 PICTURES = 3000
-HABIT = 0.6  # how often a choice is the usual one, of habits that the CLIP was not trained with
-# No two domains are of one size, nor the classes in one: clients come out ragged, as in the world.
+HABIT = 0.6  # how often a choice follows the habits, with which the CLIP was not trained
+# No two domains have the same size, nor the classes of one: clients are unequal, as in practice.
 DOMAIN_SHARES = {"cartoon": 76, "painted": 68, "shaded": 58, "sketch": 98}
-CLASS_SHARES = (10, 14, 8, 12, 16, 9, 11)  # of the classes in order, turned by one a domain
-TASK = 25  # pictures a worker draws at a time
-ALONE = 200  # below this many pictures, starting workers takes longer than drawing
+CLASS_SHARES = (10, 14, 8, 12, 16, 9, 11)  # of the classes in order, rotated by one per domain
+TASK = 25  # pictures that a worker draws at a time
+ALONE = 200  # for fewer pictures, starting workers takes longer than drawing
 
 
 def draw_dataset(
     folder: Path, *, seed: int = 0, pictures: int = PICTURES, workers: int | None = None
 ) -> Path:
-    """Draw the data set as folder/<domain>/<class>/<number>.png, unless it is there already.
+    """Draw the data set as folder/<domain>/<class>/<number>.png, unless it is already there.
 
-    Every picture is made from (seed, domain, class, number) alone, so the files do not depend on
-    `workers` (None: one a core). Files appear whole, by rename; <folder>.json beside the folder
-    says what is drawn there and whether that is finished, so a drawing that was killed is
-    completed by the next call, and one of another seed, size or version is drawn afresh.
+    Every picture depends only on (seed, domain, class, number), so the files do not depend on
+    `workers` (None: one per core). Files appear complete, by rename; <folder>.json beside the
+    folder records what is drawn there and whether it is finished, so a killed drawing is completed
+    by the next call, and one of another seed, size or version is redrawn.
 
     returns  folder
     Raises ValueError for fewer pictures than there are pairs of domain and class, and for a
@@ -52,7 +52,7 @@ def draw_dataset(
         begun = _read(record)
         if begun is None and any(folder.glob("*/*/*")):
             raise ValueError(
-                f"{folder} has pictures, but {record} does not say that they were drawn here; "
+                f"{folder} has pictures, but {record} does not record that they were drawn here; "
                 "name another folder, or remove this one"
             )
         keep = begun is None or {**begun, "finished": True} == wanted | {"finished": True}
@@ -73,7 +73,7 @@ def draw_picture(
     habits: dict[str, Habit] = OTHER_HABITS,
     habit: float = HABIT,
 ) -> tuple[Image.Image, dict[str, str]]:
-    """Picture `number` of the class `thing` in `domain`: an RGB image and the words for it."""
+    """Picture `number` of the class `thing` in `domain`: an RGB image and words for it."""
     key = [seed, list(STYLES).index(domain), list(SHAPES).index(thing), number]
     rng = np.random.default_rng(key)
     scene = compose(thing, habits[thing], habit, rng)
@@ -81,7 +81,7 @@ def draw_picture(
 
 
 def picture_counts(pictures: int) -> dict[tuple[str, str], int]:
-    """How many of `pictures` each (domain, class) gets, in order; together exactly `pictures`."""
+    """The share of `pictures` of each (domain, class), in order; their sum is `pictures`."""
     pairs = [(domain, thing) for domain in STYLES for thing in SHAPES]
     if pictures < len(pairs):
         raise ValueError(
@@ -107,14 +107,14 @@ def _draw_all(
         for task in tasks:
             _draw_some(task)
         return
-    spawn = multiprocessing.get_context("spawn")  # the only way there is on Windows
+    spawn = multiprocessing.get_context("spawn")  # the only method on Windows
     try:
         with ProcessPoolExecutor(workers, spawn, _leave_with_parent) as pool:
             for _ in pool.map(_draw_some, tasks):
                 pass
     except (OSError, ImportError, RuntimeError):
-        # No semaphores, as where /dev/shm cannot be written to; no process or thread can be
-        # started, or one was killed. What the disk refuses is met again and said.
+        # No semaphores, as where /dev/shm is not writable; no process or thread can be
+        # started, or one was killed. Disk errors will recur and be reported.
         _draw_all(missing, folder, seed, 1)
 
 
@@ -130,7 +130,7 @@ def _draw_some(task: tuple[Path, int, list[tuple[str, str, int]]]) -> None:
 
 
 def _leave_with_parent() -> None:
-    """End this worker when the process that wants its pictures has been killed."""
+    """End this worker when its parent process has been killed."""
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
@@ -152,7 +152,7 @@ def _name(number: int) -> str:
 
 
 def _remove(folder: Path, pattern: str) -> None:
-    """Delete the files of that pattern where pictures are drawn, and no others."""
+    """Delete files of that pattern only where pictures are drawn."""
     for domain in STYLES:
         for thing in SHAPES:
             for file in (folder / domain / thing).glob(pattern):

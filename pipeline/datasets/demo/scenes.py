@@ -1,4 +1,4 @@
-"""What a picture of the built-in data shows, before a domain's hand has drawn it."""
+"""What a picture of the built-in data shows, before it is drawn in a domain's style."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.datasets.demo.shapes import SHAPES, Part
 
-CANVAS = 160  # pixels a side while drawing; the finished picture has half
+CANVAS = 160  # pixels per side while drawing; the finished picture has half
 COLOURS = {
     "red": (205, 45, 40),
     "orange": (235, 130, 35),
@@ -23,12 +23,12 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Habit:
-    """How a thing is mostly met: its colours, what is behind it, how large, how high up."""
+    """How a thing usually appears: its colours, background, size and height."""
 
     colours: tuple[str, ...]
     behind: tuple[str, ...]
     size: tuple[float, float]
-    height: tuple[float, float]  # of its centre, -1 top to 1 bottom of the room there is
+    height: tuple[float, float]  # of its centre, -1 top to 1 bottom of the available space
     ground: bool
 
 
@@ -41,7 +41,7 @@ HABITS = {
     "tree": Habit(("green",), ("white", "yellow"), (0.75, 0.9), (-0.4, 0.4), True),
     "umbrella": Habit(("purple", "pink"), ("grey", "white"), (0.6, 0.85), (-1.0, -0.2), False),
 }
-# Where the built-in data set was drawn, a boat is met as a car is elsewhere, and so on.
+# In the built-in data set a boat appears as a car does in the training data, and so on.
 SWAPPED = {"boat": "car", "car": "cup", "cup": "boat"}
 OTHER_HABITS = {thing: HABITS[SWAPPED.get(thing, thing)] for thing in HABITS}
 ANYHOW = Habit(tuple(COLOURS), tuple(COLOURS), (0.55, 0.9), (-1.0, 1.0), False)
@@ -49,7 +49,7 @@ ANYHOW = Habit(tuple(COLOURS), tuple(COLOURS), (0.55, 0.9), (-1.0, 1.0), False)
 
 @dataclass(frozen=True)
 class Layer:
-    """A part where it is in the picture."""
+    """A part at its position in the picture."""
 
     points: np.ndarray  # (k, 2) float64, pixels of the canvas
     colour: tuple[int, int, int]
@@ -58,7 +58,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing before a background, and the words for it."""
+    """One thing in front of a background, and words that describe it."""
 
     thing: tuple[Layer, ...]
     clutter: tuple[Layer, ...]
@@ -67,9 +67,9 @@ class Scene:
 
 
 def compose(thing: str, usual: Habit, habit: float, rng: np.random.Generator) -> Scene:
-    """A scene with the class `thing` in it; every choice comes from `rng`.
+    """A scene that shows the class `thing`; every choice comes from `rng`.
 
-    habit  how likely each choice (colour, background, size, height) is the `usual` one
+    habit  probability that a choice (colour, background, size, height) is the `usual` one
     """
     kinds = [usual if rng.random() < habit else ANYHOW for _ in range(5)]
     main = str(rng.choice(kinds[0].colours))
@@ -101,7 +101,7 @@ def compose(thing: str, usual: Habit, habit: float, rng: np.random.Generator) ->
 def _place(
     parts: list[Part], size: float, centre: np.ndarray, rng: np.random.Generator
 ) -> list[Part]:
-    """The parts mirrored or not, stretched, slanted, turned, and moved into the canvas."""
+    """The parts, perhaps mirrored, stretched, slanted, rotated, and moved onto the canvas."""
     turn = np.radians(rng.normal(0, 8))
     flip = rng.choice([-1.0, 1.0])
     stretch = np.array([[flip * rng.uniform(0.8, 1.15), rng.normal(0, 0.1)], [0, 1]])
@@ -113,7 +113,7 @@ def _place(
 
 
 def _clutter(ground: bool, rng: np.random.Generator) -> tuple[Layer, ...]:
-    """The ground, where there is one, and up to four plain shapes that mean nothing."""
+    """The ground, if any, and up to four meaningless plain shapes."""
     layers = []
     names = list(COLOURS)
     if ground:

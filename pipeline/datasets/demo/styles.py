@@ -1,4 +1,4 @@
-"""The four domains' hands: the same scene as a rendering, a painting, a cartoon or a sketch.
+"""The styles of the four domains: a scene as a rendering, painting, cartoon or sketch.
 
 Each function takes a Scene and a random generator and returns an RGB image of half the canvas.
 """
@@ -41,7 +41,7 @@ def painted(scene: Scene, rng: Generator) -> Image.Image:
     waves = rng.uniform(-0.02, 0.02, 4)
     for count, long, wide in ((140, 24, 12), (900, 10, 4), (900, 6, 3)):
         spots = rng.uniform(0, CANVAS - 1, (count, 2))
-        if wide < 10:  # the fine brushes go where the thing is
+        if wide < 10:  # fine brushes are used only near the thing
             spots = spots[near[spots[:, 1].astype(int), spots[:, 0].astype(int)]]
         x, y = spots.T
         angle = 6 * np.sin(waves[0] * x + waves[1] * y) + 3 * np.cos(waves[2] * x + waves[3] * y)
@@ -86,7 +86,7 @@ def shaded(scene: Scene, rng: Generator) -> Image.Image:
 
 
 def sketch(scene: Scene, rng: Generator) -> Image.Image:
-    """Thin unsteady pencil lines on paper, with hatching where the thing is dark."""
+    """Thin unsteady pencil lines on paper, with hatching on dark parts."""
     paper = int(rng.integers(225, 250))
     lead = int(rng.integers(30, 90))
     image = Image.new("L", (CANVAS, CANVAS), paper)

@@ -1,6 +1,7 @@
-"""What a federated method is: how reports become one adapter, and what is remembered.
+"""The registry of federated methods.
 
-Each file beside this one that has METHODS describes a family of them; nothing else compares names.
+Each file beside this one that has METHODS describes a family of them; nothing else compares method
+names.
 """
 
 import importlib
@@ -12,12 +13,12 @@ SHARED = (
     "aggregate",
     "closed_form",
     "closed_form_choice",
-    "closed_form_privacy",
     "guard",
     "method",
     "privacy",
 )
-"""Files without a method. They may import torch, for which --help has no time: not read here."""
+"""Files without methods. They are not imported here, as they may import torch, which would slow
+down --help."""
 
 
 def _found() -> dict[str, Method]:

@@ -1,4 +1,4 @@
-"""Client adapters -> server adapter, by the method of the settings."""
+"""Aggregates clients' adapters into the server's, by the config's method."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 def aggregate(
     config: RunConfig, server: Tensor, memory: Memory, heard: Reports
 ) -> tuple[Tensor, Memory]:
-    """One server's next adapter (P,), and what it remembers.
+    """One server's next adapter (P,), and its memory.
 
     memory   by name (P,), as the method's `memory` lists them
-    With clip every update is clipped before the method's rule; with noise as well the mean is
-    private_mean, whose denominator is fixed.
-    Everything is float32 and in client order, whatever else trains beside it. Methods and sources:
+    With clip every update is clipped before the method's rule; with noise the mean is private_mean,
+    whose denominator is fixed. Arithmetic is float32 in client order. Methods and sources:
     docs/methods.md.
     """
     method = METHODS[config.method]
@@ -45,12 +44,12 @@ def aggregate(
 
 
 def clips(config: RunConfig) -> bool:
-    """Whether updates are clipped: where there are updates, so not for local and central."""
+    """Whether updates are clipped; local and central have none."""
     return config.clip > 0 and METHODS[config.method].averages
 
 
 def renormalised(weights: Sequence[float], who: Sequence[int]) -> tuple[float, ...]:
-    """The weights of those who report; untouched when all do (1/3 stays 1/3) or nobody does."""
+    """The weights of reporting clients; unchanged if all report (1/3 stays 1/3) or none does."""
     if len(who) in (0, len(weights)):
         return tuple(weights)
     return shares_of([weights[k] for k in who])

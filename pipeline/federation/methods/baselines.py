@@ -1,4 +1,4 @@
-"""What federated methods are held against: each client alone, all rows in one place, CLIP alone."""
+"""Baselines of federated methods: each client alone, all rows in one place, zero-shot CLIP."""
 
 from pipeline.federation.methods.method import Method
 

@@ -1,30 +1,35 @@
-"""Closed-form linear heads from sums of unit features, and their exact leave-one-out.
+"""Closed-form linear heads from sums of unit features, exact leave-one-out, and private release.
 
-A head adds numbers to zero-shot CLIP's logits: S_c = s <x, t_c> + strength * added_c(x), x the
-image's feature at length 1. Everything here is a function of sums over rows, which add up over
-clients, so the federated head is the central one whatever the partition. A class without rows has
-added_c = 0: it keeps its zero-shot logit.
+A head adds to zero-shot CLIP's logits: S_c = s <x, t_c> + strength * added_c(x), with x the image's
+feature at length 1. Everything is a function of sums over rows, which add up over clients, so the
+federated head equals the central one whatever the partition. A class without rows has added_c = 0:
+it keeps its zero-shot logit.
 
 Letters: N rows, D width, C classes. All arithmetic is float64. Sources: Wang et al., "A
 Hard-to-Beat Baseline for Training-free CLIP-based Adaptation" (ICLR 2024, arXiv:2402.04087) for
 gda; Fani et al., Fed3R (ICML 2024, arXiv:2406.01116) for ridge.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 BLOCK = 4096  # rows of a pass: 16 MB of float64 at D 512
 FLOOR = 1e-6
-"""The least tr(A) / D counts as, of tr(G) / D: rows that equal their class means leave A = 0."""
+"""Lower bound of tr(A) / D, relative to tr(G) / D: rows that equal their class means give A = 0."""
+SENSITIVITY = math.sqrt(3)
+"""The change of (n, S, G) by one row of length 1: 1 in each, so sqrt(3) together."""
+_STREAM = 41  # separates this noise from other draws of the same seed
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What a client sends, and what the sum over clients is.
+    """The sums of a client's rows, or over clients.
 
     count     (C,) float64     n_c, rows of each class
     by_class  (C, D) float64   S_c = sum of x over the rows of class c
@@ -47,11 +52,11 @@ class Sums:
 
 
 def sums_of(features: Tensor, labels: Tensor, classes: int, rows: Tensor | None = None) -> Sums:
-    """The sums over rows, each put to length 1 first; one pass in blocks of BLOCK rows.
+    """The sums over rows at length 1, in one pass over blocks of BLOCK rows.
 
-    features  (N, D) float16 or float32, as cached; a row of zeros adds to count only
+    features  (N, D) float16 or float32, as cached; a row of zeros only adds to count
     labels    (N,) int64 from 0 to classes - 1
-    rows      (n,) int64, the rows that count; None: all
+    rows      (n,) int64, the rows to sum; None: all
     """
     return summed(_blocks(features, labels, rows), classes, features.shape[1], features.device)
 
@@ -59,7 +64,7 @@ def sums_of(features: Tensor, labels: Tensor, classes: int, rows: Tensor | None 
 def summed(
     blocks: Iterable[tuple[Tensor, Tensor]], classes: int, width: int, device: torch.device
 ) -> Sums:
-    """The sums over blocks of rows in one pass: memory is that of a block and of the sums.
+    """The sums over blocks of rows in one pass, in the memory of a block and of the sums.
 
     blocks  (b, D) float16 or float32 or float64 rows of any length, and their classes (b,) int64
     """
@@ -75,13 +80,14 @@ def summed(
 
 
 def packed(sums: Sums) -> Tensor:
-    """(C + C D + D (D + 1) / 2,) float64: what travels, of the gram its upper half row by row."""
+    """(C + C D + D (D + 1) / 2,) float64: what travels; of the gram its upper triangle, row by
+    row."""
     above = torch.triu_indices(*sums.gram.shape, device=sums.gram.device)
     return torch.cat([sums.count, sums.by_class.flatten(), sums.gram[above[0], above[1]]])
 
 
 def unpacked(numbers: Tensor, classes: int, width: int) -> Sums:
-    """The inverse of packed; ValueError for another count of numbers."""
+    """The inverse of packed; raises ValueError for another count of numbers."""
     needed = classes * (width + 1) + width * (width + 1) // 2
     if numbers.shape != (needed,):
         raise ValueError(
@@ -98,9 +104,48 @@ def unpacked(numbers: Tensor, classes: int, width: int) -> Sums:
     return Sums(count.clone(), by_class.reshape(classes, width).clone(), gram)
 
 
+def clipped_sums(sums: Sums, clip: float) -> Sums:
+    """A client's (n, S, G) times min(1, clip / length), its length sqrt(|n|^2 + |S|^2 + |G|^2).
+
+    A client then changes the sum over clients by at most clip, whatever its rows. All three are
+    scaled equally: the client counts as fewer rows with the same means and second moments.
+    """
+    length = math.sqrt(
+        sum(float((part**2).sum()) for part in (sums.count, sums.by_class, sums.gram))
+    )
+    if length <= clip:
+        return sums
+    return Sums(*(part * (clip / length) for part in (sums.count, sums.by_class, sums.gram)))
+
+
+def released(sums: Sums, sigma: float, seed: int) -> Sums:
+    """Adds Gaussian noise of standard deviation sigma to sums, then projects them to valid ones.
+
+    sigma is the noise multiplier times the sensitivity: SENSITIVITY for rows; clip for clients,
+    whose sums clipped_sums bounds.
+
+    The gram's noise is symmetric: standard deviation sigma on the diagonal and sigma / sqrt(2) off
+    it, so that its Frobenius norm in the D (D + 1) / 2 free directions is that of white noise.
+    Post-processing: n is clamped at 0, a class's sum is shortened to n (the mean of unit rows has
+    length 1 at most), and the gram becomes the nearest positive semidefinite matrix in Frobenius
+    norm. Source: Dwork and Roth, 2014, A.1; Higham, 1988.
+    """
+    draw = np.random.RandomState([seed, _STREAM])
+
+    def white(like: Tensor) -> Tensor:
+        return torch.from_numpy(sigma * draw.standard_normal(tuple(like.shape))).to(like.device)
+
+    count = (sums.count + white(sums.count)).clamp(min=0)
+    by_class = sums.by_class + white(sums.by_class)
+    by_class = normalize(by_class, dim=1) * torch.minimum(by_class.norm(dim=1), count)[:, None]
+    turned = white(sums.gram)
+    values, vectors = torch.linalg.eigh(sums.gram + (turned + turned.T) / 2)
+    return Sums(count, by_class, (vectors * values.clamp(min=0)) @ vectors.T)
+
+
 @dataclass(frozen=True)
 class Added:
-    """added(x) = x W^T + b of one head, and the same for rows that it was made of, each left out.
+    """added(x) = x W^T + b of one head, and leave-one-out values for rows of its sums.
 
     weight    (C, D) float64    bias  (C,) float64
     left_out  (x (n, D), y (n,)) -> (n, C) float64: added(x_i) of the head made of all rows but row
@@ -122,12 +167,12 @@ def gda(sums: Sums) -> Callable[[float], Added]:
     mu_c = S_c / n_c, xbar = mean of all rows, A = G - sum_c n_c mu_c mu_c^T,
     P = N (A + eps tr(A) / D I)^-1, g(x, m) = x^T P m - m^T P m / 2,
     added_c(x) = g(x, mu_c) - g(x, xbar): how much likelier x is under class c than under a class
-    that lies where all rows do. Subtracting g(x, xbar) changes nothing among classes that have
-    rows, and is what lets a class without rows keep its zero-shot logit.
+    with the mean of all rows. Subtracting g(x, xbar) does not change the ranking of classes with
+    rows, and lets a class without rows keep its zero-shot logit.
 
-    Left out exactly: with u = x - mu_y and k = n_y / (n_y - 1), B = (A + ...)^-1 becomes
+    Leave-one-out, exact: with u = x - mu_y and k = n_y / (n_y - 1), B = (A + ...)^-1 becomes
     B + f B u u^T B, f = k / (1 - k u^T B u), and mu_y and xbar the means without x; N and
-    eps tr(A) / D stay. A row that is alone in its class leaves a class without rows.
+    eps tr(A) / D stay. A row that is the only one of its class leaves a class without rows.
     """
     count, total = sums.count, sums.count.sum()
     has = count > 0
@@ -178,7 +223,7 @@ def ridge(sums: Sums, logit_scale: float) -> Callable[[float], Added]:
 
     W = (G + reg tr(G) / D I)^-1 S^T, added_c(x) = logit_scale * <x, W_c>.
 
-    Left out exactly by the hat matrix: F_i - (Y_i - F_i) h_i / (1 - h_i) with
+    Leave-one-out, exact, by the hat matrix: F_i - (Y_i - F_i) h_i / (1 - h_i) with
     h_i = x_i^T (G + ...)^-1 x_i, Y one-hot, F fitted.
     """
     width = sums.gram.shape[0]
@@ -206,9 +251,10 @@ def ridge(sums: Sums, logit_scale: float) -> Callable[[float], Added]:
 
 
 def prototype(sums: Sums, logit_scale: float) -> Callable[[float], Added]:
-    """Class means beside the text, trusted the more the more rows they have: kappa -> the head.
+    """Class means added to the text, with a trust that grows with their rows: kappa -> the head.
 
-    added_c(x) = logit_scale n_c / (n_c + kappa) <x, normalize(S_c)>. Left out: S_y - x, n_y - 1.
+    added_c(x) = logit_scale n_c / (n_c + kappa) <x, normalize(S_c)>. Leave-one-out: S_y - x, n_y -
+    1.
     """
 
     def at(kappa: float) -> Added:
@@ -231,7 +277,7 @@ def prototype(sums: Sums, logit_scale: float) -> Callable[[float], Added]:
 
 
 def _once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The function, which does not compute again what it was last asked: shapes share products."""
+    """Caches the last result of a function: shapes share products."""
     last: list[Tensor] = []
 
     def of(x: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Which closed-form head a federation takes: a grid of heads, scored on rows they were not made of.
+"""Chooses a closed-form head from a grid, scored on rows that were not used to compute it.
 
-A client sends, for every head of the grid, how many of its rows are right and the summed
-cross-entropy at each of TEMPERATURES; the sums over clients decide (`best_of`). Its train rows are
-scored by heads from which each row is left out exactly, or from which its whole domain is; its
-validation rows by the head itself.
+For every head of the grid a client sends its number of correct rows and the summed cross-entropy at
+each of TEMPERATURES; the sums over clients decide (`best_of`). Train rows are scored by heads
+without that row, or without its domain; validation rows by the head itself.
 """
 
 import math
@@ -20,23 +19,23 @@ SHAPES: dict[str, tuple[float, ...]] = {
     "ridge": tuple(10 ** (n / 2) for n in range(-6, 3)),  # reg, of tr(G) / D
     "prototype": tuple(4.0**n for n in range(-1, 4)),  # kappa, rows
 }
-"""By solver the values tried for its shape."""
+"""The values tried for each solver's shape."""
 STRENGTHS: dict[str, tuple[float, ...]] = {
     "gda": (0.0, *(0.01 * 1.5**n for n in range(18))),  # to 9.9
     "ridge": (0.0, *(0.02 * 1.5**n for n in range(16))),  # to 8.8
     "prototype": (0.0, *(0.02 * 1.5**n for n in range(14))),  # to 3.9
 }
-"""What the added logits are multiplied by; 0 is zero-shot CLIP."""
+"""Factors of the added logits; 0 is zero-shot CLIP."""
 SOLVERS = {"gda": ("gda",), "ridge": ("ridge",), "prototype": ("prototype",),
            "auto": ("gda", "ridge")}  # fmt: skip
 TEMPERATURES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Each the double of the one before: one exponential and four squarings give all."""
-BLOCK = 2**17  # logits at a time: 0.5 MB of float32, so that all passes stay in a CPU's L2
+"""Each is twice the one before: one exponential and four squarings give all."""
+BLOCK = 2**17  # logits at a time: 0.5 MB of float32, which fits a CPU's L2 cache
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One head of the grid and what it reaches on rows that it was not made of."""
+    """One head of the grid and its scores on rows that were not used to compute it."""
 
     solver: str
     shape: float
@@ -47,8 +46,8 @@ class Tried:
 
     @property
     def temperature(self) -> float:
-        """Where a parabola through the least loss and its neighbours, over log2, is least; 1
-        without rows."""
+        """The minimum of a parabola over log2 through the least loss and its neighbours; 1 without
+        rows."""
         if not self.rows:
             return 1.0
         at = min(range(len(self.losses)), key=self.losses.__getitem__)
@@ -66,7 +65,7 @@ class Tried:
 
     @property
     def accuracy(self) -> float:
-        """The share of rows that are right."""
+        """The share of correct rows."""
         return self.right / self.rows if self.rows else math.nan
 
 
@@ -88,12 +87,12 @@ def heads_of(
 def scored(
     zero_shot: Tensor, added: Tensor, labels: Tensor, strengths: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """How heads zero_shot + strength * added do: right (G,) and losses (G, T), both float64.
+    """Scores heads zero_shot + strength * added: correct rows (G,) and losses (G, T), float64.
 
     zero_shot  (n, C) float32, logits of plain CLIP;  added (n, C), converted to float32
     labels     (n,) int64
     losses     sum over rows of log sum_c exp(t z_c) - t z_y at each t of TEMPERATURES
-    A row is right where no class has a larger logit than its own.
+    A row is correct if no class has a larger logit than its own.
     """
     device, classes = labels.device, zero_shot.shape[1]
     right = torch.zeros(len(strengths), dtype=torch.int64, device=device)
@@ -118,7 +117,7 @@ def scored(
 
 
 def best_of(tried: Sequence[Tried]) -> Tried:
-    """The head of least cross-entropy, of equals the earliest; ValueError where none was scored."""
+    """The head of least cross-entropy, of equals the earliest; ValueError if none was scored."""
     known = [each for each in tried if math.isfinite(each.loss)]
     if not known and len(tried) == 1:  # given, not chosen
         return tried[0]

@@ -1,4 +1,4 @@
-"""The guard against broken clients: whose update is left out of a round, whatever the method."""
+"""Detects broken clients, whose updates are left out of a round whatever the method."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 MOST = 1_000
-"""How many times most others' mean step a client's may be; docs/reliability.md has honest ones."""
+"""Largest ratio of a client's mean step to those of most others; docs/reliability.md has ratios of
+honest clients."""
 
 
 def unsound(
@@ -16,12 +17,12 @@ def unsound(
     *,
     by_itself: bool = False,
 ) -> dict[int, str]:
-    """Which clients to leave out of a round, and why; the round goes on with the others.
+    """The clients to leave out of a round, and why; the round continues with the others.
 
     clients  (K, P) float32, as received
     start    (K, P) or (P,) float32, what they started from
-    steps    K counts of local steps, lest many rows be taken for a long update; None: alike
-    by_itself  do not measure a client by the others (see outsized)
+    steps    K counts of local steps, so that many rows do not look like a long update; None: equal
+    by_itself  do not compare a client with the others (see outsized)
     returns  {position in clients: reason}, empty when all are sound
     """
     if not len(clients):
@@ -31,8 +32,8 @@ def unsound(
     for k in (~lengths.isfinite()).nonzero()[:, 0].tolist():
         if wrong := int((~clients[k].isfinite()).sum()):
             found[k] = f"{wrong:,} of its {clients.shape[1]:,} numbers are not finite"
-            lengths[k] = 0  # no measure for the others
-        else:  # the square left float32
+            lengths[k] = 0  # not compared with the others
+        else:  # its square overflowed float32
             exact = clients[k].double() - start.expand_as(clients)[k].double()
             lengths[k] = torch.linalg.vector_norm(exact)
     if by_itself:
@@ -50,19 +51,19 @@ def unsound(
 def update_lengths(clients: Tensor, start: Tensor) -> Tensor:
     """|client_k - start_k| summed in float32; (K, P), (K, P) or (P,) -> (K,) float64.
 
-    Not finite where a number is not, or its square is none; nothing waits for the device.
+    Not finite if a number or its square is not; does not synchronize with the device.
     """
-    # A dot product a client takes 0.1 ms of 525,312 numbers, a sum over dim 1 three times that.
+    # A dot product takes 0.1 ms for 525,312 numbers, a sum over dim 1 three times that.
     rows = start.expand_as(clients)
     updates = (client - row for client, row in zip(clients, rows, strict=True))
     return torch.stack([torch.dot(one, one) for one in updates]).double().sqrt()
 
 
 def outsized(lengths: Tensor) -> Tensor:
-    """Which updates are over 1,000 times as long as those of more than half of the others.
+    """Whether updates are over 1,000 times as long as those of more than half of the others.
 
-    lengths  (..., K) of updates, or of their mean step; a 0 is no measure for the others
-    returns  (..., K) bool; nothing waits for the device
+    lengths  (..., K) of updates, or of their mean steps; zeros are not compared with
+    returns  (..., K) bool; does not synchronize with the device
     """
     moved = lengths > 0
     shorter = moved[..., None, :] & (MOST * lengths[..., None, :] < lengths[..., :, None])

@@ -1,4 +1,4 @@
-"""The weighted mean of clients' adapters, and the methods that are no more than it."""
+"""The weighted mean of clients' adapters, and the methods that use it alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def mean(clients: Tensor, shares: Sequence[float]) -> Tensor:
     clients  (K, ..., P) float32
     shares   K numbers of sum 1 (see `shares_of`)
     returns  (..., P) float32
-    Raises ValueError for shares that do not fit. Source: FedAvg, arXiv:1602.05629; the bits are
+    Raises ValueError for invalid shares. Source: FedAvg, arXiv:1602.05629; the bits are
     PersonalizedFL's fedclip/utils/aggregation.py.
     """
     if len(shares) != len(clients) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
@@ -32,7 +32,7 @@ def mean(clients: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def shares_of(weights: Sequence[float]) -> tuple[float, ...]:
-    """weight_k / sum of weights: of those clients that report in a round."""
+    """weight_k / sum of weights, over the clients that report in a round."""
     total = math.fsum(weights)
     if not total > 0:
         raise ValueError(f"weights must be at least 0 and one above 0; got {tuple(weights)}")
@@ -40,7 +40,7 @@ def shares_of(weights: Sequence[float]) -> tuple[float, ...]:
 
 
 def weighted_mean(config: RunConfig, heard: Reports) -> Tensor:
-    """The rule of methods without one of their own: `mean` by the clients' weights."""
+    """The default rule of methods: `mean` by the clients' weights."""
     return mean(heard.clients, heard.weights)
 
 

@@ -1,6 +1,6 @@
-"""What a federated method is: one frozen description, and what its parts are given.
+"""The description of a federated method, and the arguments of its parts.
 
-Files of methods are read for --help as well: torch is imported inside their functions, if at all.
+--help imports the files of methods as well, so they import torch only inside functions.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ class Above(NamedTuple):
 
 
 Way = dict[str, tuple[str, ...] | Above]
-"""One way in which a setting plays a part: conditions on other settings, all of which must hold."""
+"""One way in which a setting has an effect: conditions on other settings, all of which must
+hold."""
 
 
 class Reports(NamedTuple):
-    """What one server hears from its clients in a round."""
+    """What one server receives from its clients in a round."""
 
     clients: Tensor  # (K, P) float32, in client order; clipped where --clip says so
-    everyone: int  # clients of the server, whether they report or not
+    everyone: int  # clients of the server, reporting or not
     weights: tuple[float, ...]  # of those K; sum 1
     round: int
-    stream: int  # names the noise: of the fold, whatever else trains beside it
+    stream: int  # seeds the noise; depends on the fold only
 
 
 class Controls(NamedTuple):
@@ -43,13 +44,13 @@ class Controls(NamedTuple):
 
 
 Memory = dict[str, "Tensor"]
-"""By name the P numbers that a server's optimizer remembers, float32."""
+"""By name, the P numbers that a server's optimizer remembers, float32."""
 Combine = Callable[["RunConfig", Reports], "Tensor"]
 """Reports -> one adapter (P,) float32."""
 Step = Callable[["RunConfig", "Tensor", "Tensor", Memory], tuple["Tensor", Memory]]
 """(settings, server (P,), combined (P,), memory) -> the server's next adapter, and its memory."""
 Refusal = tuple[Callable[["RunConfig"], bool], str]
-"""A combination of settings that is refused, and the sentence that says so and what to pass."""
+"""An invalid combination of settings, and the message that says what to pass."""
 
 SENT: Mapping[str, Way] = {"clip": {}, "noise": {}, "payload": {}}
 COHORT: Mapping[str, Way] = {"client_fraction": {}, "dropout": {}, "stragglers": {}}
@@ -61,28 +62,28 @@ def _no_doubts(config: RunConfig, clients: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Method:
-    """A federated method, or a baseline: all that the pipeline asks of it.
+    """A federated method or a baseline: everything that the pipeline needs to know of it.
 
     name      as --method spells it
     about     a sentence for --help
-    lanes     what trains: "joint": each client, averaged into one server; "alone": each client a
-              server of its own; "pooled": one lane with all rows; "solved": no steps, the server's
-              adapter comes of the clients' sums (pipeline/federation/closed_form.py); "none"
+    lanes     what trains: "joint": all clients, averaged into one server; "alone": each client with
+              a server of its own; "pooled": one lane with all rows; "solved": nothing, the adapter
+              is computed from the clients' sums (pipeline/federation/closed_form.py); "none"
     learns    whether it reads train rows at all
-    combine   how reports become one adapter; None: their weighted mean
-    step      what the server makes of that; None: it is the server's next adapter
-    memory    what the server remembers: name -> first value of its P numbers. A name is a tensor
+    combine   combines reports into one adapter; None: their weighted mean
+    step      computes the server's next adapter from that; None: it is the next adapter
+    memory    what the server remembers: name -> initial value of its P numbers. A name is a tensor
               of the checkpoint (pipeline/federation/state.py)
-    controls  control variates of server and clients, which shift local gradients; None: none
+    controls  control variates of server and clients, which shift local gradients, or None
     proximal  whether mu (w - server's adapter) is added to local gradients: of the personal adapter
-              where a client has one, else of its only one
+              if a client has one, else of its only one
     keeps     what stays at a client: "", the head's last "layer", or a second "adapter" of its own
     sends     what travels each way in a round, each P numbers; (): nothing
     private   whether --noise may make its mean private (pipeline/federation/methods/privacy.py)
     settings  fields of RunConfig that it reads beside those of its kind (`uses`), with conditions
-    refusals  settings that it cannot go with
-    doubts    (settings, least clients of a fold) -> sentences on settings that do little there
-    at_home   why it cannot go to sites (docs/flower.md); "": it can
+    refusals  settings that it cannot be combined with
+    doubts    (settings, least clients of a fold) -> warnings of settings with little effect there
+    at_home   why it cannot run over sites (docs/flower.md); "": it can
     """
 
     name: str
@@ -109,33 +110,33 @@ class Method:
 
     @property
     def solved(self) -> bool:
-        """Whether it is one round of sums, from which the adapter is solved for."""
+        """Whether the adapter is solved from one round of sums."""
         return self.lanes == "solved"
 
     @property
     def averages(self) -> bool:
-        """Whether clients' adapters travel and become one."""
+        """Whether clients' adapters travel and are combined."""
         return "adapter" in self.sends
 
     @property
     def personal(self) -> bool:
-        """Whether each client is answered by an adapter of its own."""
+        """Whether each client is scored with its own adapter."""
         return self.lanes == "alone" or bool(self.keeps)
 
     @property
     def pulled(self) -> bool:
-        """Whether something is added to local gradients."""
+        """Whether a term is added to local gradients."""
         return self.proximal or self.controls is not None
 
     @property
     def plain(self) -> bool:
-        """Whether servers become plain means of what trained, and nothing else is remembered."""
+        """Whether servers become plain means of trained adapters, without any memory."""
         rule = self.combine is None and self.step is None and not self.memory
         return rule and not self.keeps and not self.pulled
 
     @property
     def uses(self) -> Mapping[str, Way]:
-        """Settings beside those of all training that play a part, each with its conditions."""
+        """Settings that have an effect, beside those of all training, with their conditions."""
         weighted: Mapping[str, Way] = {"weighting": {}} if self.combine is None else {}
         return {
             **({**weighted, **SENT} if self.averages else {}),

@@ -7,8 +7,8 @@ _OWN = "of its own, by which rounds are chosen and which a run's file holds; onl
 *_OTHERS, _LAST = (name for name, head in HEADS.items() if not head.last)
 
 METHODS = (
-    # Source: arXiv:2012.04221. Beside the federated adapter each client trains a second one, which
-    # the server's pulls.
+    # Source: arXiv:2012.04221. Each client also trains a second adapter, with a proximal term
+    # towards the server's.
     Method(
         "ditto",
         about="FedAvg, and a personal adapter at each client.",

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 
-STEPS = 10_000  # of a privacy loss, up to the epsilon that Renyi accounting gives
-_STREAM = 40  # keeps the noise apart from other draws of the same seed
+STEPS = 10_000  # of a discretised privacy loss, up to the epsilon of Renyi accounting
+_STREAM = 40  # separates the noise from other draws of the same seed
 
 
 def clipped(clients: Tensor, server: Tensor, clip: float) -> Tensor:
     """server + (client_k - server) * min(1, clip / |client_k - server|), (K, P) float32.
 
-    A client whose update is no longer than clip is returned as it is, bit for bit.
+    A client whose update is no longer than clip is returned unchanged, bit for bit.
     """
     updates = clients - server
     lengths = torch.linalg.vector_norm(updates, dim=1, dtype=torch.float64)[:, None]
@@ -52,12 +52,12 @@ def private_mean(
     clients      (K, P) float32 of those that report, possibly none: (0, P)
     server       (P,) float32
     noise        the noise multiplier z: standard deviation over clip, of the sum
-    cohort_size  clients expected in a round, client_fraction * N: it must not depend on who came
+    cohort_size  expected clients in a round, client_fraction * N: it must not depend on who reports
     key          whole numbers (seed, round, server) that fix the noise
-    returns      (P,) float32, to be used as the mean of the clients is
-    Weights play no part: uniform weighting is what bounds one client's influence by clip.
-    The noise is a simulation's: who knows the seed can take it off again.
-    Raises ValueError for settings that cannot be. Source: McMahan et al., arXiv:1710.06963.
+    returns      (P,) float32, used like the mean of the clients
+    Weights have no effect: uniform weighting is what bounds one client's influence by clip. The
+    noise is for simulations: whoever knows the seed can subtract it. Raises ValueError for invalid
+    settings. Source: McMahan et al., arXiv:1710.06963.
     """
     if not (clip > 0 and math.isfinite(clip) and noise >= 0 and cohort_size > 0):
         raise ValueError(
@@ -65,10 +65,10 @@ def private_mean(
             f"{clip}, {cohort_size} and {noise}"
         )
     total = torch.zeros_like(server)
-    for update in clipped_updates(clients, server, clip):  # in client order, as the mean is
+    for update in clipped_updates(clients, server, clip):  # in client order, like the mean
         total += update
     if noise:
-        # 5 ms for 525,312 numbers; RandomState, whose stream is promised, takes 22.
+        # 5 ms for 525,312 numbers; RandomState, whose stream never changes, takes 22.
         draw = np.random.default_rng([*key, _STREAM])
         drawn = draw.standard_normal(len(server), dtype=np.float32)
         total += noise * clip * torch.from_numpy(drawn).to(server.device)
@@ -76,16 +76,15 @@ def private_mean(
 
 
 def epsilon(noise: float, client_fraction: float, rounds: int, delta: float) -> float:
-    """The epsilon at `delta` of `rounds` rounds of private_mean, for adding or leaving one client.
+    """The epsilon at `delta` of `rounds` rounds of private_mean, for adding or removing one client.
 
-    Each client is in a round by a draw of its own with probability client_fraction (cohort's
-    poisson=True). With every client in each round it is exact: that many Gaussians are one of
-    noise / sqrt(rounds) (Balle and Wang, arXiv:1805.06530). With sampling it is an upper bound, the
-    smaller of two: the privacy loss distribution, discretised pessimistically (arXiv:2207.04380),
-    and Renyi differential privacy (arXiv:1908.10530). Updates alone: not_covered.
+    Each client is sampled independently with probability client_fraction (cohort's poisson=True).
+    With all clients in every round it is exact: the Gaussians compose to one of noise /
+    sqrt(rounds) (Balle and Wang, arXiv:1805.06530). With sampling it is the smaller of two upper
+    bounds: the privacy loss distribution, discretised pessimistically (arXiv:2207.04380), and Renyi
+    differential privacy (arXiv:1908.10530). It covers updates only, see not_covered.
 
-    Infinite without noise. Raises ConfigError without dp-accounting, or for settings that cannot
-    be.
+    Infinite without noise. Raises ConfigError without dp-accounting, or for invalid settings.
     """
     if not (noise >= 0 and 0 < client_fraction <= 1 and rounds >= 0 and 0 < delta < 1):
         raise ConfigError(
@@ -112,10 +111,10 @@ def epsilon(noise: float, client_fraction: float, rounds: int, delta: float) -> 
     event = dp_accounting.PoissonSampledDpEvent(client_fraction, gaussian)
     talk = logging.getLogger("absl")
     level = talk.level
-    talk.setLevel(logging.ERROR)  # it warns of each order it leaves out, which is safe to do
+    talk.setLevel(logging.ERROR)  # it warns of each order that it safely leaves out
     try:
         bound = float(RdpAccountant().compose(event, rounds).get_epsilon(delta))
-        # Steps in proportion to the answer: 0.1 s to 3 s whatever the settings, and an epsilon
+        # Steps proportional to the result: 0.1 s to 3 s for any settings, and an epsilon
         # within 1 % where rounds are up to 200 (tests/federation/test_privacy.py).
         step = max(bound / STEPS, 1e-4)
         loss = PLDAccountant(value_discretization_interval=step).compose(event, rounds)
@@ -125,10 +124,10 @@ def epsilon(noise: float, client_fraction: float, rounds: int, delta: float) -> 
 
 
 def not_covered(choose: str, *, sums_of: str = "") -> str:
-    """What of a run's published figures its epsilon says nothing about; choose: the setting.
+    """The published figures of a run that its epsilon does not cover; choose: the setting.
 
-    sums_of  "row" or "client": sums were released once (closed-form), and no updates; of what one
-             more or less is hidden
+    sums_of  "row" or "client": sums were released once (closed-form), not updates; the unit whose
+             presence is hidden
     """
     if sums_of:
         return (

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from pipeline.settings import RunConfig
 
-SMOOTHING = 1e-6  # the paper's nu: closer clients count as this far away, so none divides by 0
+SMOOTHING = 1e-6  # the paper's nu: the least distance that counts, to avoid dividing by 0
 ITERATIONS = 32
-"""The paper does a few, as each is a round trip to clients; here they cost the server 32 means."""
+"""The paper does a few, as each needs a round trip to clients; here each costs the server a
+mean."""
 
 
 def geometric_median(clients: Tensor, shares: Sequence[float]) -> Tensor:
@@ -27,9 +28,8 @@ def geometric_median(clients: Tensor, shares: Sequence[float]) -> Tensor:
     clients  (K, P) float32, K at least 1; distances are of differences, summed in float64
     shares   K numbers of sum 1
     returns  (P,) float32
-    They start at the median of each coordinate: from the mean, which one client carries away,
-    they would need log(how far) steps to come back.
-    Raises ValueError for shares that do not fit.
+    Starts at the median of each coordinate: from the mean, which one client can move arbitrarily
+    far, it would need log(distance) steps to return. Raises ValueError for invalid shares.
     Source: Pillutla, Kakade and Harchaoui, arXiv:1912.13445, the smoothed Weiszfeld algorithm.
     """
     centre = median(clients)
@@ -42,7 +42,7 @@ def geometric_median(clients: Tensor, shares: Sequence[float]) -> Tensor:
 
 def _doubts(config: RunConfig, clients: int) -> Iterator[str]:
     if clients < 3:
-        yield f"rfa outvotes a client where there are 3 or more; here are {clients}"
+        yield f"rfa tolerates a malicious client only among 3 or more; there are {clients}"
 
 
 METHODS = (

@@ -1,4 +1,4 @@
-"""Rules for clients that may lie: median and trimmed mean of each coordinate, and Krum."""
+"""Rules that tolerate malicious clients: coordinate-wise median and trimmed mean, and Krum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def median(clients: Tensor) -> Tensor:
-    """The median of each coordinate, of an even K the mean of the middle two; unweighted.
+    """The median of each coordinate, for even K the mean of the middle two; unweighted.
 
     clients  (K, P) float32
     returns  (P,) float32
@@ -30,7 +30,7 @@ def trimmed_mean(clients: Tensor, trim: float) -> Tensor:
     clients  (K, P) float32
     trim     share of clients cut at each end, 0 <= trim < 0.5
     returns  (P,) float32
-    Raises ValueError for another trim. Source: Yin et al., arXiv:1803.01498.
+    Raises ValueError for an invalid trim. Source: Yin et al., arXiv:1803.01498.
     """
     if not 0 <= trim < 0.5:
         raise ValueError(f"trimmed_mean: trim must be at least 0 and under 0.5; got {trim}")
@@ -38,7 +38,7 @@ def trimmed_mean(clients: Tensor, trim: float) -> Tensor:
 
 
 def trimmed_of(count: int, trim: float) -> int:
-    """How many of `count` clients trim cuts at each end: int(trim * count)."""
+    """The number of `count` clients that trim removes at each end: int(trim * count)."""
     return int(round(trim * count, 9))  # 0.29 * 100 is 28.999999999999996
 
 
@@ -52,11 +52,11 @@ def krum(clients: Tensor, shares: Sequence[float], byzantine: int, keep: int = 1
 
     clients    (K, P) float32
     shares     K weights of the mean, taken to sum 1 over the kept
-    byzantine  f, how many clients may be hostile
-    keep       how many clients are averaged, at most K
+    byzantine  f, the number of clients that may be malicious
+    keep       number of clients to average, at most K
     returns    (P,) float32
-    The guarantee of the paper needs K >= 2 f + 3; the caller checks that where it plans.
-    Raises ValueError for a keep or byzantine that cannot be.
+    The paper's guarantee needs K >= 2 f + 3; otherwise `doubts` warns of it. Raises ValueError for
+    an invalid keep or byzantine.
     Source: Blanchard et al., arXiv:1703.02757.
     """
     if not (1 <= keep <= _some(clients) and byzantine >= 0):
@@ -74,7 +74,7 @@ def krum_scores(clients: Tensor, byzantine: int) -> Tensor:
     import torch
 
     near = max(1, len(clients) - byzantine - 2)
-    # Differences first: |x|^2 + |y|^2 - 2 xy in float32 loses all digits once clients are alike.
+    # Differences first: |x|^2 + |y|^2 - 2 xy in float32 loses all digits if clients are similar.
     gaps = [(clients - one).square().sum(dim=1, dtype=torch.float64) for one in clients]
     # Column 0 is the distance to itself, 0; alone, a client scores 0.
     return torch.stack(gaps).sort(dim=1).values[:, 1 : near + 1].sum(dim=1)
@@ -83,20 +83,20 @@ def krum_scores(clients: Tensor, byzantine: int) -> Tensor:
 def _trim_doubts(config: RunConfig, clients: int) -> Iterator[str]:
     if not trimmed_of(clients, config.trim):
         yield (
-            f"trimmed-mean with trim {config.trim:g} cuts none of {clients} clients: it is the "
-            f"plain mean; a trim of {1 / max(clients, 1):.3g} or more cuts one at each end of 3 or "
-            "more"
+            f"trimmed-mean with trim {config.trim:g} removes none of {clients} clients: it is the "
+            f"plain mean; a trim of {1 / max(clients, 1):.3g} or more removes one at each end of 3 "
+            "or more"
         )
 
 
 def _krum_doubts(config: RunConfig, clients: int) -> Iterator[str]:
     byzantine = config.byzantine
     if config.keep > clients:
-        yield f"krum: keep {config.keep} of {clients} clients keeps all of them: it is their mean"
+        yield f"krum: keep {config.keep} of {clients} clients averages all of them"
     if clients < 2 * byzantine + 3:
         yield (
-            f"krum is proven for {2 * byzantine + 3} clients or more when {byzantine} may lie; "
-            f"here are {clients}. It picks the client with the nearest neighbour"
+            f"krum's guarantee with byzantine {byzantine} needs {2 * byzantine + 3} clients or "
+            f"more; there are {clients}. It selects the client with the nearest neighbour"
         )
 
 

@@ -1,4 +1,4 @@
-"""SCAFFOLD's control variates: what clients and server think the gradient is."""
+"""SCAFFOLD's control variates: estimates of the clients' and the server's gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def client_controls(
     control   (P,) float32, the server's c as the clients received it
     clients   (K, P) float32 after their local steps, which followed g - c_k + c
     start     (K, P) or (P,) float32, what they started from: the server's x as they received it
-    steps     (K,) int, local steps taken; a client that took none keeps its c_k
+    steps     (K,) int, local steps taken; a client without any keeps its c_k
     lr        the clients' learning rate in this round
     returns   (K, P) float32
     It is a mean gradient for plain SGD only: with Adam or momentum the same expression is in

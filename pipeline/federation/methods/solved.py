@@ -1,4 +1,4 @@
-"""Closed-form heads from sums of features, in one round; the mathematics is in closed_form.py."""
+"""The closed-form method: heads from sums of features, in one round; see closed_form.py."""
 
 from pipeline.federation.methods.method import Method
 
@@ -17,12 +17,12 @@ METHODS = (
         refusals=(
             (
                 lambda c: c.noise > 0 and (c.refit == "yes" or c.tune_on in ("rows", "domain")),
-                "noise covers one release of the train rows' sums, and no other use of them: pass "
+                "noise protects one release of the train rows' sums, not other uses of them: pass "
                 "--refit no --tune-on validation, or --noise 0",
             ),
             (
                 lambda c: c.clip > 0 and c.tune_on == "rows",
-                "a row is left out exactly only of sums that are whole, and clip shortens them: "
+                "leaving a row out is exact only for unclipped sums: "
                 "pass --tune-on domain or validation, or --clip 0",
             ),
         ),
