@@ -44,7 +44,7 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
     "jinja2": ("pipeline/reports/render.py",),
     "markupsafe": ("pipeline/reports/charts/",),
     "h5py": ("cache/container/",),
-    "huggingface_hub": ("pipeline/encoder/hub.py",),
+    "huggingface_hub": ("pipeline/transfer/hub.py",),
     "mlflow": ("pipeline/runs/loggers.py",),
     "wandb": ("pipeline/runs/loggers.py",),
     "jax": ("benchmarks/jax_peer.py",),

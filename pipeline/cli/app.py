@@ -103,11 +103,14 @@ def cli() -> None:
 @click.argument("dataset", type=click.Choice(DOWNLOADS), help="The data set.")
 @option("--root", type=PATH, default=DATA, note="data", help="Folder for data sets.")
 @option("--url", help="Address to download the archive from instead of the known one.")
-def download(dataset: str, root: Path, url: str | None) -> None:
+@option("--hub", is_flag=True, help="Download the Hugging Face hub's parquet files instead.")
+def download(dataset: str, root: Path, url: str | None, hub: bool) -> None:
     """Download a public data set, unpack it and check its image counts."""
-    from pipeline.datasets.fetch import download_dataset
+    from pipeline.datasets.fetch import download_dataset, download_from_hub
 
-    show(download_dataset(dataset, root, url=url))
+    if url and hub:
+        raise click.UsageError("--url and --hub exclude each other")
+    show(download_from_hub(dataset, root) if hub else download_dataset(dataset, root, url=url))
 
 
 for command in (extract, federate, sweep, cache, flower, predict, report, reproduce, runs, table):

@@ -70,8 +70,8 @@ def report(
     """
     from pipeline.json_files import replace_file
     from pipeline.reports.data import RunData
-    from pipeline.reports.listing import read_listed
-    from pipeline.reports.page import MOST, NAME, expanded, index_html, read, report_html
+    from pipeline.reports.listing import expanded, read_listed
+    from pipeline.reports.page import MOST, NAME, index_html, read, report_html
     from pipeline.reports.trials import BenchData
 
     if cache is not None and not cache.exists():
@@ -124,7 +124,8 @@ def _watch(paths: tuple[Path, ...], page: Path, cache: Path | None, rate: float 
     """Writes the page again and again until every run of it is finished, or a signal comes."""
     from pipeline.json_files import replace_file
     from pipeline.reports.data import RunData
-    from pipeline.reports.page import expanded, read, report_html
+    from pipeline.reports.listing import expanded
+    from pipeline.reports.page import read, report_html
     from pipeline.signals import noted_signals
 
     wait = 0.0

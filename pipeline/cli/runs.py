@@ -55,13 +55,13 @@ def runs(
     from pipeline.json_files import replace_file
     from pipeline.reports.listing import (
         DAMAGED,
+        expanded,
         is_result,
         list_records,
         list_text,
         matches,
         ordered,
         read_listed,
-        results_in,
     )
     from pipeline.reports.page import INDEX, index_html
 
@@ -69,9 +69,8 @@ def runs(
     for place in folders:
         if not place.is_dir():
             raise ConfigError(f"{place}: no such folder; pass a folder of runs")
-    found = [each for place in places
-             for each in ([place] if is_result(place) else results_in(place))]  # fmt: skip
-    every = ordered((read_listed(each) for each in dict.fromkeys(found)), sort)
+    found = [each for each, _ in expanded(places) if is_result(each)]
+    every = ordered(map(read_listed, found), sort)
     wanted = [*filters, *(f"tag={tag}" for tag in tags)]
     rows = [row for row in every if all(matches(row, each) for each in wanted)]
     if not rows:

@@ -17,6 +17,7 @@ from pipeline.federation.training import Progress
 from pipeline.machine import free_memory
 from pipeline.settings import RunConfig
 from pipeline.sweeps.context import Event, Running, plan_trial
+from pipeline.sweeps.curves import ByRound
 from pipeline.sweeps.train import Trainer
 from pipeline.sweeps.trials import REACHED, Record, Trial
 
@@ -44,6 +45,13 @@ class Dealt(NamedTuple):
     loss: float | None
 
 
+class Between(NamedTuple):
+    """A trial between two rungs: its progress, `packed`, and its figures by round."""
+
+    progress: Any
+    by_round: ByRound
+
+
 class Facts(NamedTuple):
     """A worker's backend, package versions, free memory and process id."""
 
@@ -56,8 +64,8 @@ class Facts(NamedTuple):
 class Worker:
     """Trains on the one device of its process.
 
-    A trial's state between two rungs is a `packed` Progress, None at the start; Ray's object store
-    keeps it on the node that made it.
+    A trial's state is None at the start, and Between two rungs; meanwhile it is in Ray's object
+    store, on the node that made it.
     """
 
     def __init__(self, job: Job) -> None:
@@ -90,8 +98,8 @@ class Worker:
         return Facts(backend, versions, free_memory(device), os.getpid())
 
     def train(
-        self, mark: int | None, batch: Sequence[Dealt], *states: Progress | None
-    ) -> Iterator[list[Event] | Progress]:
+        self, mark: int | None, batch: Sequence[Dealt], *states: Between | None
+    ) -> Iterator[list[Event] | Between]:
         """Yields lists of Trainer.train's events; after a list that ends with REACHED, the
         state."""
         live = {
@@ -108,23 +116,25 @@ class Worker:
                 yield events
                 events, spoke = [], time.monotonic()
             if reached:
-                yield packed(live.pop(event.id).progress)
+                each = live.pop(event.id)
+                yield Between(packed(each.progress), each.by_round)
         yield events
 
     def finish(
-        self, _: int | None, batch: Sequence[Dealt], *states: Progress | None
+        self, _: int | None, batch: Sequence[Dealt], *states: Between | None
     ) -> Iterator[list[Event]]:
         """Yields the records of trials that are cut at their states."""
         assert self._trainer is not None
         for dealt, state in zip(batch, states, strict=True):
             yield [self._trainer.end(self._running(dealt, state), "pruned")]
 
-    def _running(self, dealt: Dealt, state: Progress | None) -> Running:
+    def _running(self, dealt: Dealt, state: Between | None) -> Running:
         assert self._table is not None and self._trainer is not None
         job, device = self._job, self._trainer.device
         each = plan_trial(dealt.trial, job.base, self._table, device, job.backend)
         each.seconds, each.val, each.loss = dealt.seconds, dealt.val, dealt.loss
-        each.progress = None if state is None else unpacked(state, device)
+        if state is not None:
+            each.progress, each.by_round = unpacked(state.progress, device), dict(state.by_round)
         return each
 
     def _load(self, table: FeatureTable) -> None:

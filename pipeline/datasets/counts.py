@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-DOWNLOADS = ("pacs",)
-"""Data sets that `download` can fetch: their URLs have been tried."""
-
 
 @dataclass(frozen=True)
 class Published:
@@ -23,7 +20,8 @@ class Published:
     counts: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by (domain, class)
     aliases: Mapping[str, str] = field(default_factory=dict)  # plain spelling -> domain
     totals: tuple[int, ...] = ()  # of releases whose total alone is published
-    url: str | None = None
+    urls: tuple[str, ...] = ()  # one zip, or one for each domain
+    hub: str | None = None  # repository of the Hugging Face hub with the images as parquet
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -40,7 +38,7 @@ def _published(
     domains: tuple[str, ...] = (), counts: Mapping[str, list[int]] | None = None, **rest: Any
 ) -> Published:
     """An entry of published.json; counts  {class: images in each of `domains`}."""
-    lists = ("spellings", "class_names", "totals")
+    lists = ("spellings", "class_names", "totals", "urls")
     rest = {name: tuple(value) if name in lists else value for name, value in rest.items()}
     if counts is None:
         rest["rows"] = {domain: tuple(right) for domain, right in rest["rows"].items()}
@@ -64,3 +62,5 @@ KNOWN: Mapping[str, Published] = {
         Path(__file__).with_name("published.json").read_text("utf-8")
     ).items()
 }
+DOWNLOADS = tuple(key for key, known in KNOWN.items() if known.urls)
+"""What `download` fetches."""

@@ -62,8 +62,6 @@ def find_dataset(name: str, root: Path) -> Path:
     get = f"put it at {root / known.title}"
     if key in DOWNLOADS:
         get = f"run ./run.sh download {key}{root_option(root)}"
-    elif known.url:
-        get += f" (its archive: {known.url})"
     raise DataError(
         f"data set {key} was not found: looked for its domain folders "
         f"{', '.join(known.domain_names)} in {', '.join(places)}; "

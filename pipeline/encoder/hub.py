@@ -1,16 +1,17 @@
-"""Names of models on the Hugging Face hub -> files, by huggingface_hub; it runs nothing of them."""
+"""Names of models on the Hugging Face hub -> files of weights, with their configs."""
 
 import json
 import re
 from pathlib import Path
 
+from pipeline.encoder.shards import INDEX, names_in
 from pipeline.errors import WeightsError
+from pipeline.transfer.hub import HubError, hub_file
 
 HUB_PREFIXES = ("hf:", "open_clip:")
 CONFIGS = ("open_clip_config.json", "config.json", "preprocessor_config.json")
 MODELS = Path(__file__).with_name("open_clip_models.json")  # of open_clip_torch 3.3
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
-_INSTALL = "pip install -r requirements-hub.txt"
 
 
 def refuse_bad_name(name: str) -> None:
@@ -21,6 +22,8 @@ def refuse_bad_name(name: str) -> None:
 def fetch(name: str, wanted: tuple[str, ...]) -> Path:
     """The first of the files `wanted` that the repository has, with its CONFIGS beside it.
 
+    With an index of shards they come too.
+
     name  hf:ORG/NAME, hf:ORG/NAME@REVISION or open_clip:NAME/PRETRAINED
 
     Files lie where huggingface_hub keeps them and are not fetched twice; HF_HUB_OFFLINE=1 takes
@@ -28,35 +31,19 @@ def fetch(name: str, wanted: tuple[str, ...]) -> Path:
     a file is missing.
     """
     repository, revision = _repository(name)
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise WeightsError(
-            f"--model {name}: needs the package huggingface_hub, not installed; {_INSTALL}, or "
-            "name a file of weights"
-        ) from error
 
     def have(file: str) -> Path | None:
         try:
-            return Path(hf_hub_download(repository, file, revision=revision))
-        except LocalEntryNotFoundError as error:  # an EntryNotFoundError: not here, and no network
-            raise WeightsError(
-                f"--model {name}: {file} of {repository} is not in the local cache, and the hub "
-                f"cannot be reached; run again with a network, or name a file of weights"
-            ) from error
-        except EntryNotFoundError:
-            return None
-        except Exception as error:  # requests', httpx' and the hub's own, and OSError
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise WeightsError(
-                f"--model {name}: {file} of {repository} could not be downloaded: {reason}"
-            ) from error
+            return hub_file(repository, file, revision)
+        except HubError as error:
+            raise WeightsError(f"--model {name}: {error}, or name a file of weights") from error
 
     for config in CONFIGS:
         have(config)
     for file in wanted:
         if path := have(file):
+            for shard in names_in(path) if file.endswith(INDEX) else ():
+                have(shard)  # a missing one is named by who reads them
             return path
     raise WeightsError(
         f"--model {name}: the repository {repository} has none of {', '.join(wanted)}; download "

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from pipeline.encoder.hub import HUB_PREFIXES, refuse_bad_name
+from pipeline.encoder.shards import INDEX, read_shards
 from pipeline.encoder.state_layouts import Converted, as_openais
 from pipeline.encoder.tensor_files import MOST_TENSORS, read_stream, read_zip
 from pipeline.encoder.tensor_pickle import DamagedFile, UnsafePickle
@@ -25,8 +26,10 @@ WEIGHTS = Path(__file__).with_name("demo_clip.safetensors")  # made by extractio
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 WEIGHT_FILES = (  # of Hugging Face's hub, in the order in which a folder is searched
     "model.safetensors",
+    f"model.safetensors{INDEX}",
     "open_clip_model.safetensors",
     "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
     "open_clip_pytorch_model.bin",
 )
 NEEDED = ("visual.conv1.weight", "text_projection", "token_embedding.weight", "logit_scale")
@@ -74,11 +77,9 @@ def _in_folder(folder: Path) -> Path:
     there = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if there:
         return there[0]
-    parts = next(iter(sorted(folder.glob("*.index.json"))), None)
-    found = f"its weights are cut into several files, by {parts.name}" if parts else "it has none"
     raise WeightsError(
         f"--model {folder}: a folder, where one of {', '.join(WEIGHT_FILES)} is looked for, and "
-        f"{found}; name a file of all weights"
+        "it has none; name a file of weights"
     )
 
 
@@ -87,9 +88,16 @@ def read_state_dict(path: Path) -> Converted:
 
     The content decides how it is read: OpenAI's TorchScript archive, a state dict by torch.save
     (plain, or as the value of "state_dict", "model" and their like), or safetensors; and whose
-    layout it is, see as_openais. None of their code is run, see tensor_files.
+    layout it is, see as_openais. None of their code is run, see tensor_files. Of an index of shards
+    all of them are read.
     Raises WeightsError for any other file and for one without CLIP's tensors.
     """
+    if path.name.endswith(INDEX):
+        return _clip_tensors(path, read_shards(path, _read_file))
+    return _clip_tensors(path, _read_file(path))
+
+
+def _read_file(path: Path) -> object:
     if not path.is_file():  # opening a pipe would wait for its other end
         raise WeightsError(f"{path}: is not a regular file")
     try:
@@ -99,12 +107,11 @@ def read_state_dict(path: Path) -> Converted:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     _refuse_strangers(path, start)
     try:
-        found = _read(path, start)
+        return _read(path, start)
     except UnsafePickle as error:
         raise WeightsError(f"{path} {error}") from error
     except Exception as error:  # zipfile raises nearly anything for a damaged file
         raise WeightsError(f"{path}: {_what_went_wrong(path, start, error)}") from error
-    return _clip_tensors(path, found)
 
 
 def _read(path: Path, start: bytes) -> object:

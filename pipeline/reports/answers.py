@@ -88,7 +88,10 @@ def _maps(of: str, names: Sequence[str], domains: Sequence[str], fold: FoldAnswe
     for what, points, called, groups, many in kinds:
         title = f"{of}: {what}"
         clouds, keys = _clouds(called, groups, many, points, fold.unseen)
-        picture = scatter_chart(title, note, clouds, (left, right, bottom, top))
+        named = [(name, *np.median(points[groups == names.index(name)], axis=0).tolist())
+                 for name in dict.fromkeys(cloud.name for cloud in clouds if cloud.points)
+                 if many == "classes" and name in names]  # fmt: skip
+        picture = scatter_chart(title, note, clouds, (left, right, bottom, top), named)
         pictures.append(Figure(title, picture, keys, note))
     return pictures
 

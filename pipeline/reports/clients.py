@@ -3,6 +3,7 @@
 import bisect
 import math
 from collections.abc import Sequence
+from statistics import median
 
 from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.points import Dot, points_chart
@@ -83,12 +84,10 @@ def _histogram(fold: str, gains: Sequence[float]) -> Figure:
             f"{count} of {len(gains)}")
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     ]  # fmt: skip
-    middle = sorted(gains)
-    median = (middle[(len(gains) - 1) // 2] + middle[len(gains) // 2]) / 2
     worse, same = sum(g < 0 for g in gains), sum(g == 0 for g in gains)
     note = (
         f"{len(gains)} clients: {worse} lose, {same} stay, {len(gains) - worse - same} gain; "
-        f"median {100 * median:+.2f} points."
+        f"median {100 * median(gains):+.2f} points."
     )
     keys = [Key("loses", "wrong", "bar"), Key("stays or gains", "right", "bar")]
     return bar_figure(f"{fold} held out: clients by points gained", bars, keys, note)

@@ -78,13 +78,14 @@ def _trials(sweep: SweepData) -> tuple[list[str], Iterable[Sequence[object]]]:
     rows = (
         [t.number, t.id, t.status, t.error, t.seed, t.rounds, t.seconds, t.val_accuracy,
          *(mean_of(t.results, which) for which in ACCURACIES),
-         *(_plain(t.settings.get(name)) for name in names)]
+         *(plain(t.settings.get(name)) for name in names)]
         for t in sweep.trials
     )  # fmt: skip
     return heads, rows
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """A setting as a cell: numbers and words as they are, all else as people write it."""
     return value if value is None or isinstance(value, int | float | str) else word(value)
 
 

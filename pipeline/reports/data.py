@@ -126,6 +126,17 @@ class RunData:
     label: Label = Label()
 
 
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The plain mean in the rounds in which all of the curves have a number."""
+    by = [dict(zip(curve.rounds, curve.values, strict=True)) for curve in curves]
+    points = {}
+    for round in by[0] if by else ():
+        known = [value for each in by if (value := each.get(round)) is not None]
+        if len(known) == len(by):
+            points[round] = sum(known) / len(known)
+    return Curve(tuple(points), tuple(points.values()))
+
+
 def read_run(folder: Path, *, adapters: bool = True) -> RunData:
     """The data of a run, finished or not.
 

@@ -1,6 +1,6 @@
 """Runs and sweeps as the plain records that figures for papers are drawn from."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.json_files import content_of, word
 from pipeline.reports.closed_form import Grid, maps_of
-from pipeline.reports.data import Curve, FoldData, RunData
+from pipeline.reports.data import Curve, FoldData, RunData, mean_curve
 from pipeline.reports.figures import Band, Bar, Group, Picture, Point
 from pipeline.reports.figures import bars as draw_bars
 from pipeline.reports.figures import clients as draw_clients
@@ -16,8 +16,9 @@ from pipeline.reports.figures import maps as draw_maps
 from pipeline.reports.figures import rounds as draw_rounds
 from pipeline.reports.figures import sent as draw_sent
 from pipeline.reports.spread import spread
-from pipeline.reports.table_inputs import Tested, settings_of
-from pipeline.reports.tables import ZERO_SHOT, Row, Table, build_table, is_zero_shot, value_word
+from pipeline.reports.table_inputs import Tested, is_zero_shot, label_of, settings_of, value_word
+from pipeline.reports.tables import ZERO_SHOT, Row, Table, build_table
+from pipeline.reports.threads import in_order
 from pipeline.reports.trials import SweepData, ranking
 
 MOST = 24  # rows of a table that a figure has room for
@@ -89,7 +90,7 @@ def _of_table(table: Table, notes: list[str]) -> dict[str, Picture]:
         if bars:
             found[f"bars{end}"] = Picture(draw_bars, (bars, start, what))
         own = [t for t in table.read.tested if t.dataset == dataset and not is_zero_shot(t)]
-        by_row = {row.label: [t for t in own if _label(t, table.by) == row.label] for row in rows}
+        by_row = {row.label: [t for t in own if label_of(t, table.by) == row.label] for row in rows}
         if groups := [Group(name, values) for name, each in by_row.items()
                       if (values := _by_client(each))]:  # fmt: skip
             found[f"clients{end}"] = Picture(draw_clients, (groups,))
@@ -98,10 +99,6 @@ def _of_table(table: Table, notes: list[str]) -> dict[str, Picture]:
         if points:
             found[f"bytes{end}"] = Picture(draw_sent, (points, start, what))
     return found
-
-
-def _label(each: Tested, by: Sequence[str]) -> str:
-    return ", ".join(value_word(each.settings[name]) for name in by)
 
 
 def _bar(row: Row, column: int) -> Bar | None:
@@ -179,7 +176,7 @@ def _facts(run: RunData) -> dict[str, Any]:
 
 def _band(name: str, seeds: Sequence[Sequence[FoldData]], kind: str) -> Band | None:
     """Mean and standard deviation over seeds of each round that all have; None for no round."""
-    curves = [_mean_by_round(folds, kind) for folds in seeds]
+    curves = [_by_round(folds, kind) for folds in seeds]
     shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     if not shared:
         return None
@@ -187,25 +184,15 @@ def _band(name: str, seeds: Sequence[Sequence[FoldData]], kind: str) -> Band | N
     return Band(name, tuple(shared), tuple(e.mean or 0.0 for e in ends), tuple(e.std for e in ends))
 
 
-def _mean_by_round(folds: Sequence[FoldData], kind: str) -> dict[int, float]:
+def _by_round(folds: Sequence[FoldData], kind: str) -> dict[int, float]:
     """Mean over folds, of the mean over clients (validation) or over held-out domains (test)."""
-    by_fold = []
+    means = []
     for fold in folds:
         curves: dict[str, Curve] = getattr(fold, kind)
-        own = {n: c for n, c in curves.items() if n in fold.held_out} if kind == "test" else {}
-        by_fold.append(_averaged([_points(curve) for curve in (own or curves).values()]))
-    return _averaged(by_fold)
-
-
-def _points(curve: Curve) -> dict[int, float]:
-    pairs = zip(curve.rounds, curve.values, strict=True)
-    return {round: value for round, value in pairs if value is not None}
-
-
-def _averaged(parts: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """The mean of what all parts have."""
-    shared = set.intersection(*(set(part) for part in parts)) if parts else set()
-    return {at: sum(part[at] for part in parts) / len(parts) for at in sorted(shared)}
+        own = [c for n, c in curves.items() if n in fold.held_out] if kind == "test" else []
+        means.append(mean_curve(own or [*curves.values()]))
+    found = mean_curve(means)
+    return {round: value or 0.0 for round, value in zip(found.rounds, found.values, strict=True)}
 
 
 def _validation(sweep: SweepData) -> Grid | None:
@@ -218,7 +205,8 @@ def _validation(sweep: SweepData) -> Grid | None:
             by_place.setdefault(at, []).append(trial.val_accuracy)
     if not by_place:
         return None
-    y, x = (_values(sweep, name) for name in (down, across))
+    y, x = (tuple(map(word, in_order([trial.settings.get(name) for trial in sweep.trials])))
+            for name in (down, across))  # fmt: skip
     ranked = ranking(sweep)
     best = ranked[0].records[0].settings if ranked else None
     return Grid(
@@ -230,15 +218,3 @@ def _validation(sweep: SweepData) -> Grid | None:
         tuple(tuple(spread(by_place.get((a, b), [])).mean for b in x) for a in y),
         (y.index(word(best.get(down))), x.index(word(best.get(across)))) if best else None,
     )
-
-
-def _values(sweep: SweepData, name: str) -> tuple[str, ...]:
-    """All values of a setting as words, numbers by size."""
-    found = {word(v): v for trial in sweep.trials for v in [trial.settings.get(name)]}
-
-    def rank(each: str) -> tuple[bool, float, str]:
-        value = found[each]
-        number = isinstance(value, int | float)
-        return not number, float(value) if number else 0.0, each
-
-    return tuple(sorted(found, key=rank))

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -38,6 +39,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False, "errorbar.capsize": 2, "image.cmap": "cividis",
 }  # fmt: skip
 LETTERS = 22  # of a name
+NUMBERED = 6  # columns of a map whose cells have room for their values
 
 
 class Band(NamedTuple):
@@ -151,6 +153,7 @@ def bars(width: float, rows: Sequence[Bar], zero_shot: float | None, what: str) 
     axes.invert_yaxis()
     room = 1.38 if width < 5 else 1.16
     axes.set_xlim(0, max(*ends, 1.0, 100 * (zero_shot or 0.0)) * room)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= 100])
     axes.set_xlabel(what)
     if zero_shot is not None:
         axes.axvline(100 * zero_shot, color="black", linestyle="--", linewidth=0.9,
@@ -200,7 +203,9 @@ def sent(width: float, points: Sequence[Point], zero_shot: float | None, what: s
 
 
 def maps(width: float, grids: Sequence[Grid], what: str) -> "Figure":
-    """A heat map for each grid, on one scale; what was chosen is in a frame with a dot."""
+    """A heat map for each grid, on one scale; what was chosen is in a frame."""
+    from matplotlib.patches import Rectangle
+
     wide = width > 5
     down, across = (1, len(grids)) if wide else (len(grids), 1)
     figure = _figure(width, (2.4 if wide else 1.9 * len(grids) + 0.3))
@@ -215,16 +220,28 @@ def maps(width: float, grids: Sequence[Grid], what: str) -> "Figure":
             axis.set_ticks(at, [_name(names[n]) for n in at])
         one.set_xlabel(_name(grid.x_name) + (f" ({grid.name})" if grid.name else ""))
         one.set_ylabel(_name(grid.y_name))
+        if len(grids) == 1 and len(grid.x) <= NUMBERED and len(grid.y) <= 2 * NUMBERED:
+            _write_cells(one, values, image)
         if grid.marked:
             y, x = grid.marked
-            one.plot([x], [y], marker="s", markersize=7, markerfacecolor="none", linewidth=0,
-                     markeredgecolor="white", markeredgewidth=2.6, clip_on=False)  # fmt: skip
-            one.plot([x], [y], marker="s", markersize=7, markerfacecolor="none", linewidth=0,
-                     markeredgecolor="#D55E00", markeredgewidth=1.3, clip_on=False)  # fmt: skip
+            for colour, wide in (("white", 3.4), ("#D55E00", 1.6)):
+                one.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=colour,
+                                        linewidth=wide, clip_on=False, zorder=3))  # fmt: skip
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label(what)
     bar.outline.set_visible(False)
     return figure
+
+
+def _write_cells(axes: "Axes", values: Sequence[Sequence[float]], image: Any) -> None:
+    """Each value in its cell, dark on light and light on dark: shades alone are read roughly."""
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if not math.isnan(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+                axes.annotate(f"{value:.1f}", (x, y), fontsize=6, ha="center", va="center",
+                              color="black" if light else "white")  # fmt: skip
 
 
 def _use_style() -> None:

@@ -12,8 +12,16 @@ from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
 from pipeline.json_files import word
-from pipeline.reports.data import ACCURACIES, Curve, FoldData, RunData, mean_of, read_run
-from pipeline.reports.trials import SweepData, ranking, read_sweep
+from pipeline.reports.data import (
+    ACCURACIES,
+    Curve,
+    FoldData,
+    RunData,
+    mean_curve,
+    mean_of,
+    read_run,
+)
+from pipeline.reports.trials import SweepData, curve_of, ranking, read_sweep
 from pipeline.runs.results import aligned, percent
 from pipeline.sweeps.trials import TRIALS, trial_files
 
@@ -73,6 +81,17 @@ def results_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(each for each in folder.iterdir() if is_result(each))
+
+
+def expanded(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
+    """The paths, with the runs and sweeps inside in place of a folder that is none itself; and
+    whether each was named itself."""
+    found: dict[Path, bool] = {}
+    for path in paths:
+        inside = [] if is_result(path) else results_in(path)
+        for each in inside or [path]:
+            found[each] = found.get(each, False) or each is path
+    return list(found.items())
 
 
 def read_listed(folder: Path) -> Listed:
@@ -144,6 +163,7 @@ def listed_sweep(sweep: SweepData) -> Listed:
             "val_accuracy": (_mean(vals), _mean([trial.val_accuracy for trial in best])),
             **figures,
         },
+        {"validation": curve} if (curve := curve_of(best, "val_accuracy")) else {},
     )
 
 
@@ -226,8 +246,8 @@ def list_records(rows: Iterable[Listed]) -> list[dict[str, Any]]:
 def _curves(run: RunData) -> dict[str, Curve]:
     folds = [fold for fold in run.folds if fold.validation]
     return {
-        "validation": _over_folds([_plain_mean(list(f.validation.values())) for f in folds]),
-        "test": _over_folds([_plain_mean(_tested(fold)) for fold in folds]),
+        "validation": _over_folds([mean_curve(list(f.validation.values())) for f in folds]),
+        "test": _over_folds([mean_curve(_tested(fold)) for fold in folds]),
     }
 
 
@@ -236,31 +256,16 @@ def _tested(fold: FoldData) -> list[Curve]:
     return unseen or list(fold.test.values())
 
 
-def _plain_mean(curves: Sequence[Curve]) -> dict[int, float]:
-    """By round the mean over curves that all have the round."""
-    if not curves:
-        return {}
-    by = [dict(zip(curve.rounds, curve.values, strict=True)) for curve in curves]
-    found = {}
-    for round in by[0]:
-        values = [each.get(round) for each in by]
-        known = [value for value in values if value is not None]
-        if len(known) == len(values):
-            found[round] = sum(known) / len(known)
-    return found
-
-
-def _over_folds(folds: Sequence[dict[int, float]]) -> Curve:
+def _over_folds(folds: Sequence[Curve]) -> Curve:
     """Their mean in rounds from the first that all have; each keeps its value until the next."""
-    if not folds or not all(folds):
+    if not folds or not all(each.rounds for each in folds):
         return Curve((), ())
-    first, last = max(min(each) for each in folds), max(max(each) for each in folds)
-    rounds = sorted({round for each in folds for round in each if round >= first} | {last})
-    held = []
-    for each in folds:
-        own = sorted(each)
-        places = np.searchsorted(own, rounds, side="right") - 1
-        held.append([each[own[place]] for place in places])
+    first = max(each.rounds[0] for each in folds)
+    rounds = sorted({round for each in folds for round in each.rounds if round >= first})
+    held = [
+        np.array(each.values, float)[np.searchsorted(each.rounds, rounds, side="right") - 1]
+        for each in folds
+    ]
     values = np.mean(held, axis=0)
     if len(rounds) > POINTS:
         kept = np.unique(np.linspace(0, len(rounds) - 1, POINTS).round().astype(int))

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from pipeline.json_files import replace_file
 from pipeline.reports.bench import bench_part
 from pipeline.reports.charts.svg import Markup
 from pipeline.reports.data import RunData, read_run
-from pipeline.reports.listing import Listed, is_result, listed_run, listed_sweep, results_in
+from pipeline.reports.listing import Listed, listed_run, listed_sweep
 from pipeline.reports.maps import answers_of
 from pipeline.reports.render import page, render
 from pipeline.reports.run import run_part
@@ -48,17 +48,6 @@ def write_report(
         [read(folder)], cache=cache, images_per_second=images_per_second, answers=answers
     )
     return replace_file(Path(folder, NAME), html)
-
-
-def expanded(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
-    """The paths, with the runs and sweeps inside in place of a folder that is none itself; and
-    whether each was named itself."""
-    found: dict[Path, bool] = {}
-    for path in paths:
-        inside = [] if is_result(path) else results_in(path)
-        for each in inside or [path]:
-            found[each] = found.get(each, False) or each is path
-    return list(found.items())
 
 
 def index_html(rows: Sequence[Listed], where: Path, title: str) -> bytes:

@@ -11,8 +11,8 @@ import filelock
 from cache.container.locks import let_go, take
 from pipeline.errors import ConfigError
 from pipeline.files import LOG, read_plain
-from pipeline.json_files import content_of, replace_file, word
-from pipeline.reports.csv_tables import safe_cell, table_bytes
+from pipeline.json_files import content_of, replace_file
+from pipeline.reports.csv_tables import plain, safe_cell, table_bytes
 from pipeline.reports.data import ACCURACIES, Result, RunData
 from pipeline.reports.listing import FINISHED, UNFINISHED
 from pipeline.reports.trials import SweepData
@@ -120,7 +120,7 @@ def _facts(one: RunData | SweepData, settings: dict[str, Any]) -> dict[str, Any]
         "domains": len(cache.get("domains") or ()),
         "content": str(cache.get("content_sha256") or "")[:12],
         **{name: settings.get(name) for name in ("backend", "device")},
-        **{name: _plain(settings.get(name, each.default)) for name, each in FIELDS.items()
+        **{name: plain(settings.get(name, each.default)) for name, each in FIELDS.items()
            if name != "held_out"},
     }  # fmt: skip
 
@@ -134,7 +134,3 @@ def _figures(result: Result) -> dict[str, Any]:
            for name in FIGURES for side, scores in sides.items()},
         "bytes_up": sent.up if sent else None, "bytes_down": sent.down if sent else None,
     }  # fmt: skip
-
-
-def _plain(value: object) -> object:
-    return value if value is None or isinstance(value, int | float | str) else word(value)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from pipeline.reports.charts.lines import Band, Level, Line, Mark, line_chart
 from pipeline.reports.charts.svg import colour, percent, span
-from pipeline.reports.data import Curve, FoldData, RunData
+from pipeline.reports.data import Curve, FoldData, RunData, mean_curve
 from pipeline.reports.render import Figure, Key
+from pipeline.reports.spread import tenths
 
 FOLDS = 12  # trainings drawn, three charts each
 MANY = 20  # clients whose losses are drawn one by one; of more the median and a band
@@ -39,7 +40,7 @@ def _validation(
     result = fold.result
     lines = _lines(fold.validation, styles, ())
     if len(fold.validation) > 1:
-        mean = _mean(list(fold.validation.values()))
+        mean = mean_curve(list(fold.validation.values()))
         lines.append(Line("mean", "strong", mean.rounds, mean.values))
     zero_shot = result.zero_shot.val_accuracy if result and result.zero_shot else None
     levels = [Level("zero-shot, mean", "strong", zero_shot)] if zero_shot is not None else []
@@ -59,17 +60,10 @@ def _loss(fold: FoldData, styles: dict[str, str], limits: tuple[float, float], l
             if value is not None:
                 by_round.setdefault(round, []).append(value)
     rounds = sorted(by_round)
-    tenths = [_tenths(by_round[round]) for round in rounds]
-    median = Line("median client", "strong", rounds, [middle for _, middle, _ in tenths])
-    band = Band("80 % of the clients", "c0", rounds, [(low, high) for low, _, high in tenths])
+    found = [tenths(by_round[round]) for round in rounds]
+    median = Line("median client", "strong", rounds, [middle for _, middle, _ in found])
+    band = Band("80 % of the clients", "c0", rounds, [(low, high) for low, _, high in found])
     return _figure("training loss", fold, [median], limits, last, bands=[band])
-
-
-def _tenths(values: Sequence[float]) -> tuple[float, float, float]:
-    """The values a tenth, half and nine tenths of the way up."""
-    ordered = sorted(values)
-    low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.5, 0.9))
-    return low, middle, high
 
 
 def _test(
@@ -114,7 +108,7 @@ def _figure(
     if grey:
         keys.append(Key(f"{grey} more", "rest", "line"))
     if levels:
-        own = "zero-shot" if len(levels) == 1 else "zero-shot, in the domain's colour"
+        own = "zero-shot" if len(levels) == 1 else "zero-shot: level, same pattern"
         keys.append(Key(own, "strong", "level"))
     return Figure(title, picture, keys)
 
@@ -168,19 +162,6 @@ def _limits(folds: Sequence[FoldData], which: str) -> tuple[float, float]:
     known = [value for value in values if value is not None]
     low, high = span(known, least=0.0 if which == "loss" else 0.02)
     return (max(low, 0.0), high) if which == "loss" else (max(low, -0.02), min(high, 1.02))
-
-
-def _mean(curves: Sequence[Curve]) -> Curve:
-    """The plain mean over clients, None where one has no number."""
-    by_round: dict[int, list[float | None]] = {}
-    for curve in curves:
-        for round, value in zip(curve.rounds, curve.values, strict=True):
-            by_round.setdefault(round, []).append(value)
-    means = [
-        sum(values) / len(values) if len(values) == len(curves) and None not in values else None
-        for values in by_round.values()
-    ]
-    return Curve(tuple(by_round), tuple(means))
 
 
 def _percent_tick(value: float) -> str:

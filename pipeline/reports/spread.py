@@ -23,6 +23,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
+def tenths(values: Sequence[float]) -> tuple[float, float, float]:
+    """The values a tenth, half and nine tenths of the way up."""
+    ordered = sorted(values)
+    low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.5, 0.9))
+    return low, middle, high
+
+
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """The t-interval of LEVEL of the mean: mean +- t(n - 1) std / sqrt(n); None below 2 values."""
     from scipy.special import stdtrit  # 0.1 s

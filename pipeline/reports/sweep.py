@@ -1,6 +1,7 @@
 """What the page of a sweep shows."""
 
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 from pipeline.errors import ConfigError
@@ -17,10 +18,12 @@ from pipeline.reports.spread import Spread, spread
 from pipeline.reports.sweep_figures import sweep_figures, zero_shot_validation
 from pipeline.reports.threads import parallel_figures
 from pipeline.reports.titles import title_of
+from pipeline.reports.trial_curves import trial_curves
 from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking, setting_heads
 from pipeline.settings import from_json
 from pipeline.sweeps.best import (
     Candidate,
+    by_measure,
     failures,
     federate_command,
     nothing_chosen,
@@ -29,6 +32,7 @@ from pipeline.sweeps.best import (
     two_measures,
     without_effect,
 )
+from pipeline.sweeps.trials import has_own_adapters
 
 LISTED = 2000  # trials in the table; the rest are in trials.csv
 
@@ -46,9 +50,10 @@ class Configuration(NamedTuple):
 def sweep_part(sweep: SweepData, anchor: str) -> Markup:
     """The article about one sweep."""
     ranked = ranking(sweep)
-    best = ranked[0] if ranked else None
+    best, (_, own) = ranked[0] if ranked else None, by_measure(ranked)
     chosen = best.records if best else ()
     found = _configurations(sweep)
+    zero_shot = zero_shot_validation(sweep.trials)
     again = read_reproduced(sweep.folder)
     return render(
         "sweep.html",
@@ -58,8 +63,9 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
         about=_about(sweep),
         oracle=sweep.select == "oracle",
         notes=[*sweep.notes, *_doubts(sweep, ranked)],
-        tiles=reproduced_tiles(again) if again else _tiles(sweep, best) if sweep.trials else [],
+        tiles=reproduced_tiles(again) if again else _tiles(sweep, ranked) if sweep.trials else [],
         command=_command(sweep, chosen),
+        own_command=_command(sweep, own[0].records) if own else "",
         reproduced=again,
         compared=reproduced_figures(again) if again else [],
         chosen=chosen,
@@ -68,7 +74,8 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
         settings=_settings(sweep, chosen),
         chosen_tested=_tested(chosen),
         failures=failures(sweep.trials)[:LISTED],
-        threads=parallel_figures(sweep, chosen, zero_shot_validation(sweep.trials)),
+        curves=trial_curves(sweep, zero_shot),
+        threads=parallel_figures(sweep, chosen, zero_shot),
         searched=sweep_figures(sweep, chosen),
         configurations=found[:LISTED],
         heads=setting_heads(sweep.varied, [trial.settings for trial in sweep.trials]),
@@ -101,9 +108,7 @@ def _doubts(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[str]:
     if sweep.trials and not ranked:
         done = sum(t.status == "done" for t in sweep.trials)
         said.append(_sentence(nothing_chosen(done, sweep.select)))
-    base = sweep.spec.get("base")
-    method = base.get("method") if isinstance(base, dict) else None
-    said += map(_sentence, two_measures(ranked, method))
+    said += map(_sentence, two_measures(ranked))
     said += map(
         _sentence,
         without_effect(
@@ -125,20 +130,21 @@ def _sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
 
 
-def _tiles(sweep: SweepData, best: Candidate[Trial] | None) -> list[Tile]:
+def _tiles(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[Tile]:
     counts = {name: sum(t.status == name for t in sweep.trials) for name in STATUSES}
     others = ", ".join(f"{counts[name]:,} {name}" for name in STATUSES[1:] if counts[name])
     shown = [Tile("Trials done", f"{counts['done']:,}", others or "none ended early")]
     done = sorted(t.val_accuracy for t in sweep.trials
                   if t.status == "done" and t.val_accuracy is not None)  # fmt: skip
-    if best:
-        mean, std = spread(best.scores)
-        beside = _called(best.records) + ("" if std is None else f", std {percent(std)}")
-        name = "Best by oracle (test)" if sweep.select == "oracle" else "Best on validation"
-        shown.append(Tile(name, f"{percent(mean)} %", beside))
+    name = "Best by oracle (test)" if sweep.select == "oracle" else "Best on validation"
+    for group, apart in zip(by_measure(ranked), ("", ", own adapters"), strict=True):
+        if group:
+            mean, std = spread(group[0].scores)
+            beside = _called(group[0].records) + ("" if std is None else f", std {percent(std)}")
+            shown.append(Tile(name + apart, f"{percent(mean)} %", beside))
     if done:
-        middle = percent(done[len(done) // 2])
-        shown.append(Tile("Median trial, validation", f"{middle} %", f"worst {percent(done[0])} %"))
+        worst = f"worst {percent(done[0])} %"
+        shown.append(Tile("Median trial, validation", f"{percent(median(done))} %", worst))
     spent = [t.seconds for t in sweep.trials if t.seconds is not None]
     if spent:
         shown.append(Tile("Training time, all trials", duration(sum(spent)), "less side by side"))
@@ -181,7 +187,7 @@ def _configurations(sweep: SweepData) -> list[Configuration]:
         ends = (min(values), max(values))
         settings = {name: group[0].settings.get(name) for name in sweep.varied}
         found.append(Configuration(settings, len(group), spread(values), ends, _tested(group)))
-    return sorted(found, key=lambda each: -(each.validation.mean or 0.0))
+    return sorted(found, key=lambda c: (has_own_adapters(c.settings), -(c.validation.mean or 0.0)))
 
 
 def _tested(trials: Sequence[Trial]) -> list[tuple[Spread, float | None]]:
@@ -194,6 +200,6 @@ def _tested(trials: Sequence[Trial]) -> list[tuple[Spread, float | None]]:
     return [(over_seeds(name, False), over_seeds(name, True).mean) for name in ACCURACIES]
 
 
-def _rank(trial: Trial) -> float:
+def _rank(trial: Trial) -> tuple[bool, bool, float]:
     known = trial.status == "done" and trial.val_accuracy is not None
-    return -(trial.val_accuracy or 0.0) if known else 1.0 - (trial.val_accuracy or 0.0)
+    return not known, has_own_adapters(trial.settings), -(trial.val_accuracy or 0.0)

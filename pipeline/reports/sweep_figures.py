@@ -50,9 +50,9 @@ def sweep_figures(sweep: SweepData, chosen: Sequence[Trial]) -> list[Figure]:
     drawn.sort(key=lambda one: one[0].number in numbers)  # on top
     zero_shot = zero_shot_validation([trial for trial, _ in scored])
     limits = span([v for _, v in scored] + ([] if zero_shot is None else [zero_shot]), least=LEAST)
-    levels = [] if zero_shot is None else [Level("zero-shot CLIP", "c0", zero_shot)]
-    keys = [Key("chosen", "c1", "dot"), Key("trial", "c2", "dot")]
-    keys += [Key("zero-shot", "c0", "level")] * (zero_shot is not None)
+    levels = [] if zero_shot is None else [Level("zero-shot CLIP", "strong", zero_shot)]
+    keys = [Key("chosen", "c1 chosen", "dot"), Key("trial", "c2", "dot")]
+    keys += [Key("zero-shot", "strong", "level")] * (zero_shot is not None)
     few = "" if len(drawn) == len(scored) else f"{len(drawn)} of {len(scored):,} trials are drawn."
     found = _importance(sweep, scored)
     found += [
@@ -127,7 +127,7 @@ def _history(
 
 def _dot(trial: Trial, value: float, x: float, numbers: set[int]) -> Dot:
     name = f"trial {trial.number}: {percent(value)} %"
-    return Dot(name, "c1" if trial.number in numbers else "c2", x, value)
+    return Dot(name, "c1 chosen" if trial.number in numbers else "c2", x, value)
 
 
 def _places(values: Sequence[object]) -> tuple[dict[str, float], list[tuple[float, str]]]:

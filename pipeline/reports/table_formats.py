@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 
 from pipeline.reports.csv_tables import safe_cell
+from pipeline.reports.table_inputs import value_word
 from pipeline.reports.table_words import foot, head
-from pipeline.reports.tables import Cell, Row, Table, value_word
+from pipeline.reports.tables import Cell, Row, Table
 from pipeline.runs.results import aligned
 from pipeline.terminal import printable
 

@@ -11,10 +11,10 @@ from pipeline.errors import ConfigError
 from pipeline.federation.methods import METHODS
 from pipeline.json_files import content_of, fraction, whole, word
 from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, read_run
-from pipeline.reports.listing import is_result, results_in
+from pipeline.reports.listing import expanded, is_result
 from pipeline.reports.trials import SweepData, Trial, read_sweep, score
 from pipeline.settings_used import FIELDS, plays_part
-from pipeline.sweeps.best import candidates
+from pipeline.sweeps.best import candidates, two_measures
 from pipeline.sweeps.trials import trial_files
 
 NAMED = 10  # trials that a note lists
@@ -113,20 +113,34 @@ def settings_of(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     return seed, {n: value if plays_part(n, found) else None for n, value in found.items()}
 
 
+def value_word(value: object) -> str:
+    """A setting as a cell and as a part of a row's label; "-" for one that plays no part."""
+    return "-" if value is None else word(value)
+
+
+def label_of(each: Tested, by: Sequence[str]) -> str:
+    """What its row is called: its values of the settings that make rows."""
+    return ", ".join(value_word(each.settings[name]) for name in by)
+
+
+def is_zero_shot(each: Tested) -> bool:
+    """Whether nothing was trained: CLIP as it is."""
+    method = METHODS.get(str(each.settings["method"]))
+    return method is not None and not method.learns
+
+
 def _folders(paths: Iterable[Path]) -> list[tuple[Path, bool]]:
     """Each folder of a run or sweep once, by name; and whether it was named itself."""
     found: dict[Path, tuple[Path, bool]] = {}
-    for path in paths:
-        inside = [path] if is_result(path) else results_in(path)
-        if not inside:
-            what = "it has none of these files" if path.exists() else "no such path"
+    for each, named in expanded(paths):
+        if not is_result(each):
+            what = "it has none of these files" if each.exists() else "no such path"
             raise ConfigError(
-                f"{path}: {what}; table takes a run folder (config.json), a sweep folder "
+                f"{each}: {what}; table takes a run folder (config.json), a sweep folder "
                 "(trials.jsonl) or a folder of these"
             )
-        for each in inside:
-            there = found.get(each.resolve(), (each, False))
-            found[each.resolve()] = (there[0], there[1] or each is path)
+        first, before = found.get(each.resolve(), (each, False))
+        found[each.resolve()] = (first, before or named)
     return [found[place] for place in sorted(found)]
 
 
@@ -174,7 +188,8 @@ def _of_sweep(sweep: SweepData, best_by: Sequence[str] | None) -> Read:
             full.append((trial, seed, {**settings, "model": model}))
     chosen = {trial.number for trial, _, _ in full if trial.status == "done"}
     if best_by is not None:
-        chosen = _chosen([(trial, settings) for trial, _, settings in full], best_by)
+        chosen, mixed = _chosen([(trial, settings) for trial, _, settings in full], best_by)
+        notes += [f"{sweep.folder}: {each}" for each in mixed]
         if full and not chosen:
             notes.append(
                 f"{sweep.folder} is left out: no configuration has all its seeds done and a "
@@ -191,16 +206,22 @@ def _of_sweep(sweep: SweepData, best_by: Sequence[str] | None) -> Read:
     return Read(tuple(tested), tuple(notes), len(lost))
 
 
-def _chosen(full: Sequence[tuple[Trial, dict[str, Any]]], by: Sequence[str]) -> set[int]:
-    """Numbers of the trials that validation chooses, as `sweep` ranks them, for each row."""
+def _chosen(
+    full: Sequence[tuple[Trial, dict[str, Any]]], by: Sequence[str]
+) -> tuple[set[int], list[str]]:
+    """Numbers of the trials that validation chooses, as `sweep` ranks them, for each row.
+
+    Besides a sentence where a row had configurations of two measures to choose from.
+    """
     parts: dict[tuple[str, ...], list[Trial]] = {}
     for trial, settings in full:
         parts.setdefault(tuple(word(settings.get(n)) for n in by), []).append(trial)
-    best = (
+    best = [
         candidates(((trial, score(trial, "validation")) for trial in part), "validation")
         for part in parts.values()
-    )
-    return {trial.number for ranked in best if ranked for trial in ranked[0].records}
+    ]
+    mixed = dict.fromkeys(said for ranked in best for said in two_measures(ranked))
+    return {trial.number for ranked in best if ranked for trial in ranked[0].records}, [*mixed]
 
 
 def _cache(facts: Mapping[str, Any]) -> tuple[str, str, str]:

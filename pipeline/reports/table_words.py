@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from pipeline.federation.methods import METHODS
+from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import LEVEL
-from pipeline.reports.tables import SHOWN, Row, Table, is_zero_shot
+from pipeline.reports.table_inputs import is_zero_shot, label_of
+from pipeline.reports.tables import SHOWN, Row, Table
 from pipeline.runs.results import CHOSEN_BY
 
 
@@ -37,6 +39,7 @@ def foot(table: Table) -> tuple[str, ...]:
     if any(cell.place for row in table.rows for cell in row.cells):
         found.append("The best and the second mean of a column are marked: compared, not selected.")
     found += _unequal_seeds(table.rows)
+    found += _equal_rows(table)
     if left_out := table.read.left_out:
         found.append(
             f"Left out: {left_out} runs or trials that did not finish; means are over the others."
@@ -46,7 +49,7 @@ def foot(table: Table) -> tuple[str, ...]:
     if own and len(methods) > len(own):
         found.append(
             f"{', '.join(own)}: each client's own adapter answers that client's rows, and all of "
-            "them held-out rows; other methods have one adapter."
+            "them held-out rows; other methods have one adapter. The two kinds are marked apart."
         )
     if table.against is not None:
         found.append(
@@ -54,6 +57,28 @@ def foot(table: Table) -> tuple[str, ...]:
             f"{LEVEL:.0%} t-interval."
         )
     return tuple(found)
+
+
+def _equal_rows(table: Table) -> list[str]:
+    """A sentence on rows whose trainings all reach the same accuracies; or []."""
+    rows: dict[str, dict[tuple[str, str, int], tuple[float | None, ...]]] = {}
+    for each in table.read.tested:
+        if not is_zero_shot(each):
+            reached = tuple(each.accuracy.get(name) for name in ACCURACIES)
+            rows.setdefault(label_of(each, table.by), {})[
+                each.dataset, each.held_out, each.seed
+            ] = reached
+    groups: dict[object, list[str]] = {}
+    for label, trainings in rows.items():
+        groups.setdefault(frozenset(trainings.items()), []).append(label)
+    same = [" = ".join(labels) for labels in groups.values() if len(labels) > 1]
+    if not same:
+        return []
+    more = f"; and {len(same) - SHOWN} more" if len(same) > SHOWN else ""
+    return [
+        f"The same accuracies (unseen, participants, overall) in every training: "
+        f"{'; '.join(same[:SHOWN])}{more}. What these rows differ in changes nothing here."
+    ]
 
 
 def _unequal_seeds(rows: Sequence[Row]) -> list[str]:

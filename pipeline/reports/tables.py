@@ -10,10 +10,10 @@ from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
 from pipeline.frames import Records
-from pipeline.json_files import word
 from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import interval, spread
-from pipeline.reports.table_inputs import Read, Tested, read_tested
+from pipeline.reports.table_inputs import Read, Tested, is_zero_shot, label_of, read_tested
+from pipeline.sweeps.trials import has_own_adapters
 
 ZERO_SHOT = "zero-shot"
 COLUMNS = ("domains", "summary")
@@ -40,7 +40,8 @@ class Column:
 class Cell:
     """Over seeds: fractions. None for what too few seeds do not have.
 
-    place       1 for the best mean of its column, 2 for the second; equal means share one
+    place       1 for the best mean of its column, 2 for the second; equal means share one; rows
+                with own adapters are placed among themselves
     difference  mean over `pairs` seeds of this row less the named one, low..high its t-interval
     """
 
@@ -61,6 +62,7 @@ class Row:
     label: str
     settings: dict[str, Any]
     cells: tuple[Cell, ...]
+    own_adapters: bool = False  # each client is answered by its own: placed among such rows
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -93,6 +95,7 @@ class _Group:
 
     label: str
     settings: dict[str, Any]
+    own_adapters: bool = False
     values: Values = field(default_factory=dict)
     zero_shot: Values = field(default_factory=dict)
 
@@ -179,11 +182,6 @@ def records_of(table: Table) -> Records:
     return found
 
 
-def value_word(value: object) -> str:
-    """A setting as a cell and as a part of a row's label; "-" for one that plays no part."""
-    return "-" if value is None else word(value)
-
-
 def varied(trained: Sequence[Tested]) -> tuple[str, ...]:
     """Settings with more than one value; a setting that plays no part (None) has none."""
     names = trained[0].settings if trained else ()
@@ -192,12 +190,6 @@ def varied(trained: Sequence[Tested]) -> tuple[str, ...]:
         for name in names
         if len({_key(e.settings[name]) for e in trained if e.settings[name] is not None}) > 1
     )
-
-
-def is_zero_shot(each: Tested) -> bool:
-    """Whether nothing was trained: CLIP as it is."""
-    method = METHODS.get(str(each.settings["method"]))
-    return method is not None and not method.learns
 
 
 def _key(value: object) -> str:
@@ -242,8 +234,8 @@ def _groups(trained: Sequence[Tested], by: Sequence[str]) -> list[_Group]:
     for each in trained:
         settings = {name: each.settings[name] for name in by}
         key = _key(settings)
-        label = ", ".join(map(value_word, settings.values()))
-        group = groups.setdefault(key, _Group(label, settings))
+        label = label_of(each, by)
+        group = groups.setdefault(key, _Group(label, settings, has_own_adapters(each.settings)))
         first = seen.setdefault((key, each.dataset, each.held_out, each.seed), each)
         if first.accuracy != each.accuracy:
             raise ConfigError(
@@ -284,7 +276,9 @@ def _zero_shot_groups(groups: Sequence[_Group], alone: Sequence[Tested]) -> list
         for key, by_seed in part.items():
             there = joined.setdefault(key, {})
             if any(there.setdefault(seed, value) != value for seed, value in by_seed.items()):
-                found = [_Group(f"{ZERO_SHOT} of {g.label}", {}, g.zero_shot) for g in groups]
+                found = [
+                    _Group(f"{ZERO_SHOT} of {g.label}", {}, False, g.zero_shot) for g in groups
+                ]
                 return [group for group in [own, *found] if group.values]
     return [replace(own, values=joined)] if joined else []
 
@@ -339,7 +333,7 @@ def _row(group: _Group, columns: Sequence[Column], reference: Values) -> Row:
         low, high = interval(pairs) or (None, None)
         mean, std = spread(list(own.values()))
         cells.append(Cell(tuple(own), mean, std, None, len(pairs), spread(pairs).mean, low, high))
-    return Row(group.label, group.settings, tuple(cells))
+    return Row(group.label, group.settings, tuple(cells), group.own_adapters)
 
 
 def _named_row(groups: Sequence[_Group], against: str) -> str:
@@ -366,18 +360,24 @@ def _references(groups: Sequence[_Group], against: str | None) -> list[Values]:
 
 
 def _with_places(rows: Sequence[Row], columns: int) -> list[Row]:
-    """The rows with the best and the second of each column of several known means."""
-    places = []
-    for at in range(columns):
-        means = [_rounded(row.cells[at]) for row in rows]
-        known = sorted({value for value in means if value is not None}, reverse=True)
-        several = sum(value is not None for value in means) > 1
-        rank = {value: place for place, value in enumerate(known[:2], 1)} if several else {}
-        places.append([None if value is None else rank.get(value) for value in means])
-    return [
-        replace(row, cells=tuple(replace(c, place=p[r]) for c, p in zip(row.cells, places)))  # noqa: B905
-        for r, row in enumerate(rows)
-    ]
+    """The rows with the best and the second of each column of several known means.
+
+    One adapter for all and one for each client are two measures, each with places of its own.
+    """
+    places: dict[tuple[bool, int], dict[float, int]] = {}
+    for own in (False, True):
+        for at in range(columns):
+            means = [_rounded(row.cells[at]) for row in rows if row.own_adapters is own]
+            known = [value for value in means if value is not None]
+            best = sorted(set(known), reverse=True)[:2] if len(known) > 1 else []
+            places[own, at] = {value: place for place, value in enumerate(best, 1)}
+
+    def placed(row: Row, at: int) -> Cell:
+        value = _rounded(row.cells[at])
+        found = None if value is None else places[row.own_adapters, at].get(value)
+        return replace(row.cells[at], place=found)
+
+    return [replace(row, cells=tuple(placed(row, at) for at in range(columns))) for row in rows]
 
 
 def _rounded(cell: Cell) -> float | None:

@@ -1,16 +1,25 @@
 """A sweep folder and a benchmark's result file -> frozen data for their reports."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole, word
-from pipeline.reports.data import Result, dataset_of, label_or_note, mean_of, read_result
+from pipeline.reports.data import (
+    Curve,
+    Result,
+    dataset_of,
+    label_or_note,
+    mean_curve,
+    mean_of,
+    read_result,
+)
 from pipeline.runs.labels import Label
 from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
+from pipeline.sweeps.curves import NAMES
 from pipeline.sweeps.run import Shared, read_shared
 from pipeline.sweeps.trials import trial_files
 
@@ -33,6 +42,7 @@ class Trial:
     held_out: tuple[str, ...]  # as the results name it
     error: str | None = None  # why it failed or diverged
     val_loss: float | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)  # validation by round, by name
 
     @property
     def by_held_out(self) -> list[tuple[str, Result]]:
@@ -162,6 +172,13 @@ def score(trial: Trial, select: str) -> float | None:
     return mean_of(trial.results, "tested")
 
 
+def curve_of(trials: Sequence[Trial], kind: str) -> Curve | None:
+    """Mean over trials in the rounds that all have; None where there is none."""
+    known = [curve for trial in trials if (curve := trial.curves.get(kind))]
+    mean = mean_curve(known) if len(known) == len(trials) else None
+    return mean if mean and mean.rounds else None
+
+
 def varied(settings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     """Names of the settings with more than one value, in the order of their first appearance."""
     names = dict.fromkeys(name for one in settings for name in one if name != "seed")
@@ -212,7 +229,22 @@ def _trial(line: dict[str, Any]) -> Trial:
         held_out=tuple(str(found.get("held_out") or "none") for found in results),
         error=None if line.get("error") is None else str(line["error"]),
         val_loss=fraction(line.get("val_loss")),
+        curves=_curves(line.get("curves"), whole(line.get("rounds") or 0)),
     )
+
+
+def _curves(found: dict[str, Any] | None, rounds: int) -> dict[str, Curve]:
+    """By name what curves_of wrote; rounds counted from 0, as in the charts of runs."""
+    if not found:
+        return {}
+    every = max(1, whole(found["every"]))
+    known = {name: [fraction(value) for value in found[name]] for name in NAMES if found.get(name)}
+    return {
+        name: Curve(
+            tuple(min(every * (at + 1), rounds) - 1 for at in range(len(values))), tuple(values)
+        )
+        for name, values in known.items()
+    }
 
 
 def _case(line: dict[str, Any]) -> Case:

@@ -30,7 +30,7 @@ def row_notes(table: FeatureTable, plan: Plan) -> list[str]:
 
     Reports: no test rows, clients that never train or have no validation or test rows, held-out
     domains without rows, classes without train rows, folds of one client, fewer classes than
-    requested.
+    requested, a proximal term that is zero in every step.
     """
     clients = {client.name: client for fold in plan.folds for client in fold.clients}
     said = [
@@ -40,6 +40,7 @@ def row_notes(table: FeatureTable, plan: Plan) -> list[str]:
         *_bounded(list(_classes_without(table, plan))),
         *_bounded(list(_alone(plan))),
         *_bounded(list(_fewer_classes(table, plan, list(clients.values())))),
+        *_never_pulled(plan),
     ]
     return list(dict.fromkeys(said))
 
@@ -99,6 +100,8 @@ def _clients_without(plan: Plan, clients: Sequence[ClientSplit]) -> Iterator[str
         if idle:
             yield f"{few(sorted(idle))}: fewer than two train rows, so no training step"
     for part, why in (("val", "does not choose the round"), ("test", "is not tested")):
+        if part == "val" and not plan.method.learns:
+            continue
         without = [c.name for c in clients if not len(getattr(c, part))]
         if 0 < len(without) < len(clients):
             yield (
@@ -150,6 +153,17 @@ def _fewer_classes(
                 f"domain {name}: {config.classes_per_client} classes per client requested, but "
                 f"there are {present}: each client has all of them"
             )
+
+
+def _never_pulled(plan: Plan) -> Iterator[str]:
+    """mu (w - server's adapter) is 0 in a client's first step, where w is the server's adapter."""
+    method = plan.method
+    if method.proximal and method.keeps != "adapter" and max(map(steps_a_round, plan.lanes)) == 1:
+        yield (
+            f"mu {plan.folds[0].config.mu:g} changes nothing: every client makes one step a round, "
+            "and the proximal term acts from the second on; a smaller --batch or more "
+            "--local-epochs make more steps"
+        )
 
 
 def _bounded(lines: Sequence[str]) -> list[str]:

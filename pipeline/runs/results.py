@@ -150,11 +150,13 @@ def table(document: dict[str, Any]) -> str:
         figures = [_both(document["mean"], n) for n in FIGURES]
         last = [percent(mean(list(released.values())))] if released else []
         rows.append(["mean", "", *[""] * untested, *figures, "", "", *last])
-    note = (
-        "accuracy in %, zero-shot -> adapter; rounds count from 0; gate moved: 0 is zero-shot's "
-        "uniform gate, 1 a single channel; changed: test rows whose answer differs from "
-        f"zero-shot's; round: {CHOSEN_BY[document['config'].get('choose', 'accuracy')]}"
-    )
+    note = "accuracy in %, zero-shot CLIP on both sides of the arrow: nothing was trained"
+    if any(result["best_round"] is not None for result in document["results"]):
+        note = (
+            "accuracy in %, zero-shot -> adapter; rounds count from 0; gate moved: 0 is "
+            "zero-shot's uniform gate, 1 a single channel; changed: test rows whose answer differs "
+            f"from zero-shot's; round: {CHOSEN_BY[document['config'].get('choose', 'accuracy')]}"
+        )
     if document["config"].get("refit") == "yes":
         note += "\nrefit: training used validation rows too, so validation figures include them"
     private = document.get("privacy")

@@ -12,12 +12,11 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
-from pipeline.federation.methods import METHODS
 from pipeline.runs.metrics import mean_and_std
 from pipeline.runs.results import FIGURES, aligned, mean_results, percent
 from pipeline.settings import RunConfig, run_id
 from pipeline.sweeps.importance import influences, label
-from pipeline.sweeps.trials import STATUSES, Record, configuration_id
+from pipeline.sweeps.trials import STATUSES, Record, configuration_id, has_own_adapters
 from pipeline.terminal import printable
 
 SELECTIONS = ("validation", "oracle")
@@ -48,7 +47,9 @@ def sweep_report(
     seeds that did not diverge would flatter it. The best has the highest mean validation accuracy
     over seeds, the earlier one of equals; if rounds are chosen by validation loss (every trial has
     one), the lowest mean loss, and of equals the higher accuracy. Test accuracies are reported for
-    the best only. select="oracle" selects by test accuracy (on unseen domains, or on the
+    the best only. Methods in which each client has an adapter of its own are ranked apart from
+    others that are swept with them: under "own_adapters" with the same names.
+    select="oracle" selects by test accuracy (on unseen domains, or on the
     participants' test rows if none is held out): an upper bound that cannot be reached without the
     test rows, and called oracle wherever it is shown.
 
@@ -61,6 +62,7 @@ def sweep_report(
     check_selection(select)
     records = sorted(records, key=lambda each: each.number)
     ranked = candidates(((each, _score(each, select)) for each in records), select)
+    main, own = by_measure(ranked)
     statuses = Counter(each.status for each in records)
     done = [(each, s) for each in records if (s := _score(each, select)) is not None]
     importance = influences(
@@ -71,12 +73,21 @@ def sweep_report(
         "trials": {status: statuses[status] for status in STATUSES},
         "failures": failures(records),
         "seconds": sum(each.seconds for each in records),
+        **_ranked(main, base, cache, select),
+        "own_adapters": _ranked(own, base, cache, select) if own else None,
+        "notes": [*two_measures(ranked), *without_effect(_compared(records))],
+        "importance": [dataclasses.asdict(each) for each in importance],
+    }
+
+
+def _ranked(
+    ranked: Sequence[Candidate[Record]], base: RunConfig, cache: Sequence[str], select: str
+) -> dict:
+    return {
         "best": _best(ranked[0], base, cache, select) if ranked else None,
         "top": [_described(each, select) for each in ranked[:TOP]],
         "configurations": len(ranked),
         "tied": [each.records[0].number for each in tied(ranked)[1:]],
-        "notes": [*two_measures(ranked, base.method), *without_effect(_compared(records))],
-        "importance": [dataclasses.asdict(each) for each in importance],
     }
 
 
@@ -89,7 +100,7 @@ def check_selection(select: str) -> None:
 def candidates(
     scored_trials: Iterable[tuple[Ended, float | None]], select: str
 ) -> list[Candidate[Ended]]:
-    """The configurations that count, the best first.
+    """The configurations that count, the best first; those with own adapters after all others.
 
     scored_trials  trials that ended, with their scores or None
     select         "validation": by val_loss if all that count have one; else by score
@@ -109,29 +120,41 @@ def candidates(
     means = [float(np.mean(own)) if by_loss else 0.0 for own in losses]  # type: ignore[arg-type]
     order = sorted(
         range(len(counted)),
-        key=lambda at: (means[at], -np.mean(counted[at].scores), counted[at].records[0].number),
-    )
+        key=lambda at: (
+            has_own_adapters(counted[at].records[0].settings), means[at],
+            -np.mean(counted[at].scores), counted[at].records[0].number,
+        ),
+    )  # fmt: skip
     return [counted[at] for at in order]
 
 
+def by_measure(
+    ranked: Sequence[Candidate[Ended]],
+) -> tuple[list[Candidate[Ended]], list[Candidate[Ended]]]:
+    """What is ranked, and apart from it those with own adapters where there are others too."""
+    apart: tuple[list[Candidate[Ended]], list[Candidate[Ended]]] = ([], [])
+    for each in ranked:
+        apart[has_own_adapters(each.records[0].settings)].append(each)
+    return apart if apart[0] else (apart[1], [])
+
+
 def tied(ranked: Sequence[Candidate[Ended]]) -> list[Candidate[Ended]]:
-    """The best and all that equal its score; [] if there are none."""
-    return [each for each in ranked if np.mean(each.scores) == np.mean(ranked[0].scores)]
+    """The best and all of its measure that equal its score; [] if there are none."""
+    same, _ = by_measure(ranked)
+    return [each for each in same if np.mean(each.scores) == np.mean(same[0].scores)]
 
 
-def two_measures(ranked: Sequence[Candidate[Ended]], method: object) -> list[str]:
-    """A warning if methods that score clients' own adapters are ranked with others; else [].
-
-    method  of trials that do not sweep it
-    """
-    methods = dict.fromkeys(str(each.records[0].settings.get("method", method)) for each in ranked)
-    own = [name for name in methods if name in METHODS and METHODS[name].personal]
-    if not own or len(own) == len(methods):
+def two_measures(ranked: Sequence[Candidate[Ended]]) -> list[str]:
+    """A warning if methods that score clients' own adapters stand beside others; else []."""
+    others, own = (
+        ", ".join(dict.fromkeys(str(each.records[0].settings.get("method")) for each in group))
+        for group in by_measure(ranked)
+    )
+    if not own:
         return []
-    others = [name for name in methods if name not in own]
     return [
-        f"this ranking mixes two measures: {', '.join(own)} validate each client's own adapter on "
-        f"that client's rows, {', '.join(others)} one adapter on all clients' rows"
+        f"ranked apart: {own} validate each client's own adapter on that client's rows, {others} "
+        "one adapter on all clients' rows. The best is that of one adapter"
     ]
 
 
@@ -199,10 +222,16 @@ def sweep_table(document: dict) -> str:
     if best is None:
         return f"{head}\n{nothing_chosen(document['trials']['done'], document['select'])}"
     by = "by oracle" if document["select"] == "oracle" else "by validation"
-    parts = [head, _top(document, by), *document["notes"]]
+    parts = [head, _top(document, by, document["select"])]
+    own, apart = document.get("own_adapters"), f"{by}, each client by its own adapter,"
+    parts += [_top(own, apart, document["select"])] if own else []
+    parts += document["notes"]
     if importance := document.get("importance", document.get("mattered")):  # its older name
         parts.append(_importance(importance, SCORES[document["select"]]))
     parts += [_tested(best, by), f"the best {by}, again:\n  {printable(best['command'])}"]
+    if own:
+        command = printable(own["best"]["command"])
+        parts += [_tested(own["best"], apart.rstrip(",")), f"the best {apart} again:\n  {command}"]
     return "\n\n".join(parts)
 
 
@@ -269,14 +298,14 @@ def _described(each: Candidate[Record], select: str) -> dict:
     }
 
 
-def _top(document: dict, by: str) -> str:
+def _top(document: dict, by: str, select: str) -> str:
     top = document["top"]
     names = [
         name
         for name in top[0]["settings"]
         if len({label(each["settings"][name]) for each in top}) > 1 or len(top) == 1
     ]
-    score = SCORES[document["select"]]
+    score = SCORES[select]
     seeds = len(top[0]["seeds"])
     rows = [["trial", *names, f"{score} %", f"std of {seeds} seeds"]]
     for each in top:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from pipeline.federation.joint import common_key
 from pipeline.federation.plan import Plan, build_plan
 from pipeline.federation.training import Progress, pick_plan_backend
 from pipeline.settings import RunConfig
+from pipeline.sweeps.curves import ByRound
 from pipeline.sweeps.spec import config_of
 from pipeline.sweeps.trials import Record, Trial
 
@@ -36,6 +37,7 @@ class Running:
     seconds: float = 0.0
     val: float | None = None
     loss: float | None = None
+    by_round: ByRound = field(default_factory=dict)
     died: str | None = None  # why it diverged
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
-from pipeline.sweeps.trials import Trial, configuration_id
+from pipeline.sweeps.trials import Trial, configuration_id, has_own_adapters
 
 CUTS = 3
 """At eta 3, one of 27 configurations trains to the end."""
@@ -62,7 +62,8 @@ def survivors(
 
     All seeds of a configuration are kept or cut together: its score is the mean over them, and it
     is cut if one of them diverged or failed. Of equal ones the earlier is kept. Fewer than
-    kept(...) remain if too many diverged.
+    kept(...) remain if too many diverged. Methods in which clients have adapters of their own are
+    cut among themselves.
 
     trials  all that reached this cut, in every batch of the sweep (or of one bayes batch),
     including those that a killed sweep already recorded as ended here
@@ -73,12 +74,15 @@ def survivors(
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(configuration_id(trial.settings), []).append(trial)
-    ranked = sorted(
-        (-score, min(trial.number for trial in group), name)
-        for name, group in groups.items()
-        if (score := _mean([scores[trial.id] for trial in group])) is not None
-    )
-    best = [name for _, _, name in ranked[: kept(len(groups), eta)]]
+    best: list[str] = []
+    for own in (False, True):
+        apart = {n: g for n, g in groups.items() if has_own_adapters(g[0].settings) is own}
+        ranked = sorted(
+            (-score, min(trial.number for trial in group), name)
+            for name, group in apart.items()
+            if (score := _mean([scores[trial.id] for trial in group])) is not None
+        )
+        best += [name for _, _, name in ranked[: kept(len(apart), eta)]]
     kept_ids = {trial.id for name in best for trial in groups[name]}
     return tuple(trial for trial in trials if trial.id in kept_ids)
 

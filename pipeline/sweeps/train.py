@@ -1,6 +1,7 @@
 """Trains batches of trials as lanes side by side on one device that holds the cache."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from pipeline.runs.folder import read_adapters, write_adapters
 from pipeline.runs.outcomes import outcomes
 from pipeline.settings import RunConfig
 from pipeline.sweeps.context import Event, Running, Steps, groups_of, next_batch
+from pipeline.sweeps.curves import curves_of, figures_of
 from pipeline.sweeps.trials import REACHED, Record, record
 
 
@@ -74,6 +76,7 @@ class Trainer:
         return record(
             each.trial, status=status, rounds=progress.rounds_done, results=results,
             val_accuracy=each.val, val_loss=each.loss, seconds=each.seconds, error=each.died,
+            curves=curves_of(each.by_round, progress.rounds_done),
         )  # fmt: skip
 
     def restore(self, each: Running, tensors: dict[str, torch.Tensor], facts: dict) -> None:
@@ -116,10 +119,13 @@ class Trainer:
         while left:
             started = time.perf_counter()
             with threads(self.device, width, engine.backend):
-                progress, _ = next(rounds)
+                progress, report = next(rounds)
             spent = time.perf_counter() - started
+            folds = iter(report.folds)
             for each in going:
                 each.seconds += spent * len(each.plan.lanes) / len(engine.plan.lanes)
+                own = list(itertools.islice(folds, len(each.plan.folds)))
+                each.by_round[report.round] = figures_of(own)
             left = progress.rounds_done < mark and not progress.diverged
             yield Steps(steps, left, progress.rounds_done, rounds_of(going[0].config))
         return progress

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from cache.container.disk import sync_folder
 from pipeline.digests import sealed, unsealed
 from pipeline.errors import ConfigError
+from pipeline.federation.methods import METHODS
 from pipeline.files import (
     LOG,
     OBJECT,
@@ -73,6 +74,8 @@ class Record:
     error: str | None = None
     val_loss: float | None = None
     """Likewise the mean validation loss, if it chooses rounds."""
+    curves: dict | None = None
+    """By round: see pipeline/sweeps/curves.py; None in older files, and if no round trained."""
 
 
 def make_trial(number: int, settings: dict, seed: int) -> Trial:
@@ -83,6 +86,15 @@ def make_trial(number: int, settings: dict, seed: int) -> Trial:
 def configuration_id(settings: dict) -> str:
     """An id that all seeds of a configuration share, made like a trial's id."""
     return run_id(settings)
+
+
+def has_own_adapters(settings: Mapping[str, object]) -> bool:
+    """Whether the settings name a method that answers each client by an adapter of its own.
+
+    Its accuracies are of other models on other rows than those of one adapter: ranked apart.
+    """
+    method = METHODS.get(str(settings.get("method")))
+    return method is not None and method.personal
 
 
 def record(trial: Trial, *, status: str, **facts: Any) -> Record:

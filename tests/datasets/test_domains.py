@@ -52,7 +52,7 @@ def test_the_published_counts_add_up():
         "pacs": 9991, "vlcs": 10729, "office_home": 15588, "domain_net": 586575,
         "terra_incognita": 24788,
     }  # fmt: skip
-    assert KNOWN["pacs"].url == "https://wjdcloud.blob.core.windows.net/dataset/PACS.zip"
+    assert KNOWN["pacs"].urls == ("https://wjdcloud.blob.core.windows.net/dataset/PACS.zip",)
     assert KNOWN["pacs"].rows["sketch"] == (3929,)
     assert KNOWN["office_home"].rows["Real_World"] == (4357,)
     assert [len(k.class_names) for k in KNOWN.values()] == [7, 5, 65, 345, 10]
@@ -200,7 +200,7 @@ def test_a_fuller_copy_wins_over_a_poorer_one(tmp_path):
         ("pacs", (), ("data", "PACS (missing)", "./run.sh download pacs", "art_painting")),
         ("pacs", ("pacs/x/y", "pacs/photo"), ("pacs", "x", "./run.sh download pacs")),
         ("pacs", ("other/photo", "other/sketch"), ("(missing)",)),
-        ("domain_net", ("PACS/photo",), ("put it at", "domain_net", "--root")),
+        ("terra_incognita", ("PACS/photo",), ("put it at", "terra_incognita", "--root")),
     ],
 )
 def test_what_is_not_found_names_every_place(tmp_path, name, there, words):

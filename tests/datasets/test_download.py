@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import re
 import shlex
 import zipfile
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.datasets import fetch
 from pipeline.datasets import known as domains
 from pipeline.datasets.counts import KNOWN
 from pipeline.datasets.fetch import download_dataset
 from pipeline.errors import DataError
+from pipeline.transfer.download import download
 from tests.cli.test_cli import call
-from tests.datasets.loopback import Said, serving, zipped
+from tests.datasets.loopback import Said, left, serving, zipped
 
 
 @pytest.fixture
@@ -127,8 +130,106 @@ def test_a_folder_in_the_way_is_told_before_anything_is_fetched(server, tmp_path
 
 
 def test_an_archive_put_there_by_hand_needs_no_address(tmp_path):
-    with pytest.raises(DataError, match=r"no address is known for domain_net\.zip.*--url"):
-        download_dataset("DomainNet", tmp_path, None, Said())
+    with pytest.raises(DataError, match=r"no address is known for terra_inc.*\.zip.*--url"):
+        download_dataset("TerraIncognita", tmp_path, None, Said())
     (tmp_path / "PACS.zip").write_bytes(pacs_zip())
     download_dataset("pacs", tmp_path, "http://127.0.0.1:9/none", Said())
     assert (tmp_path / "PACS" / "kfold" / "sketch").is_dir()
+
+
+@pytest.fixture
+def in_parts(monkeypatch, server):
+    """PACS as one zip for each domain, served by what an address ends in; what was asked for."""
+    known, asked, parts = KNOWN["pacs"], [], {}
+    for domain in known.domain_names:
+        others = [f"{d}/{n}/pic_{i:03d}.jpg" for (d, n), count in known.counts.items()
+                  for i in range(count) if d != domain]  # fmt: skip
+        parts[domain] = pacs_zip("", without=others)
+    urls = tuple(f"{server.url.removesuffix('PACS.zip')}{d}.zip" for d in known.domain_names)
+    monkeypatch.setitem(KNOWN, "pacs", dataclasses.replace(known, urls=urls))
+
+    def fetched(url, archive, say, most):
+        asked.append(domain := url.split("/")[-1].removesuffix(".zip"))
+        server.content = parts[domain]
+        return download(url, archive, say, most=most)
+
+    monkeypatch.setattr(fetch, "download", fetched)
+    return asked, parts
+
+
+def test_archives_of_domains_are_fetched_one_after_another(in_parts, tmp_path, small_pacs):
+    asked, parts = in_parts
+    whole, parts["photo"] = parts["photo"], b"no zip"
+    with pytest.raises(DataError):
+        download_dataset("pacs", tmp_path, None, Said())
+    done = asked.index("photo")
+    assert left(tmp_path / "PACS") == sorted(asked[:done])
+    parts["photo"] = whole
+    for archive in tmp_path.glob("*.zip"):
+        archive.unlink()
+    said = Said()
+    assert download_dataset("pacs", tmp_path, None, said) == tmp_path / "PACS"
+    assert f"PACS: {small_pacs} images, 4 domains, 7 classes, as published" in said
+    assert sorted(asked) == sorted([*KNOWN["pacs"].domain_names, "photo"])
+    again = Said()
+    download_dataset("pacs", tmp_path, None, again)
+    assert "nothing is downloaded" in again[0] and len(asked) == 5
+
+
+def test_a_copy_elsewhere_is_not_downloaded_again(in_parts, tmp_path):
+    with zipfile.ZipFile(io.BytesIO(pacs_zip("pacs/"))) as archive:
+        archive.extractall(tmp_path)
+    said = Said()
+    assert download_dataset("pacs", tmp_path, None, said) == tmp_path / "pacs"
+    assert "nothing is downloaded" in said[0] and not in_parts[0]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """snapshot_download of PACS's small counts; content["lost"] rows are left out."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    huggingface_hub, content = pytest.importorskip("huggingface_hub"), {"lost": 0}
+
+    def snapshot(repository, *, repo_type, allow_patterns, local_dir):
+        assert (repository, repo_type, allow_patterns) == (
+            "flwrlabs/pacs",
+            "dataset",
+            ["*.parquet"],
+        )
+        names = sorted(KNOWN["pacs"].class_names)
+        rows = [(d, names.index(n)) for (d, n), count in KNOWN["pacs"].counts.items()
+                for _ in range(count)][content["lost"] :]  # fmt: skip
+        images = pyarrow.array([{"bytes": b"x", "path": f"{i}.jpg"} for i in range(len(rows))])
+        table = pyarrow.table({"image": images, "domain": [d for d, _ in rows],
+                               "label": pyarrow.array([label for _, label in rows])})  # fmt: skip
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        meta = {"huggingface": json.dumps({"info": {"features": features}})}
+        (local_dir / "data").mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table.replace_schema_metadata(meta),
+                            local_dir / "data" / "train-00000-of-00001.parquet")  # fmt: skip
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    return content
+
+
+def test_the_hubs_copy_is_counted_and_extract_is_named(hub, tmp_path, small_pacs):
+    said = Said()
+    found = fetch.download_from_hub("pacs", tmp_path, said)
+    assert found == tmp_path / "hub" / "PACS"
+    assert f"PACS: {small_pacs} images, 4 domains, 7 classes, as published" in said
+    assert said[-1] == f"next: ./run.sh extract --dataset {found}"
+    call(*shlex.split(said[-1].split("run.sh ")[1]), "--dry-run")
+    hub["lost"] = 1
+    with pytest.raises(DataError, match="differs from the published PACS in 1 counts"):
+        fetch.download_from_hub("pacs", tmp_path, Said())
+
+
+def test_what_the_hub_lacks_is_said(monkeypatch, tmp_path):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    with pytest.raises(DataError, match="no repository of VLCS is known; there are pacs, office"):
+        fetch.download_from_hub("vlcs", tmp_path, Said())
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
+    with pytest.raises(DataError, match="could not be downloaded: division.*without --hub"):
+        fetch.download_from_hub("pacs", tmp_path, Said())
+    result = call("download", "pacs", "--hub", "--url", "http://127.0.0.1:9/x", code=2)
+    assert "exclude each other" in result.stderr

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from pipeline.errors import ConfigError, ConflictError, RowsError
 from pipeline.federation.cures import cures
@@ -14,6 +16,7 @@ from pipeline.federation.methods import METHODS
 from pipeline.federation.plan import build_plan
 from pipeline.reports.sweep import sweep_part
 from pipeline.reports.trials import read_sweep
+from pipeline.runs.federate import federate
 from pipeline.runs.notes import row_notes
 from pipeline.settings import RunConfig
 from pipeline.sweeps.best import sweep_table
@@ -275,3 +278,19 @@ def test_a_fixed_split_is_asked_for_where_there_is_none(tmp_path):
     with pytest.raises(ConfigError) as error:
         build_plan(table, config)
     check_cures(table, config, str(error.value))
+
+
+@pytest.mark.parametrize("batch", [4, 1024])
+def test_a_proximal_term_that_never_acts_is_said_and_does_nothing(batch, tmp_path):
+    """With one step a round FedProx is FedAvg to the bit; with more steps it is not."""
+    results = {}
+    for method, mu in (("fedavg", 0.01), ("fedprox", 10.0)):
+        config = config_of(method=method, mu=mu, batch=batch, rounds=3, lr=1e-2, optimizer="sgd")
+        plan = build_plan(lacking("nothing"), config)
+        said = [note for note in row_notes(lacking("nothing"), plan) if note.startswith("mu")]
+        assert len(said) == (method == "fedprox" and batch == 1024)
+        federate(lacking("nothing"), config, runs=tmp_path, out=tmp_path / method, device="cpu")
+        tensors = load_file(tmp_path / method / "adapter.safetensors")
+        results[method] = {n: t for n, t in tensors.items() if n.startswith("last")}
+    same = [np.array_equal(results["fedavg"][n], results["fedprox"][n]) for n in results["fedavg"]]
+    assert all(same) == (batch == 1024)

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.reports import clients as page
 from pipeline.reports.data import Curve, FoldData, Result, Scores
-from pipeline.reports.rounds import MANY, _loss, _tenths
+from pipeline.reports.rounds import MANY, _loss
+from pipeline.reports.spread import tenths
 
 
 def fold(count, draw, unseen=("far",), gains=None):
@@ -78,4 +79,4 @@ def test_losses_of_many_clients_are_a_median_and_a_band():
     assert [key.name for key in figure.keys] == ["median client", "80 % of the clients"]
     few, _, _ = fold(MANY, random.Random(1))
     assert 'class="band' not in str(_loss(few, {}, (0.0, 1.0), 2).picture)
-    assert _tenths(list(range(101))) == (10, 50, 90) and _tenths([3.0]) == (3.0, 3.0, 3.0)
+    assert tenths(list(range(101))) == (10, 50, 90) and tenths([3.0]) == (3.0, 3.0, 3.0)

@@ -111,9 +111,9 @@ def test_curves_are_means_over_trainings_that_hold_their_value(tmp_path):
     assert curves["validation"].values == pytest.approx(wanted)
     assert len(curves["validation"].rounds) == listing.POINTS
     assert curves["validation"].rounds[-1] == 119 and curves["test"].rounds == (0, 50, 100)
-    apart = [{0: 0.5, 4: 0.7}, {2: 0.1}]
+    apart = [Curve((0, 4), (0.5, 0.7)), Curve((2,), (0.1,))]
     assert listing._over_folds(apart) == Curve((2, 4), pytest.approx((0.3, 0.4)))
-    assert listing._over_folds([{}, {2: 0.1}]) == Curve((), ())
+    assert listing._over_folds([Curve((), ()), Curve((2,), (0.1,))]) == Curve((), ())
 
 
 def test_the_page_is_harmless_and_links_to_what_is_there(folder, tmp_path):

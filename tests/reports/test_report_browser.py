@@ -94,9 +94,11 @@ def test_runs_are_filtered_and_their_curves_laid_over_each_other(browser, pages)
     ticked = browser.run("document.querySelectorAll('input[data-at]:checked').length")
     assert browser.run(drawn) == ticked == browser.run(
         "document.querySelectorAll('.overlay .legend li').length"
-    ) == 5  # fmt: skip
+    ) == 4  # fmt: skip
+    sets = "document.querySelectorAll('tr:has(input[data-at]:checked) td:nth-child(2)')"
+    assert browser.run(f"new Set([...{sets}].map((cell) => cell.textContent)).size") == 1
     browser.run("document.querySelector('.overlay .legend button').click()")
-    assert browser.run(drawn) == 4
+    assert browser.run(drawn) == 3
     browser.run("document.querySelector('input[value=test]').click()")
     browser.run("document.querySelector('[data-do=none]').click()")
     assert browser.run(drawn) == 0

@@ -17,6 +17,7 @@ from tests.reports.report_folders import (
     real_run,
 )
 from tests.reports.report_pages import harmless
+from tests.reports.table_folders import result, swept
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def test_a_sweep_by_oracle_is_called_so(tmp_path):
     folder = made_sweep(tmp_path / "sweep")
     lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     for line in lines:  # what is best on validation is worst when tested
-        for result in line["results"]:
-            result["unseen"] = 1 - line["val_accuracy"]
+        for found in line["results"]:
+            found["unseen"] = 1 - line["val_accuracy"]
     (folder / "trials.jsonl").write_text("".join(json.dumps(sealed(line)) + "\n" for line in lines))
     whole = {}
     for group in (lines[at : at + 3] for at in range(0, 60, 3)):
@@ -113,3 +114,17 @@ def test_what_a_person_may_name_wrongly(run, tmp_path):
     ):
         result = CliRunner().invoke(cli, ["report", *map(str, words)])
         assert result.exit_code == 1 and said in result.stderr.strip().splitlines()[-1], words
+
+
+def test_own_adapters_have_a_best_of_their_own(tmp_path):
+    trials = [
+        {"settings": {"method": method}, "seed": 0, "val_accuracy": value,
+         "results": [result("x", value)]}
+        for method, value in (("fedavg", 0.6), ("ditto", 0.9), ("krum", 0.7), ("local", 0.8))
+    ]  # fmt: skip
+    text = harmless(write_report(swept(tmp_path / "s", trials)).read_bytes()).text
+    assert "Trial 2: method krum" in text and "Ranked apart: ditto, local validate" in text
+    assert "Best on validation, own adapters" in text and "90.00 %" in text
+    words = " ".join(text.split())
+    assert "To train the best again: ./run.sh federate CACHE.h5 --held-out x --method krum" in words
+    assert "each client: ./run.sh federate CACHE.h5 --held-out x --method ditto" in words

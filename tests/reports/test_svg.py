@@ -173,15 +173,21 @@ def test_every_chart_is_named_for_screen_readers():
         ]
 
 
-@given(st.text(max_size=40), st.integers(1, 20))
-def test_short_names_fit(name, most):
+@given(st.text(max_size=40), st.sampled_from(["", "/0", "/17", "/x"]), st.integers(1, 20))
+def test_short_names_fit(start, end, most):
+    name = start + end
     cut = short(name, most)
     assert columns(cut) <= most
-    assert cut == name or (cut[-1] == "\u2026" and name.startswith(cut[:-1]))
+    head, _, tail = cut.partition("\u2026")
+    assert cut == name or (name.startswith(head) and name.endswith(tail) and tail in ("", end))
 
 
 def test_wide_letters_take_two_columns():
     assert columns("ab漢字") == 6
+    assert (
+        short("art painting/12", 12) == "art pain\u2026/12"
+        and short("photo/1234", 6) == "photo\u2026"
+    )
     assert short("漢字漢字", 6) == "漢字\u2026" and short("漢字漢字", 8) == "漢字漢字"
 
 

@@ -40,9 +40,9 @@ def test_a_slice_has_a_dot_a_trial_and_the_mean_of_each_value(tmp_path):
     air = 0.06 * (high - low)
     heights = [HEIGHT - BOTTOM + (TOP - HEIGHT + BOTTOM) * (t.val_accuracy - low + air)
                / (high - low + 2 * air) for t in trials]  # fmt: skip
-    drawn = dots(picture, "c2") + dots(picture, "c1")
+    drawn = dots(picture, "c2") + dots(picture, "c1 chosen")
     assert [y for _, y in drawn] == pytest.approx(heights, abs=0.06)
-    assert len(dots(picture, "c1")) == 1 and len({x for x, _ in drawn}) == 2
+    assert len(dots(picture, "c1 chosen")) == 1 and len({x for x, _ in drawn}) == 2
     line = re.search(r'd="M([\d. L]+)h0.01"[^>]*class="line', str(picture))[1].split("L")
     means = [sum(heights[k::2]) / 4 for k in (0, 1)]
     assert [float(p.split()[1]) for p in line] == pytest.approx(means, abs=0.06)
@@ -59,7 +59,7 @@ def test_history_never_falls_and_ends_at_the_best(tmp_path):
     assert points == sorted(points) or all(
         b[1] <= a[1] for a, b in zip(points, points[1:], strict=False)
     )
-    (chosen,) = dots(history.picture, "c1")
+    (chosen,) = dots(history.picture, "c1 chosen")
     assert points[-1][1] == pytest.approx(chosen[1], abs=0.06)
 
 
@@ -84,7 +84,7 @@ def test_few_trials_draw_nothing_and_thousands_are_thinned(tmp_path):
     many = [trial(n, 0.5 + (n * 37 % 100) / 400, lr=n * 1e-6 + 1e-9) for n in range(3001)]
     found = figures.sweep_figures(swept(tmp_path, many), many[1234:1235])
     picture = found[-1].picture
-    assert len(dots(picture, "c1")) == 1 and len(dots(picture, "c2")) <= figures.THREADS
+    assert len(dots(picture, "c1 chosen")) == 1 and len(dots(picture, "c2")) <= figures.THREADS
     assert "of 3,001 trials are drawn" in found[-1].note
     xs = [x for x, _ in dots(picture, "c2")]
     assert min(xs) >= LEFT and max(xs) <= RIGHT

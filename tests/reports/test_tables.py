@@ -73,15 +73,15 @@ def test_few_values_have_no_interval_and_known_quantiles_hold():
 
 ACCURACIES = {
     ("fedavg", 0): {"photo": 0.61, "sketch": 0.50}, ("fedavg", 1): {"photo": 0.63, "sketch": 0.56},
-    ("fedavg", 2): {"photo": 0.62, "sketch": 0.55}, ("ditto", 0): {"photo": 0.70, "sketch": 0.50},
-    ("ditto", 1): {"photo": 0.72, "sketch": 0.52},
+    ("fedavg", 2): {"photo": 0.62, "sketch": 0.55}, ("krum", 0): {"photo": 0.70, "sketch": 0.50},
+    ("krum", 1): {"photo": 0.72, "sketch": 0.52},
 }  # fmt: skip
 ZERO = {"photo": 0.6, "sketch": 0.4}
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """ditto in a run for each held-out domain, fedavg in one run for both; four seeds short."""
+    """krum in a run for each held-out domain, fedavg in one run for both; four seeds short."""
     for (method, seed), by_domain in ACCURACIES.items():
         folds = [result(d, value, ZERO[d]) for d, value in by_domain.items()]
         parts = [folds] if method == "fedavg" else [[fold] for fold in folds]
@@ -92,7 +92,7 @@ def runs(tmp_path):
 
 def test_cells_are_over_the_seeds_of_their_row(runs):
     found = records([runs])
-    for method in ("fedavg", "ditto"):
+    for method in ("fedavg", "krum"):
         own = [by for (m, _), by in ACCURACIES.items() if m == method]
         series = {"photo": [by["photo"] for by in own], "sketch": [by["sketch"] for by in own],
                   "mean": [(by["photo"] + by["sketch"]) / 2 for by in own]}  # fmt: skip
@@ -102,12 +102,12 @@ def test_cells_are_over_the_seeds_of_their_row(runs):
             assert (one["n"], one["figure"], one["dataset"]) == (len(own), "unseen", "made")
             assert min(values) <= one["mean"] <= max(values)
     assert [one["mean"] for one in cells(found, row="zero-shot")] == pytest.approx([0.6, 0.4, 0.5])
-    assert [one["row"] for one in cells(found, column="photo")] == ["zero-shot", "fedavg", "ditto"]
+    assert [one["row"] for one in cells(found, column="photo")] == ["zero-shot", "fedavg", "krum"]
     for column in ("photo", "sketch", "mean"):
         means = [one["mean"] for one in cells(found, column=column)]
         assert [one["place"] for one in cells(found, column=column)] == twins.places(means)
     summary = records([runs], columns="summary")
-    assert [one["column"] for one in cells(summary, row="ditto")] == [
+    assert [one["column"] for one in cells(summary, row="krum")] == [
         "unseen", "participants", "overall"]  # fmt: skip
     unseen = cell(summary, row="fedavg", column="unseen")
     assert unseen["mean"] == cell(found, row="fedavg", column="mean")["mean"]
@@ -131,15 +131,15 @@ def test_the_order_of_the_inputs_does_not_matter(runs, tmp_path):
     known = records(paths, against="fedavg, 5e-05")
     for again in (paths[::-1], paths[3:] + paths[:3], [tmp_path / "sweep", runs], [*paths, runs]):
         assert records(again, against="fedavg,5e-05") == known
-    assert {one["row"] for one in known} == {"zero-shot", "fedavg, 5e-05", "ditto, 5e-05",
+    assert {one["row"] for one in known} == {"zero-shot", "fedavg, 5e-05", "krum, 5e-05",
                                              "krum, 0.001", "krum, 0.01"}  # fmt: skip
 
 
 def test_differences_are_paired_over_common_seeds(runs):
     found = records([runs], against="fedavg")
     for column in ("photo", "sketch"):
-        pairs = [[ACCURACIES[m, s][column] for s in (0, 1)] for m in ("ditto", "fedavg")]
-        one = cell(found, row="ditto", column=column)
+        pairs = [[ACCURACIES[m, s][column] for s in (0, 1)] for m in ("krum", "fedavg")]
+        one = cell(found, row="krum", column=column)
         assert one["pairs"] == 2 and one["against"] == "fedavg"
         assert (one["difference"], one["low"], one["high"]) == pytest.approx(
             twins.t_interval(*pairs), rel=1e-5)  # fmt: skip
@@ -149,7 +149,7 @@ def test_differences_are_paired_over_common_seeds(runs):
     assert start["difference"] == pytest.approx(0.02) and start["pairs"] == 3
     text = call("table", runs, "--against", "fedavg").stdout
     assert "95% t-interval" in text and "+9.00 (+9.00 to +9.00)" in text.replace("+9.00 (+8", "")
-    refused("table", runs, "--against", "fedavgm", code=1, match="no rows have this name.*'ditto'")
+    refused("table", runs, "--against", "fedavgm", code=1, match="no rows have this name.*'krum'")
 
 
 def test_one_seed_has_no_std_and_no_interval(tmp_path):
@@ -162,16 +162,15 @@ def test_one_seed_has_no_std_and_no_interval(tmp_path):
 
 
 def test_unequal_seeds_and_left_out_ones_are_said(runs):
-    made(runs / "late", [result("photo", 0.9)], 3, method="ditto", finished=False)
+    made(runs / "late", [result("photo", 0.9)], 3, method="krum", finished=False)
     shown = call("table", runs)
-    assert "Unequal seeds: not 0, 1, 2 in all columns: ditto (0, 1)." in shown.stdout
+    assert "Unequal seeds: not 0, 1, 2 in all columns: krum (0, 1)." in shown.stdout
     assert f"{runs / 'late'} is left out: it is not finished" in shown.stderr
     assert "Left out: 1 runs or trials that did not finish" in shown.stdout
-    assert "ditto: each client's own adapter" in shown.stdout
-    shutil.rmtree(runs / "ditto11")
+    shutil.rmtree(runs / "krum11")
     found = records([runs])
-    assert cell(found, row="ditto", column="sketch")["n"] == 1
-    assert cell(found, row="ditto", column="mean")["seeds"] == "0"  # a mean has all its parts
+    assert cell(found, row="krum", column="sketch")["n"] == 1
+    assert cell(found, row="krum", column="mean")["seeds"] == "0"  # a mean has all its parts
 
 
 def test_settings_that_differ_are_rows_or_refused(tmp_path):
@@ -403,7 +402,7 @@ def test_marks_and_spread_of_each_format(runs):
     assert "**71.00 ± 1.41**" in markdown and "<u>62.00 ± 1.00</u>" in markdown
     assert latex.splitlines()[0].startswith("% Test accuracy in %")
     shown = call("table", runs, "--format", "csv")
-    (row,) = (r for r in csv.DictReader(io.StringIO(shown.stdout)) if r["row"] == "ditto")
+    (row,) = (r for r in csv.DictReader(io.StringIO(shown.stdout)) if r["row"] == "krum")
     assert float(row["photo"]) == pytest.approx(0.71) and row["photo n"] == "2"
     assert "Test accuracy selected nothing." in shown.stderr
     asked = json.loads(call("table", runs, "--json").stdout)
@@ -414,7 +413,24 @@ def test_ties_share_a_place_and_one_row_has_none(tmp_path):
     for method, value in (("fedavg", 0.7), ("fedprox", 0.1 * 7), ("ditto", 0.6), ("krum", 0.5)):
         made(tmp_path / method, [result("x", value, 0.6)], method=method)
     places = {one["row"]: one["place"] for one in records([tmp_path])}
-    assert places == {"zero-shot": 2, "fedavg": 1, "fedprox": 1, "ditto": 2, "krum": None}
+    assert places == {"zero-shot": 2, "fedavg": 1, "fedprox": 1, "ditto": None, "krum": None}
+    made(tmp_path / "local", [result("x", 0.9)], method="local")
+    places = {one["row"]: one["place"] for one in records([tmp_path])}
+    assert places["local"] == 1 and places["ditto"] == 2 and places["fedavg"] == 1
+    text = FORMATS["text"](build_table([tmp_path]))
+    assert "ditto, local: each client's own adapter" in text and "marked apart" in text
+
+
+def test_rows_that_change_nothing_are_named(tmp_path):
+    for name, value, mu in (("a", 0.7, 0.0), ("b", 0.7, 0.01), ("c", 0.6, 1.0)):
+        made(tmp_path / name, [result("x", value), result("y", 0.5)], method="fedprox", mu=mu)
+    text = FORMATS["text"](build_table([tmp_path]))
+    assert "in every training: 0 = 0.01. What these rows differ in changes nothing" in text
+    assert "in every training" not in FORMATS["text"](build_table([tmp_path / "a", tmp_path / "c"]))
+    alike = result("x", 0.6) | {"participants": 0.5}  # a coincidence of one figure is none of all
+    made(tmp_path / "d", [alike, result("y", 0.5)], method="fedprox", mu=0.5)
+    text = FORMATS["text"](build_table([tmp_path]))
+    assert "in every training: 0 = 0.01. What" in text
 
 
 def test_real_runs_and_sweeps_give_what_their_summaries_say(tmp_path):

@@ -41,6 +41,15 @@ def test_ties_go_to_the_earlier_trial():
     assert [t.number for t in survivors(trials, {t.id: 0.5 for t in trials}, 3)] == [0, 1, 2]
 
 
+def test_own_adapters_are_cut_among_themselves():
+    names = ["fedavg", "ditto", "fedavg", "local", "fedprox", "fedper"]
+    trials = [make_trial(n, {"method": name}, 0) for n, name in enumerate(names)]
+    scores = {t.id: 0.9 - 0.1 * t.number if t.number % 2 else 0.1 * t.number for t in trials}
+    assert [t.number for t in survivors(trials, scores, 3)] == [1, 4]
+    alone = trials[1::2]
+    assert [t.number for t in survivors(alone, scores, 3)] == [1]
+
+
 def test_one_diverged_seed_ends_its_configuration():
     trials = trials_of(2, seeds=2)
     scores = dict(zip((t.id for t in trials), [0.9, math.nan, 0.1, 0.1], strict=True))

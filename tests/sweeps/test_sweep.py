@@ -4,6 +4,7 @@ import json
 import math
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -69,6 +70,11 @@ def test_every_trial_equals_the_same_settings_alone(table, tmp_path):
             device="cpu",
         )
         assert alone["results"] == each["results"]
+        log = (tmp_path / f"run{at}" / "rounds.jsonl").read_text().splitlines()
+        folds = [json.loads(line)["folds"] for line in log]
+        means = [statistics.mean(statistics.mean(f["val_accuracy"].values()) for f in own)
+                 for own in folds]  # fmt: skip
+        assert each["curves"] == {"every": 1, "val_accuracy": pytest.approx(means, abs=6e-6)}
 
 
 @pytest.mark.parametrize("memory", [0, 200_000])

@@ -14,7 +14,7 @@ from pipeline.sweeps.best import federate_command, sweep_report, sweep_table
 from pipeline.sweeps.search import listed_trials
 from pipeline.sweeps.space import SWEEPABLE
 from pipeline.sweeps.spec import from_options
-from pipeline.sweeps.trials import record
+from pipeline.sweeps.trials import make_trial, record
 
 BASE = RunConfig(rounds=20, held_out=(("art painting",), ("sketch", "photo")))
 CACHE = ("my cache.h5",)
@@ -136,6 +136,25 @@ def test_importance_counts_done_trials_and_the_seed():
     assert "epsilon squared" in sweep_table(document)
     older = {("mattered" if key == "importance" else key): v for key, v in document.items()}
     assert sweep_table(older) == sweep_table(document)
+
+
+def test_own_adapters_are_ranked_apart_and_said():
+    names, values = ["fedavg", "ditto", "krum", "local"], [0.6, 0.9, 0.7, 0.9]
+    trials = [make_trial(n, {"method": name}, 0) for n, name in enumerate(names)]
+    records = [record(t, status="done", rounds=1, results=[result(0.5)], val_accuracy=v)
+               for t, v in zip(trials, values, strict=True)]  # fmt: skip
+    document = sweep_report(records, BASE, CACHE)
+    assert document["best"]["settings"] == {"method": "krum"} and document["tied"] == []
+    assert [each["number"] for each in document["top"]] == [2, 0]
+    own = document["own_adapters"]
+    assert own["best"]["number"] == 1 and own["tied"] == [3] and own["configurations"] == 2
+    note = document["notes"][0]
+    assert note.startswith("ranked apart: ditto, local validate") and "krum, fedavg one" in note
+    shown = sweep_table(document)
+    assert "tied with trial 1, the earliest: 3" in shown and "--method ditto" in shown
+    assert note in shown
+    alone = sweep_report(records[1::2], BASE, CACHE)
+    assert alone["best"]["number"] == 1 and alone["own_adapters"] is None
 
 
 def read_command(line):

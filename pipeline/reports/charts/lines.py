@@ -85,13 +85,25 @@ def line_chart(
                 d=f"M{LEFT} {number(place(y, level.value))}H{RIGHT}", class_=f"level {level.style}")
         for level in levels
     ]  # fmt: skip
-    parts += [_line(line, x, y, most, value_text) for line in lines]
+    parts += _clipped([_line(line, x, y, most, value_text) for line in lines], lines, limits)
     parts += [
         element("circle", element("title", f"{mark.name}: {value_text(mark.value)}"),
                 cx=place(x, mark.round), cy=place(y, mark.value), r=4, class_=f"ring {mark.style}")
         for mark in marks
     ]  # fmt: skip
     return chart(title, text, HEIGHT, *parts)
+
+
+def _clipped(
+    drawn: Sequence[Markup], lines: Sequence[Line], limits: tuple[float, float]
+) -> list[Markup]:
+    """The lines; where one leaves the axis all of them inside an <svg>, which cuts at its edge."""
+    values = [v for line in lines for v in line.values if v is not None]
+    if not values or (limits[0] <= min(values) and max(values) <= limits[1]):
+        return list(drawn)
+    wide, high = RIGHT - LEFT + 4, HEIGHT - BOTTOM - TOP
+    return [element("svg", *drawn, x=LEFT, y=TOP, width=wide, height=high,
+                    viewBox=f"{LEFT} {TOP} {wide} {high}")]  # fmt: skip
 
 
 def _band(band: Band, x: Scale, y: Scale) -> Markup:

@@ -3,10 +3,21 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.reports.charts.svg import WIDTH, Markup, Scale, chart, element, number, place
+from pipeline.reports.charts.svg import (
+    WIDTH,
+    Markup,
+    Scale,
+    chart,
+    columns,
+    element,
+    number,
+    place,
+    short,
+)
 
 HEIGHT = 300
 EDGE = 8  # units kept free around the points
+LETTERS, LETTER, LINE = 16, 6.2, 13  # of a name: at most, and units that one and a line take
 
 
 class Cloud(NamedTuple):
@@ -19,11 +30,16 @@ class Cloud(NamedTuple):
 
 
 def scatter_chart(
-    title: str, text: str, clouds: Sequence[Cloud], limits: tuple[float, float, float, float]
+    title: str,
+    text: str,
+    clouds: Sequence[Cloud],
+    limits: tuple[float, float, float, float],
+    named: Sequence[tuple[str, float, float]] = (),
 ) -> Markup:
     """Clouds as an <svg> without axes: directions of a projection have no unit.
 
     limits  left, right, bottom, top; pictures to be compared share them
+    named   names and where they are written, as near to it as others leave room
     """
     left, right, bottom, top = limits
     # One unit is as long upwards as across, or distances would lie.
@@ -39,7 +55,27 @@ def scatter_chart(
         if cloud.points
     ]  # fmt: skip
     edge = element("rect", x=0.5, y=0.5, width=WIDTH - 1, height=HEIGHT - 1, rx=4, class_="edge")
-    return chart(title, text, HEIGHT, edge, *parts)
+    at = [(name, place(x, a), place(y, b)) for name, a, b in named]
+    return chart(title, text, HEIGHT, edge, *parts, *_names(at))
+
+
+def _names(named: Sequence[tuple[str, float, float]]) -> list[Markup]:
+    """Names at places in units, moved up or down until they lie apart."""
+    written: list[tuple[float, float, float]] = []
+    parts = []
+    for full, x, y in named:
+        name = short(full, LETTERS)
+        half = columns(name) * LETTER / 2
+        x = min(max(x, half + EDGE), WIDTH - half - EDGE)
+        for move in sorted(range(-9, 10), key=abs):
+            up = y + move * LINE
+            apart = all(abs(x - a) > half + b or abs(up - c) >= LINE for a, b, c in written)
+            if apart and LINE < up < HEIGHT - EDGE:
+                written.append((x, half, up))
+                parts.append(element("text", element("title", full), name, x=x, y=up,
+                                     class_="middle halo"))  # fmt: skip
+                break
+    return parts
 
 
 def _dots(cloud: Cloud, x: Scale, y: Scale) -> str:

@@ -109,9 +109,12 @@ def colour(at: int) -> str:
 
 
 def short(name: str, most: int) -> str:
-    """The name, cut to `most` columns with an ellipsis."""
+    """The name, cut to `most` columns by an ellipsis, before a client's number (photo/12)."""
     if columns(name) <= most:
         return name
+    head, slash, number = name.rpartition("/")
+    if slash and number.isascii() and number.isdigit() and len(number) + 3 < most:
+        return f"{short(head, most - len(number) - 1)}/{number}"
     ends = itertools.accumulate(columns(letter) for letter in name)
     return name[: sum(end < most for end in ends)] + "\u2026"
 

@@ -49,7 +49,9 @@ function overlay(part, figure, data) {
     for (const tick of ticks) tick.checked = button.dataset.do === "shown" && !tick.closest("tr").hidden;
     draw();
   });
-  ticks.forEach((tick, place) => { tick.checked = place < Number(figure.dataset.drawn); });
+  const set = (tick) => tick.closest("tr").cells[1].textContent; // curves of other data sets are not to be compared
+  const alike = ticks.filter((tick) => set(tick) === set(ticks[0])).slice(0, Number(figure.dataset.drawn));
+  for (const tick of ticks) tick.checked = alike.includes(tick);
   new ResizeObserver(draw).observe(figure);
   figure.hidden = false;
 }
