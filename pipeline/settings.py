@@ -138,10 +138,7 @@ class RunConfig:
     )
     schedule: str = _choice(
         "constant",
-        {
-            "constant": "The same rate in every round.",
-            "cosine": "Decays to 0 along half a cosine.",
-        },
+        {"constant": "The same rate in every round.", "cosine": "Decays to 0 along half a cosine."},
         "Learning-rate schedule over the rounds.",
     )
     mu: float = _number(0.01, 0, 1e6, "Weight of the proximal term (towards the server's adapter).")

@@ -44,10 +44,7 @@ class Option(click.Option):
         record = self.get_help_record(ctx)
         if record is None:
             return []
-        return [
-            record,
-            *((f"    {choice}", meaning) for choice, meaning in self.meanings.items()),
-        ]
+        return [record, *((f"    {choice}", meaning) for choice, meaning in self.meanings.items())]
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
         """As click's, with the described default."""
@@ -75,22 +72,14 @@ class Command(click.Command):
         super().__init__(*args, **settings)
         self.params += [
             Option(
-                ["-q", "--quiet", "log_level"],
-                flag_value=logging.WARNING,
-                type=int,
-                help="Show warnings and errors only, and no progress.",
-                expose_value=False,
-                callback=_keep_level,
-            ),
-            Option(
-                ["-v", "--verbose", "log_level"],
-                flag_value=logging.DEBUG,
-                type=int,
-                help="Show details of what is done.",
-                expose_value=False,
-                callback=_keep_level,
-            ),
-        ]
+                [short, long, "log_level"], flag_value=level, type=int, help=help,
+                expose_value=False, callback=_keep_level,
+            )
+            for short, long, level, help in (
+                ("-q", "--quiet", logging.WARNING, "Show only warnings and errors, no progress."),
+                ("-v", "--verbose", logging.DEBUG, "Show details of what is done."),
+            )
+        ]  # fmt: skip
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Translates the released spellings to click's before parsing."""

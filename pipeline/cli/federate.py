@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.command import PATH, Command, option
-from pipeline.cli.console import (
-    find_cache,
-    grow_results,
-    load_table,
-    show,
-    show_report,
-    show_table,
-)
+from pipeline.cli.console import find_cache, grow_results, load_table, show, show_report, show_table
 from pipeline.cli.options import Job, job_options
 from pipeline.imports import uncollected
 from pipeline.places import RUNS

@@ -149,21 +149,16 @@ def tower_options(command: Function) -> Function:
 
     return together(
         option(
-            "--heads",
-            type=HeadCounts(),
-            metavar="IMAGE[,TEXT]",
-            section=DATA,
+            "--heads", type=HeadCounts(), metavar="IMAGE[,TEXT]", section=DATA,
             note="one for every 64 of the width",
             help="Number of attention heads of a model in a file.",
         ),
         option(
-            "--activation",
-            type=click.Choice(ACTIVATIONS),
-            section=DATA,
+            "--activation", type=click.Choice(ACTIVATIONS), section=DATA,
             note="from config.json beside it, else quickgelu",
             help="Activation function of a model in a file.",
         ),
-    )(with_towers)
+    )(with_towers)  # fmt: skip
 
 
 root_option = option(
@@ -222,26 +217,19 @@ ray_options = (
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 layout_options = together(
     option(
-        "--layout",
-        type=click.Choice(LAYOUTS),
-        section=DATA,
+        "--layout", type=click.Choice(LAYOUTS), section=DATA,
         note="guessed; an ambiguous guess is refused",
         help="What the levels of folders mean.",
     ),
     option(
-        "--class-names",
-        metavar="FILE|folder",
-        section=DATA,
+        "--class-names", metavar="FILE|folder", section=DATA,
         help="A file with a name for each class folder, or `folder` to use the folders' names.",
     ),
     option(
-        "--accept",
-        multiple=True,
-        type=click.Choice(ACCEPT),
-        section=DATA,
+        "--accept", multiple=True, type=click.Choice(ACCEPT), section=DATA,
         help="Accept a peculiarity of the data that is refused by default; can be repeated.",
     ),
-)
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -338,24 +326,17 @@ def job_options(*first: Function, out: str) -> Function:
 
 fold_options = together(
     option(
-        "--held-out",
-        multiple=True,
-        metavar="DOMAIN|all|none",
+        "--held-out", multiple=True, metavar="DOMAIN|all|none", note="all",
         section="What is held out",
-        note="all",
         help="Domain that no client trains on; can be repeated. `a,b` holds out both in one "
         "training; `all` holds out each domain in turn.",
     ),
     option(
-        "--test-envs",
-        multiple=True,
-        type=int,
-        metavar="INT...",
-        section="What is held out",
+        "--test-envs", multiple=True, type=int, metavar="INT...", section="What is held out",
         help="The released spelling of --held-out: numbers of domains in sorted order, held out "
         "together.",
     ),
-)
+)  # fmt: skip
 """The two arguments of choose_held_out."""
 
 

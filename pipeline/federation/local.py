@@ -15,15 +15,7 @@ from pipeline.federation.closed_form import stacked
 from pipeline.federation.cohort import cohort, steps_of
 from pipeline.federation.evaluate import Cached
 from pipeline.federation.payload import payload_of, received
-from pipeline.federation.plan import (
-    Fold,
-    Lane,
-    Orders,
-    Plan,
-    round_rows,
-    seeded_order,
-    settings_of,
-)
+from pipeline.federation.plan import Fold, Lane, Orders, Plan, round_rows, seeded_order, settings_of
 from pipeline.federation.state import State, own_part
 
 if TYPE_CHECKING:

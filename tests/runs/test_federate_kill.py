@@ -67,7 +67,7 @@ def test_a_log_without_a_checkpoint_is_not_gone_on_with(table, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
 def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path, table):
-    rounds, kills = 1000, 24
+    rounds, kills = 500, 12
 
     def go(out, kills):
         command = [sys.executable, "-c", CHILD, table.source, str(out), str(rounds), str(kills)]

@@ -30,11 +30,13 @@ from cache.store import read_table
 from pipeline.errors import ConfigError
 from tests.runs.small_runs import config, run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
-try:
-    run(read_table(Path(sys.argv[1])), Path(sys.argv[2]), config(rounds=60))
-except ConfigError as error:
-    print(error)
+table = read_table(Path(sys.argv[1]))
+for limit in map(int, sys.argv[3:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        run(table, Path(sys.argv[2], f"run {limit}"), config(rounds=60))
+    except ConfigError as error:
+        print(error)
 """
 
 
@@ -57,13 +59,14 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(table, tmp_path)
     log = (tmp_path / "calm" / "rounds.jsonl").stat().st_size
     adapter = (tmp_path / "calm" / "adapter.safetensors").stat().st_size
     assert log > adapter + 3000  # so that the first limit stops the log in the middle of a line
-    for limit in (log - 1234, adapter - 1, 10):
+    limits = (log - 1234, adapter - 1, 10)
+    command = [sys.executable, "-c", SMALL_DISK, table.source, str(tmp_path), *map(str, limits)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for limit, line in zip(limits, done.stdout.splitlines(), strict=True):
         out = tmp_path / f"run {limit}"
-        command = [sys.executable, "-c", SMALL_DISK, table.source, str(out), str(limit)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"{out}: cannot write here (File too large)")
-        assert done.stdout.count("\n") == 1 and not (out / "done").exists()
+        assert line.startswith(f"{out}: cannot write here (File too large)")
+        assert not (out / "done").exists()
         run(table, out, config(rounds=60))
         for name in FILES:
             assert (out / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()

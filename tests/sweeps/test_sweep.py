@@ -226,7 +226,7 @@ def test_killed_for_real_it_skips_what_is_done(table, tmp_path):
         "--out", str(tmp_path / "cut"), "--device", "cpu", "--json",
     ]  # fmt: skip
     log = tmp_path / "cut" / "trials.jsonl"
-    for kill in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+    for kill in (signal.SIGKILL, signal.SIGTERM):
         before = log.read_bytes().count(b"\n") if log.exists() else 0
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
             waited = time.monotonic() + 120

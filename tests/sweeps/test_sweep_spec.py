@@ -282,6 +282,6 @@ def test_sizes():
     assert size(Range(1.0, 1.0)) == 1
 
 
-def test_a_hundred_thousand_trials_are_listed():
-    spec = from_options(["batch=int:2..100", "local_epochs=1..101", "lr=1,2,3,4,5,6,7,8,9,10"])
-    assert len(listed_trials(spec, BASE)) == 99 * 101 * 10
+def test_ten_thousand_trials_are_listed():
+    spec = from_options(["batch=int:2..100", "local_epochs=1..101"])
+    assert len(listed_trials(spec, BASE)) == 99 * 101

@@ -9,14 +9,7 @@ import pkgutil
 
 from pipeline.federation.methods.method import Method
 
-SHARED = (
-    "aggregate",
-    "closed_form",
-    "closed_form_choice",
-    "guard",
-    "method",
-    "privacy",
-)
+SHARED = ("aggregate", "closed_form", "closed_form_choice", "guard", "method", "privacy")
 """Files without methods. They are not imported here, as they may import torch, which would slow
 down --help."""
 

@@ -11,11 +11,7 @@ honest clients."""
 
 
 def unsound(
-    clients: Tensor,
-    start: Tensor,
-    steps: Sequence[int] | None = None,
-    *,
-    by_itself: bool = False,
+    clients: Tensor, start: Tensor, steps: Sequence[int] | None = None, *, by_itself: bool = False
 ) -> dict[int, str]:
     """The clients to leave out of a round, and why; the round continues with the others.
 
