@@ -114,10 +114,10 @@ class Federation(Programs):
         apart = ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
         self.supernode(name, cache, *words, "--port", port, "--", *apart)
         runs = ["--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *apart[2:]]
-        programs = self.folder / "bin"
-        env = {"PATH": f"{programs}:/usr/bin:/bin", "FLWR_HOME": str(home), "PYTHONPATH": PACKAGES,
+        own = self.folder / "bin"
+        env = {"PATH": f"{own}:/usr/bin:/bin", "FLWR_HOME": str(home), "PYTHONPATH": PACKAGES,
                "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
-        self.start(f"{name}-app", *as_user(env, str(programs / "flower-superexec"), *runs))
+        self.start(f"{name}-app", *as_user(env, str(own / "flower-superexec"), *runs))
 
     def run_of(self, out: Path, *words: str) -> list[str]:
         """Our command of a run."""
