@@ -89,7 +89,7 @@ def plan(command: str) -> Plan:
         return Plan(words, run=False, why=why)
     if words[0] == "ray" or "--ray" in words:
         return Plan(words, run=False, why="needs a Ray cluster; tests/cluster/test_ray.py")
-    if words[0] == "flwr":
+    if words[0] in ("flwr", "setpriv"):
         return Plan(words, run=False, why="needs a SuperLink; tests/flower/test_flower_loopback.py")
     if words[0] != "./run.sh":
         return Plan(None)

@@ -116,27 +116,18 @@ def register(keys: tuple[Path, ...], superlink: str, root_certificates: Path | N
 @option("--key", type=PATH, section=NETWORK, help="Private key of the SuperNode.")
 @WORDS
 def supernode(
-    cache: Path,
-    superlink: str,
-    domain: str | None,
-    client: str | None,
-    device: str,
-    backend: str,
-    port: int,
-    root_certificates: Path | None,
-    key: Path | None,
-    more: tuple[str, ...],
-) -> None:
+    cache: Path, superlink: str, port: int, root_certificates: Path | None, key: Path | None,
+    more: tuple[str, ...], **part: str | None,
+) -> None:  # fmt: skip
     """Start a site's SuperNode on its own CACHE. It runs until it is stopped.
 
     Words after -- go to flower-supernode.
     """
     if not cache.is_file():
         raise ConfigError(f"{cache}: no such cache; create one with ./run.sh extract")
-    own = {"cache": str(cache.resolve()), "domain": domain, "client": client, "device": device}
-    named = {name: value for name, value in {**own, "backend": backend}.items() if value}
+    own = {"cache": str(cache.resolve()), **{name: value for name, value in part.items() if value}}
     port = port or _free_port()
-    _become(programs.supernode(superlink, named, port, root_certificates, key, more))
+    _become(programs.supernode(superlink, own, port, root_certificates, key, more))
 
 
 @flower.command()
@@ -172,18 +163,9 @@ def supernode(
 @option("--force", is_flag=True, help="Replace a run that is already there.")
 @ROOT
 def run(
-    superlink: str,
-    sites: int,
-    min_sites: int | None,
-    wait: float,
-    timeout: float,
-    held_out: str,
-    cache: Path | None,
-    out: Path | None,
-    force: bool,
-    root_certificates: Path | None,
-    given: dict,
-) -> None:
+    superlink: str, sites: int, min_sites: int | None, held_out: str, cache: Path | None,
+    out: Path | None, root_certificates: Path | None, given: dict[str, Any], **more: float,
+) -> None:  # fmt: skip
     """Start a run on the connected sites, show its log and wait for its end.
 
     Sites are not trusted: without --method or --clip the method is median.
@@ -197,12 +179,11 @@ def run(
             "sites are not trusted, so the method is median; pass --method fedavg to average"
         )
     given.setdefault("method", RunConfig.method)
-    refuse_what_cannot_travel(config_of({**given, "held_out": held_out}))
-    terms = OfRun(
-        str(cache.resolve()) if cache else "", str(out.resolve()) if out else "", force, sites,
-        min_sites or min(2, sites), wait, timeout,
-    )  # fmt: skip
-    asked = {**given, "held_out": held_out, **terms._asdict()}
+    given["held_out"] = held_out
+    refuse_what_cannot_travel(config_of(given))
+    files = (str(file.resolve()) if file else "" for file in (cache, out))
+    terms = OfRun(*files, sites=sites, min_sites=min_sites or min(2, sites), **more)
+    asked = {**given, **terms._asdict()}
     flwr = programs.program("flwr")
     with _configured(superlink, root_certificates, asked) as (env, file):
         sys.exit(_followed([flwr, "run", str(HOME), programs.NAME, "--run-config", str(file)], env))

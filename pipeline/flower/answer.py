@@ -1,6 +1,7 @@
-"""A site's answer as a server reads it: each field typed and bounded, one error for anything wrong.
+"""A site's answer: as the site writes it, and as a server reads it, each field typed and bounded.
 
-pydantic holds types and sizes, strictly; what an answer must follow besides is checked here.
+pydantic holds types and sizes, strictly; what an answer must follow besides is checked here. In a
+reply's records each field of Client is a list with an entry for each of its clients.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from flwr.app import RecordDict
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -30,15 +32,14 @@ from pipeline.federation.payload import Encoded
 from pipeline.flower.records import (
     MOST_ROWS,
     USES,
-    Answer,
     Arrays,
-    Client,
-    Counts,
     encoded_of,
     load_json,
+    named,
     plain,
     plain_array,
     printable,
+    records,
 )
 from pipeline.flower.sums import checked
 from pipeline.settings import RunConfig
@@ -48,11 +49,100 @@ MOST_NAMES = 100_000  # class names or prompts of a cache
 MOST_DESCRIBED, MOST_LEVELS = 100_000, 6  # characters and levels of a preprocessing
 MOST_NUMBERS = 1 << 26  # of text features: 21,000 classes at width 1,024 are a third of that
 LARGEST = float(np.finfo(np.float32).max)  # a loss is a sum in float32
-ROUNDED = 0.01  # of a row's length: CLIP's text encoder in float16 differs by 0.001 of it
 
 
 class BadAnswer(ConfigError):
     """An answer that does not follow its request or what its site stated first."""
+
+
+def _is_printable(text: str) -> str:
+    if printable(text) != text:
+        raise ValueError("printable text was expected")
+    return text
+
+
+def _shows_printable(value: dict[str, Any]) -> dict[str, Any]:
+    shown = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if len(shown) > MOST_DESCRIBED or not shown.isprintable() or _levels(value) > MOST_LEVELS:
+        raise ValueError(f"printable JSON of at most {MOST_DESCRIBED:,} characters and "
+                         f"{MOST_LEVELS} levels was expected")  # fmt: skip
+    return value
+
+
+def _no_nan(loss: object) -> object:
+    return None if isinstance(loss, float) and math.isnan(loss) else loss
+
+
+def _finite(loss: float | None) -> float | None:
+    if loss is not None and not abs(loss) <= LARGEST:
+        raise ValueError("a finite loss was expected")
+    return loss
+
+
+def _levels(value: object) -> int:
+    """How deep objects and lists are nested."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, inner), default=0)
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_printable)]
+_Words = Annotated[str, Field(max_length=1_000), AfterValidator(_is_printable)]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Names = Annotated[list[_Name], Field(min_length=1, max_length=MOST_CLIENTS)]
+_Count = Annotated[int, Field(ge=0, le=MOST_ROWS)]
+_Loss = Annotated[
+    Annotated[float, Field(allow_inf_nan=True)] | None,
+    BeforeValidator(_no_nan),
+    AfterValidator(_finite),
+]
+_Described = Annotated[
+    dict[_Name, JsonValue], Field(max_length=100), AfterValidator(_shows_printable)
+]
+_PREPROCESSING: TypeAdapter[dict[str, Any]] = TypeAdapter(_Described)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Client(_Strict):
+    """What a site states of one client, and how the adapter received does on the client's rows."""
+
+    domain: _Name
+    domain_rows: _Count  # rows of the domain in the site's cache
+    train: _Count  # rows by use; in a partition final once the run's domains are known
+    val: _Count
+    test: _Count
+    loss: _Loss  # sum over its steps, if it trained and that is finite
+    val_loss: _Loss  # mean over its validation rows, where rounds are chosen by it
+    right_train: _Count | None = None  # rows answered right
+    right_val: _Count | None = None
+    right_test: _Count | None = None
+    zero_shot_train: _Count | None = None  # without an adapter; in round 0 only
+    zero_shot_val: _Count | None = None
+    zero_shot_test: _Count | None = None
+
+    def counts(self, what: str) -> dict[str, tuple[int, int]]:
+        """By use that was counted: rows answered right, of how many; what: right, zero_shot."""
+        found = {use: getattr(self, f"{what}_{use}") for use in USES}
+        return {use: (n, getattr(self, use)) for use, n in found.items() if n is not None}
+
+    def stated(self) -> "Client":
+        """Its domain and rows alone."""
+        known = self.model_dump(include={"domain", "domain_rows", *USES})
+        return self.model_construct(**known, loss=None, val_loss=None)
+
+
+class Answer(NamedTuple):
+    """What a site answers. Nothing in it is a row of features."""
+
+    cache: dict[str, Any]  # names and hashes: see site.py; but for content_sha256 in a query only
+    clients: dict[str, Client]
+    updates: dict[str, Encoded] = {}  # (P,) of each client that trained
+    text: Tensor | None = None  # (C, D) class names' features, where the site only says who it is
+    round: int = 0  # of the request, as its nonce
+    nonce: str = ""
+    solved: dict[str, Tensor] = {}  # of a method that is solved: sums.of_site
 
 
 class Expected(NamedTuple):
@@ -71,44 +161,6 @@ class Expected(NamedTuple):
     solve: str = ""  # as asked, and of which domains, classes and width
     scored: tuple[str, ...] = ()
     sizes: tuple[int, int] = (0, 0)
-
-
-def _is_printable(text: str) -> str:
-    if printable(text) != text:
-        raise ValueError("printable text was expected")
-    return text
-
-
-def _shows_printable(value: dict[str, Any]) -> dict[str, Any]:
-    shown = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if len(shown) > MOST_DESCRIBED or not shown.isprintable() or _levels(value) > MOST_LEVELS:
-        raise ValueError(f"printable JSON of at most {MOST_DESCRIBED:,} characters and "
-                         f"{MOST_LEVELS} levels was expected")  # fmt: skip
-    return value
-
-
-def _levels(value: object) -> int:
-    """How deep objects and lists are nested."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_levels, inner), default=0)
-
-
-_Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_printable)]
-_Words = Annotated[str, Field(max_length=1_000), AfterValidator(_is_printable)]
-_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_Names = Annotated[list[_Name], Field(min_length=1, max_length=MOST_CLIENTS)]
-_Count = Annotated[int, Field(ge=0, le=MOST_ROWS)]
-_Counts = Annotated[list[_Count], Field(max_length=MOST_CLIENTS)]
-_Loss = Annotated[float, Field(allow_inf_nan=True)]  # NaN: none
-_Losses = Annotated[list[_Loss], Field(max_length=MOST_CLIENTS)]
-_Described = Annotated[
-    dict[_Name, JsonValue], Field(max_length=100), AfterValidator(_shows_printable)
-]
-_PREPROCESSING: TypeAdapter[dict[str, Any]] = TypeAdapter(_Described)
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class _Demand(_Strict):
@@ -135,38 +187,13 @@ class _Demand(_Strict):
 
 
 class _Reply(_Strict):
-    """The config and metrics of an answer; lists have an entry for each client."""
+    """What is said once in an answer."""
 
     round: _Count
     nonce: _Words
     content_sha256: _Digest
     clients: _Names
-    domains: _Names
     examples: _Count = Field(alias="num-examples")
-    train: _Counts
-    val: _Counts
-    test: _Counts
-    domain_rows: _Counts
-    loss: _Losses
-    val_loss: _Losses | None = None
-    right_train: _Counts | None = None
-    right_val: _Counts | None = None
-    right_test: _Counts | None = None
-    zero_shot_train: _Counts | None = None
-    zero_shot_val: _Counts | None = None
-    zero_shot_test: _Counts | None = None
-
-    @model_validator(mode="after")
-    def _one_for_each(self) -> "_Reply":
-        for name, value in self:
-            if isinstance(value, list) and len(value) != len(self.clients):
-                raise ValueError(f"{name} has {len(value)} entries for {len(self.clients)} clients")
-        if len(set(self.clients)) < len(self.clients):
-            raise ValueError("a client is named twice")
-        for loss in (*self.loss, *(self.val_loss or ())):
-            if not (math.isnan(loss) or abs(loss) <= LARGEST):
-                raise ValueError("a finite loss was expected")
-        return self
 
 
 class _Introduction(_Reply):
@@ -176,6 +203,29 @@ class _Introduction(_Reply):
     preprocessing: str
     dataset: _Words
     model: _Words
+
+
+def write_answer(answer: Answer) -> RecordDict:
+    """A reply's content."""
+    arrays = {} if answer.text is None else {"text": answer.text.numpy()}
+    for name, encoded in answer.updates.items():
+        arrays |= named(f"update.{name}", encoded)
+    arrays |= {name: numbers.numpy() for name, numbers in answer.solved.items()}
+    clients = answer.clients.values()
+    columns = {name: [getattr(one, name) for one in clients] for name in Client.model_fields}
+    metrics: dict[str, Any] = {
+        name: [math.nan if value is None else value for value in column]
+        for name, column in columns.items()
+        if Client.model_fields[name].is_required() or column[0] is not None
+    }
+    metrics["num-examples"] = sum(columns["train"])  # as Flower's own strategies weigh replies
+    config = {"round": answer.round, "nonce": answer.nonce, "clients": list(answer.clients)}
+    config |= {"domain": metrics.pop("domain")}
+    config |= {
+        name: json.dumps(value) if isinstance(value, dict) else value or ""
+        for name, value in answer.cache.items()
+    }
+    return records(arrays, metrics, config)
 
 
 def read_answer(content: object, expected: Expected) -> Answer:
@@ -189,24 +239,18 @@ def read_answer(content: object, expected: Expected) -> Answer:
         arrays, metrics, told = plain(content)
         if set(metrics) & set(told):
             raise ValueError("a field came twice")
-        kind = _Reply if expected.size else _Introduction
-        reply = kind.model_validate({**metrics, **told})
-        answer = _answer(reply)
+        answer = _answer({**metrics, **told}, _Reply if expected.size else _Introduction)
         _follows(answer, expected)
         if expected.size:
             _counted(answer, expected)
             if expected.solve:
                 own = checked(
-                    expected.config,
-                    answer,
-                    arrays,
-                    expected.solve,
-                    expected.scored,
+                    expected.config, answer.clients, arrays, expected.solve, expected.scored,
                     *expected.sizes,
-                )
+                )  # fmt: skip
                 return answer._replace(solved=own)
             return answer._replace(updates=_updates(answer, arrays, expected))
-        if answer.right or answer.zero_shot or answer.val_loss:
+        if any(own != own.stated() for own in answer.clients.values()):
             raise ValueError("it was asked who it is, and counts came")
         _no_others(arrays, ["text"])
         return answer._replace(text=_text_features(answer, arrays))
@@ -221,33 +265,18 @@ def read_answer(content: object, expected: Expected) -> Answer:
         raise BadAnswer(f"its answer is not what this version sends ({_short(error)})") from error
 
 
-def close_texts(texts: Mapping[int, Tensor], reference: Tensor) -> list[int]:
-    """The sites whose text features are the reference's up to rounding of CLIP's text encoder.
-
-    texts      site -> (C, D) float32, finite
-    reference  (C, D) float32
-    """
-    bound = ROUNDED * reference.norm(dim=1)
-    return [n for n, text in texts.items() if bool(((text - reference).norm(dim=1) <= bound).all())]
-
-
-def _answer(reply: _Reply) -> Answer:
-    clients = {
-        name: Client(
-            reply.domains[k], {use: getattr(reply, use)[k] for use in USES}, reply.domain_rows[k],
-            None if math.isnan(reply.loss[k]) else reply.loss[k],
-        )
-        for k, name in enumerate(reply.clients)
-    }  # fmt: skip
-
-    def counts(what: str) -> Counts:
-        found = {use: getattr(reply, f"{what}_{use}") for use in USES}
-        return {
-            use: dict(zip(reply.clients, own, strict=True))
-            for use, own in found.items()
-            if own is not None
-        }
-
+def _answer(given: dict[str, Any], kind: type[_Reply]) -> Answer:
+    columns = {name: given.pop(name) for name in Client.model_fields if name in given}
+    reply = kind.model_validate(given)
+    names = reply.clients
+    for name, column in columns.items():
+        whole = isinstance(column, list) and not any(value is None for value in column)
+        if not whole or len(column) != len(names):
+            raise ValueError(f"{name}: a list of {len(names)} was expected")
+    if len(set(names)) < len(names):
+        raise ValueError("a client is named twice")
+    rows = ({name: column[k] for name, column in columns.items()} for k in range(len(names)))
+    clients = dict(zip(names, map(Client.model_validate, rows), strict=True))
     cache: dict[str, Any] = {"content_sha256": reply.content_sha256}
     if isinstance(reply, _Introduction):
         demand = load_json(reply.demand)
@@ -257,11 +286,7 @@ def _answer(reply: _Reply) -> Answer:
             _PREPROCESSING.validate_python(described, strict=True)
         cache |= {"demand": demand, "preprocessing": described}
         cache |= {"dataset": reply.dataset or None, "model": reply.model or None}
-    zero_shot = counts("zero_shot")
-    val_loss = dict(zip(clients, reply.val_loss or (), strict=False))
-    return Answer(
-        cache, clients, counts("right"), zero_shot, val_loss, round=reply.round, nonce=reply.nonce
-    )  # fmt: skip
+    return Answer(cache, clients, round=reply.round, nonce=reply.nonce)
 
 
 def _follows(answer: Answer, expected: Expected) -> None:
@@ -278,7 +303,7 @@ def _follows(answer: Answer, expected: Expected) -> None:
             raise BadAnswer(f"a client {name!r} of domain {own.domain!r} cannot be in this run")
         if not expected.work >= {name} and own.loss is not None:
             raise BadAnswer(f"client {name!r} was not asked to train and has a loss")
-        domain_rows[own.domain] = domain_rows.get(own.domain, 0) + sum(own.rows.values())
+        domain_rows[own.domain] = domain_rows.get(own.domain, 0) + own.train + own.val + own.test
         if domain_rows[own.domain] > own.domain_rows:
             raise BadAnswer(
                 f"its clients have {domain_rows[own.domain]:,} rows of domain {own.domain!r}, "
@@ -298,8 +323,8 @@ def _is_of_the_run(answer: Answer, expected: Expected) -> None:
         raise BadAnswer(f"it answers for {', '.join(sorted(names))} only, not for all its clients")
     for name, own in answer.clients.items():
         first = expected.stated[name]
-        rows = first.rows if name in expected.fixed else own.rows
-        if own._replace(loss=None) != first._replace(rows=rows):
+        free = () if name in expected.fixed else USES
+        if own.stated() != first.model_copy(update={use: getattr(own, use) for use in free}):
             raise BadAnswer(f"client {name!r} now has {_of(own)}, at first {_of(first)}")
         if answer.cache["content_sha256"] != expected.hashes[name]:
             raise BadAnswer("its cache is another one than when the run began")
@@ -308,20 +333,19 @@ def _is_of_the_run(answer: Answer, expected: Expected) -> None:
 def _counted(answer: Answer, expected: Expected) -> None:
     """That right answers came of the uses asked for, and are no more than the rows stated."""
     uses = USES if expected.config.eval == "every" else ("val", "test")
-    if bool(answer.val_loss) != (expected.config.choose == "loss"):
-        raise BadAnswer("validation losses came that were not asked for, or did not come")
-    for name, loss in answer.val_loss.items():
-        if loss < 0 or (loss >= 0 and not answer.clients[name].rows["val"]):
-            raise BadAnswer(f"client {name!r} has a validation loss of {loss:g}, and "
-                            f"{answer.clients[name].rows['val']:,} validation rows")  # fmt: skip
-    for what, counts in (("right", answer.right), ("zero_shot", answer.zero_shot)):
-        wanted = uses if what == "right" or expected.round == 0 else ()
-        if set(counts) != set(wanted):
-            raise BadAnswer(f"{what} counts of {', '.join(counts) or 'nothing'} came, "
-                            f"of {', '.join(wanted) or 'nothing'} were expected")  # fmt: skip
-        for use, by_client in counts.items():
-            for name, right in by_client.items():
-                rows = answer.clients[name].rows[use]
+    for name, own in answer.clients.items():
+        loss, by_loss = own.val_loss, expected.config.choose == "loss"
+        if loss is not None and not (by_loss and own.val and loss >= 0):
+            raise BadAnswer(f"client {name!r} has a validation loss of {loss:g}, of {own.val:,} "
+                            f"validation rows, and rounds are chosen by "
+                            f"{expected.config.choose}")  # fmt: skip
+        for what in ("right", "zero_shot"):
+            counts = own.counts(what)
+            wanted = uses if what == "right" or expected.round == 0 else ()
+            if set(counts) != set(wanted):
+                raise BadAnswer(f"{what} counts of {', '.join(counts) or 'nothing'} came, "
+                                f"of {', '.join(wanted) or 'nothing'} were expected")  # fmt: skip
+            for use, (right, rows) in counts.items():
                 if right > rows:
                     raise BadAnswer(f"{right:,} right answers of {rows:,} {use} rows of {name!r}")
 
@@ -370,7 +394,7 @@ def _no_others(arrays: Arrays, expected: Sequence[str]) -> None:
 
 
 def _of(client: Client) -> str:
-    rows = ", ".join(f"{n:,} {use}" for use, n in client.rows.items())
+    rows = ", ".join(f"{getattr(client, use):,} {use}" for use in USES)
     return f"{rows} of {client.domain_rows:,} rows of {client.domain}"
 
 

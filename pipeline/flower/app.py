@@ -37,8 +37,9 @@ def respond(message: Message, context: Context) -> Message:
     A query asks who the site is, train and evaluate how an adapter does there; train trains.
     """
     from pipeline.federation.payload import payload_of
+    from pipeline.flower.answer import write_answer
     from pipeline.flower.grid import REFUSED
-    from pipeline.flower.records import read_ask, write_answer
+    from pipeline.flower.records import read_ask
     from pipeline.flower.run_config import config_of
     from pipeline.flower.site import answer, reason, site_of
 

@@ -1,7 +1,6 @@
 """Asking the sites of a federation: who they are, then what each made of a round."""
 
 import logging
-import math
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,15 +17,16 @@ from pipeline.errors import ConfigError
 from pipeline.federation.methods.robust import median
 from pipeline.federation.payload import Encoded
 from pipeline.federation.plan import adapter_kind
-from pipeline.flower.answer import Expected, close_texts, read_answer
+from pipeline.flower.answer import Answer, Client, Expected, read_answer
 from pipeline.flower.grid import Sites
-from pipeline.flower.records import Answer, Ask, Client, printable, write_ask
+from pipeline.flower.records import Ask, printable, write_ask
 from pipeline.flower.site import demand_of
 from pipeline.settings import RunConfig
 
 LOG = logging.getLogger(__name__)
 
 GRACE = 5.0  # seconds after a round's end in which Flower still delivers its messages
+ROUNDED = 0.01  # of a row's length: CLIP's text encoder in float16 differs by 0.001 of it
 MOST_ROWS_RATIO = 100
 """How many times the rows of most other sites' domains a domain may be said to have."""
 
@@ -50,10 +50,7 @@ class Heard(NamedTuple):
     """What one client's site answered in a round."""
 
     node: int
-    loss: float | None  # None: it did not train, or its loss is not finite
-    right: dict[str, tuple[int, int]]  # by use: rows answered right, of how many
-    zero_shot: dict[str, tuple[int, int]]
-    val_loss: float | None  # None: it has no validation rows, or it is not finite
+    client: Client
     update: Encoded | None
     solved: dict[str, Tensor]  # all that its site sent of sums.of_site
 
@@ -147,20 +144,11 @@ def hear(
         except ConfigError as error:
             lost[node] = str(error)
             continue
-        for name, own_part in answer.clients.items():
+        for name, own in answer.clients.items():
             if name not in fed.fixed:
-                fed.stated[name] = own_part._replace(loss=None)
+                fed.stated[name] = own.stated()
                 fed.fixed.add(name)
-            right, zero = (
-                {use: (by_client[name], own_part.rows[use]) for use, by_client in counts.items()}
-                for counts in (answer.right, answer.zero_shot)
-            )
-            update = answer.updates.get(name)
-            val_loss = answer.val_loss.get(name, math.nan)
-            heard[name] = Heard(
-                node, own_part.loss, right, zero, None if math.isnan(val_loss) else val_loss,
-                update, answer.solved,
-            )  # fmt: skip
+            heard[name] = Heard(node, own, answer.updates.get(name), answer.solved)
     home = {name: node for node, names in known.items() for name in names}
     absent = {name: "its site is not connected" for name in fed.clients if name not in heard}
     absent |= {name: lost[home[name]] for name in absent if home.get(name) in lost}
@@ -199,6 +187,16 @@ def answers_of(
             except ConfigError as error:
                 lost[node] = printable(str(error))
     return answers, lost
+
+
+def close_texts(texts: Mapping[int, Tensor], reference: Tensor) -> list[int]:
+    """The sites whose text features are the reference's up to rounding of CLIP's text encoder.
+
+    texts      site -> (C, D) float32, finite
+    reference  (C, D) float32
+    """
+    bound = ROUNDED * reference.norm(dim=1)
+    return [n for n, text in texts.items() if bool(((text - reference).norm(dim=1) <= bound).all())]
 
 
 def _leave_out(

@@ -1,8 +1,7 @@
-"""What a server asks its sites and what they answer, as Flower's ArrayRecord, MetricRecord and
-ConfigRecord.
+"""What a server asks its sites, as Flower's ArrayRecord and ConfigRecord, and what records hold.
 
 Every message and reply has the three records that Flower's own strategies use: `arrays`, `metrics`
-and `config`. A reply's lists have one entry for each of its clients.
+and `config`.
 """
 
 import json
@@ -35,9 +34,6 @@ _HEADER = re.compile(  # as numpy.lib.format writes version 1.0
 Arrays = dict[str, np.ndarray]
 """The numbers of a message by name."""
 
-Counts = dict[str, dict[str, int]]
-"""By use ("val", "test", "train") and client: how many of its rows were answered right."""
-
 
 class Ask(NamedTuple):
     """What a site is asked; the same for every site but for work, shifts and nonce."""
@@ -54,33 +50,9 @@ class Ask(NamedTuple):
     metric: Tensor | None = None  # ((D + 1) D,) start closed-form: root and mean of its Metric
 
 
-class Client(NamedTuple):
-    """What a site states of one client."""
-
-    domain: str
-    rows: dict[str, int]  # by use; in a partition final once the run's domains are known
-    domain_rows: int  # rows of the domain in the site's cache
-    loss: float | None = None  # sum over its steps if it trained, and if that is finite
-
-
-class Answer(NamedTuple):
-    """What a site answers. Nothing in it is a row of features."""
-
-    cache: dict[str, Any]  # names and hashes: see site.py; but for content_sha256 in a query only
-    clients: dict[str, Client]
-    right: Counts = {}  # with the adapter received
-    zero_shot: Counts = {}  # without one; in round 0 only
-    val_loss: dict[str, float] = {}  # with the adapter received, where rounds are chosen by it
-    updates: dict[str, Encoded] = {}  # (P,) of each client that trained
-    text: Tensor | None = None  # (C, D) class names' features, where the site only says who it is
-    round: int = 0  # of the request, as its nonce
-    nonce: str = ""
-    solved: dict[str, Tensor] = {}  # of a method that is solved: sums.of_site
-
-
 def write_ask(ask: Ask) -> RecordDict:
     """A message's content."""
-    arrays = {} if ask.adapter is None else _named("adapter", ask.adapter)
+    arrays = {} if ask.adapter is None else named("adapter", ask.adapter)
     arrays |= {f"shift.{name}": shift.numpy() for name, shift in ask.shifts.items()}
     arrays |= {f"sums.{domain}": sums.numpy() for domain, sums in ask.sums.items()}
     arrays |= {} if ask.metric is None else {"metric": ask.metric.numpy()}
@@ -109,31 +81,6 @@ def read_ask(content: RecordDict, payload: str) -> Ask:
         return Ask(
             demand, domains, round, work, encoded, shifts, nonce, solve, sums, metric.get("")
         )  # fmt: skip
-
-
-def write_answer(answer: Answer) -> RecordDict:
-    """A reply's content."""
-    clients = answer.clients.values()
-    arrays = {} if answer.text is None else {"text": answer.text.numpy()}
-    for name, encoded in answer.updates.items():
-        arrays |= _named(f"update.{name}", encoded)
-    arrays |= {name: numbers.numpy() for name, numbers in answer.solved.items()}
-    metrics: dict[str, Any] = {use: [client.rows[use] for client in clients] for use in USES}
-    metrics["domain_rows"] = [client.domain_rows for client in clients]
-    metrics["loss"] = [math.nan if one.loss is None else float(one.loss) for one in clients]
-    for what, counts in (("right", answer.right), ("zero_shot", answer.zero_shot)):
-        for use, by_client in counts.items():
-            metrics[f"{what}_{use}"] = [by_client[name] for name in answer.clients]
-    if answer.val_loss:
-        metrics["val_loss"] = [answer.val_loss.get(name, math.nan) for name in answer.clients]
-    metrics["num-examples"] = sum(metrics["train"])  # as Flower's own strategies weigh replies
-    config: dict[str, Any] = {"round": answer.round, "nonce": answer.nonce}
-    config |= {"clients": list(answer.clients), "domains": [client.domain for client in clients]}
-    config |= {
-        name: json.dumps(value) if isinstance(value, dict) else value or ""
-        for name, value in answer.cache.items()
-    }
-    return records(arrays, metrics, config)
 
 
 def records(arrays: Arrays, metrics: dict[str, Any], config: dict[str, Any]) -> RecordDict:
@@ -210,6 +157,12 @@ def printable(text: str) -> str:
     return terminal.printable(text)[:1000]
 
 
+def named(name: str, encoded: Encoded) -> Arrays:
+    """The arrays of P numbers as they travel."""
+    arrays = {name: encoded.numbers.numpy()}
+    return arrays | ({f"{name}:scales": encoded.scales.numpy()} if encoded.scales.numel() else {})
+
+
 @contextmanager
 def reading(what: str) -> Iterator[None]:
     """Turns every surprise at the content of a message into one ConfigError."""
@@ -226,11 +179,6 @@ def _under(prefix: str, arrays: Arrays, dtype: type) -> dict[str, Tensor]:
         for name, array in arrays.items()
         if name.startswith(prefix)
     }
-
-
-def _named(name: str, encoded: Encoded) -> Arrays:
-    arrays = {name: encoded.numbers.numpy()}
-    return arrays | ({f"{name}:scales": encoded.scales.numpy()} if encoded.scales.numel() else {})
 
 
 def _round(value: object) -> int:

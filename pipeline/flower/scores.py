@@ -80,9 +80,9 @@ def scored(
     A round is better by the mean over the domains (clients, of losses) that both it and the chosen
     round tell of: a site that has gone takes its accuracy and losses with it.
     """
-    right = {name: one.right for name, one in heard.items()}
+    right = {name: one.client.counts("right") for name, one in heard.items()}
     val, chosen = by_domain(fed, right, "val"), reached.progress.chosen[0]
-    losses = {n: one.val_loss for n, one in heard.items() if one.right["val"][1]}
+    losses = {n: one.client.val_loss for n, one in heard.items() if one.client.val}
     finite = {n: loss for n, loss in losses.items() if loss is not None}
     by_loss, before = fed.config.choose == "loss", reached.compared
     now = {n: -loss for n, loss in finite.items()} if by_loss else val
@@ -126,7 +126,7 @@ def cache_facts(fed: Federation, held: FeatureTable | None) -> dict[str, Any]:
     encoder = {**fed.demand, "preprocessing": one.get("preprocessing")}
     of_held = held.content_sha256 if held is not None else None
     return {
-        "rows": sum(sum(client.rows.values()) for client in fed.stated.values()),
+        "rows": sum(one.train + one.val + one.test for one in fed.stated.values()),
         "width": fed.kind.width,
         "classes": fed.kind.classes,
         "domains": list(fed.domains),

@@ -33,8 +33,9 @@ from pipeline.federation.payload import Encoded, decode, encode, payload_of
 from pipeline.federation.plan import Plan, kind_of, plan_of
 from pipeline.federation.state import State
 from pipeline.federation.training import pick_plan_backend, to_device
+from pipeline.flower.answer import Answer, Client
 from pipeline.flower.limits import refuse_what_cannot_travel
-from pipeline.flower.records import USES, Answer, Ask, Client, Counts
+from pipeline.flower.records import USES, Ask
 from pipeline.flower.sums import head_of_site, of_site
 from pipeline.machine import threads
 from pipeline.settings import RunConfig
@@ -76,10 +77,10 @@ def answer(site: Site, config: RunConfig, ask: Ask, kept: Kept) -> tuple[Answer,
         refuse_other(table, ask.demand)
     clients = _clients(table, config, site, ask.domains)
     facts = _facts(table)
-    stated = {client.name: _stated(table, client) for client in clients}
+    told = {client.name: _stated(table, client) for client in clients}
     if not ask.domains or ask.adapter is None:
         text = torch.from_numpy(np.array(table.text_features))
-        return Answer(facts, stated, text=text, round=ask.round, nonce=ask.nonce), kept
+        return Answer(facts, _clients_of(told), {}, text, ask.round, ask.nonce), kept
     plan = plan_of(
         config, kind_of(table, config), len(ask.domains), [(config.held_out[0], tuple(clients), ())]
     )
@@ -93,18 +94,18 @@ def answer(site: Site, config: RunConfig, ask: Ask, kept: Kept) -> tuple[Answer,
     engine = Engine(plan, cached, backend)
     with threads(on, table.features.shape[1], backend):
         row = _received(engine, config, ask.adapter)
-        right = _right(engine, row)
-        zero_shot = _right(engine, None) if ask.round == 0 else {}
-        val_loss = _validation_losses(engine, row) if config.choose == "loss" else {}
+        _count_right(engine, row, told)
+        if ask.round == 0:
+            _count_right(engine, None, told)
+        if config.choose == "loss":
+            (losses,) = validation_losses(engine.plan, row[None], engine.cached, [0])
+            _add_losses("val_loss", losses, told)
         solved = of_site(config, engine.cached, clients, ask) if ask.solve else {}
         updates, losses, kept = _trained(engine, config, ask, row, kept)
-    for name, loss in losses.items():
-        # JSON has no NaN; what came of such a loss is an update that is left out by name.
-        stated[name] = stated[name]._replace(loss=loss if math.isfinite(loss) else None)
+    _add_losses("loss", losses, told)
     facts = {"content_sha256": facts["content_sha256"]}
-    return Answer(
-        facts, stated, right, zero_shot, val_loss, updates, None, ask.round, ask.nonce, solved
-    ), kept
+    clients_told = _clients_of(told)
+    return Answer(facts, clients_told, updates, None, ask.round, ask.nonce, solved), kept
 
 
 def site_of(node_config: Mapping[str, Any], run_config: Mapping[str, Any]) -> Site:
@@ -195,11 +196,22 @@ def _clients(
     return chosen
 
 
-def _stated(table: FeatureTable, client: ClientSplit) -> Client:
-    rows = {use: len(getattr(client, use)) for use in USES}
+def _stated(table: FeatureTable, client: ClientSplit) -> dict[str, Any]:
     name = client.domain_name
     of = int((table.domains == table.domain_names.index(name)).sum())
-    return Client(name, rows, of)
+    rows = {use: len(getattr(client, use)) for use in USES}
+    return {"domain": name, "domain_rows": of, **rows, "loss": None, "val_loss": None}
+
+
+def _clients_of(told: Mapping[str, dict[str, Any]]) -> dict[str, Client]:
+    """Unchecked: a server checks them, and says what is wrong."""
+    return {name: Client.model_construct(**fields) for name, fields in told.items()}
+
+
+def _add_losses(name: str, losses: Mapping[str, float], told: Mapping[str, dict]) -> None:
+    """Those that are finite: JSON has no NaN, and an update of such a loss is left out by name."""
+    for client, loss in losses.items():
+        told[client][name] = loss if math.isfinite(loss) else None
 
 
 def _facts(table: FeatureTable) -> dict[str, Any]:
@@ -250,29 +262,20 @@ def _received(engine: Engine, config: RunConfig, sent: Encoded) -> Tensor:
     return row.to(text.device)
 
 
-def _right(engine: Engine, row: Tensor | None) -> Counts:
-    """Right answers by use and client; row None: of CLIP without an adapter."""
+def _count_right(engine: Engine, row: Tensor | None, told: Mapping[str, dict]) -> None:
+    """Adds right answers by use to what is told of each client; row None: CLIP's, unadapted."""
     plan, cached, fold = engine.plan, engine.cached, engine.plan.folds[0]
     uses = ("val", "test", "train") if fold.config.eval == "every" else ("val", "test")
     plain = zero_shot_top1(cached) if row is None else None
-    found: Counts = {}
     for use in uses:
-        found[use] = {}
         for client in fold.clients:
             rows = rows_of([client], use, cached.labels.device)
             if plain is not None:
                 top = plain[rows]
             else:
                 top = answers_of(plan, row[None], cached, [0], [rows], engine.backend)[0]
-            found[use][client.name] = int((top == cached.labels[rows]).sum())
-    return found
-
-
-def _validation_losses(engine: Engine, row: Tensor) -> dict[str, float]:
-    """By client; NaN without validation rows, and for what is not finite."""
-    (found,) = validation_losses(engine.plan, row[None], engine.cached, [0])
-    finite = {name: loss for name, loss in found.items() if math.isfinite(loss)}
-    return {c.name: finite.get(c.name, math.nan) for c in engine.plan.folds[0].clients}
+            name = f"{'right' if plain is None else 'zero_shot'}_{use}"
+            told[client.name][name] = int((top == cached.labels[rows]).sum())
 
 
 def _trained(

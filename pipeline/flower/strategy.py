@@ -182,7 +182,7 @@ class FedCLIP(Strategy):
         config = self.fed.config
         self._start(_plan(self.fed, refit=config.refit == "yes" and not self.before))
         progress = Progress(0, self.state, model_rows(self.plan, self.state), (None,))
-        zero_shot = {name: one.zero_shot for name, one in heard.items()}
+        zero_shot = {name: one.client.counts("zero_shot") for name, one in heard.items()}
         unseen = self.unseen.zero_shot if self.unseen else {}
         self.reached = Reached(progress, zero_shot, unseen, {}, {})
 
@@ -298,7 +298,7 @@ def _trained(plan: Plan, state: State, heard: Mapping[str, Heard], steps: np.nda
     clients = torch.stack(sent) if sent else torch.empty_like(start)
     if payload != "fp32":
         clients = clients + start
-    losses = [heard[names[at]].loss for at in taking]
+    losses = [heard[names[at]].client.loss for at in taking]
     found = [math.nan if loss is None else loss for loss in losses]
     return Trained(taking, start, clients, torch.tensor([found], dtype=torch.float64), steps)
 
@@ -313,8 +313,8 @@ def _plan(fed: Federation, *, refit: bool = False) -> Plan:
         for name, domain in fed.clients.items()
         for at in [fed.domains.index(domain)]
         # One number seen that many times: a site's claim of 10^8 rows takes no memory.
-        for stated in [fed.stated[name].rows]
-        for count in [stated["train"] + (stated["val"] if refit else 0)]
+        for stated in [fed.stated[name]]
+        for count in [stated.train + (stated.val if refit else 0)]
         for rows in [np.broadcast_to(np.int64(0), count)]
     )
     return plan_of(fed.config, fed.kind, len(fed.domains), [(fed.config.held_out[0], clients, ())])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,8 +30,11 @@ from pipeline.federation.evaluate import Cached
 from pipeline.federation.methods.closed_form import Sums, packed, unpacked
 from pipeline.federation.methods.closed_form_choice import TEMPERATURES, Tried
 from pipeline.federation.plan import Fold, train_rows
-from pipeline.flower.records import Answer, Arrays, Ask, plain_array
+from pipeline.flower.records import Arrays, Ask, plain_array
 from pipeline.settings import RunConfig
+
+if TYPE_CHECKING:
+    from pipeline.flower.answer import Client
 
 SUMS = "sums"
 """What a site is asked first; then the rows that choose: "rows", "domain" or "validation"."""
@@ -81,8 +84,8 @@ def head_of_site(fold: Fold, cached: Cached, sent: Tensor) -> ClosedForm:
 
 
 def checked(
-    config: RunConfig, answer: Answer, arrays: Arrays, solve: str, domains: Sequence[str],
-    classes: int, width: int,
+    config: RunConfig, clients: Mapping[str, "Client"], arrays: Arrays, solve: str,
+    domains: Sequence[str], classes: int, width: int,
 ) -> dict[str, Tensor]:  # fmt: skip
     """What of_site returned, as it came. Raises ValueError for what no rows of the site can give.
 
@@ -95,15 +98,17 @@ def checked(
         kinds |= {"refit": ("train", "val")} if config.refit == "yes" else {}
         count = classes * (width + 1) + width * (width + 1) // 2
         for kind, uses in kinds.items():
-            for name, client in answer.clients.items():
+            for name, client in clients.items():
                 numbers = _taken(arrays, f"{kind}.{name}", count)
-                _check_sums(unpacked(numbers, classes, width), sum(client.rows[u] for u in uses))
+                _check_sums(
+                    unpacked(numbers, classes, width), sum(getattr(client, u) for u in uses)
+                )
                 found[f"{kind}.{name}"] = numbers
     else:
         uses = {"rows": ("train", "val"), "domain": ("train",), "validation": ("val",)}[solve]
         for domain in domains:
             rows = sum(
-                client.rows[use] for client in answer.clients.values() for use in uses
+                getattr(client, use) for client in clients.values() for use in uses
                 if domain in ("", client.domain)
             )  # fmt: skip
             shape = len(grid_of(config)), 2 + len(TEMPERATURES)

@@ -38,11 +38,12 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes ar
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 
-def as_user(*command: str) -> list[str]:
-    """The command of docs/flower.md, with this test's user."""
+def as_user(env: dict[str, str], *command: str) -> list[str]:
+    """The command of docs/flower.md, with this test's user and environment."""
     page = (ROOT / "docs" / "flower.md").read_text("utf-8")
-    (shown,) = re.findall(r"^(setpriv .*?) \.venv/", page, re.MULTILINE)
-    return [*shlex.split(shown.replace("fedclip-app", str(USER))), *command]
+    (shown,) = re.findall(r"^(setpriv .* env -i) ", page, re.MULTILINE)
+    user = shlex.split(shown.replace("fedclip-app", str(USER)))
+    return [*user, *(f"{name}={value}" for name, value in env.items()), *command]
 
 
 def programs_for_users(folder: Path) -> str:
@@ -54,8 +55,7 @@ def programs_for_users(folder: Path) -> str:
         return "only root can start a program as another user, with setpriv"
     system = f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
     for python in (sys.executable, system):
-        # The second exec is that of a user; the first one is still allowed what root is.
-        imports = as_user("env", f"PYTHONPATH={PACKAGES}", python, "-c", "import torch, flwr")
+        imports = as_user({"PYTHONPATH": PACKAGES}, python, "-c", "import torch, flwr")
         if subprocess.run(imports, capture_output=True, check=False).returncode == 0:
             (folder / "bin").mkdir()
             for name in ("flower-superexec", "flwr-clientapp"):
@@ -77,13 +77,6 @@ class Federation(Programs):
         self.tls = ["--root-certificates", str(self.certificates / "ca.crt")]
         self.pace = 8.0  # seconds that a message takes here: to be measured
         self.no_users = programs_for_users(folder)
-
-    def env(self, name: str) -> dict[str, str]:
-        own = super().env(name)
-        if name.endswith("-app"):
-            path = f"{self.folder / 'bin'}{os.pathsep}{own['PATH']}"
-            return own | {"PYTHONPATH": PACKAGES, "PATH": path, "PYTHONSAFEPATH": "1"}
-        return own
 
     def proxy(self) -> None:
         """nginx with the file that docs/flower.md shows, at other ports and paths."""
@@ -121,7 +114,10 @@ class Federation(Programs):
         apart = ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
         self.supernode(name, cache, *words, "--port", port, "--", *apart)
         runs = ["--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *apart[2:]]
-        self.start(f"{name}-app", *as_user(str(self.folder / "bin" / "flower-superexec"), *runs))
+        own = self.folder / "bin"
+        env = {"PATH": f"{own}:/usr/bin:/bin", "FLWR_HOME": str(home), "PYTHONPATH": PACKAGES,
+               "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
+        self.start(f"{name}-app", *as_user(env, str(own / "flower-superexec"), *runs))
 
     def run_of(self, out: Path, *words: str) -> list[str]:
         """Our command of a run."""

@@ -18,8 +18,9 @@ from pipeline.errors import ConfigError
 from pipeline.federation.local import Trained
 from pipeline.flower import answer as site_answer
 from pipeline.flower import call as site_call
-from pipeline.flower.answer import BadAnswer, close_texts, read_answer
-from pipeline.flower.records import Answer, plain, records
+from pipeline.flower.answer import Answer, BadAnswer, read_answer
+from pipeline.flower.call import close_texts
+from pipeline.flower.records import plain, records
 from pipeline.flower.site import Site
 from pipeline.flower.strategy import _without_long
 from pipeline.runs.folder import read_adapters
@@ -158,22 +159,17 @@ def test_a_changed_field_is_refused_or_changes_nothing_that_was_fixed(answers, d
         return
     honest = read_answer(records(*answers[kind][0]), expected)
     assert isinstance(found, Answer)
-    free = {"clients": {}, "right": {}, "zero_shot": {}, "val_loss": {}, "updates": {}}
+    free = {"clients": {}, "updates": {}}
     assert found._replace(**free) == honest._replace(**free)
     for name, own in found.clients.items():
-        assert own._replace(loss=None) == honest.clients[name]._replace(loss=None)
+        fixed = honest.clients[name]
+        assert own.stated() == fixed.stated()
         assert own.loss is None or math.isfinite(own.loss)
-    assert found.val_loss.keys() == honest.val_loss.keys()
-    assert all(math.isnan(loss) or 0 <= loss < math.inf for loss in found.val_loss.values())
-    for counts, fixed in ((found.right, honest.right), (found.zero_shot, honest.zero_shot)):
-        assert counts.keys() == fixed.keys()
-        for use, by_client in counts.items():
-            for name, right in by_client.items():
-                assert 0 <= right <= own_rows(honest, name, use)
-
-
-def own_rows(answer, name, use):
-    return answer.clients[name].rows[use]
+        assert own.val_loss is None or 0 <= own.val_loss < math.inf
+        for what in ("right", "zero_shot"):
+            counts = own.counts(what)
+            assert counts.keys() == fixed.counts(what).keys()
+            assert all(0 <= right <= rows for right, rows in counts.values())
 
 
 # Not by repr: some are of 10^400, one names its address, and workers must collect alike.
@@ -274,7 +270,7 @@ def test_a_big_answer_is_refused_without_making_it_bigger(answers):
     wide = json.loads(told["demand"]) | {"width": 1 << 16}
     wide["class_names"] = [str(n) for n in range(100_000)]
     for content in (
-        records(arrays, metrics | many, told | {"clients": names, "domains": 10_000 * ["b"]}),
+        records(arrays, metrics | many, told | {"clients": names, "domain": 10_000 * ["b"]}),
         records(arrays, metrics, told | {"demand": json.dumps(wide)}),
         records(arrays, metrics, told | {"demand": "[" + "1," * 25_000_000 + "1]"}),
     ):
@@ -359,8 +355,6 @@ ROUNDS = {
     "another round": (changed(round=9), {}),
     "negative loss": (changed(val_loss=-1.0), {"choose": "loss"}),
     "infinite loss": (changed(val_loss=math.inf), {"choose": "loss"}),
-    "no losses": (lambda a, m, told: (a, {n: v for n, v in m.items() if n != "val_loss"}, told),
-                  {"choose": "loss"}),
     "losses of none": (changed(val_loss=[0.5]), {}),
 }  # fmt: skip
 
@@ -398,7 +392,7 @@ def with_demand(**values):
 
 
 def named(domain, name):
-    return lambda a, m, told: (a, m, told | {"domains": [domain], "clients": [name]})
+    return lambda a, m, told: (a, m, told | {"domain": [domain], "clients": [name]})
 
 
 def claiming(rows):

@@ -161,9 +161,9 @@ def test_nothing_but_adapters_counts_and_names_leaves_a_site(files, tmp_path):
     run(network, config(rounds=2), tmp_path / "run")
     assert len(network.came) == 3 * (1 + 2 + 1)  # who it is, two rounds, the last one's counts
     facts = {"demand", "preprocessing", "dataset", "model"}
-    known = {"content_sha256", "clients", "domains", "round", "nonce"}
-    counts = {"train", "val", "test", "domain_rows", "loss", "num-examples", "right_val",
-              "right_test", "zero_shot_val", "zero_shot_test"}  # fmt: skip
+    known = {"content_sha256", "clients", "domain", "round", "nonce"}
+    counts = {"train", "val", "test", "domain_rows", "loss", "val_loss", "num-examples",
+              "right_val", "right_test", "zero_shot_val", "zero_shot_test"}  # fmt: skip
     for content in network.came:
         arrays, metrics, told = copied(content)
         assert len(json.dumps([metrics, told])) < 2000

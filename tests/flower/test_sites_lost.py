@@ -157,7 +157,7 @@ def sends(update):
 def renamed(name, domain="b"):
     def lie(arrays, metrics, told):
         moved = {a.replace("update.b", f"update.{name}"): values for a, values in arrays.items()}
-        return moved, metrics, told | {"clients": [name], "domains": [domain]}
+        return moved, metrics, told | {"clients": [name], "domain": [domain]}
 
     return lie
 
@@ -174,7 +174,7 @@ LIES = {
         lambda *parts: RecordDict({**records(*parts), "more": ConfigRecord()}), "records arrays"),
     "another field": (lambda a, m, told: (a, m, told | {"more": 1}), "more: Extra inputs"),
     "nobody": (lambda a, m, told: (a, m, told | {"clients": []}), "clients: List should have"),
-    "twice": (two, "domains has 1 entries for 2 clients"),
+    "twice": (two, "domain: a list of 2 was expected"),
     "other name": (renamed("z"), "'z'"),
     "other's": (renamed("a", "a"), "'a'"),
     "control": (renamed("\x1b[2J"), "printable text was expected"),
