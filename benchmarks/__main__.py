@@ -72,6 +72,8 @@ def _bench(names: Sequence[str], device: str, quick: bool, as_json: bool) -> boo
             found.append(one)
             if as_json:
                 click.echo(json.dumps(one.__dict__))
+            else:  # a long one may not be waited for
+                click.echo(rows.line(one), err=True)
         else:
             faults += 1
             click.echo(f"Error: {one.benchmark}, {one.case}: {one.why}", err=True)

@@ -31,15 +31,19 @@ class Times:
 
 
 def take_turns(
-    cases: dict[str, Callable[[], object]], *, repeats: int, device: torch.device
+    cases: dict[str, Callable[[], object]],
+    *,
+    repeats: int,
+    device: torch.device,
+    warm: bool = False,
 ) -> dict[str, Times]:
-    """Times of each case, in rotation after one unmeasured call of each.
+    """Times of each case, in rotation after one unmeasured call of each unless all are warm.
 
     QUICK repeats or fewer end after one when they take longer than HURRY: on a busy machine.
     """
     times = {name: Times() for name in cases}
     began = time.monotonic()
-    for turn in range(repeats + 1):
+    for turn in range(warm, repeats + 1):
         if turn > 1 and repeats <= QUICK and time.monotonic() - began > HURRY:
             break
         for name, call in cases.items():

@@ -63,6 +63,16 @@ def read(file: Path) -> tuple[dict, list[Row]]:
     return json.loads(first)["machine"], [Row(**json.loads(line)) for line in rest]
 
 
+def line(row: Row) -> str:
+    """A row's case, shape, CPU time, speed-up and memory, for those who watch."""
+    facts = [f"{row.benchmark}, {row.shape}, {row.case}: {time(row.cpu or row.p50)}/{row.unit}"]
+    if row.times_baseline is not None:
+        facts.append(f"{row.times_baseline:.2f}x")
+    if row.peak_extra_bytes is not None:
+        facts.append(f"{row.peak_extra_bytes / 1e6:.1f} MB")
+    return ", ".join(facts)
+
+
 def table(rows: list[Row]) -> str:
     """A Markdown table."""
     head = ["benchmark", "case", "shape", "time", "20-80 %", "CPU", "speed-up", "GFLOP/s", "GB/s",

@@ -43,10 +43,12 @@ def padded(count: int) -> int:
     return -(-count // LANES) * LANES
 
 
-def _tile(rows: int, vectors: int):
+def _tile(rows: int, vectors: int, far: bool = False):
     """out[r, :] (+)= sum_k a[r, k] * b[k, :] for `rows` rows and `vectors` * LANES columns.
 
     b_row and width are b's and out's strides in numbers; `more` is 0 where out holds nothing yet.
+    far: out is in no near cache, and its rows lie where no processor foresees them. They are asked
+    for first: large products are 7 to 15 % faster for it, while a step's, whose are near, lose 5 %.
     """
     number, index, lane = ir.FloatType(), ir.IntType(64), ir.IntType(32)
     vector = ir.VectorType(number, LANES)
@@ -59,8 +61,6 @@ def _tile(rows: int, vectors: int):
         multiply_add = cgutils.get_or_insert_function(
             code.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{LANES}f32"
         )
-        # out's rows lie far apart: no processor foresees the next one, and large products waited
-        # for them for a tenth of their time.
         pointer = vector.as_pointer()
         fetch = cgutils.get_or_insert_function(
             code.module, ir.FunctionType(ir.VoidType(), [pointer] + [lane] * 3), "llvm.prefetch.p0"
@@ -77,7 +77,7 @@ def _tile(rows: int, vectors: int):
 
         lines = [at(a, code.mul(a_row, index(r))) for r in range(rows)]
         places = [columns(at(out, code.mul(width, index(r)))) for r in range(rows)]
-        for place in itertools.chain(*places):
+        for place in itertools.chain(*places) if far else ():
             code.call(fetch, [place, lane(0), lane(3), lane(1)])  # for reading, to L1, as data
         before = code.block
         loop, after = code.append_basic_block("step"), code.append_basic_block("after")
@@ -122,6 +122,7 @@ def _tile(rows: int, vectors: int):
 
 
 register_tile, _narrow = _tile(ROWS, 2), _tile(ROWS, 1)
+_far_tile = _tile(ROWS, 2, far=True)
 _wide_row, _narrow_row = _tile(1, 2), _tile(1, 1)
 
 APART = OPTIONS | {"forceinline": False}
@@ -268,7 +269,7 @@ def wide_product(a, turned, b, across, factor, out, more, panels):
                 left = lines + (first * DEPTH if aside else r * LINE) * 4
                 place = out.ctypes.data + (r * columns + j) * 4
                 if r == first and j == start and rows >= ROWS and columns >= WIDE:
-                    register_tile(left, row, step, panel, WIDE, place, columns, here, more + k)
+                    _far_tile(left, row, step, panel, WIDE, place, columns, here, more + k)
                     continue
                 register_tile(left, row, step, panel, WIDE, corner, WIDE, here, 0)
                 done = carray(_pointer(corner), (ROWS, WIDE))
