@@ -256,13 +256,12 @@ def read_answer(content: object, expected: Expected) -> Answer:
         return answer._replace(text=_text_features(answer, arrays))
     except BadAnswer:
         raise
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        why = f"{where}: {first['msg']}" if where else first["msg"]
-        raise BadAnswer(f"its answer is not what this version sends ({_short(why)})") from error
     except Exception as error:  # whatever a site sends must not end the run of the others
-        raise BadAnswer(f"its answer is not what this version sends ({_short(error)})") from error
+        why = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False, include_input=False)[0]
+            why = ": ".join([".".join(map(str, first["loc"])) or "content", first["msg"]])
+        raise BadAnswer(f"its answer is not what this version sends ({_short(why)})") from error
 
 
 def _answer(given: dict[str, Any], kind: type[_Reply]) -> Answer:
@@ -336,9 +335,8 @@ def _counted(answer: Answer, expected: Expected) -> None:
     for name, own in answer.clients.items():
         loss, by_loss = own.val_loss, expected.config.choose == "loss"
         if loss is not None and not (by_loss and own.val and loss >= 0):
-            raise BadAnswer(f"client {name!r} has a validation loss of {loss:g}, of {own.val:,} "
-                            f"validation rows, and rounds are chosen by "
-                            f"{expected.config.choose}")  # fmt: skip
+            rows = f"{own.val:,} validation rows, rounds are chosen by {expected.config.choose}"
+            raise BadAnswer(f"client {name!r} has a validation loss of {loss:g}: {rows}")
         for what in ("right", "zero_shot"):
             counts = own.counts(what)
             wanted = uses if what == "right" or expected.round == 0 else ()
