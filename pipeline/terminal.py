@@ -33,6 +33,11 @@ def printable(value: object) -> str:
     return text if text.isprintable() else "".join(map(_visible, text))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: "1 seed", "2,400 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def printable_lines(text: str) -> str:
     """As printable, but newlines and tabs stay: for text whose lines are our own."""
     if text.replace("\n", "").isprintable():

@@ -39,6 +39,7 @@ from pipeline.runs.checkpoint import to_tensors
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.results import round_line
 from pipeline.settings import RunConfig
+from pipeline.terminal import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class FedCLIP(Strategy):
             return None
         held = f"{self.folder.folder} holds what was reached. " if round else ""
         return (
-            f"round {round}: {sites} site(s) answered, the run asks for {least}; {held}"
+            f"round {round}: {counted(sites, 'site')} answered, the run asks for {least}; {held}"
             + "; ".join(f"{name}: {why}" for name, why in absent.items())
         )
 

@@ -9,6 +9,7 @@ from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.svg import percent
 from pipeline.reports.render import Figure, Key, Tile
 from pipeline.sweeps.reproduced import FIGURES, NAME, doubts
+from pipeline.terminal import counted
 
 
 class Reached(NamedTuple):
@@ -63,7 +64,9 @@ def reproduced_tiles(found: Reproduced) -> list[Tile]:
     overall = mean.figures[-1]
     std = "" if overall.std is None else f", std {percent(overall.std)}"
     tiles = [
-        Tile("Overall accuracy", f"{percent(overall.mean)} %", f"{found.seeds} seed(s){std}"),
+        Tile(
+            "Overall accuracy", f"{percent(overall.mean)} %", f"{counted(found.seeds, 'seed')}{std}"
+        ),
         Tile("Zero-shot CLIP", f"{percent(overall.zero_shot)} %", "the same test rows"),
     ]
     if mean.released is not None and overall.mean is not None:

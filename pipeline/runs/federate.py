@@ -44,6 +44,7 @@ from pipeline.runs.results import RunResult, mean_results, round_line
 from pipeline.settings import RunConfig, as_json, run_id
 from pipeline.settings_used import possible, unused
 from pipeline.signals import noted_signals
+from pipeline.terminal import counted
 
 LOG = logging.getLogger(__name__)
 DELTA = 1e-5  # at which epsilon is reported
@@ -319,7 +320,8 @@ def cache_facts(table: FeatureTable) -> dict[str, Any]:
 
 def _opening(table: FeatureTable, plan: Plan, device: torch.device, backend: str, out: Path) -> str:
     return (
-        f"{table.source}: {len(table.labels)} rows, width {table.features.shape[1]}, "
-        f"{len(table.class_names)} classes; {len(plan.folds)} training(s) with {len(plan.lanes)} "
-        f"client(s) in all, on {device.type} ({backend}); results in {out}"
+        f"{table.source}: {counted(len(table.labels), 'row')}, width {table.features.shape[1]}, "
+        f"{len(table.class_names)} classes; {counted(len(plan.folds), 'training')} with "
+        f"{counted(len(plan.lanes), 'client')} in all, on {device.type} ({backend}); "
+        f"results in {out}"
     )

@@ -17,7 +17,7 @@ from pipeline.runs.results import FIGURES, aligned, mean_results, percent
 from pipeline.settings import RunConfig, run_id
 from pipeline.sweeps.importance import influences, label
 from pipeline.sweeps.trials import STATUSES, Record, configuration_id, has_own_adapters
-from pipeline.terminal import printable
+from pipeline.terminal import counted, printable
 
 SELECTIONS = ("validation", "oracle")
 TOP = 10
@@ -307,7 +307,7 @@ def _top(document: dict, by: str, select: str) -> str:
     ]
     score = SCORES[select]
     seeds = len(top[0]["seeds"])
-    rows = [["trial", *names, f"{score} %", f"std of {seeds} seeds"]]
+    rows = [["trial", *names, f"{score} %", f"std of {counted(seeds, 'seed')}"]]
     for each in top:
         values = [label(each["settings"][name]) for name in names]
         spread = each[score]
@@ -316,8 +316,9 @@ def _top(document: dict, by: str, select: str) -> str:
     alike = f"\nthe same for all: {', '.join(f'{n} {label(v)}' for n, v in same.items())}" * bool(
         same
     )
+    best = f"best {len(top)}" if len(top) > 1 else "best"
     return (
-        f"the best {len(top)} {by} of {document['configurations']} configurations\n"
+        f"the {best} {by} of {counted(document['configurations'], 'configuration')}\n"
         f"{aligned(rows)}{alike}{said_of_ties(top[0]['number'], document['tied'])}"
     )
 
@@ -352,4 +353,4 @@ def _tested(best: dict, by: str) -> str:
         if spread["mean"] is not None:
             start = percent(best["zero_shot"][name])
             rows.append([name, start, percent(spread["mean"]), percent(spread["std"])])
-    return f"the best {by}, mean over {len(best['seeds'])} seed(s)\n{aligned(rows)}"
+    return f"the best {by}, mean over {counted(len(best['seeds']), 'seed')}\n{aligned(rows)}"

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.runs.metrics import mean_and_std
 from pipeline.runs.results import FIGURES, aligned, mean_results, percent
 from pipeline.settings import RunConfig
-from pipeline.terminal import printable
+from pipeline.terminal import counted, printable
 
 NAME = "reproduced.json"
 
@@ -41,8 +41,8 @@ def table_of(document: Mapping[str, Any]) -> str:
         if released:
             rows[-1] += [percent(row["released"]), _points(row["difference"])]
     note = (
-        f"accuracy in %, zero-shot -> adapter, mean of {len(document['seeds'])} seed(s); std: of "
-        "overall"
+        "accuracy in %, zero-shot -> adapter, mean of "
+        f"{counted(len(document['seeds']), 'seed')}; std: of overall"
     )
     if released:
         note += "; released: overall in the released code's README; difference: ours minus released"

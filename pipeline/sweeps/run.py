@@ -35,6 +35,7 @@ from pipeline.sweeps.space import ends_of
 from pipeline.sweeps.spec import SweepSpec, describe
 from pipeline.sweeps.train import Here
 from pipeline.sweeps.trials import Record, Trial, open_sweep, read_all
+from pipeline.terminal import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -183,9 +184,9 @@ def sweep(
         search = open_search(spec, base, folder, opened.records)
         started = time.monotonic()
         LOG.info(
-            "%s: %d trials, %d of them finished, with %d training(s) each, on %s; results in %s",
-            table.source, search.state().most, len(opened.records), len(base.held_out), on.type,
-            folder,
+            "%s: %s, %d finished, each of %s, on %s; results in %s",
+            table.source, counted(search.state().most, "trial"), len(opened.records),
+            counted(len(base.held_out), "training"), on.type, folder,
         )  # fmt: skip
         with (
             noted_signals() as stop,
