@@ -151,8 +151,12 @@ def test_cases_take_turns_and_speed_ups_are_medians_over_turns(monkeypatch):
     monkeypatch.setattr(measure, "HURRY", math.inf)
     called = []
     cases = {name: compare.Case(lambda name=name: called.append(name)) for name in "ab"}
+    compare.compare(WORK, cases, 0.0, CEILINGS, 1, CPU)
+    assert called == ["a", "b"] * 2  # memory, one turn: what is timed once is slow
+    called.clear()
     found = compare.compare(WORK, cases, 0.0, CEILINGS, 2, CPU)
-    assert called == ["a", "b"] * 4  # memory, one call unmeasured, two turns
+    # a call that loads the case's code, memory; one round of calls unmeasured, two turns
+    assert called == ["a", "a", "b", "b"] + ["a", "b"] * 3
     assert [r.case for r in found] == ["a", "b"] and found[0].times_baseline == 1.0
     times = take_turns({"a": lambda: None}, repeats=3, device=CPU)["a"]
     assert len(times.seconds) == len(times.cpu) == 3
