@@ -64,8 +64,10 @@ def read(file: Path) -> tuple[dict, list[Row]]:
 
 
 def line(row: Row) -> str:
-    """A row's case, shape, CPU time, speed-up and memory, for those who watch."""
-    facts = [f"{row.benchmark}, {row.shape}, {row.case}: {time(row.cpu or row.p50)}/{row.unit}"]
+    """A row's case, shape, time, CPU time, speed-up and memory, for those who watch."""
+    facts = [f"{row.benchmark}, {row.shape}, {row.case}: {time(row.p50)}/{row.unit}"]
+    if row.cpu is not None:
+        facts.append(f"{time(row.cpu)} of CPU")
     if row.times_baseline is not None:
         facts.append(f"{row.times_baseline:.2f}x")
     if row.peak_extra_bytes is not None:

@@ -6,6 +6,7 @@ Blocks lie transposed, texts down and images across. All sums have one order wha
 """
 
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -101,11 +102,21 @@ def _each_pair(blocks: int, block: int, work: Callable[[int, int, np.ndarray], N
             for r in range(blocks):
                 one(r, (r + turn) % blocks)
         return
-    with ThreadPoolExecutor(count) as pool:
-        for turn in range(blocks):
-            pairs = [(r, (r + turn) % blocks) for r in range(blocks)]
-            for future in [pool.submit(one, *pair) for pair in pairs]:
-                future.result()
+    pool = _pool(count)
+    for turn in range(blocks):
+        pairs = [(r, (r + turn) % blocks) for r in range(blocks)]
+        for future in [pool.submit(one, *pair) for pair in pairs]:
+            future.result()
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads of earlier calls: new ones for forward and backward took 0.7 of 8 ms at 512 pairs."""
+    return ThreadPoolExecutor(threads, "contrastive")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has none of them
 
 
 @functools.lru_cache(maxsize=1)
