@@ -12,8 +12,8 @@ from kernels.answers import confidences, top1
 from kernels.heads.plain import size
 from pipeline.federation.clients import NO_ROWS
 from pipeline.federation.evaluate import (
-    BLOCK,
     answers_of,
+    by_blocks,
     mean,
     parts_of,
     rows_of,
@@ -93,15 +93,15 @@ def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
     """Zero-shot CLIP's answers on the same rows; zero_shot (N,) int64 for all rows."""
     cached, device = engine.cached, engine.cached.labels.device
     rows = rows_of([*fold.clients, *fold.unseen], "test", device)
-    sure = [
-        (normalize(cached.features[part].float(), dim=1) @ cached.unit_text.mT * cached.logit_scale)
-        .softmax(dim=1)
-        .amax(dim=1)
-        for part in rows.split(BLOCK)
-    ]
+
+    def confidence(x: Tensor) -> Tensor:
+        logits = normalize(x, dim=1) @ cached.unit_text.mT * cached.logit_scale
+        return logits.softmax(dim=1).amax(dim=1)
+
+    sure = by_blocks(cached, rows, confidence)
     clients = [np.repeat(k, len(c.test)) for k, c in enumerate(fold.clients)]
     clients += [np.repeat(-1, len(held.test)) for held in fold.unseen]
-    joined = [each.cpu().numpy() for each in (rows, zero_shot[rows], torch.cat(sure))]
+    joined = [each.cpu().numpy() for each in (rows, zero_shot[rows], sure)]
     return Tested(joined[0], np.concatenate(clients), *joined[1:])
 
 
