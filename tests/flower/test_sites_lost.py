@@ -73,9 +73,7 @@ def test_a_lost_site_is_named_and_the_others_go_on(files, tmp_path):
 
 
 def test_the_run_ends_when_too_few_are_left(files, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"round 2: 2 sites answered, the run asks for 3.*b: "
-    ):
+    with pytest.raises(ConfigError, match=r"round 2: 2 sites answered, the run asks for 3.*b: "):
         run(Losing(*sites(files[:3])), config(rounds=5), tmp_path / "run", least=3)
     assert len(lines(tmp_path / "run")) == 2 and not (tmp_path / "run" / "done").exists()
     assert read_adapters(tmp_path / "run" / "adapter.safetensors")[1]["rounds_done"] == 2
