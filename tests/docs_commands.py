@@ -96,6 +96,8 @@ def plan(command: str) -> Plan:
     name = words[1] if len(words) > 1 else ""
     if name == "download":
         return Plan(words, run=False, why="network")
+    if words[1:3] == ["cache", "import"] and "--force" not in words and "--help" not in words:
+        return Plan([*words, "--force"], why="other commands need its cache before")
     if words[1:3] == ["cache", "merge"] and "*" in command:
         return Plan(words, run=False, why="needs all eight shards; docs/scale.md merges two")
     if name == "flower" and "--help" not in words:
