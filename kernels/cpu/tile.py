@@ -52,7 +52,6 @@ def _tile(rows: int, vectors: int, far: bool = False):
     """
     number, index, lane = ir.FloatType(), ir.IntType(64), ir.IntType(32)
     vector = ir.VectorType(number, LANES)
-    undefined = ir.Constant(vector, ir.Undefined)
 
     def emit(context, code, signature, arguments):
         a, a_row, a_step, b, b_row, out, width, depth, more = arguments
@@ -92,8 +91,7 @@ def _tile(rows: int, vectors: int, far: bool = False):
         k.add_incoming(k_next, loop)
         new = []
         for line, row in zip(lines, sums, strict=True):
-            one = code.insert_element(undefined, code.load(at(line, k_offset)), lane(0))
-            left = code.shuffle_vector(one, undefined, ir.VectorType(lane, LANES)([0] * LANES))
+            left = all_of(code, code.load(at(line, k_offset)), LANES)
             new.append([])
             for old, other in zip(row, right, strict=True):
                 new[-1].append(code.call(multiply_add, [left, other, old]))
@@ -183,7 +181,7 @@ def _copy(count: int):
         source, out = (code.inttoptr(p, numbers.as_pointer()) for p in (source, out))
         value = code.load(source, align=4)
         if factor:
-            value = code.fmul(value, _all_of(code, factor[0], count))
+            value = code.fmul(value, all_of(code, factor[0], count))
         code.store(value, out, align=4)
         return context.get_dummy_value()
 
@@ -202,7 +200,8 @@ def _copy_columns(typing, source, out, factor):
     return types.void(types.intp, types.intp, types.float32), _copy(WIDE)
 
 
-def _all_of(code, number, count: int):
+def all_of(code, number, count: int):
+    """A vector of `count` times the float32 `number`, in LLVM's words."""
     undefined = ir.Constant(ir.VectorType(ir.FloatType(), count), ir.Undefined)
     one = code.insert_element(undefined, number, ir.IntType(32)(0))
     return code.shuffle_vector(one, undefined, ir.VectorType(ir.IntType(32), count)([0] * count))
@@ -232,7 +231,7 @@ def _transpose_8(typing, source, source_row, factor, out, out_row):
                     pair = rows[r], rows[r + apart]
                     rows[r] = shuffled(*pair, low)
                     rows[r + apart] = shuffled(*pair, [p + apart for p in low])
-        factor = _all_of(code, factor, 8)
+        factor = all_of(code, factor, 8)
         for place, row in zip(places(out, out_row), rows, strict=True):
             code.store(code.fmul(row, factor), place, align=4)
         return context.get_dummy_value()

@@ -1,11 +1,11 @@
 """adapter_steps on the CPU, compiled by numba: one thread trains one lane through all its steps.
 
-Activations lie feature-major (D, P), the batch's B rows as columns with P - B columns behind them
-that nothing reads: every sum over D becomes vector arithmetic over the batch, and the products fit
-numba_matmul's tile without packing. A gradient of 8 rows of weights goes from its product straight
-into Adam while the L1 cache holds it; the whole D x D gradient is never written. A lane stays with
-its thread for the whole call, so that its 6.3 MB (D = 512) stay in the cache. The identities used
-are those of adapter_step_torch.py, with the batch's distinct labels as columns.
+Activations are feature-major (D, P): the batch's B rows are columns, padded to P, and nothing reads
+the padding. Sums over D become vector arithmetic over the batch, and kernels/cpu/tile.py multiplies
+without packing. A weight's gradient goes from its product into Adam 8 rows at a time
+(kernels/step/cpu_update.py); the D x D gradient is never stored. A lane stays on its thread for the
+whole call, which keeps its 6.3 MB (D = 512) in that core's cache. The algebra is that of
+kernels/step/plain.py, with the batch's distinct labels as columns.
 """
 
 import functools
@@ -21,6 +21,7 @@ from kernels.cpu.scratch import staggered
 from kernels.cpu.threads import run_all
 from kernels.cpu.tile import LANES, ROWS, gather, matmul, matmul_t, matrix, padded, transpose
 from kernels.step.cpu_loss import loss, unit
+from kernels.step.cpu_update import adam, panel_width, update
 
 
 def adapter_steps(
@@ -64,7 +65,7 @@ def _scratch(width: int, batch: int) -> tuple:
         np.empty((6, width), np.float32),
         np.zeros((2, batch * padded(width)), np.float32),
         np.zeros((5, width * padded(batch)), np.float32),
-        np.zeros((ROWS, padded(width)), np.float32),
+        np.zeros((2, ROWS, padded(width)), np.float32),
     )
 
 
@@ -74,7 +75,8 @@ def _train_lane(
     m1, v1, m2, v2, vectors, by_row, by_feature, gradient, losses,
 ):  # fmt: skip
     steps, batch = rows.shape
-    width, wide = features.shape[1], gradient.shape[1]
+    width = features.shape[1]
+    settings = np.empty(8, np.float32)
     lr, weight_decay, beta1, beta2, eps = options
     m1[:] = v1[:] = m2[:] = v2[:] = F(0)
     vectors[:4] = F(0)
@@ -85,15 +87,12 @@ def _train_lane(
         if size == 0:
             return
         p = (size + LANES - 1) // LANES * LANES
-        x = matrix(by_row[0], 0, size, wide)
-        h_by_row = matrix(by_row[1], 0, size, wide)
         x_by_feature = matrix(by_feature[0], 0, width, p)
         h = matrix(by_feature[1], 0, width, p)
         z = matrix(by_feature[2], 0, width, p)
         u = matrix(by_feature[3], 0, width, p)
         d_h = matrix(by_feature[4], 0, width, p)
-        gather(features, rows[step, :size], x)
-        transpose(x, x_by_feature)
+        _gather_panels(features, rows[step, :size], by_row[0], x_by_feature)
         scores(x_by_feature, w1, b1, w2, b2, h, z)
         unit(x_by_feature, z, u)
         losses[step] = loss(u, labels, rows[step, :size], unit_text, scale, z, d_h)
@@ -104,27 +103,33 @@ def _train_lane(
             for i in range(p):
                 d_h[d, i] *= F(1) - h[d, i] * h[d, i]
         _sum_rows(d_h, size, db1)
-        transpose(h, h_by_row)
+        _to_panels(h, size, by_row[1])
 
-        rate = F(lr / (1 - beta1 ** (step + 1)))
-        shrink = F(1 / np.sqrt(1 - beta2 ** (step + 1)))
-        adam = (rate, shrink, F(weight_decay), F(beta1), F(1 - beta1), F(beta2), F(1 - beta2),
-                F(eps))  # fmt: skip
-        _update(w2, z, h_by_row, m2, v2, gradient, adam)
-        _update(w1, d_h, x, m1, v1, gradient, adam)
-        _adam(b1, db1, vectors[0], vectors[1], adam)
-        _adam(b2, db2, vectors[2], vectors[3], adam)
+        settings[:] = (lr / (1 - beta1 ** (step + 1)), 1 / np.sqrt(1 - beta2 ** (step + 1)),
+                       weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, eps)  # fmt: skip
+        update(w2, z, by_row[1], size, m2, v2, gradient, settings)
+        update(w1, d_h, by_row[0], size, m1, v1, gradient, settings)
+        adam(b1, db1, vectors[0], vectors[1], settings)
+        adam(b2, db2, vectors[2], vectors[3], settings)
 
 
 @njit(**PART)
-def _update(weight, d_out, inputs, m, v, gradient, adam):
-    """Adam on weight (D, D) with the gradient d_out (D, P) @ inputs (B, D), ROWS rows at a time."""
-    width = len(weight)
-    for start in range(0, width, ROWS):
-        end = min(width, start + ROWS)
-        matmul(d_out[start:end], inputs, gradient[: end - start])
-        for d in range(start, end):
-            _adam(weight[d], gradient[d - start, :width], m[d], v[d], adam)
+def _gather_panels(features, rows, panels, by_feature):
+    """features[rows] in panels, as `update` takes them, and as columns of by_feature (D, P)."""
+    size, width = len(rows), features.shape[1]
+    panel = panel_width(width)
+    for start in range(0, width, panel):
+        part = matrix(panels, start * size, size, panel)
+        gather(features[:, start : start + panel], rows, part)
+        transpose(part, by_feature[start : start + panel])
+
+
+@njit(**PART)
+def _to_panels(h, size, panels):
+    """The first `size` columns of h (D, P) as rows, in panels."""
+    panel = panel_width(len(h))
+    for start in range(0, len(h), panel):
+        transpose(h[start : start + panel], matrix(panels, start * size, size, panel))
 
 
 @njit(**PART)
@@ -148,16 +153,3 @@ def _sum_rows(values, size, sums):
         for i in range(size):
             total += values[d, i]
         sums[d] = total
-
-
-@njit(**PART)
-def _adam(weight, gradient, m, v, settings):
-    """torch.optim.Adam with coupled L2; rate = lr / (1 - beta1^t), shrink = (1 - beta2^t)^-1/2."""
-    rate, shrink, weight_decay, beta1, rest1, beta2, rest2, eps = settings
-    for i in range(weight.size):
-        g = gradient[i] + weight_decay * weight[i]
-        first = beta1 * m[i] + rest1 * g
-        second = beta2 * v[i] + rest2 * g * g
-        m[i] = first
-        v[i] = second
-        weight[i] -= rate * first / (np.sqrt(second) * shrink + eps)
