@@ -1,1 +1,1 @@
-"""What the kernels and the two stages cost: checked first, then timed beside plain code."""
+"""Cost of the kernels and the two stages: checked first, then timed against plain code."""

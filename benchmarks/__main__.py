@@ -1,4 +1,4 @@
-"""python -m benchmarks: check, time, keep and show."""
+"""python -m benchmarks: check, time, save and print."""
 
 import json
 import sys
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 BENCHMARKS = (
     "kernels", "peers", "contrastive", "trials", "local", "round", "closed-form", "extract",
 )  # fmt: skip
-LATE = 30  # seconds after which --quick leaves out compiling, which takes 7 on a quiet machine
-NAMED = ("peers", "contrastive", "trials", "local")  # --quick leaves them out unless they are named
+LATE = 30  # seconds after which --quick skips compiling, which takes 7 on an idle machine
+NAMED = ("peers", "contrastive", "trials", "local")  # --quick skips these unless they are named
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, type=click.Choice(BENCHMARKS))
 @click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
-@click.option("--quick", is_flag=True, help="Smaller and fewer: about a minute on two cores.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON lines in place of the table.")
-@click.option("--readme", is_flag=True, help="Measure nothing: make the docs' tables anew.")
+@click.option("--quick", is_flag=True, help="Smaller and shorter: about a minute on two cores.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of the table.")
+@click.option("--readme", is_flag=True, help="Measure nothing; regenerate the docs' tables.")
 def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readme: bool) -> None:
-    """Time kernels, peers, steps of other heads, whole runs and extraction; all when none is named.
+    """Time kernels, peers, steps of other heads, whole runs and extraction; by default, all.
 
-    peers: a training step beside eager, compiled and JAX's, and the floor of this machine, on one
-    core; contrastive: the loss by number of pairs, likewise; trials: a sweep beside Optuna and JAX.
+    peers: a training step next to eager and compiled torch, JAX, and this machine's floor, on one
+    core; contrastive: the loss by number of pairs, likewise; trials: a sweep next to Optuna and
+    JAX.
 
-    Every kernel is checked against float64 first: one that errs more than twice as much as plain
-    torch is reported and not timed, one that fails is reported, and the others go on; the exit
-    code is then 1. Results are kept in benchmarks/results/ by machine and date, with pictures;
-    those of --quick are only printed, and leave out peers,
-    contrastive, trials and local unless they are named.
+    Every kernel is first checked against float64. A kernel with more than twice plain torch's error
+    is reported and not timed; one that fails is reported. The others still run, and the exit code
+    is 1. Results are saved in benchmarks/results/ by machine and date, with plots; --quick only
+    prints them, and skips peers, contrastive, trials and local unless they are named.
     """
     from kernels.backends import BackendUnavailable
 
@@ -56,7 +56,7 @@ def bench(names: tuple[str, ...], device: str, quick: bool, as_json: bool, readm
 
 
 def _bench(names: Sequence[str], device: str, quick: bool, as_json: bool) -> bool:
-    """Measures, prints and keeps; whether every case was right."""
+    """Measure, print and save; returns whether every case was correct."""
     from benchmarks import machine, plots, rows
     from kernels.backends import pick_device
 
@@ -72,7 +72,7 @@ def _bench(names: Sequence[str], device: str, quick: bool, as_json: bool) -> boo
             found.append(one)
             if as_json:
                 click.echo(json.dumps(one.__dict__))
-            else:  # a long one may not be waited for
+            else:  # a long run may be interrupted before the table
                 click.echo(rows.line(one), err=True)
         else:
             faults += 1
@@ -83,7 +83,9 @@ def _bench(names: Sequence[str], device: str, quick: bool, as_json: bool) -> boo
         file = rows.write(found, described, machine.name_of(described))
         pictures = plots.plot_all(rows.read(file)[1], file)
         kept = ", ".join([str(file), *(picture.name for picture in pictures)])
-        click.echo(f"kept in {kept}; ./run.sh bench --readme makes the docs' tables anew", err=True)
+        click.echo(
+            f"saved to {kept}; ./run.sh bench --readme regenerates the docs' tables", err=True
+        )
     return not faults
 
 
@@ -111,7 +113,7 @@ def _measure(
     def late() -> bool:
         if time.monotonic() - began < LATE:
             return False
-        click.echo("compile is left out: this machine is too busy for --quick", err=True)
+        click.echo("compile is skipped: this machine is too busy for --quick", err=True)
         return True
 
     numba, cuda = "numba" in BACKENDS[where.type], where.type == "cuda"

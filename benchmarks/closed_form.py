@@ -1,4 +1,4 @@
-"""Closed-form heads: sums of a large table in one pass, and a grid of heads by leave-one-out."""
+"""Closed-form heads: sums over a large table in one pass, and a grid of heads by leave-one-out."""
 
 from collections.abc import Iterator
 
@@ -13,13 +13,13 @@ from pipeline.federation.methods.closed_form import BLOCK, gda, summed
 from pipeline.federation.methods.closed_form_choice import scored
 
 WIDTH, POOL = 512, 16
-"""Blocks that are drawn and passed over again and again: 64 MB, more than a CPU's cache."""
-CARS = (2980, 196)  # train rows and classes of Stanford Cars, a twentieth held out
+"""Blocks that are drawn once and reused repeatedly: 64 MB, more than a CPU's cache."""
+CARS = (2980, 196)  # Stanford Cars' train rows, a twentieth held out, and classes
 CONFIGURATIONS = (50, 20)  # shapes, strengths
 
 
 def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> list[Row]:
-    """Sums over ImageNet's 1.28 M rows of 1,000 classes, made up; 1,000 heads of cars' shape."""
+    """Sums over 1.28 M synthetic rows of 1,000 classes, as in ImageNet; 1,000 Cars-shaped heads."""
     return [*_sums(device, ceilings, quick), *_heads(device, ceilings, quick)]
 
 

@@ -1,4 +1,4 @@
-"""Cases of one piece of work: each checked against float64, then all timed in turns."""
+"""Cases of one workload: each checked against float64, then all timed in turns."""
 
 import math
 import statistics
@@ -13,12 +13,12 @@ from benchmarks.rows import Row
 
 
 class Wrong(Exception):
-    """A kernel whose error is larger than twice plain torch's: it is not timed."""
+    """A kernel with more than twice plain torch's error; it is not timed."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A case that gave no row, and why; the others go on."""
+    """A case that produced no row, and why; the others still run."""
 
     benchmark: str
     case: str
@@ -27,21 +27,21 @@ class Fault:
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed, and what one unit of it needs at least, whatever a case really does."""
+    """A workload, and the least that one unit of it requires, whatever a case actually does."""
 
     benchmark: str
     shape: str
     unit: str
     flops: float
     moved: float | None = None  # bytes
-    bound: str = "gemm"  # or "copy": which ceiling of the machine it meets first
+    bound: str = "gemm"  # or "copy": the machine ceiling that limits it
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to do it: a call, how many units that is, and its error against float64.
+    """One implementation: a call, the units of work in it, and its error against float64.
 
-    ours  whether an error above twice plain torch's is a Fault
+    ours  whether more than twice plain torch's error is a Fault
     """
 
     call: Callable[[], object]
@@ -53,10 +53,10 @@ class Case:
 def guarded(
     benchmark: str, case: str, call: Callable[[], Iterable[Row | Fault]]
 ) -> Iterator[Row | Fault]:
-    """What `call` gives, and a Fault in place of what it raises."""
+    """What `call` yields, with a Fault in place of any exception."""
     try:
         yield from call()
-    except Exception as error:  # of a kernel, its compiler or its driver: anything
+    except Exception as error:  # a kernel, its compiler or driver may raise anything
         yield Fault(benchmark, case, f"{type(error).__name__}: {error}")
 
 
@@ -64,25 +64,25 @@ def compare(
     work: Work, cases: dict[str, Case], plain_error: float, ceilings: dict[str, float],
     repeats: int, device: torch.device,
 ) -> list[Row | Fault]:  # fmt: skip
-    """A row for each case; the first is the baseline that the others' speed-ups refer to.
+    """A row for each case; the first is the baseline for the others' speed-ups.
 
-    A case that fails or is wrong is a Fault, and the others are measured without it. A speed-up is
-    the median over the turns of baseline / case in that turn: what slows the machine for longer
-    than a turn falls on both.
+    A case that fails or is inaccurate is a Fault, and the others are measured without it. A
+    speed-up is the median over the turns of baseline / case in the same turn: a slowdown of the
+    machine that lasts longer than a turn affects both.
     """
     peaks: dict[str, int | None] = {}
     errors: dict[str, float | None] = {}
     faults: list[Row | Fault] = []
     for name, case in cases.items():
         try:
-            if repeats > 1:  # what is timed once is too slow to be called for nothing
+            if repeats > 1:  # a case timed once is too slow for a warm-up call
                 case.call()
             peak = peak_extra_bytes(case.call, device)
             error = case.error() if callable(case.error) else case.error
             if case.ours:
                 checked(f"{work.benchmark} {name}, {work.shape}", error, plain_error)
             peaks[name], errors[name] = peak, error
-        except Exception as error:  # of a kernel, its compiler or its driver: anything
+        except Exception as error:  # a kernel, its compiler or driver may raise anything
             why = str(error) if isinstance(error, Wrong) else f"{type(error).__name__}: {error}"
             faults.append(Fault(work.benchmark, f"{name}, {work.shape}", why))
     sound = {name: cases[name] for name in errors}
@@ -134,10 +134,10 @@ def _row(
 
 
 def distance(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
-    """The 99th percentile of the absolute difference, the largest over the arrays.
+    """The 99th percentile of the absolute difference; the maximum over the arrays.
 
-    Not the largest difference: Adam divides a gradient by its own size, so an element whose
-    gradient is near 0 is off by up to lr in any float32 code, and which one that is is chance.
+    Not the largest difference: Adam divides a gradient by its own magnitude, so an element with a
+    gradient near 0 is off by up to lr in any float32 code, and which element that is is chance.
     """
     pairs = zip(found, truth, strict=True)
     gaps = [(f.double() - t.double()).abs().flatten() for f, t in pairs]
@@ -145,10 +145,10 @@ def distance(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
 
 
 def checked(name: str, error: float, plain_error: float) -> float:
-    """The error, which may be twice plain torch's; raises Wrong for a larger one."""
+    """The error; raises Wrong if it exceeds twice plain torch's."""
     if not error <= 2 * plain_error + 1e-12:
         raise Wrong(
-            f"{name}: its error against float64 is {error:.2e}, plain float32 torch's is "
-            f"{plain_error:.2e}; wrong code is not timed"
+            f"{name}: the error against float64 is {error:.2e}, plain float32 torch's is "
+            f"{plain_error:.2e}; inaccurate code is not timed"
         )
     return error

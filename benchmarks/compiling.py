@@ -1,4 +1,4 @@
-"""What compiling the numba kernels costs: a first use, without and with code kept on disk."""
+"""Cost of compiling the numba kernels: a first use with and without compiled code on disk."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ assert not {"numba", "llvmlite", "torch"} & set(sys.modules), "importing the com
 def run(quick: bool) -> list[Row]:
     """First use of a training step and of an evaluation, and importing the commands.
 
-    All other training steps are one kernel; it is compiled apart, and not in a quick run.
+    All other training steps are one kernel; it is timed separately, and not in a quick run.
     """
     works = {"training step and top-1, numba": BEFORE + RELEASED_STEP + AFTER}
     if not quick:
@@ -79,7 +79,7 @@ def _time(code: str, into: Times, folder: str) -> None:
         check=False,
     )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(f"a first use ended with {done.returncode}:\n{done.stderr}")
+        raise RuntimeError(f"a first use exited with {done.returncode}:\n{done.stderr}")
     seconds, cpu = map(float, done.stdout.split())
     into.seconds.append(seconds)
     into.cpu.append(cpu)

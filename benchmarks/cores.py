@@ -1,4 +1,4 @@
-"""One core for everything: what is compared a thread at a time."""
+"""Pinning to one core, for single-threaded comparisons."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """This process on one core and torch on one thread; peers that start in it see one core."""
+    """Pin this process to one core and torch to one thread; peers started inside see one core."""
     before = torch.get_num_threads()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The plain code that kernels are measured against: autograd, B x B logits, torch.optim.Adam."""
+"""The plain code that kernels are compared with: autograd, B x B logits, torch.optim.Adam."""
 
 from collections.abc import Callable
 
@@ -21,9 +21,9 @@ def train(
     lr: float = 5e-5,
     loss: Callable[..., Tensor] | None = None,
 ) -> AdapterState:
-    """One adapter through all batches with the released settings, a fresh Adam; returns it.
+    """Train one adapter on all batches with the released settings and a fresh Adam; returns it.
 
-    loss  of a batch; None: batch_loss
+    loss  the loss of a batch; None: batch_loss
     """
     weights = [w.detach().clone().requires_grad_() for w in adapter]
     adam = torch.optim.Adam(
@@ -41,13 +41,13 @@ def train(
 def batch_loss(
     w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, x: Tensor, text: Tensor, scale: float
 ) -> Tensor:
-    """The released loss of rows x (B, D) with their unit texts (B, D)."""
+    """The released loss of rows x (B, D) and their unit texts (B, D)."""
     gate = linear(torch.tanh(linear(x, w1, b1)), w2, b2).softmax(dim=1)
     return contrastive(normalize(gate * x, dim=1), text, scale)
 
 
 def contrastive(image: Tensor, text: Tensor, scale: float | Tensor) -> Tensor:
-    """The symmetric loss of N pairs with its N x N matrix."""
+    """The symmetric loss of N pairs, with an N x N matrix."""
     logits = scale * image @ text.T
     target = torch.arange(len(logits), device=logits.device)
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2

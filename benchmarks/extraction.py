@@ -1,6 +1,6 @@
-"""Extraction beside its two halves alone: decoding the images, and encoding decoded ones.
+"""Extraction next to each of its halves alone: decoding images, and encoding decoded images.
 
-On the CPU both halves want the same cores, so it can reach their sum and not the slower one.
+On the CPU both halves compete for the same cores, so it can reach their sum, not the slower one.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ from pipeline.machine import cores
 
 
 def run(device: torch.device, quick: bool) -> list[Row]:
-    """All rows of `bench extract`, with the built-in drawings and the CLIP that belongs to them."""
+    """All rows of `bench extract`, with the built-in drawings and their demo CLIP."""
     repeats = 1 if quick else 5
     model = load_model("demo", device)
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def run(device: torch.device, quick: bool) -> list[Row]:
 
 
 def _once(tree: ImageTree, model, out: Path, device: torch.device) -> dict[str, float]:
-    """Seconds of decoding alone, encoding alone, and the rows of a whole extraction."""
+    """Seconds for decoding alone, encoding alone, and the rows of a whole extraction."""
     batch, rows = BATCH[device.type], len(tree.paths)
     files = [str(tree.root / path) for path in tree.paths]
     started = time.perf_counter()

@@ -1,8 +1,8 @@
-"""The least time of a training step on one core, from what the core reaches in the same run.
+"""The least time of a training step on one core, from the rates measured in the same run.
 
-A step's five products are fused multiply-adds; Adam takes a square root and a division of each
-weight, which some processors compute beside multiply-adds and some do not, and reads and writes
-each weight and its two moments once. What cannot be hidden adds up.
+A step's five products are fused multiply-adds; Adam takes a square root and a division per weight,
+which some processors overlap with multiply-adds and some do not, and reads and writes each weight
+and its two moments once. The costs that cannot be hidden add up.
 """
 
 from collections.abc import Callable
@@ -15,24 +15,24 @@ from numba import njit
 from benchmarks.measure import Times
 from kernels.cpu.tile import DEPTH, ROWS, WIDE, register_tile
 
-COUNT = 2048  # float32 numbers of an array in L1
-CHAIN = 16  # multiply-adds of a number, beside one square root and one division
+COUNT = 2048  # float32 numbers in an array that fits L1
+CHAIN = 16  # multiply-adds per number, next to one square root and one division
 TIMES = 4000
 PASSES = 10
 MOVED = 3 * 525_312  # float32 numbers: the weights of width 512 and both moments
 
 
 class Core(NamedTuple):
-    """Rates of one core. hidden: the share of the divider's time that multiply-adds cover."""
+    """Rates of one core; hidden is the fraction of the divider's time that multiply-adds hide."""
 
-    flops: float  # a second
-    divider: float  # seconds of a square root and a division
+    flops: float  # per second
+    divider: float  # seconds for a square root and a division
     hidden: float
-    moved: float  # bytes read and written a second, of a step's weights and moments
+    moved: float  # bytes of a step's weights and moments read and written per second
 
 
 def cases() -> dict[str, Callable[[], object]]:
-    """What to time beside the steps; core_of makes rates of it."""
+    """Calls to time along with the steps; core_of turns their times into rates."""
     draw = np.random.default_rng(0)
     x, y, out = (_aligned(draw.uniform(1, 2, COUNT)) for _ in range(3))
     left, right = (_aligned(draw.normal(size=DEPTH * n)) for n in (ROWS, WIDE))
@@ -47,12 +47,12 @@ def cases() -> dict[str, Callable[[], object]]:
 
 
 def _aligned(values: np.ndarray) -> np.ndarray:
-    """float32 from the start of a cache line on, as torch lays numbers out."""
+    """float32, aligned to a cache line, as torch allocates arrays."""
     return torch.from_numpy(values).float().numpy()
 
 
 def core_of(times: dict[str, Times]) -> Core:
-    """The rates, from the 20 % quantiles of CPU seconds."""
+    """The rates, from the 20 % quantiles of the CPU seconds."""
     least = {name: float(np.quantile(times[name].cpu, 0.2)) for name in cases()}
     alone = least["chain"], least["divider"]
     hidden = (sum(alone) - least["chain and divider"]) / min(alone)
@@ -65,14 +65,14 @@ def core_of(times: dict[str, Times]) -> Core:
 
 
 def step_floor(core: Core, width: int, batch: int) -> float:
-    """Seconds of a lane-step: products and what of the divider is not hidden, or the traffic."""
+    """Least seconds of a lane-step: products plus unhidden divider time, or memory traffic."""
     weights = 2 * width * (width + 1)
     products = 5 * 2 * batch * width * width / core.flops
     return max(products + weights * core.divider * (1 - core.hidden), 6 * 4 * weights / core.moved)
 
 
 def said(core: Core) -> str:
-    """The rates as a sentence."""
+    """The rates in words."""
     return (
         f"one core: {core.flops / 1e9:.0f} GFLOP/s, a square root and a division in "
         f"{core.divider * 1e9:.2f} ns ({core.hidden:.0%} hidden by multiply-adds), "

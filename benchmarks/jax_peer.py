@@ -1,4 +1,4 @@
-"""A client's steps of the released adapter in JAX: one compiled scan over its batches."""
+"""A client's training steps of the released adapter in JAX: one compiled scan over its batches."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -27,9 +27,9 @@ def train(
     weights: Weights, lr: jax.Array, features: jax.Array, labels: jax.Array, text: jax.Array,
     rows: jax.Array, scale: float, rest: jax.Array | None = None,
 ) -> Weights:  # fmt: skip
-    """The weights after rows (T, B), one batch a step, with Adam from its beginning.
+    """The weights after training on rows (T, B), one batch per step, from a fresh Adam.
 
-    rest  (b,) rows of a last, shorter batch, if there are two or more
+    rest  (b,) rows of a last, shorter batch; used if there are two or more
     """
     zeros = tuple(jnp.zeros_like(w) for w in weights)
 
@@ -57,9 +57,9 @@ def train(
 many = jax.jit(
     jax.vmap(train.__wrapped__, in_axes=(0, None, None, None, None, 1, None)), static_argnums=6
 )
-"""train of several lanes at a time: weights (L, ...), rows (T, L, B)."""
+"""`train` for several lanes at once: weights (L, ...), rows (T, L, B)."""
 
 
 def arrays(*numbers: Sequence) -> list[jax.Array]:
-    """numpy's or torch's numbers as JAX's own."""
+    """numpy or torch arrays as JAX arrays."""
     return [jnp.asarray(np.asarray(each)) for each in numbers]

@@ -1,4 +1,4 @@
-"""The three kernels beside plain torch, each checked against float64 before it is timed."""
+"""Three kernels against plain torch, each checked against float64 before it is timed."""
 
 import contextlib
 import functools
@@ -23,10 +23,10 @@ from pipeline.machine import threads
 
 SCALE = 100.0
 COUNTS = (64, 100, 256, 512, 1024, 2048, 4096, 8192, 16384)  # of `bench contrastive`
-TRUE = 8192  # pairs up to which the error is against float64
-SLOW = 4096  # pairs above which a call takes seconds: it is timed once
+TRUE = 8192  # up to this many pairs, errors are against float64
+SLOW = 4096  # above this many pairs a call takes seconds and is timed once
 RELEASED = {"lr": 5e-5, "weight_decay": 0.2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6}
-LANES = {"cpu": 4, "cuda": 1200}  # of a training step: 1,200 are a hundred times the blog's twelve
+LANES = {"cpu": 4, "cuda": 1200}  # of a training step; 1,200 is a hundred times the blog's twelve
 
 
 def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> Iterator[Row | Fault]:
@@ -43,11 +43,11 @@ def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> Iterat
 def contrastive_by_count(
     device: torch.device, ceilings: dict[str, float], quick: bool
 ) -> Iterator[Row | Fault]:
-    """All rows of `bench contrastive`: on a CPU one core, and torch.compile too."""
+    """All rows of `bench contrastive`; on a CPU, on one core and with torch.compile."""
     with one_core() if device.type == "cpu" else contextlib.nullcontext():
         for count in COUNTS[:5] if quick else COUNTS:
             if count > TRUE and (_free_bytes() or 0) < 6 * 4 * count**2:
-                yield Fault("contrastive-by-n", f"N {count}", "needs more memory than is free")
+                yield Fault("contrastive-by-n", f"N {count}", "needs more memory than is available")
                 continue
             yield from guarded(
                 "contrastive-by-n", f"N {count}",
@@ -58,7 +58,7 @@ def contrastive_by_count(
 def problem(
     lanes: int, width: int, classes: int, count: int, device: torch.device
 ) -> tuple[AdapterState, Tensor, Tensor, Tensor]:
-    """Adapters at PyTorch's start, features near their class's text, labels, unit text."""
+    """Adapters at PyTorch's default start, features near their class's text, labels, unit text."""
     draw = torch.Generator().manual_seed(0)
     bound = width**-0.5
 
@@ -115,7 +115,7 @@ def _lane_steps(device: torch.device, ceilings: dict, quick: bool) -> list[Row |
         )  # fmt: skip
     work = Work(
         "lane-step", f"B {batch}, D {width}, C {classes}, {lanes} lanes", "lane-step",
-        flops=5 * 2 * batch * width * width,  # 5 products of B x D x D
+        flops=5 * 2 * batch * width * width,  # 5 products of size B x D x D
         moved=6 * 4 * 2 * width * (width + 1),  # Adam reads and writes p, m, v of 2 D (D + 1)
         bound="gemm" if device.type == "cpu" else "copy",
     )  # fmt: skip
@@ -148,7 +148,7 @@ def _top1(device: torch.device, ceilings: dict, quick: bool) -> list[Row | Fault
         cases[backend] = Case(ours, count * lanes, wrong, ours=True)
     shape = f"N {count}, D {width}, C {classes}, {lanes} adapters"
     work = Work("top1", shape, "row", flops=2 * width * (2 * width + classes))
-    # One row in 4,096 may be a tie.
+    # Allow for one tie in 4,096 rows.
     return compare(work, cases, plain_error + 1 / count, ceilings, 3 if quick else 15, device)
 
 
@@ -158,7 +158,7 @@ def _contrastive(
     width = 512
     draw = torch.Generator().manual_seed(2)
     image = normalize(torch.randn(count, width, generator=draw), dim=1)
-    # Cosines of 0.15 with the right text and at most that with a wrong one: nothing saturates.
+    # Cosines of 0.15 with the right text and at most that with wrong ones: nothing saturates.
     noise = torch.randn(count, width, generator=draw) / width**0.5
     text = normalize(0.15 * image + noise, dim=1)
     pair = image.to(device), text.to(device)
@@ -170,14 +170,14 @@ def _contrastive(
         return x.grad, y.grad
 
     by_count = benchmark != "contrastive"
-    # A call alone after a pause is mostly of code that has left the caches.
+    # A single call after a pause mostly measures code that has dropped out of the caches.
     calls = max(1, 2**18 // count**2) if by_count else 1
-    # Above TRUE float64 takes more memory than machines have: the error is against float32's.
+    # Above TRUE, float64 needs more memory than machines have: errors are against float32.
     truth = both(eager.contrastive, torch.float64 if count <= TRUE else torch.float32)
     plain_error = distance(both(eager.contrastive), truth) if count <= TRUE else 1e-6
 
     def case(loss: Callable[..., Tensor], **how: Any) -> Case:
-        found: list[tuple[Tensor, ...]] = []  # of the call whose memory was measured
+        found: list[tuple[Tensor, ...]] = []  # by the call whose memory was measured
 
         def again() -> None:
             for _ in range(calls - 1):

@@ -1,7 +1,7 @@
-"""contrastive on a GPU beside plain torch in three precisions, compiled torch, and other projects.
+"""contrastive on a GPU against plain torch in three precisions, compiled torch, and other projects.
 
-Each in one process, in turns, checked against float64 first. A project that is not installed is
-named on stderr as not measured; nothing is estimated.
+All run in one process, in turns, and are checked against float64 first. A project that is not
+installed is reported on stderr as not measured; nothing is estimated.
 """
 
 import importlib
@@ -24,7 +24,7 @@ SCALE = 100.0
 WIDTH = 512
 COUNTS = (1024, 4096, 8192, 32768)
 QUICK = (1024, 4096)
-BLOCK = 2048  # rows of the float64 logits at a time
+BLOCK = 2048  # rows of the float64 logits computed at a time
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """image, text (N, D) and scale () -> loss ()."""
@@ -39,10 +39,10 @@ def run(
     others: bool = True,
     side: int = 8192,
 ) -> Iterator[Row | Fault]:
-    """Rows of `bench kernels` that CUDA has besides those of every device.
+    """Rows of `bench kernels` measured only on CUDA.
 
-    others  also torch.compile, which takes a minute to compile, and other projects' losses
-    side    of the product that gives the ceiling
+    others  also time torch.compile, which takes a minute to compile, and other projects' losses
+    side    size of the square product that gives the ceiling
     """
     ceilings = {**ceilings, "gemm_flops_per_second": _bfloat16_rate(device, quick, side)}
     for count in counts or (QUICK if quick else COUNTS):
@@ -62,7 +62,7 @@ def _both(
 
 
 def pairs(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Unit rows whose cosines are 0.15 with the right text and at most that with a wrong one."""
+    """Unit rows with cosines of 0.15 with the right text and at most that with wrong ones."""
     draw = torch.Generator().manual_seed(2)
     image = normalize(torch.randn(count, WIDTH, generator=draw), dim=1)
     noise = torch.randn(count, WIDTH, generator=draw) / WIDTH**0.5
@@ -70,7 +70,7 @@ def pairs(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def truth(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Both gradients in float64, by blocks of rows: never N x N."""
+    """Both gradients in float64, by blocks of rows, without an N x N matrix."""
     x, y = image.double(), text.double()
     starts = range(0, len(x), BLOCK)
     by_row = torch.cat([(SCALE * x[s : s + BLOCK] @ y.T).logsumexp(dim=1) for s in starts])
@@ -120,7 +120,7 @@ def _rows(
     precision: str, losses: Losses, image: Tensor, text: Tensor,
     exact: tuple[Tensor, Tensor], ceilings: dict, quick: bool,
 ) -> list[Row | Fault]:  # fmt: skip
-    """The first loss is the baseline, and the one whose error ours may double."""
+    """The first loss is the baseline; our error may be at most twice its error."""
     count = len(image)
     cases: dict[str, Case] = {}
     for name, (loss, dtype) in losses.items():
@@ -146,7 +146,7 @@ def _rows(
 
 
 def _others() -> Iterator[tuple[str, Loss]]:
-    """Losses of other projects as they are released; what is not installed is told."""
+    """Losses of other projects as released; reports those not installed."""
     for name, module, make in (
         ("OpenCLIP ClipLoss", "open_clip.loss", _open_clip),
         ("Liger, two calls", "liger_kernel.transformers", _liger),
@@ -164,7 +164,7 @@ def _open_clip(module) -> Loss:
 
 
 def _liger(module) -> Loss:
-    # Its loss takes weight, input, target: the other side is the "vocabulary".
+    # Its arguments are weight, input, target: the other side is the "vocabulary".
     one_way = module.LigerFusedLinearCrossEntropyLoss()
     return lambda x, y, s: (one_way(y, s * x, _places(x)) + one_way(x, s * y, _places(x))) / 2
 
@@ -189,7 +189,7 @@ def _matmul_precision(name: str) -> Iterator[None]:
 
 
 def _bfloat16_rate(device: torch.device, quick: bool, side: int) -> float:
-    """flop/s of a large bfloat16 product, measured now; random numbers, as zeros run faster."""
+    """Measured flop/s of a large bfloat16 product; of random numbers, as zeros run faster."""
     a, b = torch.randn(2, side, side, device=device).bfloat16().unbind()
     times = take_turns({"gemm": lambda: a @ b}, repeats=3 if quick else 9, device=device)
     return 2 * side**3 / times["gemm"].quantiles()["p20"]

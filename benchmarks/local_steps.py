@@ -1,4 +1,4 @@
-"""Training steps of every head, each backend beside plain torch, checked against float64 first."""
+"""Training steps of every head, each backend against plain torch, checked against float64 first."""
 
 import math
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ ADAM = {"lr": 5e-5, "weight_decay": 0.2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-
 def run(
     device: torch.device, ceilings: dict[str, float], quick: bool
 ) -> Iterator[Row | compare.Fault]:
-    """All rows of `bench local`; on a CPU a thread trains a lane."""
+    """All rows of `bench local`; on a CPU each thread trains one lane."""
     for work in WORKS:
         yield from compare.guarded(
             "local-step", str(work), lambda work=work: _rows(work, device, ceilings, quick)
@@ -69,7 +69,7 @@ def _rows(
 
 
 def _flops(work: Work) -> int:
-    """Of a step's products: each matrix forward and, but for the first, twice back; the logits."""
+    """Flops of a step's products: per matrix one forward, two backward (the first: one); logits."""
     kind = work.kind
     columns = kind.classes if work.loss == "class" else min(BATCH, kind.classes)
     sides = {"FedAtImg": [BATCH], "FedAtTxt": [columns], "FedAtBoth": [BATCH, columns]}[kind.mode]
@@ -83,9 +83,9 @@ def _errors(
     work: Work, adapters: Tensor, features: Tensor, labels: Tensor, text: Tensor, rows: Tensor,
     device: torch.device,
 ) -> tuple[dict[str, float], float]:  # fmt: skip
-    """Each backend's root mean square error of the gradient, and that of plain float32 torch.
+    """The gradient's root mean square error for each backend and for plain float32 torch.
 
-    After one step of SGD its momentum buffer is the gradient.
+    After one step of SGD, the momentum buffer is the gradient.
     """
 
     def differentiated(dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and what that machine can do at most."""
+"""The machine a figure was measured on, and its peak rates."""
 
 import datetime
 import importlib.metadata
@@ -46,7 +46,7 @@ def describe(device: torch.device) -> dict:
 
 
 def name_of(machine: dict) -> str:
-    """A word for file names: the GPU's or the CPU's, with its cores."""
+    """A name for files: the GPU's, or the CPU's with its number of cores."""
     words = (
         machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']} {machine['cores']} cores"
     )
@@ -56,10 +56,13 @@ def name_of(machine: dict) -> str:
 def ceilings(
     device: torch.device, quick: bool, side: int | None = None, count: int | None = None
 ) -> dict[str, float]:
-    """Measured now: float32 matrix products in flop/s, and copying in bytes read and written/s.
+    """Measured rates: float32 matrix products in flop/s, copying in bytes read and written per s.
 
-    On a CPU the products are the better of torch's and our own tile's on every thread: a ceiling
-    that a kernel passes would be none. side of a product, count of numbers copied: large ones.
+    On a CPU, products take the better of torch's and our own tile's rates on all threads: a kernel
+    must not exceed its ceiling.
+
+    side   size of the square product; None: large
+    count  numbers copied; None: large
     """
     side = side or (4096 if device.type == "cuda" else 1024)
     count = count or ((1 << 28) if device.type == "cuda" else (1 << 25))
@@ -82,7 +85,7 @@ def ceilings(
 
 
 def _tile() -> tuple[Callable[[], object], int]:
-    """A product of a training step's shape, many times on every thread; and its flops."""
+    """A call that repeats a product of a training step's shape on every thread; and its flops."""
     from kernels.cpu.threads import run_all
     from kernels.cpu.tile import matmul
 

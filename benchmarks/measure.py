@@ -1,4 +1,4 @@
-"""Timing: cases take turns in one process, and what is kept are quantiles."""
+"""Timing: cases take turns in one process, and quantiles are reported."""
 
 import ctypes
 import gc
@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-QUICK = 3  # repeats of --quick
+QUICK = 3  # repeats with --quick
 HURRY = 2.0
 PAUSE = 0.1
-"""Seconds between cases: OpenBLAS's and OpenMP's idle threads spin that long."""
+"""Seconds between cases: idle threads of OpenBLAS and OpenMP spin that long."""
 
 
 @dataclass
 class Times:
-    """Calls of one case: seconds on the clock, and of all the process's threads on its cores."""
+    """Times of one case's calls: wall-clock seconds, and CPU seconds of all threads."""
 
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     def quantiles(self, units: float = 1) -> dict[str, float]:
-        """p20, p50, p80 of the seconds a unit, the median of CPU seconds a unit, and how many."""
+        """p20, p50 and p80 of seconds per unit, median CPU seconds per unit, number of samples."""
         found = {f"p{q}": float(np.quantile(self.seconds, q / 100)) / units for q in (20, 50, 80)}
         cpu = float(np.median(self.cpu)) / units if self.cpu else None
         return {**found, "cpu": cpu, "samples": len(self.seconds)}
@@ -37,9 +37,9 @@ def take_turns(
     device: torch.device,
     warm: bool = False,
 ) -> dict[str, Times]:
-    """Times of each case, in rotation after one unmeasured call of each unless all are warm.
+    """Times of each case, in rotation, after one unmeasured call of each unless `warm`.
 
-    QUICK repeats or fewer end after one when they take longer than HURRY: on a busy machine.
+    With QUICK repeats or fewer, stop after one once HURRY seconds have passed: the machine is busy.
     """
     times = {name: Times() for name in cases}
     began = time.monotonic()
@@ -60,9 +60,9 @@ def take_turns(
 
 
 def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Most memory in use during one call beyond what was in use before; None where unknown.
+    """Peak memory during one call beyond what was in use before; None if unknown.
 
-    On CUDA torch's own count; on Linux the process's resident pages, whose high-water mark is
+    On CUDA, torch's own count; on Linux, the process's resident pages, whose high-water mark is
     reset first (man 5 proc, clear_refs).
     """
     gc.collect()
@@ -73,7 +73,7 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | 
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # or freed pages that malloc keeps would serve the call
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise the call reuses freed pages that malloc holds
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError):
         return None

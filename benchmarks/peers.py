@@ -1,7 +1,7 @@
-"""A training step beside everything that people would really use in its place, on one core.
+"""A training step next to everything that people would actually use instead, on one core.
 
 All cases train the same adapters on the same batches, are checked against float64 and take turns.
-The floor is what this core could do at best, measured in the same turns (benchmarks/floor.py).
+The floor is the best this core could do, measured in the same turns (benchmarks/floor.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ def run(quick: bool) -> Iterator[Row | Fault]:
                 call = make(lanes, given, rows)
                 errors[name] = distance(call(), truth)
                 calls[name] = (call, units * STEPS)
-            except Exception as error:  # of a peer, its compiler or its absence: anything
+            except Exception as error:  # a peer, its compiler or its absence may raise anything
                 yield Fault("peers", name, f"{type(error).__name__}: {error}")
         alone = {name: call for name, (call, _) in calls.items()}
         repeats = 3 if quick else 15
@@ -96,7 +96,7 @@ class _Adapter(torch.nn.Module):
 
 
 def _vmap(lanes: list[AdapterState], given: Given, rows: Tensor) -> Call:
-    """torch.func: gradients of all lanes at a time, fused Adam on the stacked weights."""
+    """torch.func: gradients of all lanes at once, fused Adam on the stacked weights."""
     features, labels, text = given
     shell = _Adapter(lanes[0])
     slopes = vmap(grad(lambda p, x, t: functional_call(shell, p, (x, t))))
@@ -162,4 +162,4 @@ PEERS: dict[str, tuple[Callable[..., Call], int]] = {
     "JAX jit + scan, vmap of 4 lanes": (_jax(several=True), LANES),
     OURS: (_ours, LANES),
 }
-"""Each peer, and how many lanes one call of it trains."""
+"""Each peer, and how many lanes one call trains."""

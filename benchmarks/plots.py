@@ -1,4 +1,4 @@
-"""Pictures of benchmark results: one for each word of the command."""
+"""Plots of benchmark results: one for each benchmark of the command."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from benchmarks.rows import COMMANDS, Row
 
 
 def plot_all(rows: list[Row], file: Path) -> list[Path]:
-    """<file>-<word>.png for each word of the command that has rows; returns what was written."""
+    """<file>-<word>.png for each benchmark of the command that has rows; returns the paths."""
     written = []
     for word, benchmarks in COMMANDS.items():
         own = [row for row in rows if row.benchmark in benchmarks]
@@ -17,7 +17,7 @@ def plot_all(rows: list[Row], file: Path) -> list[Path]:
 
 
 def plot(rows: list[Row], file: Path) -> None:
-    """Bars of seconds a unit, one panel a benchmark and shape; whiskers from p20 to p80."""
+    """Bars of seconds per unit, one panel per benchmark and shape; whiskers from p20 to p80."""
     import matplotlib
 
     matplotlib.use("Agg")

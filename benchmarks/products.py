@@ -1,4 +1,4 @@
-"""The numba kernels' own matrix products beside torch's, at the shapes of a training step."""
+"""The numba kernels' own matrix products against torch's, at the shapes of a training step."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ WIDTH, BATCH, TIMES = 512, 32, 50
 
 
 def run(ceilings: dict[str, float], quick: bool) -> list[Row | Fault]:
-    """On all threads at once: torch shares out one product, ours are one a thread, as lanes are."""
+    """On all threads: torch splits one product among them, ours run one per thread, like lanes."""
     from kernels.cpu.tile import matmul, matmul_t
 
     draw = np.random.default_rng(0)
@@ -28,7 +28,7 @@ def _product(
     name: str, product, given: np.ndarray, left: np.ndarray, right: np.ndarray,
     ceilings: dict[str, float], quick: bool,
 ) -> list[Row | Fault]:  # fmt: skip
-    """left @ right; `given` is what `product` takes in the place of left."""
+    """left @ right; `given` is the argument that `product` takes for left."""
     truth = torch.from_numpy(left.astype(float) @ right)
     plain_left, plain_right = torch.from_numpy(left), torch.from_numpy(right)
     shape, threads = truth.shape, torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The documentation's tables of speed, made from the newest result files and from nothing else."""
+"""The documentation's speed tables, generated only from the newest result files."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ WORDS = {
 DEVICES = ("CPU", "GPU")
 
 
-CHIEF = ("round", "lane-step", "top1", "contrastive")  # what README.md shows
+CHIEF = ("round", "lane-step", "top1", "contrastive")  # shown in README.md
 OURS = ("numba", "triton")
 
 
 def rewrite(root: Path = ROOT, results: Path = RESULTS) -> None:
-    """Puts the chief rows into README.md and all of them into docs/kernels.md, between the marks.
+    """Write the chief rows to README.md and all rows to docs/kernels.md, between the markers.
 
-    Raises ValueError for a page without them.
+    Raises ValueError for a page without the markers.
     """
     for page, made in ((root / "README.md", chief), (root / "docs" / "kernels.md", tables)):
         text = page.read_text("utf-8")
@@ -43,12 +43,12 @@ def rewrite(root: Path = ROOT, results: Path = RESULTS) -> None:
 
 
 def chief(results: Path = RESULTS) -> str:
-    """One line for each work of CHIEF: plain torch beside ours; for the CPU and the GPU."""
+    """One line per workload in CHIEF: plain torch and ours; for the CPU and the GPU."""
     return "\n\n".join(_chief(device, _newest(device, results)) for device in DEVICES)
 
 
 def tables(results: Path = RESULTS) -> str:
-    """A table for the CPU and one for the GPU, each from its newest file, or "not measured"."""
+    """A table for the CPU and one for the GPU, each from the newest file, or "not measured"."""
     return "\n\n".join(_table(device, _newest(device, results)) for device in DEVICES)
 
 
@@ -65,7 +65,7 @@ def _table(device: str, file: Path | None) -> str:
     machine, rows = read(file)
     head = ["work", "done by", "time", "times faster", "of the machine's best", "extra memory"]
     head += ["of the floor"] * any(row.of_floor for row in rows)
-    # Our plain code is no news.
+    # Our plain backend is not of interest here.
     lines = [_line(row)[: len(head)] for row in rows if row.case != "torch"]
     link = f"[result file](../benchmarks/results/{file.name})"
     return f"{_heading(device, machine)} ({link}).\n\n{markdown(head, lines)}"
@@ -94,7 +94,7 @@ def _chief(device: str, file: Path | None) -> str:
 
 
 def _beside_peers(rows: list[Row]) -> str:
-    """The floor, ours and the best peer of a training step, one core; "" where not measured."""
+    """A sentence: floor, ours and best peer for a training step on one core; "" if not measured."""
     ours = next((row for row in rows if row.case in OURS), None)
     others = [row for row in rows if row.case not in OURS and row.cpu]
     if ours is None or not (ours.cpu and ours.floor and others):

@@ -1,4 +1,4 @@
-"""Whole federated runs on a cache of PACS's shape, beside the plain loop on the same cache."""
+"""Whole federated runs on a PACS-shaped cache, against the plain loop on the same cache."""
 
 import json
 import os
@@ -37,7 +37,7 @@ WIDTH = 512
 def run(device: torch.device, quick: bool) -> list[Row | Fault]:
     """All rows of `bench round`: the blog's four commands, every backend, and the plain loop.
 
-    The plain loop's rounds are timed before and after the whole runs and scaled to their number.
+    The plain loop's rounds are timed before and after the full runs and scaled to as many rounds.
     """
     rounds, folds = (2, 1) if quick else (200, 4)
     table, asked = pacs_shaped(), config(rounds, folds)
@@ -51,7 +51,7 @@ def run(device: torch.device, quick: bool) -> list[Row | Fault]:
         write_table(file, table)
         for backend in BACKENDS[device.type]:
             if backend == "torch" and device.type == "cpu" and not quick:
-                continue  # several minutes; --quick has its row
+                continue  # takes several minutes; --quick has this row
             try:
                 state, _ = run_round(begin(plan, cached).state, Engine(plan, cached, backend), 0)
                 error = distance((state["server"],), (truth,))
@@ -81,13 +81,13 @@ def run(device: torch.device, quick: bool) -> list[Row | Fault]:
 
 
 def config(rounds: int, folds: int = 4) -> RunConfig:
-    """The blog's four commands in one, or the first `folds` of them."""
+    """The blog's four commands as one config, or the first `folds` of them."""
     held_out = tuple((name,) for name in KNOWN["pacs"].domain_names[:folds])
     return RunConfig(held_out=held_out, rounds=rounds)
 
 
 def pacs_shaped(seed: int = 0) -> FeatureTable:
-    """A table with PACS's counts by domain and class; features are drawn around class centres."""
+    """A table with PACS's counts per domain and class; features are drawn around class centres."""
     draw = np.random.default_rng(seed)
     domains, classes = KNOWN["pacs"].domain_names, KNOWN["pacs"].class_names
     text = draw.normal(size=(len(classes), WIDTH)).astype(np.float32)
@@ -120,7 +120,7 @@ def pacs_shaped(seed: int = 0) -> FeatureTable:
 
 
 def _add_plain(times: Times, plan: Plan, cached: Cached, rounds: int) -> Tensor:
-    """Times one plain round, as `rounds` of them; returns the servers' adapters."""
+    """Time one plain round, scaled to `rounds`; returns the servers' adapters."""
     started, cpu = time.perf_counter(), time.process_time()
     servers, _ = _plain_round(plan, cached)
     times.seconds.append((time.perf_counter() - started) * rounds)
@@ -131,9 +131,9 @@ def _add_plain(times: Times, plan: Plan, cached: Cached, rounds: int) -> Tensor:
 def _plain_round(
     plan: Plan, cached: Cached, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, list[Tensor]]:
-    """One round of all four: every client trained, averages scored on validation.
+    """One round of all folds: train every client, score the averages on validation rows.
 
-    Returns the servers' adapters as rows (S, P), and what they answer.
+    Returns the servers' adapters as rows (S, P), and their predictions.
     """
     kind, device = plan.work.kind, cached.features.device
     x, text = cached.features.to(dtype), cached.unit_text.to(dtype)
@@ -158,7 +158,7 @@ def _plain_round(
 def _federate(
     file: Path, out: Path, device: torch.device, backend: str, asked: RunConfig
 ) -> tuple[Times, Times]:
-    """Times of the whole command, and of its training."""
+    """Times of the whole command and of its training."""
     held_out = [word for names in asked.held_out for word in ("--held-out", *names)]
     command = [sys.executable, "-m", "pipeline", "federate", str(file), *held_out,
                "--rounds", str(asked.rounds), "--device", device.type, "--backend", backend,
@@ -167,6 +167,6 @@ def _federate(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     seconds, after = time.perf_counter() - started, os.times()
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    cpu = sum(after[2:4]) - sum(before[2:4])  # of children, user and system
+        raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}:\n{done.stderr}")
+    cpu = sum(after[2:4]) - sum(before[2:4])  # children's user and system time
     return Times([seconds], [cpu]), Times([json.loads(done.stdout)["seconds"]["train"]])

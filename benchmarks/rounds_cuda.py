@@ -1,7 +1,7 @@
 """Whole trainings on a GPU after warm-up: the blog's four commands, and a hundred of them at once.
 
-What a process starts with (imports, the table, the kernels' compilation, the graph's capture) is in
-the rows of benchmarks/rounds.py and not in these.
+Start-up costs (imports, reading the table, compiling kernels, capturing the graph) are included in
+the rows of benchmarks/rounds.py, not in these.
 """
 
 import time
@@ -23,11 +23,11 @@ from pipeline.federation.plan import Plan, build_plan, steps_a_round
 from pipeline.federation.training import Progress, advance, begin, to_device
 
 MOVED = 6 * 4 * 2 * rounds.WIDTH * (rounds.WIDTH + 1)
-"""Bytes that Adam must read and write in a lane-step: p, m and v of 2 D (D + 1) numbers."""
+"""Bytes that Adam must read and write per lane-step: p, m and v of 2 D (D + 1) numbers."""
 
 
 def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> Iterator[Row | Fault]:
-    """Rows of `bench round` that CUDA has besides those of every device."""
+    """Rows of `bench round` measured only on CUDA."""
     count = 3 if quick else 200
     table = rounds.pacs_shaped()
     plan = build_plan(table, rounds.config(count))
@@ -45,7 +45,7 @@ def run(device: torch.device, ceilings: dict[str, float], quick: bool) -> Iterat
 
 
 def joined(table: FeatureTable, trials: int, count: int, ceilings: dict) -> Row:
-    """Many configs as one plan: 12 lanes each."""
+    """Many configs joined into one plan, 12 lanes each."""
     plan, _ = join_plans([_with_lr(table, count, n) for n in range(trials)])
     case = f"triton, {len(plan.lanes)} lanes, after warm-up"
     return timed(case, plan, table, "triton", count, ceilings, 1)
@@ -59,7 +59,7 @@ def timed(
     case: str, plan: Plan, table: FeatureTable, backend: str, count: int, ceilings: dict,
     repeats: int,
 ) -> Row:  # fmt: skip
-    """Seconds of `count` rounds, scored as federate scores them, from the first adapter on."""
+    """Seconds for `count` rounds, scored as federate scores them, from the initial adapter."""
     cached = to_device(table, torch.device("cuda"))
     engine = Engine(plan, cached, backend, graph=capture_rounds(plan, cached, backend))
 

@@ -1,4 +1,4 @@
-"""A benchmark's result: one JSON line a case, and a table for people."""
+"""Benchmark results: one JSON line per case, and a readable table."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 @dataclass(frozen=True)
 class Row:
-    """One case of one benchmark; seconds are of one unit of work (a step, a run, an image)."""
+    """One case of one benchmark; seconds are per unit of work (a step, a run, an image)."""
 
     benchmark: str
     case: str
@@ -19,19 +19,19 @@ class Row:
     p50: float
     p80: float
     samples: int
-    cpu: float | None = None  # seconds of all cores together, median: what others do adds less
-    times_baseline: float | None = None  # baseline's seconds / this one's, median over the turns
+    cpu: float | None = None  # median seconds summed over cores: less affected by other load
+    times_baseline: float | None = None  # median over the turns of baseline's seconds / this one's
     flops_per_second: float | None = None
     bytes_per_second: float | None = None
-    of_ceiling: float | None = None  # of what this machine reached in the same run
+    of_ceiling: float | None = None  # fraction of what this machine reached in the same run
     peak_extra_bytes: int | None = None
     error: float | None = None  # 99th percentile, against float64
-    plain_error: float | None = None  # the same of plain float32 torch
-    floor: float | None = None  # seconds of one core, the least by what it reached in the same run
+    plain_error: float | None = None  # the same for plain float32 torch
+    floor: float | None = None  # least seconds on one core, by its rates in the same run
     of_floor: float | None = None  # floor / cpu
 
 
-COMMANDS = {  # word of the command -> its benchmarks
+COMMANDS = {  # argument of the command -> its benchmarks
     "peers": ("peers",),
     "contrastive": ("contrastive-by-n",),
     "trials": ("trials",),
@@ -44,9 +44,9 @@ COMMANDS = {  # word of the command -> its benchmarks
 
 
 def write(rows: list[Row], machine: dict, name: str) -> Path:
-    """benchmarks/results/<machine>-<date>.jsonl: the machine, then a line a row.
+    """Write benchmarks/results/<machine>-<date>.jsonl: the machine, then one line per row.
 
-    Rows of benchmarks that were not run this time are kept from the file of the same day.
+    Rows of benchmarks not run this time are kept from the same day's file.
     """
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}-{machine['date']}.jsonl"
@@ -64,7 +64,7 @@ def read(file: Path) -> tuple[dict, list[Row]]:
 
 
 def line(row: Row) -> str:
-    """A row's case, shape, time, CPU time, speed-up and memory, for those who watch."""
+    """A row's case, shape, time, CPU time, speed-up and memory, printed as it is measured."""
     facts = [f"{row.benchmark}, {row.shape}, {row.case}: {time(row.p50)}/{row.unit}"]
     if row.cpu is not None:
         facts.append(f"{time(row.cpu)} of CPU")
@@ -102,7 +102,7 @@ def table(rows: list[Row]) -> str:
 
 
 def markdown(head: list[str], body: list[list[str]]) -> str:
-    """A table in Markdown whose columns line up."""
+    """A Markdown table with aligned columns."""
     widths = [max(len(line[k]) for line in [head, *body]) for k in range(len(head))]
     lines = [head, ["-" * width for width in widths], *body]
     return "\n".join(
@@ -112,7 +112,7 @@ def markdown(head: list[str], body: list[list[str]]) -> str:
 
 
 def time(seconds: float) -> str:
-    """Three digits and a unit."""
+    """Seconds as three significant digits and a unit."""
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if seconds >= size or unit == "us":
             return f"{seconds / size:.3g} {unit}"

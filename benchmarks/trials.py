@@ -1,8 +1,8 @@
-"""Trials of a search: ours beside loops that people write, Optuna with torch and JAX.
+"""Trials of a search: ours against loops that people write, with Optuna and torch, and with JAX.
 
-A trial is a whole training: a learning rate, one held-out domain of a PACS-shaped table, its rounds
-with validation after each, and the kept adapter on the held-out rows. All train the same batches,
-so their accuracies must agree. Peers are warm before the clock starts, and so are our kernels.
+A trial is a whole training: a learning rate, one held-out domain of a PACS-shaped table, rounds
+with validation after each, and the selected adapter scored on the held-out rows. All train on the
+same batches, so their accuracies must agree. Peers and our kernels are warmed up before timing.
 """
 
 import json
@@ -34,7 +34,7 @@ from pipeline.sweeps.spec import from_options
 CPU = torch.device("cpu")
 PROCESSES = 2
 RATES = tuple(float(f"{rate:.6g}") for rate in np.geomspace(1e-5, 1e-3, 16))
-TIE = 0.01  # of a domain's rows may be near enough to a tie for float32 to decide
+TIE = 0.01  # fraction of a domain's rows that may be so close to a tie that rounding decides
 PEERS = {
     "Optuna + torch eager, Adam(fused=True)": "torch",
     "JAX jit + scan": "jax",
@@ -59,7 +59,7 @@ def run(quick: bool) -> Iterator[Row | Fault]:
                 if error > TIE:
                     raise Wrong(f"accuracies differ from ours by {error:.3f}")
                 yield _row(name, shape, took, spent, len(rates), error)
-            except Exception as error:  # of a peer or its absence: anything
+            except Exception as error:  # a peer or its absence may raise anything
                 yield Fault("trials", name, f"{type(error).__name__}: {error}")
 
 
@@ -113,10 +113,10 @@ def _peer(
 
 
 def work(kind: str, file: str, rounds: int, rates: Sequence[float]) -> None:
-    """A peer's process: warms up, says so, and trains when told to."""
+    """A peer's process: warm up, print "ready", and train once a line arrives on stdin."""
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(cores) > 1:  # JAX takes a thread for each core that it sees
+    if len(cores) > 1:  # JAX starts a thread for each core it sees
         os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
     table = read_table(Path(file))
     plan, cached = build_plan(table, config(rounds, 1)), to_device(table, CPU)
@@ -129,13 +129,13 @@ def work(kind: str, file: str, rounds: int, rates: Sequence[float]) -> None:
         found = _by_optuna(lambda lr: trial(plan, cached, train, lr, rounds), rates)
     else:
         found = {lr: trial(plan, cached, train, lr, rounds) for lr in rates}
-    # perf_counter is the same clock in all processes of a machine.
+    # perf_counter is one clock for all processes on a machine.
     print(json.dumps({"found": found, "cpu": time.process_time() - cpu,
                       "ended": time.perf_counter()}), flush=True)  # fmt: skip
 
 
 def trial(plan: Plan, cached: Cached, train: Train, lr: float, rounds: int) -> float:
-    """The held-out accuracy of the adapter of the best round, by mean validation accuracy."""
+    """The held-out accuracy of the best round's adapter, by mean validation accuracy."""
     kind, fold = plan.work.kind, plan.folds[0]
     server = attention_state(kind, first_row(kind, "default", 0, cached.text)[None])
     server = AdapterState(*(w[0] for w in server))

@@ -1,1 +1,1 @@
-"""Kernels of stage two: one public function a file, one file a backend."""
+"""Kernels of stage two: a folder for each public function, a file for each backend."""

@@ -1,4 +1,4 @@
-"""The FedCLIP attention adapter's numbers, and the settings of the optimizer that trains it."""
+"""The FedCLIP attention adapter's weights, and the settings of the optimizer that trains it."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 class AdapterState(NamedTuple):
-    """Weights of one adapter, or of many side by side on leading axes.
+    """Weights of one adapter, or of several stacked on leading axes.
 
-    scores = W2 tanh(W1 x + b1) + b2, with x a raw feature of width D.
+    scores = W2 tanh(W1 x + b1) + b2, where x is a raw feature of width D.
     """
 
     w1: Tensor  # (..., D, D) float32
@@ -18,7 +18,7 @@ class AdapterState(NamedTuple):
 
 
 class AdamSettings(NamedTuple):
-    """Adam with coupled L2, one value a lane; torch.optim.Adam's words."""
+    """Adam with coupled L2, one value per lane; named as in torch.optim.Adam."""
 
     lr: Tensor  # (L,) float64
     weight_decay: Tensor  # (L,) float64

@@ -1,4 +1,4 @@
-"""Which device and which code run, and what to say when they cannot."""
+"""Choice of device and backend, and the errors raised when one cannot run."""
 
 import functools
 import importlib
@@ -13,26 +13,26 @@ import torch
 from kernels.kept_folder import first_writable, of_home, of_temporary
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton's own switch: its kernels then run step by step in Python, on CPU tensors too."""
+"""Triton's own switch: its kernels are then interpreted in Python, on CPU tensors too."""
 
 BACKENDS = {
     "cuda": ("triton", "torch"),
     "cpu": ("numba", "torch", "triton") if INTERPRETED else ("numba", "torch"),
 }
-"""For each kind of device the backends there are, the one that "auto" takes first."""
+"""The backends for each kind of device, in the order in which "auto" tries them."""
 FILES = {"torch": "plain", "numba": "cpu", "triton": "gpu"}
 
 
 class BackendUnavailable(Exception):
-    """A named device or backend that cannot run here."""
+    """The named device or backend cannot run here."""
 
     exit_code = 5
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`: "cuda", "cpu", or "auto" for CUDA where there is one.
+    """The device called `name`: "cuda", "cpu", or "auto" for CUDA if available.
 
-    Raises BackendUnavailable for "cuda" on a machine without it; only "auto" chooses.
+    Raises BackendUnavailable for "cuda" on a machine without it: only "auto" falls back.
     """
     found = torch.cuda.is_available()
     if name == "auto":
@@ -41,23 +41,23 @@ def pick_device(name: str) -> torch.device:
         raise BackendUnavailable(f"device {name!r} is unknown; there are auto, cuda, cpu")
     if name == "cuda" and not found:
         raise BackendUnavailable(
-            f"device 'cuda' was asked for, but torch {torch.__version__} sees no CUDA device here; "
-            "install a CUDA build of torch and its driver, or pass --device cpu"
+            f"device 'cuda' was requested, but torch {torch.__version__} sees no CUDA device; "
+            "install a CUDA build of torch and the driver, or pass --device cpu"
         )
     return torch.device(name)
 
 
 def pick_backend(backend: str, device: torch.device) -> str:
-    """The backend that runs on `device`: the named one, or for "auto" the first there is.
+    """The backend to run on `device`: the named one, or the first available for "auto".
 
-    Raises BackendUnavailable for a named one that cannot run here; it is never swapped.
+    Raises BackendUnavailable if the named one cannot run here; it is never swapped for another.
     """
     names = BACKENDS.get(device.type, ("torch",))
     if backend == "auto":
         return _first_that_runs(names)
     if backend not in names:
         raise BackendUnavailable(
-            f"backend {backend!r}: no such code for {device.type}; there is {', '.join(names)}"
+            f"backend {backend!r} is not available on {device.type}; choose from {', '.join(names)}"
         )
     why, way_out = _why_not(backend)
     if why:
@@ -73,20 +73,20 @@ def _first_that_runs(names: tuple[str, ...]) -> str:
         why, _ = _why_not(name)
         if not why:
             return name
-        if importlib.util.find_spec(name):  # one that is not installed surprises nobody
+        if importlib.util.find_spec(name):  # no warning if it is not installed
             warnings.warn(f"backend {name!r} {why}; using 'torch'", RuntimeWarning, stacklevel=3)
     return "torch"
 
 
 def _why_not(name: str) -> tuple[str, str]:
-    """Why a backend cannot run here, and what helps; "" twice when it can."""
+    """Why a backend cannot run here, and the remedy; two empty strings if it can."""
     if not importlib.util.find_spec(name):
         return f"needs the package {name}, which is not installed", "install requirements.txt"
-    if name != "numba":  # torch is imported; triton says what it lacks when it compiles
+    if name != "numba":  # torch is already imported; triton reports what it lacks when it compiles
         return "", ""
     try:
         config = importlib.import_module("numba.core.config")
-    except Exception as error:  # a numpy or llvmlite that does not fit raises nearly anything
+    except Exception as error:  # an incompatible numpy or llvmlite raises almost anything
         named = sorted(name for name in os.environ if name.startswith("NUMBA_"))
         return f"cannot be imported ({error})", (
             f"unset {', '.join(named)}" if named else "install requirements.txt"
@@ -106,9 +106,9 @@ def load(op: str, backend: str, device: torch.device) -> ModuleType:
 
 
 def _keep_triton_kernels() -> None:
-    """Has Triton keep compiled kernels in the first folder of several that can be written.
+    """Make Triton cache compiled kernels in the first writable folder of several.
 
-    It reads TRITON_CACHE_DIR at every compilation and ends with an OSError where it cannot write.
+    Triton reads TRITON_CACHE_DIR at every compilation and raises OSError if it cannot write.
     """
     named = os.environ.get("TRITON_CACHE_DIR")
     usual = (lambda: Path(named)) if named else (lambda: Path.home() / ".triton" / "cache")

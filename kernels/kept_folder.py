@@ -1,4 +1,4 @@
-"""A folder for what can be made again: the first of several that this process can really write."""
+"""A folder for files that can be regenerated: the first candidate this process can write to."""
 
 import os
 import stat
@@ -8,32 +8,32 @@ from pathlib import Path
 
 
 def first_writable(folders: Iterable[Callable[[], Path]]) -> Path | None:
-    """The first folder in which a file can be created, made when missing; None when there is none.
+    """The first folder in which a file can be created, itself created if missing; None if none.
 
-    folders  each gives a path; one that raises OSError or RuntimeError (no home) is passed over
+    folders  each returns a path; one that raises OSError or RuntimeError (no home) is skipped
     """
     for folder in folders:
         try:
             path = folder()
             path.mkdir(parents=True, exist_ok=True)
-            # os.access does not see a read-only file system, and lets root write anywhere.
+            # os.access misses read-only file systems and reports everything writable for root.
             tempfile.TemporaryFile(dir=path).close()
             return path
-        except (OSError, RuntimeError, ValueError):  # ValueError: a NUL in a name from outside
+        except (OSError, RuntimeError, ValueError):  # ValueError: a NUL in a configured name
             continue
     return None
 
 
 def of_home(name: str) -> Path:
-    """~/.cache/fedclip/<name>; raises RuntimeError for a user without a home."""
+    """~/.cache/fedclip/<name>; raises RuntimeError if the user has no home."""
     return Path.home() / ".cache" / "fedclip" / name
 
 
 def of_temporary(name: str) -> Path:
-    """A folder of this user alone below the system's temporary one.
+    """This user's private folder below the system's temporary folder.
 
-    What lies there is loaded as code, and anyone can make a folder in /tmp: raises PermissionError
-    for one that another user owns or may write to.
+    Its contents are loaded as code, and anyone can create a folder in /tmp, so this raises
+    PermissionError if another user owns the folder or may write to it.
     """
     user = os.getuid() if hasattr(os, "getuid") else "user"
     path = Path(tempfile.gettempdir()) / f"fedclip-{user}"

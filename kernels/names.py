@@ -1,4 +1,4 @@
-"""The words that name what kernels compute; read without importing torch; heads: kernels/heads/."""
+"""Names of modes, starts, losses and optimizers; imports no torch. Heads are in kernels/heads/."""
 
 MODES = ("FedAtImg", "FedAtTxt", "FedAtBoth")
 """Where adapters sit: on image features (released), on text features, on both."""

@@ -122,4 +122,4 @@ def test_stages_run_on_a_pretended_device(tmp_path):
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     assert done.returncode == 0, [line for line in lines if line.get("status") != "ok"]
     assert {line["stage"] for line in lines if line.get("status") == "ok"} == {"versions", "round"}
-    assert "replay" in done.stdout and "kept in" in done.stdout
+    assert "replay" in done.stdout and "saved to" in done.stdout

@@ -1,1 +1,1 @@
-"""What to ask of a machine with a GPU in its first minutes: python -m benchmarks.gpu_check."""
+"""Checks for the first minutes on a machine with a GPU: python -m benchmarks.gpu_check."""

@@ -1,8 +1,8 @@
-"""Run the stages of the GPU check one after another, each a process with a time limit.
+"""Run the stages of the GPU check one after another, each in a process with a time limit.
 
-A stage prints JSON lines; each is shown and appended to the result file at once, so that nothing
-is lost where a stage, the driver or the machine fails. A stage that fails or hangs is recorded
-with the end of its stderr, and the next one runs.
+A stage prints JSON lines; each is printed and appended to the result file at once, so that nothing
+is lost if a stage, the driver or the machine fails. A stage that fails or hangs is recorded with
+the end of its stderr, and the next one runs.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from benchmarks.rows import RESULTS, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_GPU = 5  # kernels/backends.py: BackendUnavailable
-TAIL = 30  # lines of stderr that are kept of a stage
-PATIENCE = 20  # times a stage's limit with --pretend, where it says nothing about speed
-GRACE = 5.0  # seconds that a killed stage may take to go; one stuck in the driver never does
+TAIL = 30  # lines kept of a stage's stderr
+PATIENCE = 20  # factor on a stage's limit with --pretend, where speed means nothing
+GRACE = 5.0  # seconds to wait for a killed stage to exit; one stuck in the driver never does
 
 
 class Stage(NamedTuple):
-    """A stage of benchmarks/gpu_check/stages.py and the seconds it may take."""
+    """A stage of benchmarks/gpu_check/stages.py and its time limits in seconds."""
 
     name: str
     full: float
@@ -40,17 +40,17 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("versions", 30, 20, "versions, and the ceilings of memory and products"),
-    Stage("tests", 90, 45, "tests marked gpu, several processes at a time"),
-    Stage("pacs", 30, 20, "a PACS-shaped run against the CPU's"),
-    Stage("round", 30, 20, "a captured round: replay apart from host work, time by kernel"),
+    Stage("versions", 30, 20, "versions, and peak rates of memory and products"),
+    Stage("tests", 90, 45, "tests marked gpu, in parallel processes"),
+    Stage("pacs", 30, 20, "a PACS-shaped run compared with the CPU's"),
+    Stage("round", 30, 20, "a captured round: replay and host time, time per kernel"),
     Stage("lanes", 40, 15, "1,200 lanes, 5 rounds"),
-    Stage("contrastive", 60, 20, "contrastive at 8k and 32k pairs, fast and exact, beside eager"),
+    Stage("contrastive", 60, 20, "contrastive at 8k and 32k pairs, fast and exact, against eager"),
     Stage("variants", 60, 0, "other tile sizes"),
-    Stage("extraction", 60, 20, "images/s of a ViT-B/32 with random weights"),
+    Stage("extraction", 60, 20, "images/s for a ViT-B/32 with random weights"),
     Stage("sanitizer", 60, 0, "compute-sanitizer on small steps"),
 )
-"""A quick limit of 0: left out of --quick. Limits add up to 460 and 160 seconds (a test)."""
+"""A quick limit of 0: skipped with --quick. Limits add up to 460 and 160 seconds (tested)."""
 PRETEND = """
 import runpy, sys
 import tests.fake_gpu.pretended_cuda
@@ -71,12 +71,12 @@ class Record(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 when every stage was ok, 1 when one was not, 5 without a GPU."""
+    """Exit code: 0 if every stage was ok, 1 if one was not, 5 without a GPU."""
     asked = _parser().parse_args(arguments)
     if not asked.pretend and not torch.cuda.is_available():
         print(
-            f"Error: torch {torch.__version__} sees no CUDA device here; install a CUDA build of "
-            "torch and its driver. Without a GPU, --pretend tests this command",
+            f"Error: torch {torch.__version__} sees no CUDA device; install a CUDA build of "
+            "torch and the driver. Without a GPU, --pretend tests this command",
             file=sys.stderr,
         )
         return NO_GPU
@@ -96,16 +96,16 @@ def main(arguments: list[str] | None = None) -> int:
         for stage in chosen:
             limit = stage.quick if asked.quick else stage.full
             limit *= PATIENCE if asked.pretend else 1
-            print(f"{stage.name}: {stage.what}; at most {limit:g} s", file=sys.stderr, flush=True)
+            print(f"{stage.name}: {stage.what}; limit {limit:g} s", file=sys.stderr, flush=True)
             record = run_stage(stage.name, command(stage.name, size), limit, keep)
             records.append(record)
             keep({k: v for k, v in record._asdict().items() if k != "lines"})
-    print(f"\n{summary(records)}\n\nkept in {file}")
+    print(f"\n{summary(records)}\n\nsaved to {file}")
     return 0 if all(record.status == "ok" for record in records) else 1
 
 
 def command(stage: str, size: str) -> list[str]:
-    """What runs a stage in a process of its own."""
+    """The command that runs a stage in its own process."""
     if size == "pretend":
         return [sys.executable, "-c", PRETEND, stage, size]
     return [sys.executable, "-m", "benchmarks.gpu_check.stages", stage, size]
@@ -114,7 +114,7 @@ def command(stage: str, size: str) -> list[str]:
 def run_stage(
     name: str, words: list[str], limit: float, keep: Callable[[dict[str, Any]], None]
 ) -> Record:
-    """One stage to its end or its limit; `keep` has each line as it comes."""
+    """Run one stage to its end or its limit; `keep` gets each line as it arrives."""
     started = time.perf_counter()
     lines: list[dict[str, Any]] = []
     said: list[str] = []
@@ -123,7 +123,7 @@ def run_stage(
         for line in _lines(stream):
             try:
                 found = {"stage": name, **json.loads(line)}
-            except (ValueError, TypeError):  # what a library prints
+            except (ValueError, TypeError):  # printed by a library
                 said.append(line)
                 continue
             lines.append(found)
@@ -147,7 +147,7 @@ def run_stage(
         status = "ok" if code == 0 else "failed"
     except subprocess.TimeoutExpired:
         status = "timed out"
-    finally:  # on an interrupt too; and what a stage started itself
+    finally:  # also on an interrupt; includes the stage's own child processes
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -159,8 +159,8 @@ def run_stage(
 
 
 def summary(records: list[Record]) -> str:
-    """A Markdown table: a line a stage, then a line for each figure."""
-    head = ["stage", "status", "seconds", "limit", "what was found"]
+    """A Markdown table: one line per stage, followed by one per figure."""
+    head = ["stage", "status", "seconds", "limit", "result"]
     body = []
     for record in records:
         seconds = f"{record.seconds:.1f}", f"{record.limit:g}"
@@ -200,5 +200,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends its stage too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # also ends its stage
     sys.exit(main())

@@ -1,6 +1,6 @@
 """The stages of the GPU check, each printing JSON lines: ...stages NAME full|quick|pretend.
 
-A line's "summary" is what the table at the end shows of it.
+A line's "summary" appears in the table at the end.
 """
 
 import json
@@ -45,10 +45,10 @@ Lines = Iterator[dict[str, Any]]
 
 
 class Size(NamedTuple):
-    """How much a stage does."""
+    """The sizes of the stages' work."""
 
-    ceiling: tuple[int, int]  # side of a product, numbers of a copy
-    shards: int  # processes of tests
+    ceiling: tuple[int, int]  # side of a product, numbers in a copy
+    shards: int  # test processes
     tests: str  # pytest -k
     width: int  # of features; 512 is CLIP ViT-B/32's
     rows: int | None  # of the table; None: PACS's
@@ -72,7 +72,7 @@ SIZES = {
 
 
 def main(name: str, size: str) -> int:
-    """Exit code: 1 where a line has an "error"."""
+    """Exit code: 1 if a line has an "error"."""
     sound = True
     for line in globals()[name](SIZES[size]):
         sound = sound and "error" not in line
@@ -81,7 +81,7 @@ def main(name: str, size: str) -> int:
 
 
 def versions(size: Size) -> Lines:
-    """The machine, and what it can do at most."""
+    """The machine and its peak rates."""
     described = machine.describe(CUDA)
     gpu, packages = described["gpu"], described["packages"]
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
@@ -99,7 +99,7 @@ def versions(size: Size) -> Lines:
 
 
 def tests(size: Size) -> Lines:
-    """tests/kernels/test_gpu.py in some processes at a time: each has its own GPU context."""
+    """tests/kernels/test_gpu.py in parallel processes, each with its own GPU context."""
     python = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu"]
     python += ["-p", "tests.fake_gpu.pretended_cuda"] if size is SIZES["pretend"] else []
     python += ["-k", size.tests] if size.tests else []
@@ -107,7 +107,7 @@ def tests(size: Size) -> Lines:
     listed = _words([*python, "--collect-only", "-q", "--no-header", file])
     names = [line for line in listed if "::" in line and not line.startswith("SKIPPED")]
     if not names:
-        yield {"error": "no test was collected", "output": listed[-20:]}
+        yield {"error": "no tests were collected", "output": listed[-20:]}
         return
     shards = [names[k :: size.shards] for k in range(size.shards)]
     running = [
@@ -128,7 +128,7 @@ def tests(size: Size) -> Lines:
         if line is None:
             unfinished -= 1
             if running[k].wait():
-                yield {"error": f"pytest ended with {running[k].returncode}",
+                yield {"error": f"pytest exited with {running[k].returncode}",
                        "output": outputs[k][-60:]}  # fmt: skip
             continue
         outputs[k].append(line)
@@ -150,7 +150,7 @@ def _hear(k: int, process: "subprocess.Popen[str]", heard: "queue.Queue[Any]") -
 
 
 def pacs(size: Size) -> Lines:
-    """Servers' adapters and accuracies of the same rounds on the CPU and on the GPU."""
+    """Compare the servers' adapters and accuracies of the same rounds on the CPU and the GPU."""
     table, config = _table(size), rounds.config(size.rounds)
     ended: dict[str, tuple[Progress, list]] = {}
     first = pick_backend("auto", torch.device("cpu"))
@@ -177,18 +177,18 @@ def pacs(size: Size) -> Lines:
             abs(value - theirs.val_accuracy[domain])
             for mine, theirs in pairs for domain, value in mine.val_accuracy.items()
         )  # fmt: skip
-        # Adam turns a rounding of a gradient near 0 into a part of lr: not the largest difference.
+        # Not the largest difference: Adam turns rounding of a gradient near 0 into a part of lr.
         wrong = not (most["p99.9"] <= 1e-4 and accuracy < 0.01)
         line = {
             "case": name, "gaps": most, "accuracy_gap": accuracy,
-            "summary": f"{name} against the CPU: 99.9 % of the numbers within {most['p99.9']:.1e}, "
+            "summary": f"{name} against the CPU: 99.9 % of the weights within {most['p99.9']:.1e}, "
                        f"validation accuracies within {accuracy:.4f}",
         }  # fmt: skip
-        yield line | ({"error": "differs from the CPU's"} if wrong else {})
+        yield line | ({"error": "differs from the CPU"} if wrong else {})
 
 
 def round(size: Size) -> Lines:
-    """What a captured round takes on the GPU, what the CPU adds to it, and where it goes."""
+    """Time of a captured round on the GPU, host time on top, and time per kernel."""
     table = _table(size)
     plan = build_plan(table, rounds.config(1000))
     cached = to_device(table, CUDA)
@@ -213,24 +213,24 @@ def round(size: Size) -> Lines:
         "replay_seconds": replay, "round_seconds": all_of_it, "steps": steps,
         "bytes_per_second": traffic,
         "summary": f"{len(plan.lanes)} lanes, {steps} steps: replay {in_words(replay)}, "
-                   f"{in_words(replay / steps)} a step, {traffic / 1e12:.2f} TB/s; "
-                   f"host {in_words(max(all_of_it - replay, 0))} besides",
+                   f"{in_words(replay / steps)} per step, {traffic / 1e12:.2f} TB/s; "
+                   f"plus {in_words(max(all_of_it - replay, 0))} on the host",
     }  # fmt: skip
     yield from _by_kernel(graph.graph.replay)
 
 
 def lanes(size: Size) -> Lines:
-    """Many configs side by side."""
+    """Many configs in parallel."""
     table = _table(size)
     ceilings = machine.ceilings(CUDA, True, *size.ceiling)
     torch.cuda.reset_peak_memory_stats()
     yield from _rows([rounds_cuda.joined(table, size.trials, size.rounds, ceilings)])
     peak = torch.cuda.max_memory_allocated()
-    yield {"peak_bytes": peak, "summary": f"memory at most {peak / 1e9:.1f} GB"}
+    yield {"peak_bytes": peak, "summary": f"peak memory {peak / 1e9:.1f} GB"}
 
 
 def contrastive(size: Size) -> Lines:
-    """Loss and gradients beside plain torch's; other projects' only in ./run.sh bench."""
+    """Loss and gradients against plain torch; other projects only in ./run.sh bench."""
     ceilings = machine.ceilings(CUDA, True, *size.ceiling)
     yield from _rows(
         kernels_cuda.run(CUDA, ceilings, True, size.pairs, others=False, side=2 * size.ceiling[0])
@@ -238,7 +238,7 @@ def contrastive(size: Size) -> Lines:
 
 
 def variants(size: Size) -> Lines:
-    """Training steps and contrastive's kernels with other tiles, against the shipped ones."""
+    """Training steps and contrastive with other tile sizes, against the shipped ones."""
     from kernels.contrastive import gpu as contrastive_gpu
     from kernels.step import gpu as step_gpu
 
@@ -281,7 +281,7 @@ def variants(size: Size) -> Lines:
 
 
 def extraction(size: Size) -> Lines:
-    """Images/s of encode_images on a ViT-B/32 whose weights are drawn, from pixels on the CPU."""
+    """Images/s of encode_images for a ViT-B/32 with random weights, from pixels on the CPU."""
     from safetensors.torch import save_file
 
     from pipeline.encoder.model import encode_images, import_clip, load_model
@@ -302,7 +302,7 @@ def extraction(size: Size) -> Lines:
         mine, cpu_s = (encode_images(m, pixels[:2]) for m in (model, truth))
         gap = float((mine - cpu_s).abs().max() / cpu_s.abs().max())
         yield {
-            "gap": gap, "summary": f"features within {gap:.1e} of the CPU's largest",
+            "gap": gap, "summary": f"features within {gap:.1e} of the CPU's, relative",
         } | ({"error": "features differ from the CPU's"} if not gap < 0.05 else {})  # fmt: skip
 
         def encode() -> None:
@@ -318,23 +318,23 @@ def extraction(size: Size) -> Lines:
 
 
 def sanitizer(size: Size) -> Lines:
-    """NVIDIA's memory checker over small steps of each kernel."""
+    """NVIDIA's memory checker on small steps of each kernel."""
     tool = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path=f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin"
     )
     if tool is None:
-        yield {"skipped": "no compute-sanitizer", "summary": "skipped: no compute-sanitizer here"}
+        yield {"skipped": "no compute-sanitizer", "summary": "skipped: compute-sanitizer not found"}
         return
     ours = [sys.executable, "-m", "benchmarks.gpu_check.stages", "small_steps", "pretend"]
     said = _words([tool, "--tool", "memcheck", "--error-exitcode", "9", *ours])
     found = [line for line in said if "ERROR SUMMARY" in line]
     clean = bool(found) and all("0 errors" in line for line in found)
     line = {"output": said[-40:], "summary": found[-1] if found else "no result"}
-    yield line | ({} if clean else {"error": "compute-sanitizer found something"})
+    yield line | ({} if clean else {"error": "compute-sanitizer reported errors"})
 
 
 def small_steps(size: Size) -> Lines:
-    """What the sanitizer stage runs: every kernel once, at sizes that leave rests of tiles."""
+    """Run by the sanitizer stage: every kernel once, at sizes that leave partial tiles."""
     from kernels.answers.top1 import adapter_top1
     from kernels.contrastive import contrastive as loss
 
@@ -353,7 +353,7 @@ def small_steps(size: Size) -> Lines:
 
 
 def _variants(module: ModuleType, changes: tuple, call: Callable[[], Any], case: str) -> Lines:
-    """Each change of a tile by itself, checked against what is shipped and timed beside it."""
+    """Each tile change on its own, checked against the shipped tiles and timed next to them."""
     shipped = call()
     ways: dict[str, Callable[[], Any]] = {"shipped": call}
     for name, change in changes:
@@ -365,11 +365,11 @@ def _variants(module: ModuleType, changes: tuple, call: Callable[[], Any], case:
 
         try:
             error = distance(tuple(changed()), tuple(shipped))
-        except Exception as error:  # of the compiler or the driver: anything
+        except Exception as error:  # the compiler or driver may raise anything
             yield {"case": label, "summary": f"{label}: {type(error).__name__}"}
             continue
         if not error < 1e-3:
-            yield {"case": label, "error": f"differs by {error:.1e} from what is shipped"}
+            yield {"case": label, "error": f"differs by {error:.1e} from the shipped tiles"}
             continue
         ways[label] = changed
     times = {n: t.quantiles()["p50"] for n, t in
@@ -393,10 +393,10 @@ def _patched(module: ModuleType, name: str, change: Any) -> Iterator[None]:
 
 
 def _by_kernel(call: Callable[[], object]) -> Lines:
-    """GPU time of one call by kernel name, by torch's profiler."""
+    """GPU time of one call per kernel, from torch's profiler."""
     kinds = [torch.profiler.ProfilerActivity.CUDA]
     if kinds[0] not in torch.profiler.supported_activities():
-        yield {"skipped": "profiler", "summary": "no time by kernel: the profiler sees no CUDA"}
+        yield {"skipped": "profiler", "summary": "no times per kernel: torch's profiler lacks CUDA"}
         return
     with torch.profiler.profile(activities=kinds) as profile:
         call()
@@ -420,7 +420,7 @@ def _rows(found: Any) -> Lines:
         speed = f", {one.times_baseline:.2f} times as fast" if one.times_baseline else ""
         share = f", {one.of_ceiling:.0%} of the ceiling" if one.of_ceiling else ""
         line = asdict(one)
-        line["distance"] = line.pop("error")  # from float64; here an "error" is a failure
+        line["distance"] = line.pop("error")  # from float64; in a line, "error" means a failure
         line["summary"] = f"{one.shape}, {one.case}: {in_words(one.p50)}{speed}{share}"
         yield line
 

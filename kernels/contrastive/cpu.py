@@ -1,8 +1,8 @@
-"""contrastive on the CPU in blocks of logits, a block a call of compiled code.
+"""contrastive on the CPU in blocks of logits, one call of compiled code per block.
 
-Forward and backward multiply 6 N^2 D where the blocks are kept between them, and 8 N^2 D where they
-take more than `memory` and are made again: the same blocks by the same calls, so the same bytes.
-Blocks lie transposed, texts down and images across. All sums have one order whatever the threads.
+Forward and backward take 6 N^2 D operations if the blocks are kept between them, and 8 N^2 D if
+they exceed `memory` and are recomputed: by the same calls, so to the same bytes. Blocks are stored
+transposed, texts as rows and images as columns. Sums have one order for any number of threads.
 """
 
 import functools
@@ -19,18 +19,18 @@ from kernels.cpu.math import LEAST, OPTIONS, SPLICED, F, exp
 from kernels.cpu.threads import thread_count
 from kernels.cpu.tile import WIDE, matrix, panels_length, wide_product
 
-BLOCK = 512  # rows and columns of Z at a time, at most
-LEAST_BLOCK = 384  # pairs that are one block: more calls would take longer than threads save
-RUN = 32  # terms summed in sequence: thousands would err 3 times as much as torch's sums
+BLOCK = 512  # maximum rows and columns of Z in a block
+LEAST_BLOCK = 384  # up to here one block: further calls would cost more than threads save
+RUN = 32  # terms summed in sequence; with thousands the error is 3 times that of torch's sums
 
 
 def forward(
     image: Tensor, text: Tensor, scale: float, precision: str, memory: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The loss (), and for backward Z's blocks if they take up to `memory` bytes, and its sums.
+    """The loss (), and for backward Z's blocks, if they fit `memory` bytes, and its sums.
 
-    Z is (blocks, blocks, block * block), its rows' block first; behind it lie the log-sum-exps of
-    rows and of columns (2, N).
+    Z is (blocks, blocks, block * block), indexed by row block first; the log-sum-exps of rows and
+    columns (2, N) follow it.
     """
     x, y = _rows(image), _rows(text)
     count, block = len(x), _block(len(x))
@@ -49,7 +49,7 @@ def forward(
 def backward(
     image: Tensor, text: Tensor, scale: float, kept: Tensor, precision: str
 ) -> tuple[Tensor, Tensor]:
-    """d loss / d image and d loss / d text; kept is read only, for another backward."""
+    """d loss / d image and d loss / d text; kept is not modified, so backward can run again."""
     x, y = _rows(image), _rows(text)
     block, numbers = _block(len(x)), kept.numpy()
     d_image, d_text = torch.empty(image.shape), torch.empty(image.shape)
@@ -69,9 +69,9 @@ def inner(image: Tensor, d_image: Tensor) -> float:
 
 
 def _block(count: int) -> int:
-    """One block, or an even number of them, so that two threads have equal work.
+    """The block size that gives one block, or an even number, so two threads get equal work.
 
-    Of N alone: sums must not depend on the number of threads.
+    It depends on N alone: sums must not depend on the number of threads.
     """
     if count <= LEAST_BLOCK:
         return count
@@ -80,10 +80,10 @@ def _block(count: int) -> int:
 
 
 def _each_pair(blocks: int, block: int, work: Callable[[int, int, np.ndarray], None]) -> None:
-    """work(r, c, own) for all blocks of rows and columns, the diagonal's first.
+    """work(r, c, own) for every pair of row and column blocks, the diagonal's first.
 
-    Blocks that run at a time share neither rows nor columns, so that each adds to sums that no
-    other touches, and every sum has one order. own is scratch: wide_product's panels and a block.
+    Blocks that run concurrently share neither rows nor columns, so each adds to sums that no other
+    touches, and every sum has one order. own is scratch: wide_product's panels and one block.
     """
     count = min(thread_count(), blocks)
     spare = _spare(block)
@@ -92,7 +92,7 @@ def _each_pair(blocks: int, block: int, work: Callable[[int, int, np.ndarray], N
         try:
             own = spare.pop()
         except IndexError:
-            # torch begins it at a cache line, without which products are a third slower
+            # torch aligns it to a cache line; without that, products are a third slower
             own = torch.empty(panels_length(block) + block * block).numpy()
         work(r, c, own)
         spare.append(own)
@@ -111,17 +111,17 @@ def _each_pair(blocks: int, block: int, work: Callable[[int, int, np.ndarray], N
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads of earlier calls: new ones for forward and backward took 0.7 of 8 ms at 512 pairs."""
+    """A pool reused across calls: new threads for both passes took 0.7 of 8 ms at 512 pairs."""
     return ThreadPoolExecutor(threads, "contrastive")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has none of them
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 @functools.lru_cache(maxsize=1)
 def _spare(block: int) -> list[np.ndarray]:
-    """Scratch of earlier calls, at most 1.4 MB a thread: a page touched first costs up to 2 us."""
+    """Scratch reused across calls, up to 1.4 MB a thread: a page's first touch costs up to 2 us."""
     return []
 
 
@@ -137,7 +137,7 @@ def _rows(values: Tensor) -> np.ndarray:
 
 @njit(**OPTIONS)
 def _forward_block(x, y, r, c, block, scale, kept, tops, own):
-    """A block of Z, of row block r and column block c, kept or not; see _add_exponentials."""
+    """Compute the block of Z at row block r and column block c; then _add_exponentials."""
     part, other = x[r * block : (r + 1) * block], y[c * block : (c + 1) * block]
     z = _kept_block(kept, len(x), r, c, block, len(other), len(part))
     if not z.size:
@@ -148,7 +148,7 @@ def _forward_block(x, y, r, c, block, scale, kept, tops, own):
 
 @njit(**OPTIONS)
 def _backward_block(x, y, r, c, block, scale, kept, d_image, d_text, own):
-    """Adds what a block of Z, kept or made again, gives to its rows of d_image and of d_text."""
+    """Add a block's contribution to its rows of d_image and d_text; Z is kept or recomputed."""
     part, other = x[r * block : (r + 1) * block], y[c * block : (c + 1) * block]
     g = matrix(own, len(own) - block * block, len(other), len(part))
     z = _kept_block(kept, len(x), r, c, block, len(other), len(part))
@@ -156,7 +156,7 @@ def _backward_block(x, y, r, c, block, scale, kept, d_image, d_text, own):
         z = g
         wide_product(other, False, part, True, F(scale), z, 0, own)
     _gradient(z, r * block, c * block, _sums(kept, len(x)), scale / (2 * len(x)), g)
-    more = int(r != c)  # the first block of either
+    more = int(r != c)  # the diagonal's block comes first for both
     by_part, by_other = d_image[r * block : (r + 1) * block], d_text[c * block : (c + 1) * block]
     wide_product(g, True, other, False, F(1), by_part, more, own)
     wide_product(g, False, part, False, F(1), by_other, more, own)
@@ -164,7 +164,7 @@ def _backward_block(x, y, r, c, block, scale, kept, d_image, d_text, own):
 
 @njit(**SPLICED)
 def _kept_block(kept, count, r, c, block, columns, rows):
-    """A block of Z (columns, rows), as forward lays it out; (0, 0) where it was not kept."""
+    """A block of Z (columns, rows), as forward lays it out; (0, 0) if it was not kept."""
     blocks = -(-count // block)
     there = len(kept) > 2 * count
     return matrix(kept, (r * blocks + c) * block * block, columns * there, rows * there)
@@ -172,15 +172,16 @@ def _kept_block(kept, count, r, c, block, columns, rows):
 
 @njit(**SPLICED)
 def _sums(kept, count):
-    """The log-sum-exps (2, N) behind Z's blocks."""
+    """The log-sum-exps (2, N) after Z's blocks."""
     return matrix(kept, len(kept) - 2 * count, 2, count)
 
 
 @njit(**OPTIONS)
 def _add_exponentials(z, first_row, first_column, sums, tops):
-    """sums (2, N) of exp(z - top) of rows (across) and columns (down), tops (3, N) and diagonal.
+    """Add a block of Z to the sums of exponentials of its rows and columns.
 
-    They are continued by a block of Z; the diagonal's blocks come first and begin them.
+    sums (2, N) hold sum exp(z - top) of rows and columns; tops (3, N) their maxima and Z's
+    diagonal. The diagonal's blocks come first and initialize them.
     """
     columns, rows = z.shape
     row_sum, row_top = sums[0, first_row:], tops[0, first_row:]
@@ -215,9 +216,9 @@ def _add_exponentials(z, first_row, first_column, sums, tops):
 
 @njit(**SPLICED)
 def _largest(values, lanes):
-    """The largest of values, or LEAST; lanes is (WIDE,).
+    """The largest of values, or LEAST; lanes (WIDE,) is scratch.
 
-    A plain maximum is vectorised only by a compiler that may forget NaN, and took as long as the
+    A plain maximum is vectorized only if the compiler may ignore NaN, and took as long as the
     exponentials of both sides.
     """
     lanes[:] = LEAST
@@ -235,7 +236,7 @@ def _largest(values, lanes):
 
 @njit(**OPTIONS)
 def _loss(kept, tops):
-    """mean(by_row + by_column - 2 diagonal) / 2; the sums become log-sum-exps."""
+    """mean(by_row + by_column - 2 diagonal) / 2; turns the sums into log-sum-exps in place."""
     total, sums = 0.0, _sums(kept, tops.shape[1])
     for i in range(sums.shape[1]):
         for side in range(2):
@@ -260,7 +261,7 @@ def _gradient(z, first_row, first_column, sums, factor, g):
 
 @njit(**OPTIONS)
 def _inner(x, d):
-    """sum x d, a row at a time."""
+    """sum x d, row by row."""
     total = 0.0
     for i in range(len(x)):
         share = F(0)

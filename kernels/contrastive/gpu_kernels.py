@@ -1,4 +1,4 @@
-"""The kernels of contrastive_triton: tiles of Z in registers, sums by tile, one order of them."""
+"""Triton kernels of contrastive: tiles of Z in registers, per-tile sums added in one order."""
 
 import math
 
@@ -11,28 +11,28 @@ from kernels.gpu.layer import LEAST
 INTERPRETED = tl.constexpr(backends.INTERPRETED)
 LOG2_E_64 = tl.constexpr(math.log2(math.e))
 GROUP = tl.constexpr(8)
-"""Row tiles whose programs follow each other, so that they find operands in L2."""
+"""Row tiles whose programs run consecutively, so that they find their operands in L2."""
 LOW = tl.constexpr(2.0**-11)
-"""What the second of an exact operand's two float16 parts counts."""
+"""The weight of the low one of an exact operand's two float16 parts."""
 LARGEST = tl.constexpr(2.0**13)
-"""G / (scale share) lies in -2 to 2; times this it is held as two float16 parts."""
+"""G / (scale share) is between -2 and 2; multiplied by this, it is stored as two float16 parts."""
 
 
 @triton.jit
 def _parts(v):
-    """v, below 2^15 in size, as float16 parts: v = high + LOW low, up to 2^-22 of it."""
+    """v (|v| < 2^15) as two float16 parts: v = high + LOW low, to a relative 2^-22."""
     high = v.to(tl.float16)
     return high, ((v - high.to(tl.float32)) / LOW).to(tl.float16)
 
 
 @triton.jit
 def _add_product(sums, a, a_low, b, b_low):
-    """sums + (a + LOW a_low) @ (b + LOW b_low) without the product of the low parts.
+    """sums + (a + LOW a_low) @ (b + LOW b_low), without the product of the low parts.
 
-    Each block of K is summed in the tensor core from zero: its adder cuts digits off, which over
-    all of K would err 20 times as much as float32.
+    The tensor core sums each block of K from zero: its adder truncates, which over all of K would
+    give 20 times float32's error.
     """
-    if INTERPRETED:  # it would multiply in float16
+    if INTERPRETED:  # the interpreter would multiply in float16
         a, a_low, b, b_low = (a.to(tl.float32), a_low.to(tl.float32), b.to(tl.float32),
                               b_low.to(tl.float32))  # fmt: skip
     cross = tl.dot(a, b_low, tl.dot(a_low, b))
@@ -42,7 +42,7 @@ def _add_product(sums, a, a_low, b, b_low):
 @triton.jit
 def _logits(x, y, units, i, j, count, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
             BK: tl.constexpr):  # fmt: skip
-    """(BM, BN) x[i] @ y[j].T of bfloat16 (N, D), or of two parts (2, N, D) in units of units."""
+    """(BM, BN) x[i] @ y[j].T for bfloat16 (N, D), or for two parts (2, N, D) scaled by units."""
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float16
     low = tl.cast(count, tl.int64) * D
     x_rows = x + i[:, None] * D
@@ -55,7 +55,7 @@ def _logits(x, y, units, i, j, count, D: tl.constexpr, BM: tl.constexpr, BN: tl.
             a_low, b_low = _loaded(x_rows + low, y_rows + low, k, D, BK)
             sums = _add_product(sums, a, a_low, b, b_low)
         else:
-            if INTERPRETED:  # it would multiply the bits of bfloat16 as integers
+            if INTERPRETED:  # it would multiply bfloat16 bit patterns as integers
                 a, b = a.to(tl.float32), b.to(tl.float32)
             sums = tl.dot(a, b, sums)
     if EXACT:
@@ -80,7 +80,7 @@ def _base2(scale):
 
 @triton.jit
 def _place(program, rows, columns):
-    """Row and column of a program's tile: GROUP rows of tiles together, column by column."""
+    """Row and column of a program's tile: GROUP rows of tiles at a time, column by column."""
     group = program // (GROUP * columns)
     height = tl.minimum(rows - group * GROUP, GROUP)
     inside = program % (GROUP * columns)
@@ -92,9 +92,10 @@ def statistics(
     x, y, units, row_peaks, row_sums, column_peaks, column_sums, at_pair, scale, count,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile of Z / ln 2: maxima and sums of 2^(z - maximum), each way; at_pair its diagonal.
+    """Maxima and sums of 2^(z - maximum) over rows and columns of a tile of z = Z / ln 2.
 
-    row_* (N / BN, N) by the tile's place in the row, column_* (N / BM, N) in the column.
+    row_* (N / BN, N) are indexed by the tile's column, column_* (N / BM, N) by its row;
+    at_pair (N,) gets the diagonal of z.
     """
     rows = tl.cdiv(count, BM)
     above, left = _place(tl.program_id(0), rows, tl.cdiv(count, BN))
@@ -105,7 +106,7 @@ def statistics(
     z *= _base2(scale)
     both = (i < count)[:, None] & (j < count)[None, :]
     z = tl.where(both, z, LEAST)
-    if (above * BM < (left + 1) * BN) & (left * BN < (above + 1) * BM):  # the diagonal is in it
+    if (above * BM < (left + 1) * BN) & (left * BN < (above + 1) * BM):  # on the diagonal
         pair = tl.sum(tl.where(i[:, None] == j[None, :], z, 0.0), 1)
         mask = (i < count) & (i >= left * BN) & (i < (left + 1) * BN)
         tl.store(at_pair + i, pair, mask=mask)
@@ -121,7 +122,7 @@ def statistics(
 
 @triton.jit
 def combine(peaks, sums, out, count, tiles, BN: tl.constexpr):
-    """out = log2 of the sum over tiles of sums 2^peaks; both (tiles, N), tiles in their order."""
+    """out = log2 sum over tiles of sums * 2^peaks, in order; sums and peaks are (tiles, N)."""
     i = tl.program_id(0) * BN + tl.arange(0, BN)
     peak = tl.full((BN,), LEAST, tl.float32)
     for tile in range(tiles):
@@ -142,7 +143,7 @@ def gradient(
 ):  # fmt: skip
     """Rows first..first+here-1 of G: scale * share * (2^(z - by_row) + 2^(z - by_column) - 2 I).
 
-    Exact: two parts of LARGEST G / (scale * share), (2, here, stride).
+    Exact: LARGEST G / (scale * share) in two parts, (2, here, stride).
     """
     above, left = _place(tl.program_id(0), tl.cdiv(here, BM), tl.cdiv(count, BN))
     local = above * BM + tl.arange(0, BM)
@@ -174,8 +175,8 @@ def multiply(
 ):  # fmt: skip
     """out = G @ B, or out + G @ B: G (rows, inner), TURNED (inner, rows); B (inner, W).
 
-    a      LARGEST G / (scale share) in two parts, as gradient leaves it
-    b      B / unit, its high part; b_low its low one
+    a      LARGEST G / (scale share) in two parts, as written by gradient
+    b      the high part of B / unit; b_low its low part
     """
     here = inner if TURNED else rows
     low = tl.cast(here, tl.int64) * stride

@@ -1,4 +1,4 @@
-"""contrastive in plain torch, with N x N matrices: the backend to read first."""
+"""contrastive in plain torch with N x N matrices; read this backend first."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def forward(
     image: Tensor, text: Tensor, scale: Tensor | float, precision: str, memory: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss (), and the log-sum-exps of Z's rows (N,) and of its columns (N,)."""
+    """The loss (), and the log-sum-exps of Z's rows (N,) and columns (N,)."""
     logits = _product(image, text.mT, precision).mul_(scale)
     by_row, by_column = logits.logsumexp(dim=1), logits.logsumexp(dim=0)
     return (by_row + by_column - 2 * logits.diagonal()).mean() / 2, by_row, by_column
@@ -31,7 +31,7 @@ def backward(
 
 
 def _product(a: Tensor, b: Tensor, precision: str) -> Tensor:
-    """a @ b summed and returned in float32 (float64 for float64)."""
+    """a @ b, accumulated and returned in float32 (float64 for float64 inputs)."""
     if a.dtype == b.dtype == torch.float64:
         return a @ b
     if precision == "fast" and a.is_cuda:

@@ -1,1 +1,1 @@
-"""What the numba kernels share: tiles, elementary functions, threads, where code is kept."""
+"""Code shared by the numba kernels: tiles, elementary functions, threads, compilation cache."""

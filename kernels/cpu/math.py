@@ -1,16 +1,16 @@
-"""exp and tanh for float32 that vectorise; libm's are scalar calls, and 40 times slower.
+"""float32 exp and tanh that vectorize; libm's are scalar calls, 40 times slower.
 
-None of the fast-math flags here allows the compiler to assume that there is no NaN: a diverged
-adapter must stay visible.
+None of the fast-math flags here lets the compiler assume that NaN does not occur: a diverged
+adapter must remain visible.
 """
 
 import numpy as np
 from numba import njit
 
-import kernels.cpu.numba_cache  # noqa: F401  its folder is chosen before a kernel is declared
+import kernels.cpu.numba_cache  # noqa: F401  chooses the cache folder before kernels are declared
 
 F = np.float32
-LEAST = F(-1e30)  # below every score; -inf would make NaN of a difference
+LEAST = F(-1e30)  # below every score; with -inf, differences would be NaN
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 OPTIONS = {
     "error_model": "numpy",
@@ -20,32 +20,32 @@ OPTIONS = {
     "forceinline": True,
     "no_cfunc_wrapper": True,
 }
-"""Of kernels that Python calls. numpy's error model: a test for division by zero stops
-vectorisation, and Adam on 512 x 512 then takes 805 us instead of 123. forceinline: a kernel that
-calls another would run, while both are in the process that compiled them, the callee's first code,
-and from the cache the one optimised once more inside the caller; with reassoc their sums differ in
-the last bit."""
+"""For kernels called from Python. numpy's error model: a check for division by zero prevents
+vectorization, and Adam on 512 x 512 then takes 805 us instead of 123. forceinline: otherwise the
+process that compiled a kernel would run its callees as compiled on their own, and processes that
+load it from the cache would run them as optimized again inside the caller; with reassoc their sums
+differ in the last bit."""
 
 PART = OPTIONS | {"no_cpython_wrapper": True}
-"""Of kernels that only kernels call; a call from Python ends the process."""
+"""For kernels called only by other kernels; a call from Python crashes the process."""
 SPLICED = {"inline": "always"}
-"""Of kernels called in one or two places: numba puts their statements there, with the caller's
-options. forceinline compiles each by itself, with all it calls, and then again inside its caller:
-four levels of that made local_steps compile for 20 s, of which 10 are left."""
+"""For kernels called in one or two places: numba inlines their statements there, with the caller's
+options. forceinline compiles each on its own, with everything it calls, and again inside its
+caller: four levels of that took local_steps 20 s to compile, now 10."""
 
 
 @njit(error_model="numpy", fastmath={"contract"})
 def exp(x):
-    """e^x, relative error 8e-8 (root mean square 2.8e-8); x is held to -60..88 first.
+    """e^x, relative error 8e-8 (root mean square 2.8e-8); x is first clamped to -60..88.
 
-    Sums keep the order they are written in: with "reassoc" the two parts of ln 2 become one, and
-    the root mean square is 7.9e-8.
+    Sums are evaluated as written: "reassoc" would merge the two parts of ln 2 into one, and the
+    root mean square error would be 7.9e-8.
 
-    Below -60 nothing is lost beside the 1 that every sum here contains, and products with it stay
-    clear of denormals, which are 20 times slower. Source: Cephes expf.
+    Below -60 nothing is lost next to the 1 that every sum here contains, and products with the
+    result avoid denormals, which are 20 times slower. Source: Cephes expf.
     """
     x = min(max(x, F(-60.0)), F(88.0))
-    k = np.floor(x * F(1.44269504) + F(0.5))  # math.floor gives an int64: no AVX2 for it
+    k = np.floor(x * F(1.44269504) + F(0.5))  # math.floor returns int64, which AVX2 cannot convert
     r = x - k * F(0.693359375)
     r = r - k * F(-2.12194440e-4)
     p = F(1.9875691500e-4)
@@ -61,11 +61,11 @@ def exp(x):
 
 @njit(error_model="numpy", fastmath={"contract"})
 def tanh(x):
-    """tanh x, relative error 2e-7 (root mean square 3e-8); Source: Cephes tanhf.
+    """tanh x, relative error 2e-7 (root mean square 3e-8). Source: Cephes tanhf.
 
-    A rational function such as Eigen's errs 3e-7 absolutely, five times float32's rounding near 1:
-    enough to turn the sign of a gradient that weight decay all but cancels, where Adam moves a
-    weight by lr either way.
+    A rational approximation such as Eigen's has an absolute error of 3e-7, five times float32's
+    rounding near 1: enough to flip the sign of a gradient that weight decay nearly cancels, where
+    Adam moves a weight by lr in either direction.
     """
     size = np.abs(x)
     square = x * x

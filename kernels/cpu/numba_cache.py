@@ -1,7 +1,7 @@
-"""Where numba keeps our compiled kernels; where it cannot keep them it compiles in memory.
+"""Where numba caches our compiled kernels; without a usable folder it compiles in memory.
 
-All that this project changes in numba for the whole process is in this file. Other people's
-functions keep numba's own cache.
+All process-wide changes that this project makes to numba are in this file. Functions of other
+packages keep numba's own cache.
 """
 
 import functools
@@ -25,15 +25,15 @@ HERE = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def _warn_once(text: str) -> None:
-    # Not warnings.warn: numba forgets, while it compiles, what was warned of before.
+    # Not warnings.warn: compiling with numba makes Python forget which warnings it has shown.
     warnings.warn_explicit(text, RuntimeWarning, __file__, 1)
 
 
 def _choose_folder() -> Path | None:
-    """A folder named by the sources of all kernels; None when none can be written.
+    """A folder named after a hash of all kernel sources; None if no folder can be written.
 
-    numba itself compares the file of the compiled function only, and would go on with an old exp
-    inlined in it after numba_math.py has changed.
+    numba itself only compares the file of the compiled function, and would keep using an old exp
+    inlined into it after kernels/cpu/math.py has changed.
     """
     sources = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(HERE.rglob("*.py"))))
     name = f"numba-{sources.hexdigest()[:12]}"
@@ -43,13 +43,11 @@ def _choose_folder() -> Path | None:
     found = first_writable([lambda: first / name, *others])
     if found is None:
         _warn_once(
-            f"no folder for compiled kernels can be written ({first}, ~/.cache/fedclip, the "
-            "temporary folder): every command compiles them again; NUMBA_CACHE_DIR names another"
+            f"no folder for compiled kernels is writable ({first}, ~/.cache/fedclip, the temporary "
+            "folder): every command compiles them again; set NUMBA_CACHE_DIR to another folder"
         )
     elif named and found.parent != first:
-        _warn_once(
-            f"NUMBA_CACHE_DIR={named} cannot be written; compiled kernels are kept in {found}"
-        )
+        _warn_once(f"NUMBA_CACHE_DIR={named} is not writable; compiled kernels are kept in {found}")
     return found
 
 
@@ -57,10 +55,10 @@ FOLDER = _choose_folder()
 
 
 class _Checked(caching.IndexDataCacheFile):
-    """numba's files of one function, read only when they are what was written for this very key.
+    """numba's cache files of one function, used only if intact and written for exactly this key.
 
-    numba itself raises for a damaged index, runs damaged machine code, and after two processes
-    compiled a function for two signatures at a time may give the code of one for the other.
+    numba itself raises for a damaged index, runs damaged machine code, and, after two processes
+    compiled a function for two signatures concurrently, may return one's code for the other.
     """
 
     def save(self, key: object, data: object) -> None:
@@ -91,17 +89,17 @@ class _Checked(caching.IndexDataCacheFile):
 
 
 def _read(path: str) -> object:
-    """What _write wrote; None for a file that is missing, damaged or unreadable."""
+    """What _write wrote; None if the file is missing, damaged or unreadable."""
     try:
         content = Path(path).read_bytes()
         digest, packed = content[:32], content[32:]
         return pickle.loads(packed) if hashlib.sha256(packed).digest() == digest else None
-    except Exception:  # the pickle of another numba can raise anything
+    except Exception:  # a pickle from another numba version can raise anything
         return None
 
 
 class _Cache(caching.FunctionCache):
-    """numba's cache of one function; a full or read-only disk ends no compilation."""
+    """numba's cache of one function; a full or read-only disk does not stop compilation."""
 
     def __init__(self, py_func: Callable) -> None:
         super().__init__(py_func)
@@ -115,7 +113,7 @@ class _Cache(caching.FunctionCache):
         except OSError as error:
             _warn_once(
                 f"{FOLDER}: {error.strerror or error}: kernels compiled now are not kept there; "
-                "make room, or name another folder in NUMBA_CACHE_DIR"
+                "free disk space, or set NUMBA_CACHE_DIR to another folder"
             )
 
 
@@ -128,11 +126,11 @@ def _cache_of(py_func: Callable) -> object:
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(FOLDER)
     try:
         found = _Cache(py_func) if FOLDER is not None else None
-    except (OSError, RuntimeError):  # RuntimeError: no folder, as numba says it
+    except (OSError, RuntimeError):  # RuntimeError: numba found no folder
         found = None
     finally:
         numba.config.CACHE_DIR = before
-    # numba's other folders do not know of changes in kernels that are inlined.
+    # numba's other folders do not notice changes in inlined kernels.
     ours = found is not None and FOLDER in Path(found.cache_path).parents
     return found if ours else caching.NullCache()
 
@@ -141,10 +139,10 @@ dispatcher.FunctionCache = _cache_of
 
 
 class _Uncollected(event.Listener):
-    """No garbage collection while numba compiles: it searches torch's objects again and again.
+    """Disable garbage collection while numba compiles: it traverses torch's objects repeatedly.
 
-    A general step compiles in 8.9 s instead of 10.5. That it does is logged once a process: nothing
-    else is seen meanwhile.
+    A general step compiles in 8.9 s instead of 10.5. Compilation is logged once per process, as
+    nothing else is printed meanwhile.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Rows of tables as columns of activations, their lengths, and outer products over them."""
+"""Gathering table rows as activation columns, their norms, and outer products over them."""
 
 import numpy as np
 from numba import njit
@@ -6,12 +6,12 @@ from numba import njit
 from kernels.cpu.math import PART, SPLICED, F
 from kernels.cpu.tile import APART, matmul, matrix, padded, transpose
 
-SHORTEST = F(1e-12)  # as torch's normalize: what is shorter counts as that long
+SHORTEST = F(1e-12)  # minimum norm, as in torch's normalize
 
 
 @njit(**SPLICED)
 def by_rows(x, n, buffer):
-    """The first n columns of x (M, at least n) as rows (n, padded M), in `buffer`."""
+    """The first n columns of x (M, at least n) as rows (n, M padded), in `buffer`."""
     wide = padded(len(x))
     out = matrix(buffer, 0, n, wide)
     transpose(x, out)
@@ -20,9 +20,9 @@ def by_rows(x, n, buffer):
 
 @njit(**APART)
 def outer(d, by_row, out, spare):
-    """out (M, N) = d[:, :n] @ by_row; d (M, at least n), by_row (n, N or the padded N).
+    """out (M, N) = d[:, :n] @ by_row; d (M, at least n), by_row (n, N or N padded).
 
-    spare is as large as out with padded N; without padding it is not used.
+    spare holds out with N padded; it is unused if there is no padding.
     """
     if by_row.shape[1] == out.shape[1]:
         matmul(d, by_row, out)
@@ -36,16 +36,16 @@ def outer(d, by_row, out, spare):
 
 @njit(**PART)
 def gather_columns(table, rows, unit, out, scale):
-    """out[:, i] = table[rows[i]], at length 1 if `unit`; further columns of out stay as they are.
+    """out[:, i] = table[rows[i]], scaled to unit length if `unit`; other columns are untouched.
 
-    8 x 8 at a time: 10 us for 32 rows of 512, row by row twice that.
+    In 8 x 8 blocks: 10 us for 32 rows of 512; row by row takes twice that.
     """
     width, size = len(out), len(rows)
     for i in range(size):
         scale[i] = _inverse_length(table[rows[i]]) if unit else F(1)
     for d in range(0, width, 8):
         for i in range(0, size, 8):
-            if i + 8 <= size and d + 8 <= width:  # lengths that the compiler knows
+            if i + 8 <= size and d + 8 <= width:  # trip counts known to the compiler
                 for a in range(i, i + 8):
                     row, factor = rows[a], scale[a]
                     for b in range(d, d + 8):
@@ -75,7 +75,8 @@ def row_lengths(x, inverse):
 def column_lengths(x, inverse, part):
     """inverse[i] = 1 / |x[:, i]|; x (D, n).
 
-    In sums of 32: 512 squares one after another are off by 3e-7, and a logit of 100 by 3e-5.
+    In partial sums of 32: summing 512 squares in sequence is off by 3e-7, and a logit of 100 by
+    3e-5.
     """
     width, size = x.shape
     inverse[:size] = F(0)

@@ -1,4 +1,4 @@
-"""Lanes, and blocks of rows, shared out to threads."""
+"""Distribution of lanes, or blocks of rows, over threads."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -18,13 +18,13 @@ _kept: ContextVar[int | None] = ContextVar("threads of run_all", default=None)
 
 @contextmanager
 def kernels_alone() -> Iterator[int]:
-    """Within it run_all has all of torch's threads, and torch's own operations have one.
+    """Inside it, run_all uses all of torch's threads, and torch's own operations use one.
 
-    Gives the number of threads.
+    Yields the number of threads.
 
-    Between two kernels they only copy and add a few adapters. On two threads each of them ends in a
-    barrier at which OpenMP spins: with other work on a 2-core machine the mean of three adapters
-    took 73 ms in place of 0.2, and a round 1.23 s of CPU in place of 0.94.
+    Between kernels, torch only copies and adds a few adapters. On two threads each such operation
+    ends in a barrier at which OpenMP spins: with other work on a 2-core machine, the mean of three
+    adapters took 73 ms instead of 0.2, and a round 1.23 s of CPU instead of 0.94.
     """
     before, count = torch.get_num_threads(), thread_count()
     token = _kept.set(count)
@@ -37,7 +37,7 @@ def kernels_alone() -> Iterator[int]:
 
 
 def thread_count() -> int:
-    """The threads that kernels may use."""
+    """The number of threads that kernels may use."""
     return _kept.get() or torch.get_num_threads()
 
 
@@ -47,18 +47,17 @@ def run_all(
     scratch: Callable[[], Scratch],
     spare: list[Scratch] | None = None,
 ) -> None:
-    """work(item, scratch) for every item, on torch's number of threads; first come, first run.
+    """work(item, scratch) for every item, on torch's number of threads, in order of items.
 
-    work must release the interpreter's lock, and what it computes for an item must not depend on
-    what its scratch held before. Each thread owns one scratch: of `spare`, to which it goes back,
-    or a new one.
+    work must release the GIL, and its result for an item must not depend on what scratch held
+    before. Each thread owns one scratch: one taken from `spare`, and returned to it, or a new one.
     """
     items = list(items)
     queue = iter(items)  # next() on a list's iterator is atomic
 
     def drain() -> None:
-        # Of this thread alone; also where there is but one, so that results do not depend on how
-        # many there are. A diverged lane's denormals would slow it 20-fold.
+        # Affects this thread only; set even if it is the only one, so that results do not depend on
+        # their number. A diverged lane's denormals would slow it down 20-fold.
         torch.set_flush_denormal(True)
         own = _take(spare) or scratch()
         for item in queue:
@@ -75,15 +74,15 @@ def run_all(
 def _take(spare: list[Scratch] | None) -> Scratch | None:
     try:
         return spare.pop() if spare else None
-    except IndexError:  # another thread took the last
+    except IndexError:  # another thread took the last one
         return None
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Holds torch and BLAS to this thread: for products of a few hundred rows.
+    """Limit torch and BLAS to this thread: for products of a few hundred rows.
 
-    Beside a busy neighbour two threads wait for each other: a report took 2 s instead of 0.2.
+    Next to a busy neighbour, two threads wait for each other: a report took 2 s instead of 0.2.
     """
     with _controller().limit(limits=1):
         yield
@@ -91,7 +90,7 @@ def one_thread() -> Iterator[None]:
 
 @functools.cache
 def _controller() -> ThreadpoolController:
-    # It only reaches libraries that are loaded when it is made: scipy has a BLAS of its own.
+    # It only controls libraries loaded before it is created; scipy has a BLAS of its own.
     import scipy.linalg.cython_blas  # noqa: F401
 
     return ThreadpoolController()

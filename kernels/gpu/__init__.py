@@ -1,1 +1,1 @@
-"""What the Triton kernels share, and a round as one CUDA graph."""
+"""Code shared by the Triton kernels, and a federated round captured as one CUDA graph."""

@@ -1,25 +1,25 @@
-"""What adapter_step and adapter_top1 share in Triton: a linear layer of many adapters.
+"""Triton code shared by adapter_steps and adapter_top1: a linear layer of many adapters.
 
-Programs form one axis, so that no count meets CUDA's limit of 65,535 on the others. Widths and
-strides are compile-time constants: with them the compiler proves that loads are aligned.
+Grids have one axis, so that no count hits CUDA's limit of 65,535 on the others. Widths and strides
+are compile-time constants, which lets the compiler prove that loads are aligned.
 """
 
 import triton
 import triton.language as tl
 
 PRECISION = tl.constexpr("tf32x3")
-"""Three tensor-core products of 11-bit parts for a float32 one: as exact to about 2^-22, and
-faster than the plain float32 units. Always named: Triton's default is one product (2^-11)."""
+"""Three tensor-core products of 11-bit parts per float32 product: accurate to about 2^-22, and
+faster than the plain float32 units. Always passed: Triton's default is one product (2^-11)."""
 LEAST = tl.constexpr(-1e30)
-"""Stands for minus infinity where infinity - infinity must not give NaN."""
+"""Stands in for minus infinity where infinity - infinity must not give NaN."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def halves(x):
-    """x as two TF32 numbers, rounded and rest: together they err by under 2^-22 of it.
+    """x as two TF32 numbers, rounded value and remainder, with a relative error below 2^-22.
 
-    An add and a mask in place of the compiler's own split, which takes eight instructions.
+    An add and a mask replace the compiler's own split, which takes eight instructions.
     """
     high = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
     return high, x - high
@@ -27,9 +27,9 @@ def halves(x):
 
 @triton.jit
 def add_product(sums, a, b):
-    """sums + a @ b by three TF32 products, summed in the tensor core for this block alone.
+    """sums + a @ b by three TF32 products, accumulated in the tensor core for this block only.
 
-    Its adder cuts digits off: over all of D = 512 the sum errs 20 times as much as float32's.
+    Its adder truncates: over all of D = 512 the sum would have 20 times float32's error.
     """
     a_high, a_low = halves(a)
     b_high, b_low = halves(b)
@@ -44,12 +44,13 @@ def layer(
     WEIGHT_STRIDE: tl.constexpr, BIAS_STRIDE: tl.constexpr, D: tl.constexpr,
     PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One layer of the adapters on blocks of BM rows; a program makes BM x BN of its outputs.
+    """One layer of the adapters on blocks of BM rows; each program computes BM x BN outputs.
 
-    The first layer (rows given):  out = tanh(inputs[rows] @ weight.T + bias), 0 for row -1
-    The second (rows None):        out = inputs @ weight.T + bias; tops: its row maxima by block
-    Block b is of adapter owners[b], or b // PARTS without owners. The product is made turned, as
-    weight @ inputs.T: tensor cores of compute capability 9 take 64 rows, and a batch has fewer.
+    First layer (rows given):   out = tanh(inputs[rows] @ weight.T + bias), inputs 0 for row -1
+    Second layer (rows None):   out = inputs @ weight.T + bias; tops: its row maxima per BN columns
+    Block b belongs to adapter owners[b], or b // PARTS without owners. The product is computed
+    transposed, as weight @ inputs.T: tensor cores of compute capability 9 take 64 rows, and a batch
+    has fewer.
     """
     COLUMNS: tl.constexpr = (D + BN - 1) // BN
     block = (tl.program_id(0) // COLUMNS).to(tl.int64)
@@ -85,7 +86,7 @@ def layer(
 
 @triton.jit
 def row_tops(tops, first, COLUMNS: tl.constexpr, BM: tl.constexpr, PADDED: tl.constexpr):
-    """(BM,) the maxima of rows first..first+BM-1 of the second layer's output."""
+    """(BM,) maxima of rows first..first+BM-1 of the second layer's output."""
     c = tl.arange(0, PADDED)
     i = first + tl.arange(0, BM)
     found = tl.load(

@@ -1,10 +1,11 @@
-"""A whole federated round as one CUDA graph: start, steps, averages and answers in one replay.
+"""A whole federated round captured as one CUDA graph: start, steps, averages and predictions.
 
-A round is some 450 launches of a few microseconds each; launched one by one from Python they take
-longer than they run. All that differs between two rounds of a plan is copied into tensors that the
-graph reads: the servers' adapters, the rows' order, and the optimizer's settings. As every round
-begins with a fresh Adam, its bias corrections are part of those settings and not of a state; lanes
-are sorted by steps, so a step launches programs for those that have rows: nothing is padded.
+A round is some 450 launches of a few microseconds each; launching them one by one from Python takes
+longer than running them. Everything that differs between two rounds of a plan is copied into
+tensors that the graph reads: the servers' adapters, the row order, and the optimizer settings.
+Every round starts a fresh Adam, so its bias corrections are part of those settings, not state.
+Lanes are sorted by number of steps, so a step launches programs only for lanes that have rows; none
+are padded.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,45 +26,45 @@ from kernels.step.gpu import (
 )
 
 TOGETHER = 128
-"""Clients that are averaged at a time, 270 MB of them at D = 512: memory of the graph."""
+"""Clients averaged at a time, 270 MB of them at D = 512, which the graph holds."""
 Average = Callable[[Tensor, Sequence[float]], Tensor]
-"""(K, G, P) clients' adapters of G servers, and the K shares that each of the servers gives its
-own -> (G, P); must not wait for the device."""
+"""Adapters (K, G, P) of the clients of G servers, and the K weights that each server gives its
+clients -> (G, P); must not synchronize with the device."""
 Outsized = Callable[[Tensor], Tensor]
-"""(S, K) update lengths a step, 0 for none -> (S, K) bool; must not wait for the device."""
+"""(S, K) update norms per step, 0 for none -> (S, K) bool; must not synchronize with the device."""
 
 
 class Layout(NamedTuple):
-    """What is the same in every round of a plan."""
+    """The properties shared by all rounds of a plan."""
 
     kind: Kind  # the released adapter
-    starts: Sequence[int]  # for each lane the server it starts from
-    live: Sequence[int]  # for each step how many lanes have rows; they come first
+    starts: Sequence[int]  # for each lane, the server it starts from
+    live: Sequence[int]  # for each step, how many lanes have rows; these come first
     batch: int
-    members: Sequence[Sequence[int]]  # for each server its lanes, in client order
-    shares: Sequence[Sequence[float]]  # of those
-    asked: Sequence[Tensor]  # for each server (n_s,) int64: rows that its next adapter answers
+    members: Sequence[Sequence[int]]  # for each server, its lanes in client order
+    shares: Sequence[Sequence[float]]  # their weights
+    asked: Sequence[Tensor]  # for each server (n_s,) int64: rows its next adapter predicts
 
 
 class Round(NamedTuple):
-    """What a round made."""
+    """The result of a round."""
 
     servers: Tensor  # (S, P) float32: the next adapters
     losses: Tensor  # (T, L) float32
-    answers: list[Tensor]  # for each server (n_s,) int64: classes, by its next adapter
-    sound: bool  # whether every lane's adapter is finite and none outsized; else use nothing here
+    answers: list[Tensor]  # for each server (n_s,) int64: classes predicted by its next adapter
+    sound: bool  # whether all lanes' adapters are finite and none outsized; else discard all
 
 
 class Group(NamedTuple):
-    """Servers whose clients have the same shares: they are averaged together."""
+    """Servers whose clients have the same weights; they are averaged together."""
 
     servers: Tensor  # (G,) int64
-    lanes: Tensor  # (K * G,) int64: the servers' first lanes, then their second ones, ...
+    lanes: Tensor  # (K * G,) int64: the servers' first lanes, then their second, ...
     shares: Sequence[float]  # K
 
 
 class RoundGraph:
-    """The rounds of one plan. It owns the memory they run in and is used by one thread."""
+    """The rounds of one plan; owns the memory they run in. Not thread-safe."""
 
     def __init__(
         self,
@@ -75,10 +76,10 @@ class RoundGraph:
         average: Average,
         outsized: Outsized,
     ) -> None:
-        """On CUDA this runs a round once, which compiles its kernels, and captures it.
+        """On CUDA, run a round once, which compiles its kernels, then capture it.
 
-        features (N, D) float32, labels (N,) int64, unit_text (C, D) float32: as adapter_steps has
-        them, on one device. On the CPU, under Triton's interpreter, rounds run without a graph.
+        features (N, D) float32, labels (N,) int64, unit_text (C, D) float32: as in adapter_steps,
+        on one device. On the CPU, under Triton's interpreter, rounds run without a graph.
         """
         device, lanes = features.device, len(layout.starts)
         self.layout, self.logit_scale = layout, float(logit_scale)
@@ -90,18 +91,18 @@ class RoundGraph:
         self.starts = torch.tensor(layout.starts, device=device)
         self.groups = _groups(layout, device)
         self.work = workspace(len(layout.live), lanes, layout.batch, features)
-        self.work.rows.zero_()  # what the round before the capture trains on: row 0
+        self.work.rows.zero_()  # the round before capture trains on row 0
         self.work.optimizer.fill_(1)
-        self.work.losses.zero_()  # those of lanes without rows are never written
+        self.work.losses.zero_()  # entries of lanes without rows are never written
         self.asked = questions(layout.asked, features)
         self.losses = torch.zeros(len(layout.live), lanes, device=device)
         self.sound = torch.ones((), dtype=torch.bool, device=device)
         self.paces = _pace_table(layout).to(device)
-        self.settings: AdamSettings | None = None  # those that the workspace holds
+        self.settings: AdamSettings | None = None  # those in the workspace
         self.graph = self._capture() if device.type == "cuda" else None
         self.latest: Round | None = None
         self.ahead: dict[int, Any] = {}
-        """Room for the caller's: what it prepared of later rounds while one ran."""
+        """For the caller: what it prepared for later rounds while one ran."""
 
     def replay(
         self,
@@ -110,15 +111,15 @@ class RoundGraph:
         settings: AdamSettings,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> Round:
-        """One round from the adapters `servers` (S, P); rows (T, L, B) and settings as elsewhere.
+        """One round from the adapters `servers` (S, P); rows (T, L, B), settings: adapter_steps.
 
         meanwhile  is called while the device works
 
-        Raises ValueError for rows that are not live in the steps that were captured.
+        Raises ValueError if the lanes that have rows in each step are not those captured.
         """
         if tuple(live_lanes(rows)) != tuple(self.layout.live):
             raise ValueError(
-                "RoundGraph: the lanes that have rows in each step are not those it was made for"
+                "RoundGraph: the lanes that have rows in each step differ from those captured"
             )
         self.servers.copy_(servers)
         set_rows(self.work, rows)
@@ -139,13 +140,13 @@ class RoundGraph:
         return self.latest
 
     def answers_of(self, servers: Tensor) -> list[Tensor] | None:
-        """The answers of the adapters that the latest replay returned; None for any others."""
+        """The predictions of the adapters that the latest replay returned; None for any others."""
         if self.latest is None or self.latest.servers is not servers:
             return None
         return self.latest.answers
 
     def _round(self) -> None:
-        """All device work of a round, from and into this object's tensors."""
+        """All device work of a round; reads and writes this object's tensors."""
         kind = self.layout.kind
         torch.index_select(self.servers, 0, self.starts, out=self.clients)
         lanes_state = attention_state(kind, self.clients)
@@ -158,15 +159,15 @@ class RoundGraph:
             updates = clients.sub_(self.servers.index_select(0, servers))
             moved = torch.linalg.vector_norm(updates, dim=2)
             lengths[:, : len(shares)].index_copy_(0, servers, moved.mT)
-        # A length that is not finite may be one too long for float32: looked at closely elsewhere.
+        # A norm that is not finite may have overflowed float32; the plain path examines it.
         lost = ~lengths.isfinite() | self.outsized(lengths * self.paces)
         self.sound.copy_(~lost.any())
         features, _, unit_text = self.data
         answer(attention_state(kind, self.following), features, unit_text, self.asked)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        # Outside the capture first, on another stream than the default one: compiling and loading
-        # kernels is not allowed inside.
+        # First run outside the capture, on a side stream: kernels cannot be compiled or loaded
+        # during capture.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -179,7 +180,7 @@ class RoundGraph:
 
 
 def _groups(layout: Layout, device: torch.device) -> list[Group]:
-    """All servers, some at a time: operations a round do not grow with the number of servers."""
+    """All servers in groups, so that the number of operations does not grow with the servers."""
     alike: dict[tuple[float, ...], list[int]] = {}
     for s, shares in enumerate(layout.shares):
         alike.setdefault(tuple(shares), []).append(s)
@@ -194,7 +195,7 @@ def _groups(layout: Layout, device: torch.device) -> list[Group]:
 
 
 def _pace_table(layout: Layout) -> Tensor:
-    """(S, K) float32: 1 / steps of each server's lanes; 0 behind the shorter rows."""
+    """(S, K) float32: 1 / steps of each server's lanes; shorter rows are padded with 0."""
     made = [sum(lane < live for live in layout.live) for lane in range(len(layout.starts))]
     table = torch.zeros(len(layout.members), max(map(len, layout.members)))
     for s, lanes in enumerate(layout.members):

@@ -1,6 +1,6 @@
-"""What adapters compute: shapes, start, forward and backward.
+"""Adapter heads: shapes, initial weights, forward and backward.
 
-Each file beside this one that has a HEAD describes one; nothing else compares names.
+Each file in this folder that defines a HEAD describes one head; nothing else compares names.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import pkgutil
 from kernels.heads.head import Head
 
 SHARED = ("cpu", "head", "plain")
-"""Files without a head, which are not read here: they import torch and numba."""
+"""Files without a head; not imported here, because they import torch and numba."""
 
 
 def _found() -> dict[str, Head]:
@@ -17,7 +17,7 @@ def _found() -> dict[str, Head]:
     heads: list[Head] = [importlib.import_module(f"{__name__}.{name}").HEAD for name in files]
     names = [head.name for head in heads]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"heads of one name: {', '.join(sorted(twice))}")
+        raise ValueError(f"several heads are named {', '.join(sorted(twice))}")
     return dict(zip(names, heads, strict=True))
 
 

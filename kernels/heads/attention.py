@@ -1,4 +1,4 @@
-"""The released FedCLIP adapter: softmax(W2 tanh(W1 x + b1) + b2) * x, of raw features x.
+"""The released FedCLIP adapter: softmax(W2 tanh(W1 x + b1) + b2) * x, on raw features x.
 
 Source: arXiv:2302.13485; PersonalizedFL fedclip/nets/models.py.
 """
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def apply(parts: Named, x: Tensor) -> Tensor:
-    """exp(s - max s) * x with s = W2 tanh(W1 x + b1) + b2.
+    """exp(s - max s) * x, where s = W2 tanh(W1 x + b1) + b2.
 
-    The softmax's denominator is one number a row, which normalising divides out.
+    The softmax's denominator is one number per row, and normalization cancels it.
     """
     return gated(scores(parts, x), x)
 
 
 def scores(parts: Named, x: Tensor) -> Tensor:
-    """s of apply, of rows x (L, B, D)."""
+    """The scores s of `apply`, for rows x (L, B, D)."""
     hidden = parts["b1"][:, None].baddbmm(x, parts["w1"].mT).tanh()
     return parts["b2"][:, None].baddbmm(hidden, parts["w2"].mT)
 
@@ -34,7 +34,7 @@ def gated(scores: Tensor, x: Tensor) -> Tensor:
 
 HEAD = Head(
     "attention",
-    about="FedCLIP's: a softmax gate multiplied with the feature.",
+    about="FedCLIP's adapter: a softmax gate times the feature.",
     shapes=lambda d, classes, rank: {"w1": (d, d), "b1": (d,), "w2": (d, d), "b2": (d,)},
     apply=apply,
     start=lambda part, start, drawn, text: (

@@ -1,4 +1,4 @@
-"""A linear classifier with bias: logits s (<x', w_c> + b_c), from zero-shot or a closed form."""
+"""A linear classifier with bias: logits s (<x', w_c> + b_c), zero-shot or closed-form start."""
 
 from kernels.heads.head import Head
 
@@ -12,8 +12,7 @@ HEAD = Head(
     refusals=(
         (
             lambda mode, start: mode != "FedAtTxt",
-            "head classifier is a classifier in the place of the text features: pass "
-            "--mode FedAtTxt",
+            "head classifier replaces the text features: pass --mode FedAtTxt",
         ),
     ),
 )

@@ -1,13 +1,13 @@
-"""CLIP-Adapter: 0.2 relu(W2 relu(W1 x')) + 0.8 x', through a bottleneck; arXiv:2110.04544."""
+"""CLIP-Adapter: 0.2 relu(W2 relu(W1 x')) + 0.8 x', with a bottleneck; arXiv:2110.04544."""
 
 from kernels.heads.head import Head
 
 REDUCTION = 4  # the bottleneck is D / 4 wide
-RATIO = 0.2  # the share of the answer that is new; both: arXiv:2110.04544, section 4.1
+RATIO = 0.2  # weight of the new features; both: arXiv:2110.04544, section 4.1
 
 HEAD = Head(
     "clip-adapter",
-    about="CLIP-Adapter: a bottleneck, mixed with the feature.",
+    about="CLIP-Adapter: a bottleneck, blended with the feature.",
     shapes=lambda d, classes, rank: {
         "w1": (max(1, d // REDUCTION), d),
         "w2": (d, max(1, d // REDUCTION)),

@@ -1,4 +1,4 @@
-"""A cosine classifier: a row of weights for each class, from the text features, in their place."""
+"""A cosine classifier: a weight vector per class, initially the text feature it replaces."""
 
 from kernels.heads.head import Head
 
@@ -12,7 +12,7 @@ HEAD = Head(
     refusals=(
         (
             lambda mode, start: mode != "FedAtTxt",
-            "head cosine is a classifier in the place of the text features: pass --mode FedAtTxt",
+            "head cosine replaces the text features: pass --mode FedAtTxt",
         ),
     ),
 )

@@ -1,9 +1,10 @@
 """Heads and their gradients for numba kernels; each head's own file says what it computes.
 
-Activations lie feature-major, (D, p): n rows or classes as columns, and p - n behind them that
-nothing reads, as kernels/cpu/tile.py wants. A sum over D is then vector arithmetic over
-columns. `row` and `gradient` are one adapter's numbers as kernels/heads/plain.py lays them out;
-`spare` is as large as the larger of x and h, and keeps clip-adapter's outer layer in between.
+Activations are feature-major, (D, p): n rows or classes as columns, padded by p - n columns that
+are never read, as kernels/cpu/tile.py requires. A sum over D is then vector arithmetic over
+columns. `row` and `gradient` are one adapter's numbers, laid out as in kernels/heads/plain.py;
+`spare` is as large as the larger of x and h, and holds clip-adapter's outer layer from `forward`
+to `backward`.
 """
 
 from numba import njit
@@ -21,7 +22,7 @@ NEW, OLD = F(RATIO), F(1 - RATIO)
 
 @njit(**SPLICED)
 def forward(head, row, x, h, u, spare, top):
-    """u = what a head makes of x, not normalised; x (D, p) is raw for attention, else at length 1.
+    """u = the head's output for x, not normalized; x (D, p) is raw for attention, else unit length.
 
     h (hidden, p) is kept for `backward`; top (at least p,) is scratch.
     """
@@ -44,8 +45,8 @@ def forward(head, row, x, h, u, spare, top):
 def backward(head, row, n, x, h, u, d_u, spare, across, gradient, widened):
     """gradient (P,) = d loss / d row, from d_u = d loss / d u, which is overwritten.
 
-    n columns count; across (2, n times the larger padded width) is scratch, for x and h by rows,
-    and widened for outer.
+    Only the first n columns count. Scratch: across (2, n times the larger padded width) for x and h
+    by rows, widened for `outer`.
 
     attention     d_s = d_u u, d_W2 = d_s h^T, d_b2 = sum d_s, d_a = (W2^T d_s) (1 - h^2),
                   d_W1 = d_a x^T, d_b1 = sum d_a

@@ -1,6 +1,6 @@
-"""What a head is: one frozen description of what an adapter computes.
+"""A head: one frozen description of what an adapter computes.
 
-Files of heads are read for --help as well: torch is imported inside their functions, if at all.
+--help imports the heads' files too, so they import torch only inside functions, if at all.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
 
 Shapes = dict[str, tuple[int, ...]]
 Named = dict[str, "Tensor"]
-"""An adapter's numbers by name, each with the leading axes of the rows they were cut from."""
+"""An adapter's parts by name, each with the leading axes of the rows they are sliced from."""
 Refusal = tuple[Callable[[str, str], bool], str]
-"""(mode, start) -> whether that cannot be, and the sentence that says so and what to pass."""
+"""(mode, start) -> whether that is invalid, and the message: why, and what to pass instead."""
 
 
 def as_drawn(part: str, start: str, drawn: Tensor, unit_text: Tensor) -> Tensor:
-    """The start of heads without one of their own: what was drawn."""
+    """The default start of a head: the drawn weights."""
     return drawn
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head: all that kernels and settings ask of it. L lanes, B batch, D width, C classes.
+    """A head: everything kernels and settings need. L lanes, B batch, D width, C classes.
 
-    name        as --head spells it
+    name        the value of --head
     about       a sentence for --help
-    shapes      (D, C, rank) -> shape of each part, in the order in which they lie in a row
-    apply       (parts, x (L, B, D)) -> (L, B, D), not normalised; x is at length 1, or `raw`.
-                None: its part w (C, D) stands in the place of the text features, a row a class
-    start       (part, --start, drawn, text (C, D) at length 1) -> that part's first numbers;
-                drawn is uniform in +-1/sqrt(fan in), PyTorch's default for Linear; it may be
-                changed
-    last        parts of the last layer, which fedper keeps at the client; (): there is one layer
-    raw         whether apply takes features as the encoder gave them, not at length 1
-    identity    whether --start identity is another start than default
-    closed_form  whether --start closed-form can give its first numbers
+    shapes      (D, C, rank) -> shape of each part, in their order within a row
+    apply       (parts, x (L, B, D)) -> (L, B, D), not normalized; x has unit length unless `raw`.
+                None: its part w (C, D) replaces the text features, one row per class
+    start       (part, --start, drawn, text (C, D) of unit length) -> that part's initial values;
+                drawn is uniform in +-1/sqrt(fan in), PyTorch's default for Linear, and may be
+                modified in place
+    last        parts of the last layer, which fedper keeps on the client; (): a single layer
+    raw         whether apply takes features as encoded, not scaled to unit length
+    identity    whether --start identity differs from default
+    closed_form  whether --start closed-form can compute its initial values
     uses_rank   whether shapes depend on --rank
-    fused       whether kernels/step/ and kernels/answers/ have code of their own for it on images
+    fused       whether kernels/step/ and kernels/answers/ have dedicated code for it on images
     numba       its number in kernels/heads/cpu.py; None: no compiled code, so torch computes it
-    refusals    modes and starts that it cannot go with
+    refusals    modes and starts that it does not support
     """
 
     name: str
@@ -62,9 +62,9 @@ class Head:
 
     @property
     def classifier(self) -> bool:
-        """Whether it stands in the place of the text features."""
+        """Whether it replaces the text features."""
         return self.apply is None
 
     def refuse(self, mode: str, start: str) -> str | None:
-        """Why it cannot go with a mode and a start, and what to pass; None: it can."""
+        """Why it does not support a mode and start, and what to pass; None if it does."""
         return next((why for wrong, why in self.refusals if wrong(mode, start)), None)

@@ -1,4 +1,4 @@
-"""A linear layer: W x' + b; with --start identity W = 1 and b = 0."""
+"""A linear layer: W x' + b; with --start identity, W = I and b = 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def start(part: str, start: str, drawn: Tensor, text: Tensor) -> Tensor:
-    """The part's first numbers; see Head."""
+    """The part's initial values; see Head."""
     if start != "identity":
         return drawn
     drawn.zero_()

@@ -1,4 +1,4 @@
-"""A residual of low rank: x' + B A x', from B = 0; arXiv:2106.09685."""
+"""A low-rank residual: x' + B A x', starting from B = 0; arXiv:2106.09685."""
 
 from kernels.heads.head import Head
 

@@ -1,6 +1,6 @@
-"""The adapters there are: where one sits, how its numbers lie in a row, and what it computes.
+"""Adapters in plain torch: their layout within a row, initial weights, and what they compute.
 
-Letters: L lanes, B batch, D width, C classes, P numbers of one adapter. x' is x at length 1.
+Letters: L lanes, B batch, D width, C classes, P numbers per adapter. x' is x scaled to unit length.
 """
 
 import math
@@ -18,7 +18,7 @@ from kernels.heads.head import Head, Named
 
 @dataclass(frozen=True)
 class Kind:
-    """What all adapters of one call have in common."""
+    """What all adapters in one call share."""
 
     mode: str
     head: str
@@ -26,11 +26,11 @@ class Kind:
     classes: int
     rank: int = 8
     whitened: bool = False
-    """A classifier with bias trains on features that are whitened: not put to length 1."""
+    """Whether a classifier with bias trains on whitened features, not scaled to unit length."""
 
     @property
     def does(self) -> Head:
-        """What its head computes."""
+        """The description of its head."""
         return HEADS[self.head]
 
     @property
@@ -40,9 +40,9 @@ class Kind:
 
 
 def shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of each part of an adapter, in the order in which they lie in a row.
+    """Name -> shape of each part of an adapter, in their order within a row.
 
-    The adapter on the images comes first; the names of the one on the text begin with "text_".
+    The image adapter comes first; names of the text adapter's parts start with "text_".
     """
     own = kind.does.shapes(kind.width, kind.classes, kind.rank)
     on_images = own if kind.mode != "FedAtTxt" else {}
@@ -51,12 +51,12 @@ def shapes(kind: Kind) -> dict[str, tuple[int, ...]]:
 
 
 def size(kind: Kind) -> int:
-    """P, the numbers of one adapter."""
+    """P, the number of values in one adapter."""
     return sum(math.prod(shape) for shape in shapes(kind).values())
 
 
 def named(kind: Kind, rows: Tensor) -> Named:
-    """Views of rows (..., P) by name, in the shapes of `shapes` behind the leading axes."""
+    """Views of rows (..., P) by name, of the leading axes followed by the shapes of `shapes`."""
     parts = shapes(kind)
     cut = rows.split([math.prod(shape) for shape in parts.values()], dim=-1)
     return {
@@ -66,9 +66,9 @@ def named(kind: Kind, rows: Tensor) -> Named:
 
 
 def as_rows(kind: Kind, parts: Named) -> Tensor:
-    """The inverse of `named`: (..., P) float32; parts may hold others besides.
+    """The inverse of `named`: (..., P) float32; other keys in parts are ignored.
 
-    Raises ValueError for a part that is missing or of another shape.
+    Raises ValueError for a part that is missing or has the wrong shape.
     """
     found = []
     for name, shape in shapes(kind).items():
@@ -81,18 +81,19 @@ def as_rows(kind: Kind, parts: Named) -> Tensor:
 
 
 def attention_state(kind: Kind, rows: Tensor) -> AdapterState:
-    """Views of rows (L, P) as the fused kernels of the released adapter take them."""
+    """Views of rows (L, P) in the form the released adapter's fused kernels take."""
     return AdapterState(**named(kind, rows))
 
 
 def first_row(kind: Kind, start: str, seed: int, text: Tensor) -> Tensor:
-    """Where training starts: (P,) float32.
+    """The initial adapter: (P,) float32.
 
-    Every part is drawn uniform in +-1/sqrt(fan in), PyTorch's default for Linear, in the order of
-    `shapes` from numpy's RandomState(seed), whose stream never changes; the head's `start` makes
-    its first numbers of that. With start "identity" answers begin exactly at zero-shot CLIP's.
+    Every part is drawn uniformly from +-1/sqrt(fan in), PyTorch's default for Linear, in the order
+    of `shapes`, from numpy's RandomState(seed), whose stream never changes; the head's `start`
+    turns that into initial values. With start "identity", predictions start exactly at zero-shot
+    CLIP's.
 
-    Raises ValueError for a mode or a start that the head cannot go with.
+    Raises ValueError for a mode or start that the head does not support.
     """
     if why := kind.does.refuse(kind.mode, start):
         raise ValueError(why)
@@ -107,9 +108,9 @@ def first_row(kind: Kind, start: str, seed: int, text: Tensor) -> Tensor:
 
 
 def unit_images(kind: Kind, parts: Named, x: Tensor) -> Tensor:
-    """What images become: raw features x (L, B, D) -> (L, B, D), rows of length 1.
+    """Adapted image features: raw x (L, B, D) -> (L, B, D), rows of unit length.
 
-    For a classifier with bias (x', 1), (L, B, D + 1), or (x, 1) where kind.whitened.
+    For a classifier with bias: (x', 1), (L, B, D + 1), or (x, 1) if kind.whitened.
     """
     if _biased(kind):
         x = x if kind.whitened else normalize(x, dim=-1)
@@ -120,9 +121,9 @@ def unit_images(kind: Kind, parts: Named, x: Tensor) -> Tensor:
 
 
 def unit_texts(kind: Kind, parts: Named, text: Tensor, classes: Tensor) -> Tensor:
-    """What class prompts become: classes (L, K) of text (C, D) raw -> (L, K, D), length 1.
+    """Adapted text features of classes (L, K) from raw text (C, D) -> (L, K, D), of unit length.
 
-    For a classifier with bias (w, b), (L, K, D + 1), of any length.
+    For a classifier with bias: (w, b), (L, K, D + 1), of any length.
     """
     if kind.mode == "FedAtImg":
         return normalize(text, dim=1)[classes]
@@ -141,6 +142,6 @@ def _biased(kind: Kind) -> bool:
 
 
 def _apply(head: Head, parts: Named, x: Tensor) -> Tensor:
-    """What a head makes of rows x (L, B, D), raw; not normalised."""
+    """The head's output for raw rows x (L, B, D); not normalized."""
     assert head.apply is not None  # a classifier has no rows to change
     return head.apply(parts, x if head.raw else normalize(x, dim=-1))

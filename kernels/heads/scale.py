@@ -1,6 +1,6 @@
-"""A scale for each channel: (1 + s) * x', from s = 0; (IA)^3's l * x with l = 1 + s.
+"""A scale per channel: (1 + s) * x', starting from s = 0; (IA)^3's l * x with l = 1 + s.
 
-There l starts at 1. Written as 1 + s weight decay pulls towards zero-shot and not towards 0.
+(IA)^3 starts at l = 1. Written as 1 + s, weight decay pulls towards zero-shot instead of towards 0.
 Source: arXiv:2205.05638.
 """
 
@@ -8,7 +8,7 @@ from kernels.heads.head import Head
 
 HEAD = Head(
     "scale",
-    about="A factor for each channel of the feature.",
+    about="One factor per channel of the feature.",
     shapes=lambda d, classes, rank: {"s": (d,)},
     apply=lambda parts, x: (1 + parts["s"][:, None]) * x,
     start=lambda part, start, drawn, text: drawn.zero_(),

@@ -1,4 +1,4 @@
-"""Local training of many adapters side by side: any head, loss and optimizer."""
+"""Local training of many adapters in parallel: any head, loss and optimizer."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +19,7 @@ RELEASED = next(head for head in HEADS.values() if head.fused)
 
 @dataclass(frozen=True)
 class Work:
-    """What the lanes of one call have in common."""
+    """What the lanes of one call share."""
 
     kind: Kind
     loss: str = "contrastive"
@@ -27,10 +27,10 @@ class Work:
 
 
 class Settings(NamedTuple):
-    """The optimizer's settings, one value a lane; torch.optim's words."""
+    """The optimizer's settings, one value per lane; named as in torch.optim."""
 
     lr: Tensor  # (L,) float64
-    weight_decay: Tensor  # (L,) float64; adam, sgd: added to the gradient. adamw: apart from it
+    weight_decay: Tensor  # (L,) float64; adam, sgd: added to the gradient. adamw: decoupled
     beta1: Tensor  # (L,) float64; adam and adamw
     beta2: Tensor  # (L,) float64
     eps: Tensor  # (L,) float64
@@ -39,48 +39,47 @@ class Settings(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What an optimizer remembers of each lane between calls; changed in place."""
+    """The optimizer's state of each lane between calls; modified in place."""
 
     first: Tensor  # (L, P) float32: Adam's m, SGD's momentum buffer
     second: Tensor  # (L, P) float32: Adam's v
-    steps: Tensor  # (L,) int64 on the CPU: steps made so far
+    steps: Tensor  # (L,) int64 on the CPU: steps taken so far
 
 
 class Pull(NamedTuple):
-    """What federated methods add to a lane's gradient: mu * (w - anchor) + shift."""
+    """Terms that federated methods add to a lane's gradient: mu * (w - anchor) + shift."""
 
     anchor: Tensor | None = None  # (L, P) float32: FedProx's and Ditto's server adapter
     shift: Tensor | None = None  # (L, P) float32: SCAFFOLD's c - c_k
 
 
 def has_fused_step(work: Work) -> bool:
-    """Whether this is the released step, which adapter_steps computes; other work is general."""
+    """Whether adapter_steps computes this step (the released one); the rest is the general step."""
     return work.kind.released and (work.loss, work.optimizer) == ("contrastive", "adam")
 
 
 def pick_local_backend(
     backend: str, device: torch.device, plain: bool, head: Head = RELEASED
 ) -> str:
-    """The backend that runs: "auto" takes the fastest that can; a named one is never swapped.
+    """The backend to run: "auto" picks the fastest available; a named one is never swapped.
 
-    plain   whether there is no fused step for what is asked: other work, or pull or moments; then
-            a GPU has torch only
-    head    what adapters compute; without compiled code of its own torch computes it
+    plain   whether no fused step applies: other work, or pull or moments; a GPU then has only torch
+    head    what adapters compute; torch computes a head that has no compiled code
     Raises BackendUnavailable.
     """
     if plain and device.type != "cpu":
         if backend not in ("auto", "torch"):
             raise BackendUnavailable(
-                f"backend {backend!r} trains the released step only on {device.type} (FedAtImg, "
+                f"backend {backend!r} computes only the released step on {device.type} (FedAtImg, "
                 "attention, contrastive, adam, moments reset, no proximal term); pass --backend "
-                "auto or torch for others"
+                "auto or torch for anything else"
             )
         return "torch"
     if head.numba is None:
         backend = "torch" if backend == "auto" else backend
         if pick_backend(backend, device) != "torch":
             raise BackendUnavailable(
-                f"backend {backend!r}: no code for head {head.name}; there is torch: pass "
+                f"backend {backend!r} has no compiled code for head {head.name}: pass "
                 "--backend auto or torch"
             )
     return pick_backend(backend, device)
@@ -103,27 +102,27 @@ def local_steps(
 ) -> Tensor:
     """T training steps of L independent adapters (lanes).
 
-    One step of one lane, on the B rows x (B, D) with labels y that `rows` names; u are the rows'
-    unit features and t_c the classes' (kernels/heads/plain.py), S = logit_scale * u t^T:
+    One step of one lane, on the B rows x (B, D) with labels y that `rows` indexes; u are the rows'
+    unit features and t_c those of the classes (kernels/heads/plain.py), S = logit_scale * u t^T:
 
         contrastive     mean_i [log sum_j exp S_i,yj - S_i,yi] / 2
                         + mean_j [log sum_i exp S_i,yj - S_j,yj] / 2       j over the batch
-        multi-positive  the same with log sum over all rows (columns) of y_i's class in the place
-                        of S_i,yi: they count as positives. Source: MIL-NCE, arXiv:1912.06430
+        multi-positive  the same with S_i,yi replaced by the log sum over all rows (columns) of
+                        class y_i, which count as positives. Source: MIL-NCE, arXiv:1912.06430
         class           mean_i [log sum_c exp S_ic - S_i,yi]               c over all C classes
         g = d loss / d w + mu * (w - anchor) + shift
         adam, adamw, sgd as in torch.optim, on g; adam and sgd add weight_decay * w to it
 
-    rows_of_adapters  (L, P) float32, laid out by kernels/heads/plain.py; **changed in place**
+    rows_of_adapters  (L, P) float32, laid out by kernels/heads/plain.py; **modified in place**
     features   (N, D) float32, raw as cached;  labels (N,) int64
-    text       (C, D) float32 as the encoder gave it;  unit_text the same, rows of length 1
+    text       (C, D) float32 as encoded;  unit_text the same, rows of unit length
     rows       (T, L, B) int32 on the CPU; see adapter_steps
-    moments    what the optimizer remembers, changed in place; None: it starts afresh and forgets
-    backend    "auto" or a name of kernels/backends.py; a named one is never swapped
+    moments    the optimizer's state, modified in place; None: a fresh state, discarded afterwards
+    backend    "auto" or a name from kernels/backends.py; a named one is never swapped
     returns    (T, L) float32 on the adapters' device: each step's loss; 0 where a lane had no rows
 
-    Raises ValueError for arguments that do not fit each other, BackendUnavailable for a named
-    backend that cannot run here or cannot compute this.
+    Raises ValueError for inconsistent arguments, BackendUnavailable if the named backend cannot
+    run here or cannot compute this.
     """
     _check(work, rows_of_adapters, features, labels, text, rows, settings, moments, pull)
     plain = not has_fused_step(work) or moments is not None or any(p is not None for p in pull)
@@ -149,7 +148,7 @@ def _check(
     wanted = (lanes, size(kind))
     if work.loss not in LOSSES or work.optimizer not in OPTIMIZERS:
         raise ValueError(
-            f"local_steps: loss {work.loss!r} and optimizer {work.optimizer!r}; there are "
+            f"local_steps: loss {work.loss!r} and optimizer {work.optimizer!r}; choose from "
             f"{', '.join(LOSSES)} and {', '.join(OPTIMIZERS)}"
         )
     given = {
@@ -164,7 +163,7 @@ def _check(
             continue
         if tuple(found.shape) != wanted or found.dtype != torch.float32 or found.stride(1) != 1:
             raise ValueError(
-                f"local_steps: {name} must be {wanted} float32, each row in one piece, for {lanes} "
+                f"local_steps: {name} must be {wanted} float32 with contiguous rows for {lanes} "
                 f"lanes of {kind}; got {tuple(found.shape)} {found.dtype} {found.stride()}"
             )
     for name, found, shape, dtype in (

@@ -1,4 +1,4 @@
-"""local_steps on the CPU, compiled by numba: one thread trains one lane through all its steps."""
+"""local_steps on the CPU, compiled by numba: one thread runs all steps of a lane."""
 
 import numpy as np
 import torch
@@ -66,9 +66,9 @@ def local_steps(
 
 
 def _scratch(work: Work, batch: int, kept: bool) -> tuple:
-    """What one thread needs: gradient, first and second moments, and a step's buffers.
+    """Scratch for one thread: gradient, first and second moments, and a step's buffers.
 
-    Zeros, so that columns behind a batch hold nothing slow.
+    Zeroed, so that padding columns hold no denormals, which are slow.
     """
     kind = work.kind
     columns = kind.classes if work.loss == "class" else min(batch, kind.classes)

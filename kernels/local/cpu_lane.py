@@ -1,7 +1,7 @@
-"""One lane through all its steps, compiled by numba: gradients in closed form, into one row (P,).
+"""All steps of one lane, compiled by numba: gradients in closed form, written to one row (P,).
 
-Vectors are never divided by their lengths: those go into the logits and into the gradient by them
-(losses_numba.py), which are K x B numbers and not D x B. K columns stand for the classes.
+Vectors are never divided by their norms: the norms are applied to the logits and their gradient
+(cpu_losses.py), which are K x B numbers instead of D x B. K columns represent the classes.
 """
 
 from typing import NamedTuple
@@ -26,23 +26,23 @@ from kernels.local.cpu_optimizers import update
 
 
 class Buffers(NamedTuple):
-    """What a thread writes over in every step; (..., p D) are cut into matrices of p columns.
+    """A thread's scratch, overwritten in every step; (..., p D) are cut into matrices of p columns.
 
-    p is the next multiple of numba_matmul.LANES to the rows B, or the columns K, of a batch.
+    p is the number of rows B, or of columns K, of a batch, rounded up to kernels.cpu.tile.LANES.
     """
 
-    images: np.ndarray  # (5, p D) float32, D or the hidden width where that is larger
-    texts: np.ndarray  # (5, p D) float32, K the most columns a batch can have
-    across: np.ndarray  # (2, max(B, K) times the largest padded width) float32: by rows
-    columns: np.ndarray  # (K, D) float32: what stands for the classes
-    pairs: np.ndarray  # (2, K p) float32: logits and the gradient by them
-    by_row: np.ndarray  # (2, p) float32: inverse lengths and <u, d_u>
-    by_column: np.ndarray  # (3, p) float32: the same of columns, and their counts
+    images: np.ndarray  # (5, p D) float32, D the larger of width and hidden width
+    texts: np.ndarray  # (5, p D) float32, for the most columns K a batch can have
+    across: np.ndarray  # (2, max(B, K) times the largest padded width) float32: row-major copies
+    columns: np.ndarray  # (K, D) float32: the classes' vectors
+    pairs: np.ndarray  # (2, K p) float32: logits and their gradient
+    by_row: np.ndarray  # (2, p) float32: inverse norms and <u, d_u>
+    by_column: np.ndarray  # (3, p) float32: the same for columns, and their counts
     place: np.ndarray  # (B,) int32: each row's column
     classes: np.ndarray  # (K,) int32: each column's class
-    column_of: np.ndarray  # (C,) int32, -1 outside of losses_numba.distinct
+    column_of: np.ndarray  # (C,) int32, -1 outside cpu_losses.distinct
     lines: np.ndarray  # (7, the larger p) float32: sums over rows and over columns
-    widened: np.ndarray  # (largest gradient of a matrix, its columns padded,) float32
+    widened: np.ndarray  # (largest weight matrix, its columns padded,) float32
     hidden: int  # rows of a head's inner activations
 
 
@@ -51,11 +51,11 @@ def train_lane(
     codes, parts, weight, features, labels, text, rows, settings, scale, anchor, shift, done,
     gradient, first, second, buffers, losses,
 ):  # fmt: skip
-    """All steps of one lane; returns how many there were."""
+    """All steps of one lane; returns how many it took."""
     _, loss, optimizer = codes
     counts = buffers.by_column[2]
     columns = len(buffers.classes)
-    for k in range(columns):  # for the loss "class"; the others write their own in each step
+    for k in range(columns):  # for loss "class"; other losses overwrite them in each step
         buffers.classes[k] = k
         counts[k] = F(1)
     for step in range(len(rows)):
@@ -91,9 +91,9 @@ def train_lane(
 
 @njit(**SPLICED)
 def _activate(codes, parts, weight, features, text, asked, classes, buffers, begins):
-    """What heads make of the batch's rows and of its classes, with inverse lengths.
+    """Heads' outputs for the batch's rows and its classes, and their inverse norms.
 
-    A loop over the two sides, because a head that is compiled twice takes twice as long.
+    A loop over both sides, because compiling a head twice takes twice as long.
     """
     head, loss, _ = codes
     sides, tables = (buffers.images, buffers.texts), (features, text)
@@ -102,7 +102,7 @@ def _activate(codes, parts, weight, features, text, asked, classes, buffers, beg
         if side == 1 and (not parts[1] or head == COSINE):
             continue
         x, h, u, _, spare = _cut(sides[side], text.shape[1], buffers.hidden, len(picked[side]))
-        unit = side == 0 and parts[0] > 0 and head != ATTENTION  # text comes as its head wants it
+        unit = side == 0 and parts[0] > 0 and head != ATTENTION  # text comes as its head needs it
         if side == 0 or begins or loss != CLASS:
             out = x if parts[side] else u
             gather_columns(tables[side], picked[side], unit, out, buffers.lines[0])
@@ -114,7 +114,7 @@ def _activate(codes, parts, weight, features, text, asked, classes, buffers, beg
 
 @njit(**SPLICED)
 def _columns(codes, parts, weight, text, classes, buffers):
-    """t (K, D), what stands for the classes; lengths of rows that no head made are written."""
+    """t (K, D), the classes' vectors; writes the inverse norms of rows not computed by a head."""
     head, loss, _ = codes
     lengths = buffers.by_column[0]
     columns, width = len(classes), text.shape[1]
@@ -137,9 +137,9 @@ def _columns(codes, parts, weight, text, classes, buffers):
 
 @njit(**SPLICED)
 def _differentiate(codes, parts, weight, t, u, d_z, n, buffers, gradient):
-    """gradient (P,) of a lane: d u = t^T d_z - inner u and d t = d_z u^T - inner t, through heads.
+    """A lane's gradient (P,): d u = t^T d_z - inner u, d t = d_z u^T - inner t, through the heads.
 
-    d_z (K, p), of which n columns count, and inner are as batch_loss leaves them.
+    d_z (K, p), of which the first n columns count, and inner are as batch_loss leaves them.
     """
     head, loss, _ = codes
     columns, width = t.shape
@@ -167,7 +167,7 @@ def _differentiate(codes, parts, weight, t, u, d_z, n, buffers, gradient):
 
 @njit(**SPLICED)
 def _cosine(loss, t, u, d_z, n, inner, buffers, gradient):
-    """gradient (C D,): d t in the rows of the batch's classes, 0 in others."""
+    """gradient (C D,): d t in the rows of the batch's classes, 0 elsewhere."""
     columns, width = t.shape
     by_class = matrix(gradient, 0, len(gradient) // width, width)
     if loss == CLASS:
@@ -185,7 +185,7 @@ def _cosine(loss, t, u, d_z, n, inner, buffers, gradient):
 
 @njit(**SPLICED)
 def _cut(buffers, width, hidden, n):
-    """x (D, p), h (hidden, p), u (D, p), d_u (D, p) and as many numbers as the larger of those."""
+    """x (D, p), h (hidden, p), u (D, p), d_u (D, p) and scratch the size of the largest."""
     p = padded(n)
     x = matrix(buffers[0], 0, width, p)
     h = matrix(buffers[1], 0, hidden, p)

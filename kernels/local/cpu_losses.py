@@ -1,7 +1,7 @@
-"""The losses of local training and their gradients by the logits, for numba kernels.
+"""Losses of local training and their gradients with respect to the logits, for numba kernels.
 
-Columns are classes k with the numbers n_k of rows they stand for: the batch's distinct labels, or
-for the loss "class" all C with n_k = 1. Z = scale <u_i, t_k> with u and t at length 1.
+Columns are classes k, each with the number n_k of rows it represents: the batch's distinct labels,
+or, for loss "class", all C with n_k = 1. Z = scale <u_i, t_k>, with u and t of unit length.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ CONTRASTIVE, CLASS, MULTI_POSITIVE = range(len(LOSSES))
 
 @njit(**SPLICED)
 def distinct(labels, rows, place, classes, counts, column_of):
-    """K, the number of distinct labels of a batch, in order of first appearance.
+    """K, the number of distinct labels in a batch; columns are in order of first appearance.
 
-    Written: place (B,) each row's column, classes and counts (K,) each column's label and rows.
-    column_of (C,) is -1 everywhere, before and after.
+    Writes place (B,), each row's column, and classes and counts (K,), each column's label and
+    number of rows. column_of (C,) is -1 everywhere, before and after.
     """
     columns = 0
     for i in range(len(rows)):
@@ -39,20 +39,20 @@ def distinct(labels, rows, place, classes, counts, column_of):
 def batch_loss(
     loss, z, place, counts, scale, per_row, per_column, gradient, inner, inner_column, lines,
 ):  # fmt: skip
-    """One batch's loss, see kernels/local/__init__.py, and what going back needs.
+    """One batch's loss (see kernels/local/__init__.py) and the inputs of its backward pass.
 
-    z (K, at least B) comes as products of vectors v_i, w_k of any length, whose inverse lengths are
-    per_row and per_column, and leaves as Z. With G = d loss / d Z,
+    z (K, at least B) holds the products of vectors v_i, w_k of any length, whose inverse norms are
+    per_row and per_column, and is overwritten with Z. With G = d loss / d Z,
     p_ik = n_k e^Z / sum_k n_k e^Z over a row, q_ik = e^Z / sum_i e^Z over a column,
-    r_ik = e^Z / sum of e^Z over k's own rows:
+    r_ik = e^Z / sum of e^Z over the rows of class k:
 
         class           G = (p - [k = y_i]) / B
         contrastive     G = (p + n_k q - 2 [k = y_i]) / 2B
         multi-positive  G = (p + n_k q - [k = y_i] (1 + n_k r)) / 2B
 
-    Written: gradient = scale G / (|v_i| |w_k|), so that d v = sum_k gradient w - inner v and
-    d w = sum_i gradient v - inner_column w, as normalising asks for: <u, d u> = sum_k G Z is a sum
-    over K, and not over D. lines (7, at least K and B) is scratch.
+    Writes gradient = scale G / (|v_i| |w_k|), so that d v = sum_k gradient w - inner v and
+    d w = sum_i gradient v - inner_column w, as normalization requires: <u, d u> = sum_k G Z is a
+    sum over K instead of D. lines (7, at least K and B) is scratch.
     """
     columns, size = len(z), len(place)
     top, sums = lines[0], lines[1]
@@ -68,7 +68,7 @@ def batch_loss(
             gradient[k, i] = counts[k] * exp(z[k, i] - top[i])
             sums[i] += gradient[k, i]
     total = 0.0
-    for i in range(size):  # differences first: beside a logit of 100 a loss of 1e-6 is lost
+    for i in range(size):  # subtract first: added to a logit of 100, a loss of 1e-6 is lost
         total += (top[i] - z[place[i], i]) + np.log(sums[i])
     share = F(1) / F(size) if loss == CLASS else F(0.5) / F(size)
     for i in range(size):
@@ -98,7 +98,7 @@ def batch_loss(
 
 @njit(**SPLICED)
 def _over_columns(loss, z, place, counts, share, gradient, lines):
-    """Adds what columns and targets have in the gradient; returns the columns' part of the loss."""
+    """Add the gradient terms of columns and targets; returns the columns' part of the loss."""
     columns, size = len(z), len(place)
     line, peaks, sums = lines[2], lines[3], lines[4]
     for k in range(columns):

@@ -1,4 +1,4 @@
-"""The optimizers of local training over one adapter's row of numbers, for numba kernels."""
+"""Optimizers of local training on one adapter's row of numbers, for numba kernels."""
 
 import numpy as np
 from numba import njit
@@ -13,8 +13,8 @@ ADAM, ADAMW, SGD = range(len(OPTIMIZERS))
 def update(optimizer, weight, gradient, first, second, anchor, shift, step, settings):
     """One step of torch.optim's Adam, AdamW or SGD on weight (P,), in place.
 
-    gradient (P,) becomes gradient + mu (weight - anchor) + shift; those two may be empty, and
-    second too for SGD. step counts from 1; settings are those of kernels.local.Settings.
+    gradient (P,) becomes gradient + mu (weight - anchor) + shift; anchor and shift may be empty, as
+    may second for SGD. step counts from 1; settings are those of kernels.local.Settings.
     """
     lr, weight_decay, beta1, beta2, eps, momentum, mu = settings
     if len(anchor):

@@ -1,7 +1,7 @@
-"""local_steps in plain torch: autograd, and optimizers over whole rows of numbers.
+"""local_steps in plain torch: autograd, and optimizers on whole rows of numbers.
 
-On a CPU a thread takes one lane through all its steps, so that what a lane computes does not
-depend on its neighbours; on a GPU all lanes go through batched products together.
+On a CPU each thread runs all steps of one lane, so that a lane's result does not depend on its
+neighbours; on a GPU all lanes share batched products.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.heads.plain import named, unit_images, unit_texts
 from kernels.local import Moments, Pull, Settings, Work
 
-NOTHING = -1e30  # below every logit; -inf would make NaN of a difference
+NOTHING = -1e30  # below every logit; with -inf, differences would be NaN
 
 
 def local_steps(
@@ -31,8 +31,8 @@ def local_steps(
     losses = torch.zeros(rows.shape[:2], device=features.device)
 
     def train(lanes: slice) -> None:
-        # .data: a count of changes of its own, else autograd takes one lane's update for a change
-        # of what another still needs.
+        # .data has its own version counter; otherwise autograd takes one lane's update for an
+        # in-place change of what another lane still needs.
         _train(
             work, adapters[lanes].data, features, labels, text, rows[:, lanes],
             Settings(*(v[lanes] for v in settings)), logit_scale,
@@ -83,7 +83,7 @@ def losses_of(
     work: Work, adapters: Tensor, features: Tensor, labels: Tensor, text: Tensor, rows: Tensor,
     scale: float,
 ) -> Tensor:  # fmt: skip
-    """The loss of each lane on its batch, (L,); rows (L, B) int64, -1 where none."""
+    """The loss of each lane on its batch, (L,); rows (L, B) int64, padded with -1."""
     kind, parts = work.kind, named(work.kind, adapters)
     present = rows >= 0
     rows = rows.clamp(min=0)
@@ -92,7 +92,7 @@ def losses_of(
     if work.loss == "class" or kind.classes <= rows.shape[1]:
         columns = torch.arange(kind.classes, device=y.device).expand(len(rows), -1)
         counts = u.new_zeros(columns.shape).scatter_add_(1, y, present.to(u.dtype))
-    else:  # more classes than rows: the batch's own rows, each counted once
+    else:  # more classes than rows: use the batch's own rows, each counted once
         columns, counts = y, present.to(u.dtype)
     logits = scale * u @ unit_texts(kind, parts, text, columns).mT  # (L, B, K)
     same = y[..., None] == columns[:, None]
@@ -103,14 +103,14 @@ def losses_of(
 
 
 def _in_batch(loss: str, logits: Tensor, same: Tensor, present: Tensor, counts: Tensor) -> Tensor:
-    """Rows against columns that stand for `counts` rows of the batch each, and the reverse."""
+    """Rows against columns, each representing `counts` rows of the batch, and vice versa."""
     counted = logits + counts.log().clamp(min=NOTHING)[:, None]
     here = logits.masked_fill(~present[..., None], NOTHING)
     by_row, by_column = counted.logsumexp(dim=2), here.logsumexp(dim=1)
     if loss == "multi-positive":
         row_target = counted.masked_fill(~same, NOTHING).logsumexp(dim=2)
         column_target = here.masked_fill(~same, NOTHING).logsumexp(dim=1)
-    else:  # each row its own text; over a class's columns that is the mean of its rows' logits
+    else:  # each row's own text; over a class's columns, the mean of its rows' logits
         own = same * present[..., None]
         pairs = own.sum(dim=1).clamp(min=1)
         row_target = (logits * same).sum(dim=2) / same.sum(dim=2)

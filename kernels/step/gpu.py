@@ -1,8 +1,8 @@
-"""adapter_steps on a GPU: six launches a step for however many lanes, the last one with Adam.
+"""adapter_steps on a GPU: six launches per step for any number of lanes, Adam in the last one.
 
-Everything that a call allocates is a Workspace, made before its first step, so that the steps of a
-whole round can be captured as one CUDA graph (kernels/gpu/round_graph.py). A step launches programs
-for the lanes alone that have rows in it.
+All memory of a call is a Workspace, allocated before its first step, so that the steps of a whole
+round can be captured as one CUDA graph (kernels/gpu/round_graph.py). A step launches programs only
+for the lanes that have rows in it.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from kernels.step.gpu_kernels import (
     update,
 )
 
-# Tiles, warps and stages: docs/kernels-gpu.md has registers and shared memory of each.
+# Tiles, warps and stages: docs/kernels-gpu.md lists registers and shared memory for each.
 TALL = 32
-"""Rows of a batch in one program, at most; a larger batch takes more programs."""
+"""Maximum batch rows per program; a larger batch takes more programs."""
 LAYER = {"BN": 64, "BK": 32, "num_warps": 4, "num_stages": 4}
 HIDDEN = {"BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3}  # BK 32 spills on sm_100
 LOGITS = {"BM": 16, "BK": 64, "num_warps": 4, "num_stages": 2}
@@ -34,16 +34,16 @@ MOST_ROWS = 4096
 
 
 class Workspace(NamedTuple):
-    """What steps read and write besides adapters and data, for T steps of L lanes of BATCH rows."""
+    """Buffers of T steps of L lanes with BATCH rows, besides adapters and data."""
 
-    rows: Tensor  # (T, L, BATCH) int32, -1 for none
+    rows: Tensor  # (T, L, BATCH) int32, padded with -1
     optimizer: Tensor  # (T, L, 8) float32: see kernels.step.gpu_kernels.update
     hidden: Tensor  # (L, BATCH, D) float32
-    scores: Tensor  # (L, BATCH, D) float32; then their gradients
+    scores: Tensor  # (L, BATCH, D) float32; overwritten by their gradients
     d_hidden: Tensor  # (L, BATCH, D) float32
     tops: Tensor  # (L, BATCH, D / BN) float32
     z: Tensor  # (L, BATCH, BATCH) float32
-    by_row: Tensor  # (2, L, BATCH / BC, BATCH) float32: peaks, sums
+    by_row: Tensor  # (2, L, BATCH / BC, BATCH) float32: maxima, sums
     by_column: Tensor  # (2, L, BATCH / 16, BATCH) float32
     inverses: Tensor  # (L, BATCH) float32
     moments: Tensor  # (2, L, 2 D (D + 1)) float32: m, v
@@ -67,21 +67,21 @@ def adapter_steps(
     set_rows(work, rows)
     set_settings(work, settings)
     work.losses.zero_()
-    with torch.cuda.device_of(features):  # Triton launches on the current one, whatever it is given
+    with torch.cuda.device_of(features):  # Triton launches on the current device, not the tensors'
         take_steps(adapters, features, labels.contiguous(), unit_text, work, live, logit_scale)
     return work.losses.sum(dim=2)
 
 
 def live_lanes(rows: Tensor) -> list[int]:
-    """How many lanes have rows in each step; they come first."""
+    """How many lanes have rows in each step; those come first."""
     return (rows[:, :, 0] >= 0).sum(dim=1).tolist()
 
 
 def workspace(steps: int, lanes: int, batch: int, features: Tensor) -> Workspace:
-    """Unset memory for `steps` steps.
+    """Uninitialized memory for `steps` steps.
 
-    Raises ValueError for a batch of more than 4,096 rows: padded to a power of two, the list of
-    them is held by one program.
+    Raises ValueError for a batch of more than 4,096 rows: one program holds the whole list of them,
+    padded to a power of two.
     """
     if batch > MOST_ROWS:
         raise ValueError(
@@ -113,14 +113,14 @@ def workspace(steps: int, lanes: int, batch: int, features: Tensor) -> Workspace
 
 
 def set_rows(work: Workspace, rows: Tensor) -> None:
-    """Copies a round's rows (T, L, B) int32 to the device, -1 behind each batch."""
+    """Copy a round's rows (T, L, B) int32 to the device, padded with -1."""
     work.rows.copy_(pad(rows, (0, work.rows.shape[2] - rows.shape[2]), value=-1))
 
 
 def set_settings(work: Workspace, settings: AdamSettings) -> None:
-    """Copies the lanes' settings to the device, with what depends on the step worked out.
+    """Copy the lanes' settings to the device, with Adam's bias corrections precomputed.
 
-    As Adam starts afresh, its bias corrections depend on the step alone.
+    Adam starts afresh, so they depend on the step alone.
     """
     lr, decay, beta1, beta2, eps = settings
     step = torch.arange(1, len(work.optimizer) + 1, dtype=torch.float64)[:, None]
@@ -139,9 +139,9 @@ def take_steps(
     live: Sequence[int],
     logit_scale: float,
 ) -> None:
-    """Launches the steps; nothing is allocated and nothing waits for the device.
+    """Launch the steps, without allocating or synchronizing.
 
-    live  for each step the number of lanes that have rows; the losses of others are not written
+    live  for each step, the number of lanes that have rows; the losses of others are not written
     """
     for step, lanes in enumerate(live):
         if lanes:
@@ -154,7 +154,7 @@ def _take_step(
 ) -> None:  # fmt: skip
     w1, b1, w2, b2 = adapters
     for name, weight in zip(AdapterState._fields, adapters, strict=True):
-        assert weight[0].is_contiguous(), f"{name}: a lane's numbers must lie side by side"
+        assert weight[0].is_contiguous(), f"{name}: each lane must be contiguous"
     rows, optimizer, losses = work.rows[step], work.optimizer[step], work.losses[step]
     width, size, columns = features.shape[1], rows.shape[1], work.tops.shape[2]
     tall = min(size, TALL)

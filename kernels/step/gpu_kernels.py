@@ -1,9 +1,9 @@
-"""The kernels of a training step between the adapters' two layers and their update.
+"""Triton kernels of a training step from the adapters' second layer to their update.
 
-A batch is padded to BATCH rows, a power of two; row -1 is none. Its Z is B x B, each row of the
-batch being a column too: with 32 rows one tile holds it, so that counting labels saves nothing.
-Sums over rows and columns of Z are kept by tile and added where they are read: no atomics, no
-order that could change.
+A batch is padded to BATCH rows, a power of two; row -1 is padding. Z is B x B, with one column per
+row of the batch: at 32 rows it fits one tile, so merging equal labels would save nothing. Sums over
+rows and columns of Z are stored per tile and combined where they are read: no atomics, and one
+fixed order.
 """
 
 import triton
@@ -12,8 +12,8 @@ import triton.language as tl
 from kernels.gpu.layer import LEAST, PRECISION, add_product, row_tops
 
 ONCE = tl.constexpr("evict_first")
-"""Of m and v, which a step reads once and writes once: they make room in L2 for the weights, which
-its other launches read. 12 lanes of 2.1 MB of weights fit there, of 6.3 MB with m and v do not."""
+"""For m and v, which a step reads once and writes once: evicting them first frees L2 for weights,
+which its other launches read. L2 holds 12 lanes' weights, 2.1 MB each, but not 6.3 MB with m, v."""
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def logits(
 ):  # fmt: skip
     """A BM x BC tile of Z = scale * u @ text[labels].T, u = normalize(exp(scores - top) * x).
 
-    inverses (L, BATCH) get 1 / max(norm, 1e-12); peaks and sums of exponentials are of this tile:
+    inverses (L, BATCH) get 1 / max(norm, 1e-12). Maxima and sums of exponentials are per tile:
     row_* (L, BATCH / BC, BATCH), column_* (L, BATCH / BM, BATCH).
     """
     ACROSS: tl.constexpr = BATCH // BC
@@ -71,7 +71,7 @@ def logits(
 
 @triton.jit
 def log_sums(peaks, sums, lane, at, BATCH: tl.constexpr, TILES: tl.constexpr):
-    """log sum exp of rows or columns `at` of a lane's Z, from its TILES tiles."""
+    """log-sum-exp of rows or columns `at` of a lane's Z, combined over its TILES tiles."""
     start = lane * TILES * BATCH + at
     peak = tl.load(peaks + start)
     for tile in range(1, TILES):
@@ -90,10 +90,10 @@ def score_gradients(
     D: tl.constexpr, BATCH: tl.constexpr, COLUMNS: tl.constexpr, PADDED: tl.constexpr,
     PARTS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """scores become d loss / d scores = u * (d_u - u <u, d_u>), BM x BN of them a program.
+    """scores become d loss / d scores = u * (d_u - u <u, d_u>), BM x BN of them per program.
 
-    d_u = scale * G @ text[labels], G = (softmax by rows + softmax by columns - 2 I) / 2B, and
-    <u, d_u> = sum_j G_ij Z_ij: over the batch and not over D.
+    d_u = scale * G @ text[labels], G = (softmax over rows + softmax over columns - 2 I) / 2B, and
+    <u, d_u> = sum_j G_ij Z_ij, a sum over the batch instead of D.
     losses (L, BATCH / BM) get each block's share of the loss.
     """
     ACROSS: tl.constexpr = BATCH // BC
@@ -146,7 +146,7 @@ def hidden_gradients(
     WEIGHT_STRIDE: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """out = (d_scores @ weight) * (1 - hidden^2), BM x BN of it a program, turned as in `layer`."""
+    """out = (d_scores @ weight) * (1 - hidden^2), BM x BN per program, transposed as in `layer`."""
     COLUMNS: tl.constexpr = (D + BN - 1) // BN
     block = (tl.program_id(0) // COLUMNS).to(tl.int64)
     n = tl.program_id(0) % COLUMNS * BN + tl.arange(0, BN)
@@ -173,9 +173,9 @@ def update(
 ):  # fmt: skip
     """Adam on all four arrays; the weights' gradients never reach memory.
 
-    optimizer (L, 8) float32: rate, shrink, weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, eps of
-    this step. m and v (L, 2 D (D + 1)) in the order w1, b1, w2, b2; in the FIRST step they are
-    taken for 0 and not read.
+    optimizer (L, 8) float32: this step's rate, shrink, weight_decay, beta1, 1 - beta1, beta2,
+    1 - beta2, eps. m and v (L, 2 D (D + 1)) are in the order w1, b1, w2, b2; in the FIRST step they
+    are taken as 0 and not read.
     """
     TILES: tl.constexpr = ((D + BM - 1) // BM) * ((D + BN - 1) // BN)
     lane = (tl.program_id(0) // (2 * TILES)).to(tl.int64)
@@ -201,7 +201,7 @@ def _update_tile(
     D: tl.constexpr, BATCH: tl.constexpr, FIRST: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
-    """A BM x BN tile of weight with gradient outer.T @ inner (inner[rows]); bias with the first."""
+    """A BM x BN tile of weight, gradient outer.T @ inner (inner[rows]); in column 0, bias too."""
     COLUMNS: tl.constexpr = (D + BN - 1) // BN
     o = tile // COLUMNS * BM + tl.arange(0, BM)
     n = tile % COLUMNS * BN + tl.arange(0, BN)

@@ -1,9 +1,9 @@
-"""adapter_steps in plain torch: the backend that runs everywhere, and the one to read first.
+"""adapter_steps in plain torch: it runs everywhere; read this backend first.
 
-Two identities keep it short, both exact (docs/method.md):
-the softmax's denominator cancels in the normalization, so going back needs only its result,
-d_scores = u * (d_u - u <u, d_u>); and as a batch's text features take few distinct values, the
-B x B loss equals one over K columns with multiplicities.
+Two exact identities keep it short (docs/method.md): the softmax's denominator cancels in the
+normalization, so the backward pass needs only its result, d_scores = u * (d_u - u <u, d_u>); and
+because a batch's text features take few distinct values, the B x B loss equals one over K columns
+with multiplicities.
 """
 
 import torch
@@ -49,17 +49,17 @@ def _gradients(
     rows: Tensor,
     logit_scale: float,
 ) -> tuple[Tensor, AdapterState]:
-    """Loss (L,) and gradients of L lanes on their batches; rows (L, B) int64, -1 where none."""
+    """Loss (L,) and gradients of L lanes on their batches; rows (L, B) int64, padded with -1."""
     present = rows >= 0  # (L, B)
     rows = rows.clamp(min=0)
-    x = features[rows] * present[..., None]  # (L, B, D); absent rows are zeros and add nothing
+    x = features[rows] * present[..., None]  # (L, B, D); padding rows are zero
     h = torch.baddbmm(adapters.b1[:, None], x, adapters.w1.mT).tanh_()
     scores = torch.baddbmm(adapters.b2[:, None], h, adapters.w2.mT)
     u = (scores - scores.amax(dim=2, keepdim=True)).exp_().mul_(x)
     u = u / u.norm(dim=2, keepdim=True).clamp_(min=1e-12)  # as torch.nn.functional.normalize
 
-    # In float64, for a scale of 100 makes 1e-5 of a logit's rounding, and Adam moves a weight whose
-    # gradient weight decay all but cancels by lr either way: 30 % nearer to the recorded runs.
+    # In float64: a scale of 100 amplifies a logit's rounding to 1e-5, and where weight decay nearly
+    # cancels a gradient, Adam moves that weight by lr either way. 30 % closer to the recorded runs.
     loss, d_logits, logits, text = _contrastive(
         u.double(), labels[rows], present, unit_text.double(), logit_scale
     )
@@ -78,10 +78,10 @@ def _gradients(
 def _contrastive(
     u: Tensor, labels: Tensor, present: Tensor, unit_text: Tensor, logit_scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The in-batch loss, its gradient by the logits, the logits, and the columns' text.
+    """The in-batch loss, its gradient with respect to the logits, the logits, and columns' text.
 
-    Columns are the C classes with their counts in the batch where C <= B, else the batch's own
-    rows, each counted once: both give the B x B loss of the method.
+    Columns are the C classes with their counts in the batch if C <= B, otherwise the batch's own
+    rows, each counted once: both give the method's B x B loss.
     """
     lanes, batch, _ = u.shape
     classes = len(unit_text)
@@ -95,7 +95,7 @@ def _contrastive(
         counts = present.to(u.dtype)
     logits = torch.matmul(u, text.mT).mul_(logit_scale)  # (L, B, K)
     at_target = logits.gather(2, target[..., None])[..., 0]
-    log_counts = counts.log()[:, None]  # -inf for a class that the batch does not hold
+    log_counts = counts.log()[:, None]  # -inf for a class not in the batch
     by_row = torch.logsumexp(logits + log_counts, dim=2)  # (L, B)
     absent = ~present[..., None]
     by_column = torch.logsumexp(logits.masked_fill(absent, -torch.inf), dim=1)  # (L, K)

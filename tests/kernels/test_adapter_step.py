@@ -235,7 +235,7 @@ def test_arguments_that_do_not_fit_are_refused():
 def test_backends_and_devices_say_what_there_is():
     cpu = torch.device("cpu")
     assert pick_backend("auto", cpu) in BACKENDS
-    with pytest.raises(BackendUnavailable, match="there is numba, torch"):
+    with pytest.raises(BackendUnavailable, match="choose from numba, torch"):
         pick_backend("triton", cpu)
     assert BY_DEVICE["cuda"] == ("triton", "torch")
     with pytest.raises(BackendUnavailable, match="there are auto, cuda, cpu"):
