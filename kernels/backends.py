@@ -20,7 +20,10 @@ BACKENDS = {
     "cpu": ("numba", "torch", "triton") if INTERPRETED else ("numba", "torch"),
 }
 """The backends for each kind of device, in the order in which "auto" tries them."""
-FILES = {"torch": "plain", "numba": "cpu", "triton": "gpu"}
+BF16 = "numba-bf16"
+"""numba, with adapter_steps' products in bfloat16 on the CPU's matrix unit. "auto" never picks
+it: its results differ from the other backends' by more than float32's rounding."""
+FILES = {"torch": "plain", "numba": "cpu", "triton": "gpu", BF16: "cpu_bf16"}
 
 
 class BackendUnavailable(Exception):
@@ -55,9 +58,10 @@ def pick_backend(backend: str, device: torch.device) -> str:
     names = BACKENDS.get(device.type, ("torch",))
     if backend == "auto":
         return _first_that_runs(names)
-    if backend not in names:
+    named = (*names, BF16) if "numba" in names else names
+    if backend not in named:
         raise BackendUnavailable(
-            f"backend {backend!r} is not available on {device.type}; choose from {', '.join(names)}"
+            f"backend {backend!r} is not available on {device.type}; choose from {', '.join(named)}"
         )
     why, way_out = _why_not(backend)
     if why:
@@ -80,6 +84,14 @@ def _first_that_runs(names: tuple[str, ...]) -> str:
 
 def _why_not(name: str) -> tuple[str, str]:
     """Why a backend cannot run here, and the remedy; two empty strings if it can."""
+    if name == BF16:
+        why, way_out = _why_not("numba")
+        if not why:
+            why, way_out = (
+                importlib.import_module("kernels.cpu.amx").why_not(),
+                "run it on such a machine",
+            )
+        return why, way_out
     if not importlib.util.find_spec(name):
         return f"needs the package {name}, which is not installed", "install requirements.txt"
     if name != "numba":  # torch is already imported; triton reports what it lacks when it compiles
@@ -102,6 +114,8 @@ def load(op: str, backend: str, device: torch.device) -> ModuleType:
     picked = pick_backend(backend, device)
     if picked == "triton":
         _keep_triton_kernels()
+    if picked == BF16 and op != "step":
+        picked = "numba"
     return importlib.import_module(f"kernels.{op}.{FILES[picked]}")
 
 

@@ -26,7 +26,7 @@ def threads(device: "torch.device", width: int, backend: str) -> Iterator[None]:
     """
     import torch
 
-    if backend == "numba":
+    if backend in ("numba", "numba-bf16"):
         from kernels.cpu.threads import kernels_alone
 
         with kernels_alone():

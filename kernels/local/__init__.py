@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.adapter import AdamSettings
-from kernels.backends import BackendUnavailable, load, pick_backend
+from kernels.backends import BF16, BackendUnavailable, load, pick_backend
 from kernels.heads import HEADS
 from kernels.heads.head import Head
 from kernels.heads.plain import Kind, attention_state, size
@@ -59,15 +59,16 @@ def has_fused_step(work: Work) -> bool:
 
 
 def pick_local_backend(
-    backend: str, device: torch.device, plain: bool, head: Head = RELEASED
+    backend: str, device: torch.device, plain: bool, head: Head = RELEASED, width: int = 512
 ) -> str:
     """The backend to run: "auto" picks the fastest available; a named one is never swapped.
 
     plain   whether no fused step applies: other work, or pull or moments; a GPU then has only torch
     head    what adapters compute; torch computes a head that has no compiled code
+    width   of the features
     Raises BackendUnavailable.
     """
-    if plain and device.type != "cpu":
+    if plain and (device.type != "cpu" or backend == BF16):
         if backend not in ("auto", "torch"):
             raise BackendUnavailable(
                 f"backend {backend!r} computes only the released step on {device.type} (FedAtImg, "
@@ -75,6 +76,11 @@ def pick_local_backend(
                 "auto or torch for anything else"
             )
         return "torch"
+    if backend == BF16 and width % 32:
+        raise BackendUnavailable(
+            f"backend {backend!r} needs features whose width is a multiple of 32, not {width}; "
+            "pass --backend auto"
+        )
     if head.numba is None:
         backend = "torch" if backend == "auto" else backend
         if pick_backend(backend, device) != "torch":
@@ -126,7 +132,7 @@ def local_steps(
     """
     _check(work, rows_of_adapters, features, labels, text, rows, settings, moments, pull)
     plain = not has_fused_step(work) or moments is not None or any(p is not None for p in pull)
-    backend = pick_local_backend(backend, features.device, plain, work.kind.does)
+    backend = pick_local_backend(backend, features.device, plain, work.kind.does, work.kind.width)
     if not plain:
         state = attention_state(work.kind, rows_of_adapters)
         adam = AdamSettings(*settings[: len(AdamSettings._fields)])

@@ -9,6 +9,7 @@ kernels/step/plain.py, with the batch's distinct labels as columns.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -34,8 +35,27 @@ def adapter_steps(
     logit_scale: float,
 ) -> Tensor:
     """See kernels.step.adapter_steps; arguments are checked there."""
-    steps, lanes, batch = rows.shape
-    width = features.shape[1]
+    width, batch = features.shape[1], rows.shape[2]
+    return run_lanes(
+        _train_lane, lambda: _scratch(width, batch), _spare(width, batch),
+        adapters, features, labels, unit_text, rows, settings, logit_scale,
+    )  # fmt: skip
+
+
+def run_lanes(
+    train_lane: Callable[..., None],
+    scratch: Callable[[], tuple],
+    spare: list,
+    adapters: AdapterState,
+    features: Tensor,
+    labels: Tensor,
+    unit_text: Tensor,
+    rows: Tensor,
+    settings: AdamSettings,
+    logit_scale: float,
+) -> Tensor:
+    """The losses (T, L) of train_lane, a compiled function, on every lane; see run_all."""
+    steps, lanes, _ = rows.shape
     losses = torch.zeros(steps, lanes)
     weights = [weight.numpy() for weight in adapters]
     table = features.contiguous().numpy(), labels.numpy(), unit_text.contiguous().numpy()
@@ -45,10 +65,10 @@ def adapter_steps(
 
     def train(lane: int, scratch: tuple) -> None:
         own = [weight[lane] for weight in weights]
-        _train_lane(*own, *table, by_lane[lane], options[lane], F(logit_scale), *scratch,
-                    found[:, lane])  # fmt: skip
+        train_lane(*own, *table, by_lane[lane], options[lane], F(logit_scale), *scratch,
+                   found[:, lane])  # fmt: skip
 
-    run_all(train, range(lanes), lambda: _scratch(width, batch), _spare(width, batch))
+    run_all(train, range(lanes), scratch, spare)
     return losses
 
 
@@ -97,12 +117,12 @@ def _train_lane(
         unit(x_by_feature, z, u)
         losses[step] = loss(u, labels, rows[step, :size], unit_text, scale, z, d_h)
         db1, db2 = vectors[4], vectors[5]
-        _sum_rows(z, size, db2)
+        sum_rows(z, size, db2)
         matmul_t(w2, z, d_h)
         for d in range(width):
             for i in range(p):
                 d_h[d, i] *= F(1) - h[d, i] * h[d, i]
-        _sum_rows(d_h, size, db1)
+        sum_rows(d_h, size, db1)
         _to_panels(h, size, by_row[1])
 
         settings[:] = (lr / (1 - beta1 ** (step + 1)), 1 / np.sqrt(1 - beta2 ** (step + 1)),
@@ -147,7 +167,8 @@ def scores(x, w1, b1, w2, b2, h, z):
 
 
 @njit(**PART)
-def _sum_rows(values, size, sums):
+def sum_rows(values, size, sums):
+    """sums[d] = values[d, :size] added up; values (D, P)."""
     for d in range(values.shape[0]):
         total = F(0)
         for i in range(size):

@@ -62,7 +62,8 @@ def pick_plan_backend(plan: Plan, backend: str, device: torch.device) -> str:
     """The backend of all lanes of a plan; raises BackendUnavailable if it cannot run them."""
     config = plan.folds[0].config
     plain = plan.method.pulled or config.moments == "kept" or not has_fused_step(plan.work)
-    return pick_local_backend(backend, device, plain, plan.work.kind.does)
+    kind = plan.work.kind
+    return pick_local_backend(backend, device, plain, kind.does, kind.width)
 
 
 def begin(plan: Plan, cached: Cached, given: Tensor | None = None) -> Progress:

@@ -29,22 +29,32 @@ def contrastive_loss(unit, text, scale):
     return -(log_softmax(logits)[here, here] + log_softmax(logits.T)[here, here]).mean() / 2
 
 
-def adapter_scores(weights, x):
-    """W2 tanh(W1 x + b1) + b2 for rows x (B, D)."""
+def bfloat16(x):
+    """The nearest number with 8 bits of mantissa, ties to even."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.round(mantissa * 256), exponent - 8)
+
+
+def adapter_scores(weights, x, cut=lambda x: x):
+    """W2 tanh(W1 x + b1) + b2 for rows x (B, D); cut is what becomes of a product's factors."""
     w1, b1, w2, b2 = weights
-    return np.tanh(x @ w1.T + b1) @ w2.T + b2
+    hidden = np.tanh(cut(x) @ cut(w1).T + b1)
+    return cut(hidden) @ cut(w2).T + b2
 
 
-def adapter_loss(weights, x, labels, unit_text, scale):
+def adapter_loss(weights, x, labels, unit_text, scale, cut=lambda x: x):
     """The loss of one batch, as the released code writes it: B text features for B rows."""
-    return contrastive_loss(gate(x, adapter_scores(weights, x)), unit_text[labels], scale)
+    return contrastive_loss(gate(x, adapter_scores(weights, x, cut)), unit_text[labels], scale)
 
 
-def adapter_gradients(weights, x, labels, unit_text, scale):
-    """By the chain rule, step by step, with the softmax's and the norm's full Jacobians."""
-    w1, b1, w2, b2 = weights
-    hidden = np.tanh(x @ w1.T + b1)
-    scores = hidden @ w2.T + b2
+def adapter_gradients(weights, x, labels, unit_text, scale, cut=lambda x: x):
+    """By the chain rule, step by step, with the softmax's and the norm's full Jacobians.
+
+    cut is what becomes of the factors of products of weights or for weights.
+    """
+    w1, b1, w2, _ = weights
+    hidden = np.tanh(cut(x) @ cut(w1).T + b1)
+    scores = adapter_scores(weights, x, cut)
     text = unit_text[labels]
     unit = gate(x, scores)
     logits = scale * unit @ text.T
@@ -63,11 +73,17 @@ def adapter_gradients(weights, x, labels, unit_text, scale):
         d_gated = (d_unit[n] - unit[n] * (unit[n] @ d_unit[n])) / length
         jacobian = np.diag(weight) - np.outer(weight, weight)
         d_scores[n] = jacobian @ (d_gated * x[n])
-    d_hidden = (d_scores @ w2) * (1 - hidden**2)
-    return d_hidden.T @ x, d_hidden.sum(axis=0), d_scores.T @ hidden, d_scores.sum(axis=0)
+    d_hidden = (cut(d_scores) @ cut(w2)) * (1 - hidden**2)
+    return (
+        cut(d_hidden).T @ cut(x), d_hidden.sum(axis=0),
+        cut(d_scores).T @ cut(hidden), d_scores.sum(axis=0),
+    )  # fmt: skip
 
 
-def train(weights, batches, features, labels, unit_text, scale, lr, decay, beta1, beta2, eps):
+def train(
+    weights, batches, features, labels, unit_text, scale, lr, decay, beta1, beta2, eps,
+    cut=lambda x: x,
+):  # fmt: skip
     """Steps of Adam with coupled L2 on batches of row numbers; returns weights and losses."""
     weights = [np.array(w, float) for w in weights]
     first = [np.zeros(w.shape) for w in weights]
@@ -75,8 +91,8 @@ def train(weights, batches, features, labels, unit_text, scale, lr, decay, beta1
     losses = []
     for step, rows in enumerate(batches, start=1):
         x, y = features[rows].astype(float), labels[rows]
-        losses.append(adapter_loss(weights, x, y, unit_text, scale))
-        gradients = adapter_gradients(weights, x, y, unit_text, scale)
+        losses.append(adapter_loss(weights, x, y, unit_text, scale, cut))
+        gradients = adapter_gradients(weights, x, y, unit_text, scale, cut)
         for w, g, m, v in zip(weights, gradients, first, second, strict=True):
             g = g + decay * w
             m[:] = beta1 * m + (1 - beta1) * g
