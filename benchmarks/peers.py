@@ -18,6 +18,8 @@ from benchmarks.kernels import RELEASED, SCALE, problem
 from benchmarks.measure import take_turns
 from benchmarks.rows import Row
 from kernels.adapter import AdamSettings, AdapterState
+from kernels.backends import BF16
+from kernels.cpu.amx import why_not
 from kernels.step import adapter_steps
 from pipeline.machine import threads
 
@@ -34,7 +36,8 @@ def run(quick: bool) -> Iterator[Row | Fault]:
                          tuple(v.double() if v.is_floating_point() else v for v in given), rows,
                          fused=False)  # fmt: skip
         calls, errors = {}, {}
-        for name, (make, units) in PEERS.items():
+        own = {} if why_not() else {BF16: (_ours(BF16), LANES)}
+        for name, (make, units) in (PEERS | own).items():
             try:
                 call = make(lanes, given, rows)
                 errors[name] = distance(call(), truth)
@@ -139,18 +142,18 @@ def _jax(several: bool) -> Callable[..., Call]:
     return make
 
 
-def _ours(lanes: list[AdapterState], given: Given, rows: Tensor) -> Call:
+def _ours(backend: str) -> Callable[..., Call]:
+    return lambda lanes, given, rows: lambda: _steps(backend, lanes, given, rows)
+
+
+def _steps(backend: str, lanes: list[AdapterState], given: Given, rows: Tensor) -> Sequence[Tensor]:
     settings = AdamSettings(
         *(torch.full((LANES,), RELEASED[n], dtype=torch.float64) for n in AdamSettings._fields)
     )
-
-    def call() -> list[Tensor]:
-        with threads(CPU, WIDTH, OURS):
-            state = AdapterState(*(torch.stack(parts) for parts in zip(*lanes, strict=True)))
-            adapter_steps(state, *given, rows, settings, logit_scale=SCALE, backend=OURS)
-        return [w[0] for w in state]
-
-    return call
+    with threads(CPU, WIDTH, backend):
+        state = AdapterState(*(torch.stack(parts) for parts in zip(*lanes, strict=True)))
+        adapter_steps(state, *given, rows, settings, logit_scale=SCALE, backend=backend)
+    return [w[0] for w in state]
 
 
 PEERS: dict[str, tuple[Callable[..., Call], int]] = {
@@ -160,6 +163,6 @@ PEERS: dict[str, tuple[Callable[..., Call], int]] = {
     "torch.func vmap of 4 lanes, Adam(fused=True)": (_vmap, LANES),
     "JAX jit + scan": (_jax(several=False), 1),
     "JAX jit + scan, vmap of 4 lanes": (_jax(several=True), LANES),
-    OURS: (_ours, LANES),
+    OURS: (_ours(OURS), LANES),
 }
 """Each peer, and how many lanes one call trains."""

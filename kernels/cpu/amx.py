@@ -24,7 +24,7 @@ from kernels.cpu.math import PART
 
 SIDE = 32
 """Matrices are cut into blocks of 32 x 32: two left tiles, or two right ones."""
-NEEDED = ("+amx-tile", "+amx-bf16", "+avx512f")
+NEEDED = ("+amx-tile", "+amx-bf16", "+avx512bf16", "+avx512bw")
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA = 158, 0x1023, 18
 
 
@@ -123,13 +123,25 @@ def block_product(typing, left, left_step, right, right_step, count, out, out_ro
     return types.void(*[types.intp] * 7), emit
 
 
-def _rounded(code, place, count: int):
-    """The bits of `count` float32 at an address, rounded to bfloat16 (ties to even) in the upper
-    half; what is below it is left over."""
-    word = ir.VectorType(ir.IntType(32), count)
-    bits = code.load(code.inttoptr(place, word.as_pointer()), align=4)
-    odd = code.and_(code.lshr(bits, word([16] * count)), word([1] * count))
-    return code.add(code.add(bits, word([0x7FFF] * count)), odd)
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+def _rounded(code, low, high):
+    """16 float32 at address low, then 16 at high, as (32,) bfloat16, ties to even; bits as i16."""
+    floats, halves = (ir.VectorType(t, n) for t, n in ((ir.FloatType(), 16), (_BFloat(), 32)))
+    parts = [code.load(code.inttoptr(p, floats.as_pointer()), align=4) for p in (high, low)]
+    name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
+    kind = ir.FunctionType(halves, [floats, floats])
+    both = code.call(cgutils.get_or_insert_function(code.module, kind, name), parts)
+    return code.bitcast(both, ir.VectorType(ir.IntType(16), 32))
+
+
+def _store(code, value, place):
+    code.store(value, code.inttoptr(place, value.type.as_pointer()), align=2)
 
 
 @intrinsic
@@ -137,10 +149,8 @@ def _left_row(typing, source, out):
     """32 float32 at `source` as 32 bfloat16 at `out`."""
 
     def emit(context, code, signature, arguments):
-        half, word = (ir.VectorType(ir.IntType(bits), SIDE) for bits in (16, 32))
-        upper = code.lshr(_rounded(code, arguments[0], SIDE), word([16] * SIDE))
-        place = code.inttoptr(arguments[1], half.as_pointer())
-        code.store(code.trunc(upper, half), place, align=2)
+        source, out = arguments
+        _store(code, _rounded(code, source, code.add(source, source.type(64))), out)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), emit
@@ -151,11 +161,10 @@ def _right_row(typing, first, second, out):
     """Pairs of 16 float32 at `first` and 16 at `second` as bfloat16 at `out`."""
 
     def emit(context, code, signature, arguments):
-        word = ir.VectorType(ir.IntType(32), 16)
-        low, high = (_rounded(code, place, 16) for place in arguments[:2])
-        low = code.lshr(low, word([16] * 16))
-        pair = code.or_(low, code.and_(high, word([0xFFFF0000] * 16)))
-        code.store(pair, code.inttoptr(arguments[2], word.as_pointer()), align=4)
+        first, second, out = arguments
+        both = _rounded(code, first, second)
+        turns = ir.VectorType(ir.IntType(32), 32)([i // 2 + i % 2 * 16 for i in range(32)])
+        _store(code, code.shuffle_vector(both, both, turns), out)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), emit

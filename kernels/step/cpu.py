@@ -119,9 +119,7 @@ def _train_lane(
         db1, db2 = vectors[4], vectors[5]
         sum_rows(z, size, db2)
         matmul_t(w2, z, d_h)
-        for d in range(width):
-            for i in range(p):
-                d_h[d, i] *= F(1) - h[d, i] * h[d, i]
+        times_slope(d_h, h)
         sum_rows(d_h, size, db1)
         _to_panels(h, size, by_row[1])
 
@@ -155,15 +153,34 @@ def _to_panels(h, size, panels):
 @njit(**PART)
 def scores(x, w1, b1, w2, b2, h, z):
     """h = tanh(W1 x + b1), z = W2 h + b2; x, h and z (D, P)."""
-    width, size = h.shape
     matmul(w1, x, h)
-    for d in range(width):
-        for i in range(size):
-            h[d, i] = tanh(h[d, i] + b1[d])
+    activate(h, b1)
     matmul(w2, h, z)
-    for d in range(width):
-        for i in range(size):
-            z[d, i] += b2[d]
+    add_bias(z, b2)
+
+
+@njit(**PART)
+def activate(h, bias):
+    """h[d] = tanh(h[d] + bias[d]); h (D, P)."""
+    for d in range(h.shape[0]):
+        for i in range(h.shape[1]):
+            h[d, i] = tanh(h[d, i] + bias[d])
+
+
+@njit(**PART)
+def add_bias(z, bias):
+    """z[d] += bias[d]; z (D, P)."""
+    for d in range(z.shape[0]):
+        for i in range(z.shape[1]):
+            z[d, i] += bias[d]
+
+
+@njit(**PART)
+def times_slope(d_h, h):
+    """d_h *= 1 - h^2, what tanh leaves of a gradient; d_h and h (D, P)."""
+    for d in range(h.shape[0]):
+        for i in range(h.shape[1]):
+            d_h[d, i] *= F(1) - h[d, i] * h[d, i]
 
 
 @njit(**PART)

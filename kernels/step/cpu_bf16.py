@@ -15,10 +15,10 @@ from torch import Tensor
 from kernels.adapter import AdamSettings, AdapterState
 from kernels.backends import BackendUnavailable
 from kernels.cpu.amx import SIDE, block_product, configure, palette, release, to_left, to_right
-from kernels.cpu.math import OPTIONS, PART, F, tanh
+from kernels.cpu.math import OPTIONS, PART, F
 from kernels.cpu.scratch import staggered
 from kernels.cpu.tile import gather, matrix, transpose
-from kernels.step.cpu import run_lanes, sum_rows
+from kernels.step.cpu import activate, add_bias, run_lanes, sum_rows, times_slope
 from kernels.step.cpu_loss import loss, unit
 from kernels.step.cpu_update import adam
 
@@ -65,7 +65,7 @@ def _scratch(width: int, batch: int) -> tuple:
         np.zeros((8, size), np.float32),
         np.empty((2, size), np.int16),
         np.empty((3, size // 2), np.int32),
-        np.empty(BLOCK, np.float32),
+        np.empty((2, BLOCK), np.float32),
         palette(),
     )
 
@@ -73,7 +73,7 @@ def _scratch(width: int, batch: int) -> tuple:
 @njit(**OPTIONS)
 def _train_lane(
     w1, b1, w2, b2, features, labels, unit_text, rows, options, scale,
-    state, left, w2_right, vectors, wide, wide_left, wide_right, gradient, tiles, losses,
+    state, left, w2_right, vectors, wide, wide_left, wide_right, gradients, tiles, losses,
 ):  # fmt: skip
     steps, batch = rows.shape
     width = features.shape[1]
@@ -107,28 +107,21 @@ def _train_lane(
         transpose(x_by_row, x)
         _right_blocks(x, wide_right[0])
         _multiply(left[0], wide_right[0], across, h)
-        for d in range(width):
-            for i in range(p):
-                h[d, i] = tanh(h[d, i] + b1[d])
+        activate(h, b1)
         _right_blocks(h, wide_right[0])
         _multiply(left[1], wide_right[0], across, z)
-        for d in range(width):
-            for i in range(p):
-                z[d, i] += b2[d]
+        add_bias(z, b2)
         unit(x, z, u)
         losses[step] = loss(u, labels, rows[step, :size], unit_text, scale, z, d_h)
-        for d in range(width):
-            for i in range(size, p):
-                z[d, i] = F(0)
+        if size < p:
+            z[:, size:] = F(0)
         sum_rows(z, size, vectors[5])
         transpose(z, z_by_row)
         _left_blocks(z_by_row, wide_left[0])
         _left_blocks(z, wide_left[1])
         _multiply(wide_left[0], w2_right, across, d_by_row)
         transpose(d_by_row, d_h)
-        for d in range(width):
-            for i in range(p):
-                d_h[d, i] *= F(1) - h[d, i] * h[d, i]
+        times_slope(d_h, h)
         sum_rows(d_h, size, vectors[4])
         _left_blocks(d_h, wide_left[0])
         transpose(h, h_by_row)
@@ -138,15 +131,10 @@ def _train_lane(
         settings[:] = (lr / (1 - beta1 ** (step + 1)), 1 / np.sqrt(1 - beta2 ** (step + 1)),
                        weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, eps)  # fmt: skip
         blocks = p // SIDE
-        for n in range(len(w2_blocks)):
-            _gradient(wide_left[1], wide_right[1], n, across, blocks, gradient)
-            adam(w2_blocks[n], gradient, m2[n], v2[n], settings)
-            _to_left_block(w2_blocks, n, left[1])
-            _to_right_block(w2_blocks, n, across, w2_right)
-        for n in range(len(w1_blocks)):
-            _gradient(wide_left[0], wide_right[2], n, across, blocks, gradient)
-            adam(w1_blocks[n], gradient, m1[n], v1[n], settings)
-            _to_left_block(w1_blocks, n, left[0])
+        _update(w2_blocks, wide_left[1], wide_right[1], blocks, m2, v2, gradients, settings,
+                left[1], w2_right)  # fmt: skip
+        _update(w1_blocks, wide_left[0], wide_right[2], blocks, m1, v1, gradients, settings,
+                left[0], w2_right[:0])  # fmt: skip
         adam(b1, vectors[4], vectors[0], vectors[1], settings)
         adam(b2, vectors[5], vectors[2], vectors[3], settings)
     release()
@@ -172,13 +160,26 @@ def _multiply(left, right, count, out):
 
 
 @njit(**PART)
-def _gradient(left, right, n, across, count, out):
-    """out, a block, number n of the left blocks (D, P) times the right blocks (P, D)."""
-    block_product(
-        left.ctypes.data + n // across * count * BYTES, BYTES,
-        right.ctypes.data + n % across * count * BYTES, BYTES, count,
-        out.ctypes.data, SIDE * 4,
-    )  # fmt: skip
+def _update(weight, d_left, in_right, count, m, v, gradients, settings, left, right):
+    """Adam on the blocks of weight (D, D), then their forms; right may be empty.
+
+    The gradient is the left blocks (D, P) times the right blocks (P, D), P being `count` blocks.
+    A block's product comes one block ahead of Adam: both units work at once.
+    """
+    across = int(np.sqrt(len(weight)))
+    for n in range(len(weight) + 1):
+        if n < len(weight):
+            block_product(
+                d_left.ctypes.data + n // across * count * BYTES, BYTES,
+                in_right.ctypes.data + n % across * count * BYTES, BYTES, count,
+                gradients[n % 2].ctypes.data, SIDE * 4,
+            )  # fmt: skip
+        if n:
+            done = n - 1
+            adam(weight[done], gradients[done % 2], m[done], v[done], settings)
+            _to_left_block(weight, done, left)
+            if len(right):
+                _to_right_block(weight, done, across, right)
 
 
 @njit(**PART)
