@@ -13,10 +13,10 @@ from kernels.heads.plain import size
 from pipeline.federation.clients import NO_ROWS
 from pipeline.federation.evaluate import (
     answers_of,
-    by_blocks,
     mean,
     parts_of,
     rows_of,
+    rows_scored,
     score,
     summarise,
     zero_shot_accuracy,
@@ -98,7 +98,7 @@ def tested_without(engine: Engine, fold: Fold, zero_shot: Tensor) -> Tested:
         logits = normalize(x, dim=1) @ cached.unit_text.mT * cached.logit_scale
         return logits.softmax(dim=1).amax(dim=1)
 
-    sure = by_blocks(cached, rows, confidence)
+    sure = rows_scored(cached, rows, confidence)
     clients = [np.repeat(k, len(c.test)) for k, c in enumerate(fold.clients)]
     clients += [np.repeat(-1, len(held.test)) for held in fold.unseen]
     joined = [each.cpu().numpy() for each in (rows, zero_shot[rows], sure)]
