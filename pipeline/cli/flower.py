@@ -47,26 +47,6 @@ def flower() -> None:
     """
 
 
-@flower.command()
-@click.argument("folder", type=PATH, help="New folder for the files.")
-@option(
-    "--host", multiple=True, metavar="NAME", section=NETWORK,
-    help="Name or address by which sites reach the server; repeat it for more.",
-)  # fmt: skip
-@option(
-    "--sites", default=2, show_default=True, type=click.IntRange(1), section=NETWORK,
-    help="Number of SuperNode keys to make.",
-)  # fmt: skip
-def certificates(folder: Path, host: tuple[str, ...], sites: int) -> None:
-    """Make certificates for a first try: ca.crt, server.pem, server.key and a key for each site."""
-    programs.program("flwr")  # which brings the library
-    from pipeline.flower.certificates import make
-
-    make(folder, host, sites)
-    LOG.info("%s: ca.crt goes to every site, and site-<n> to one each; site-<n>.pub is to be "
-             "registered; all else stays at the server", folder)  # fmt: skip
-
-
 @flower.command(context_settings=MORE)
 @option("--port", default=8000, show_default=True, section=NETWORK, help="Port to listen on.")
 @option(
