@@ -19,8 +19,7 @@ from pipeline.cli.command import PATH, Group, option
 from pipeline.cli.options import backend_option, device_option, setting_options
 from pipeline.errors import ConfigError
 from pipeline.flower import programs
-from pipeline.flower.limits import refuse_what_cannot_travel
-from pipeline.flower.run_config import OfRun, config_of
+from pipeline.flower.run_config import OfRun, config_of, refuse_what_cannot_travel
 from pipeline.places import HOME
 from pipeline.settings import RunConfig
 

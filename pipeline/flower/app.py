@@ -67,7 +67,6 @@ def main(grid: Grid, context: Context) -> None:
     from pipeline.flower.grid import Patient
     from pipeline.flower.run_config import DEFAULTS, config_of, terms_of
     from pipeline.flower.server import serve
-    from pipeline.flower.strategy import Terms
     from pipeline.runs.results import table
 
     with log_to("stdout"):  # the log that `flwr run --stream` shows
@@ -78,10 +77,7 @@ def main(grid: Grid, context: Context) -> None:
         )
         held = read_table(Path(terms.cache)) if terms.cache else None
         _wait_for(grid, terms.sites, terms.wait)
-        document = serve(
-            config, Patient(grid), held, Terms(min(terms.min_sites, terms.sites), terms.timeout),
-            Path.cwd() / "runs", Path(terms.out) if terms.out else None, terms.force,
-        )  # fmt: skip
+        document = serve(config, Patient(grid), held, terms, Path.cwd() / "runs")
     show(table(document))
     show(f"the run is in {document['run']}")
 

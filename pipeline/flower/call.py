@@ -18,7 +18,7 @@ from pipeline.federation.methods.robust import median
 from pipeline.federation.payload import Encoded
 from pipeline.federation.plan import adapter_kind
 from pipeline.flower.answer import Answer, Client, Expected, read_answer
-from pipeline.flower.grid import Sites
+from pipeline.flower.grid import Patient
 from pipeline.flower.records import Ask, printable, write_ask
 from pipeline.flower.site import demand_of
 from pipeline.settings import RunConfig
@@ -60,7 +60,7 @@ Asked = dict[int, Expected]
 
 
 def introduce(
-    config: RunConfig, grid: Sites, held: FeatureTable | None, least: int, timeout: float
+    config: RunConfig, grid: Patient, held: FeatureTable | None, least: int, timeout: float
 ) -> tuple[Federation, dict[int, list[str]], dict[int, str]]:
     """Asks every site who it is.
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
@@ -11,18 +11,6 @@ from pipeline.flower.records import printable
 
 PAUSE = 0.5  # seconds between two looks for replies
 REFUSED = "refused"  # the record of a reply that says why there is no other
-
-
-class Sites(Protocol):
-    """What a strategy needs of a Grid."""
-
-    def get_node_ids(self) -> Iterable[int]:
-        """The nodes that are connected."""
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """At most one reply of each node, in time."""
 
 
 class Patient:

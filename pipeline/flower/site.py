@@ -34,8 +34,8 @@ from pipeline.federation.plan import Plan, kind_of, plan_of
 from pipeline.federation.state import State
 from pipeline.federation.training import pick_plan_backend, to_device
 from pipeline.flower.answer import Answer, Client
-from pipeline.flower.limits import refuse_what_cannot_travel
 from pipeline.flower.records import USES, Ask
+from pipeline.flower.run_config import refuse_what_cannot_travel
 from pipeline.flower.sums import head_of_site, of_site
 from pipeline.machine import threads
 from pipeline.settings import RunConfig

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from pipeline.federation.round import FoldReport, settle
 from pipeline.federation.state import State, first_state, model_rows
 from pipeline.federation.training import Progress
 from pipeline.flower.call import Asked, Federation, Heard, ask_round, hear, messages_of
+from pipeline.flower.run_config import OfRun
 from pipeline.flower.scores import Reached, Unseen, scored
 from pipeline.flower.site import KEPT
 from pipeline.flower.sums import SUMS, chosen, to_score
@@ -42,13 +43,6 @@ from pipeline.settings import RunConfig
 from pipeline.terminal import counted
 
 LOG = logging.getLogger(__name__)
-
-
-class Terms(NamedTuple):
-    """How a run deals with sites that are late or lost."""
-
-    least: int  # sites that must answer each round; fewer end the run
-    timeout: float  # seconds that a round may take
 
 
 class FedCLIP(Strategy):
@@ -67,7 +61,7 @@ class FedCLIP(Strategy):
     """
 
     def __init__(
-        self, fed: Federation, known: dict[int, list[str]], unseen: Unseen | None, terms: Terms,
+        self, fed: Federation, known: dict[int, list[str]], unseen: Unseen | None, terms: OfRun,
         folder: RunFolder, described: dict[str, Any],
     ) -> None:  # fmt: skip
         self.fed, self.known, self.unseen, self.terms = fed, known, unseen, terms
