@@ -3,13 +3,13 @@
 import csv
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cache.table import SPLITS
 from pipeline.datasets.class_names import some
+from pipeline.datasets.counts import plain
 from pipeline.datasets.image_files import IMAGE_EXTENSIONS, folders_in
 from pipeline.datasets.layouts import split_of
 from pipeline.datasets.tree import MOST_ROWS, ImageTree, Row, listed_tree
@@ -124,9 +124,8 @@ def _header(row: Sequence[str]) -> dict[str, int] | None:
     """{path, label, domain, split: column} of a header; None if the first line holds data."""
     found: dict[str, int] = {}
     for at, cell in enumerate(row):
-        bare = re.sub(r"[\W_]+", "", cell.casefold())
         for name, words in _COLUMNS.items():
-            if bare in words.split():
+            if plain(cell) in words.split():
                 found.setdefault(name, at)
     if not {"path", "label"} <= found.keys():
         return None
