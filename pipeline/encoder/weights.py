@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from pipeline.encoder.hub import HUB_PREFIXES, refuse_bad_name
+from pipeline.encoder.hub import HUB_PREFIXES, repository_of
 from pipeline.encoder.shards import INDEX, read_shards
 from pipeline.encoder.state_layouts import Converted, as_openais
 from pipeline.encoder.tensor_files import MOST_TENSORS, read_stream, read_zip
@@ -54,7 +54,7 @@ def find_weights(name_or_file: str) -> tuple[str, Path | None]:
     if name:
         return name, WEIGHTS if name == "demo" else None
     if name_or_file.startswith(HUB_PREFIXES):
-        refuse_bad_name(name_or_file)
+        repository_of(name_or_file)  # refuses a bad one
         return name_or_file, None
     path = Path(name_or_file).expanduser()
     if path.is_dir():
