@@ -102,8 +102,7 @@ def introduce(
 def ask_round(
     fed: Federation, known: Mapping[int, list[str]], nodes: Iterable[int], round: int,
     work: Mapping[str, float], adapter: Encoded, shifts: Mapping[str, Tensor],
-    solve: str = "", sums: Mapping[str, Tensor] = {},  # noqa: B006
-    metric: Tensor | None = None,
+    solve: str, sums: Mapping[str, Tensor], metric: Tensor | None,
 ) -> dict[int, tuple[Ask, Expected]]:  # fmt: skip
     """What each site is asked in a round, and what its answer must follow.
 
