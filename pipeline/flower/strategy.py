@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -89,7 +89,7 @@ class FedCLIP(Strategy):
 
     def arrays(self) -> ArrayRecord:
         """The server's adapter, (P,) float32."""
-        return ArrayRecord({"adapter": Array(self.state["server"][0].cpu().numpy())})
+        return ArrayRecord({"adapter": self.state["server"][0]})
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
