@@ -60,7 +60,7 @@ def setting_options(command: Function) -> Function:
 
     @functools.wraps(command)
     def with_settings(*args: Any, preset: str, **words: Any) -> Any:
-        named = {name: words.pop(name) for _, _, each in arranged() for name in (each.name,)}
+        named = {each.name: words.pop(each.name) for _, _, each in arranged()}
         return command(*args, given=given_settings(preset, named), **words)
 
     return together(

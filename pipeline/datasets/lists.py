@@ -3,9 +3,8 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from cache.table import SPLITS
 from pipeline.datasets.class_names import some
@@ -146,8 +145,8 @@ def _of_json(text: str, shown: str) -> tuple[list[Row], list[str]]:
     found = []
     name_of: dict[int, str] = {}
     for name, split in splits.items():
-        for item in _items(parts[name]):
-            if item is None:
+        for item in parts[name] if isinstance(parts[name], list) else [None]:
+            if not (isinstance(item, list) and [type(part) for part in item] == [str, int, str]):
                 raise DataError(f"{shown}: {name} is not a list of [path, label, class name]")
             path, label, class_name = item
             if name_of.setdefault(label, class_name) != class_name:
@@ -157,12 +156,6 @@ def _of_json(text: str, shown: str) -> tuple[list[Row], list[str]]:
     if len(set(names)) < len(names):
         raise DataError(f"{shown}: two labels have one class name; {some(sorted(names))}")
     return found, names
-
-
-def _items(values: Any) -> Iterator[tuple[str, int, str] | None]:
-    for item in values if isinstance(values, list) else [None]:
-        kinds = [type(part) for part in item] if isinstance(item, list) else []
-        yield tuple(item) if kinds == [str, int, str] else None  # type: ignore[misc]
 
 
 def _clean(path: str, shown: str) -> str:
