@@ -67,9 +67,8 @@ class Patient:
             if REFUSED in replies[0].content:
                 why = replies[0].content.config_records[REFUSED]["why"]
                 return _error(str(why), asked)
-            return Message(
-                replies[0].content, reply_to=asked
-            )  # from whom it was asked, nobody else
+            # From whom it was asked, nobody else.
+            return Message(replies[0].content, reply_to=asked)
         except Exception as error:
             return _error(f"Flower cannot read its answer ({type(error).__name__})", asked)
 
