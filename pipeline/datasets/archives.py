@@ -96,10 +96,8 @@ def read_parquets(root: Path, files: Sequence[Path], say: Callable[[str], None])
 
 def _put(top: Folder, path: str) -> None:
     *folders, name = path.split("/")
-    if any(part.startswith((".", "__MACOSX")) for part in (*folders, name)):
-        top.left_out.append(path)
-        return
-    if not name.lower().endswith(IMAGE_EXTENSIONS):
+    hidden = any(part.startswith((".", "__MACOSX")) for part in (*folders, name))
+    if hidden or not name.lower().endswith(IMAGE_EXTENSIONS):
         top.left_out.append(path)
         return
     here = top

@@ -17,7 +17,7 @@ from pipeline.datasets.layouts import guess, split_of
 from pipeline.datasets.stated import FOLDER, LAYOUTS, Stated
 from pipeline.datasets.tree import ImageTree, as_tree, read_root
 from pipeline.errors import DataError, Doubtful, TooDeep, UnclearLayout
-from pipeline.terminal import printable
+from pipeline.terminal import counted, printable
 
 COPIES_AT_ONCE = 20_000  # up to so many images are searched for copies along with other doubts
 _SHOWN = 3  # names in a message
@@ -149,8 +149,8 @@ def brief(tree: ImageTree) -> str:
     """Describe a tree in one phrase."""
     counts = [
         f"{len(tree.paths):,} images",
-        _many(len(tree.domain_names), "domain"),
-        _many(len(tree.class_names), "class", "es"),
+        counted(len(tree.domain_names), "domain"),
+        counted(len(tree.class_names), "class", "es"),
     ]
     if tree.split is not None:
         numbers = np.bincount(tree.split, minlength=len(SPLITS)).tolist()
@@ -330,7 +330,3 @@ def _these(noun: str, names: Sequence[str], one: str, several: str) -> str:
     if len(names) == 1:
         return f"the {noun} {some(names)} {one}"
     return f"the {noun}{'es' if noun == 'class' else 's'} {some(names)} {several}"
-
-
-def _many(count: int, word: str, plural: str = "s") -> str:
-    return f"{count:,} {word if count == 1 else word + plural}"
