@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cache.container.checksums import check_features, content_sha256, row_blocks
+from cache.container.checksums import check_features, content_of
 from cache.container.disk import AnyPath, disk_error, refuse_folder, sync_folder
 from cache.container.userblock import SCHEMA
 from cache.described import is_unit, row_lengths, summary, surprises
@@ -214,8 +214,6 @@ def _table(
         domain_names=domain_names,
         split=splits(arrays["split"]) if "split" in arrays else None,
         identity={},
-        fingerprint="",
-        content_sha256="",
     )
 
 
@@ -261,13 +259,7 @@ def _dataset(arrays: dict[str, np.ndarray], path: Path, given: str | None) -> st
 
 def _identified(table: FeatureTable, facts: dict[str, Any]) -> FeatureTable:
     """The table with its identity: a hash of the numbers, since their source is unknown."""
-    content = content_sha256(
-        row_blocks(table.features),
-        table.features.dtype,
-        table.labels,
-        table.domains,
-        table.text_features,
-    )
+    content = content_of(table)
     split = None if table.split is None else hashlib.sha256(table.split.tobytes()).hexdigest()
     identity = {
         "schema": SCHEMA,

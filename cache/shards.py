@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cache.container.checksums import read_region, refuse_damage
+from cache.container.checksums import read_region
 from cache.container.contents import decode_paths, encode_paths, read_contents, read_digests
 from cache.container.disk import AnyPath, partial_of
 from cache.container.opening import facts_of, open_writer
@@ -141,8 +141,7 @@ def _open(stack: ExitStack, path: Path) -> _Shard:
     file, block = stack.enter_context(open_cache(path))
     if not block.complete:
         raise CacheError(f"{path} is not complete; run the command that began it to resume it")
-    refuse_damage(file, block, path, paths=True)
-    table, status = read_contents(file, block, path)
+    table, status = read_contents(file, block, path, paths=True)
     facts = table.identity.get("shard")
     if facts is None:
         raise CacheError(f"{path} is a cache in one piece, not a shard; there is nothing to merge")

@@ -11,13 +11,12 @@ import numpy as np
 
 from cache.container.checksums import (
     check_features,
-    content_sha256,
+    content_of,
     damaged_part,
     file_sha256,
     load_features,
     read_region,
     refuse_damage,
-    row_blocks,
 )
 from cache.container.contents import OK, TODO, UNREADABLE, decode_paths, read_contents
 from cache.container.disk import AnyPath, partial_of
@@ -120,13 +119,7 @@ def verify(path: AnyPath) -> None:
     table = _readable(path)
     check_features(table)
     read_paths(path)
-    found = content_sha256(
-        row_blocks(table.features),
-        table.features.dtype,
-        table.labels,
-        table.domains,
-        table.text_features,
-    )
+    found = content_of(table)
     if found != table.content_sha256:
         raise CacheError(
             f"{path}: its content has SHA-256 {found}, but it records {table.content_sha256}; "

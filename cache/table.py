@@ -9,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK_ROWS = 4096  # rows checked, hashed and converted at a time: 4 MiB at 512 x float16
-LOGIT_SCALE_BOUND = (
-    1e6  # CLIP's own is 100; scores up to this keep a resolution of 1 / 16 in float32
-)
+LOGIT_SCALE_BOUND = 1e6  # CLIP's own is 100; up to this float32 tells scores 1 / 16 apart
 _SQUARES = 1e-37, 1e37  # of lengths: a factor of ten within float32's range
 SPLITS = ("train", "val", "test")  # what 0, 1 and 2 mean in FeatureTable.split
 

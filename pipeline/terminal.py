@@ -33,9 +33,9 @@ def printable(value: object) -> str:
     return text if text.isprintable() else "".join(map(_visible, text))
 
 
-def counted(number: int, noun: str) -> str:
-    """A number and its noun: "1 seed", "2,400 rows"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, ending: str = "s") -> str:
+    """A number and its noun: "1 seed", "2,400 rows"; ending of the plural: "es" of classes."""
+    return f"{number:,} {noun}{'' if number == 1 else ending}"
 
 
 def printable_lines(text: str) -> str:

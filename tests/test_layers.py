@@ -39,7 +39,6 @@ DOORS = {  # outside package -> where it may be imported: folders end with /, st
     "click": ("pipeline/cli/", "benchmarks/__main__.py"),
     "flwr": ("pipeline/flower/",),
     "pydantic": ("pipeline/flower/answer.py",),
-    "cryptography": ("pipeline/flower/certificates.py",),
     "dp_accounting": ("pipeline/federation/methods/privacy.py",),
     "jinja2": ("pipeline/reports/render.py",),
     "markupsafe": ("pipeline/reports/charts/",),

@@ -44,6 +44,12 @@ def content_sha256(
     return digest.hexdigest()
 
 
+def content_of(table: FeatureTable) -> str:
+    """content_sha256 of a table with all of its features."""
+    blocks, dtype = row_blocks(table.features), table.features.dtype
+    return content_sha256(blocks, dtype, table.labels, table.domains, table.text_features)
+
+
 def row_blocks(features: np.ndarray) -> Iterator[np.ndarray]:
     """(N, D) in pieces of BLOCK_ROWS rows."""
     for start in range(0, len(features), BLOCK_ROWS):

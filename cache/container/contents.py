@@ -55,13 +55,17 @@ def decode_paths(raw: bytes, rows: int, source: str) -> list[str]:
     return raw.decode("utf-8", "surrogateescape").split("\0")[:-1]
 
 
-def read_contents(file: BinaryIO, block: UserBlock, path: Path) -> tuple[FeatureTable, np.ndarray]:
+def read_contents(
+    file: BinaryIO, block: UserBlock, path: Path, *, paths: bool = False
+) -> tuple[FeatureTable, np.ndarray]:
     """All rows of a cache, finished or not, unreadable ones included, and row_status (N,) uint8.
+
+    paths  whether to check those of the images for damage as well
 
     The features are mapped, not read. Raises CacheError when anything else is damaged,
     untrustworthy or inconsistent.
     """
-    refuse_damage(file, block, path)
+    refuse_damage(file, block, path, paths=paths)
     places = read_places(path, block.file_bytes)
     for name, region in block.regions.items():
         if (places[name].region if name in places else (0, 0)) != region:

@@ -13,7 +13,6 @@ from filelock import BaseFileLock
 from cache.container.checksums import (
     crc32_of,
     read_region,
-    refuse_damage,
     static_crc32,
     unvouched_blocks,
 )
@@ -88,8 +87,7 @@ def _resume(path: Path, held: BaseFileLock, asked: FeatureTable, paths: list[str
     partial = partial_of(path)
     try:
         with open_cache(partial) as (file, block):
-            refuse_damage(file, block, partial, paths=True)
-            found, status = read_contents(file, block, partial)
+            found, status = read_contents(file, block, partial, paths=True)
             assert found.block_crc32 is not None  # of every file that was read
             for number in unvouched_blocks(file, block, status, found.block_crc32):
                 status[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS] = TODO

@@ -8,7 +8,6 @@ import click
 
 from pipeline.cli.command import PATH, Group, option
 from pipeline.cli.console import PROMPT, show
-from pipeline.cli.merge import merge
 from pipeline.cli.options import json_option, tower_options
 from pipeline.encoder.towers import Towers
 from pipeline.places import CACHES
@@ -177,4 +176,22 @@ def export(file: Path, out: Path | None, force: bool) -> None:
     show(written)
 
 
-cache.add_command(merge)
+@cache.command()
+@click.argument("shards", nargs=-1, required=True, type=PATH, help="The shards.")
+@option(
+    "--out", type=PATH, note="the shards' name without .shard-I-of-N", help="Cache file to write."
+)
+@option("--force", is_flag=True, help="Replace a cache that is already there.")
+@option(
+    "--accept", multiple=True, type=click.Choice(["duplicates"]),
+    help="Accept images that have a copy in another domain or split.",
+)  # fmt: skip
+def merge(shards: tuple[Path, ...], out: Path | None, force: bool, accept: tuple[str, ...]) -> None:
+    """Merge all shards of one extraction into one cache.
+
+    \b
+        ./run.sh cache merge cache/files/pacs-ViT-B-32.shard-*-of-8.h5
+    """
+    from pipeline.extraction.shards import merge as merge_files
+
+    show(merge_files(shards, out, force=force, accept=accept))

@@ -25,18 +25,18 @@ from pipeline.cli.options import (
     tower_options,
     workers_option,
 )
+from pipeline.datasets.counts import KNOWN
 from pipeline.datasets.stated import Stated
 from pipeline.errors import ConfigError
 from pipeline.places import DATA as DATA_FOLDER
 
 LOG = logging.getLogger(__name__)
-DATASETS = ("demo", "pacs", "vlcs", "office_home", "domain_net", "terra_incognita")
 
 
 @click.command(cls=Command)
 @option(
     "--dataset", default="demo", show_default=True, metavar="NAME|FOLDER", section=DATA,
-    help=f"One of {', '.join(DATASETS)}; a folder domain/class/image or class/image, optionally "
+    help=f"One of demo, {', '.join(KNOWN)}; a folder domain/class/image or class/image, optionally "
     "with train, val and test folders; or a zip, list, CSV, parquet or tar file (docs/folders.md).",
 )  # fmt: skip
 @root_option

@@ -19,8 +19,7 @@ from pipeline.cli.command import PATH, Group, option
 from pipeline.cli.options import backend_option, device_option, setting_options
 from pipeline.errors import ConfigError
 from pipeline.flower import programs
-from pipeline.flower.limits import refuse_what_cannot_travel
-from pipeline.flower.run_config import OfRun, config_of
+from pipeline.flower.run_config import OfRun, config_of, refuse_what_cannot_travel
 from pipeline.places import HOME
 from pipeline.settings import RunConfig
 
@@ -45,26 +44,6 @@ def flower() -> None:
     One machine runs `superlink`, each site runs `supernode` with its own cache, and `run` starts a
     run. Features and images stay at the sites; only adapters and counts are sent.
     """
-
-
-@flower.command()
-@click.argument("folder", type=PATH, help="New folder for the files.")
-@option(
-    "--host", multiple=True, metavar="NAME", section=NETWORK,
-    help="Name or address by which sites reach the server; repeat it for more.",
-)  # fmt: skip
-@option(
-    "--sites", default=2, show_default=True, type=click.IntRange(1), section=NETWORK,
-    help="Number of SuperNode keys to make.",
-)  # fmt: skip
-def certificates(folder: Path, host: tuple[str, ...], sites: int) -> None:
-    """Make certificates for a first try: ca.crt, server.pem, server.key and a key for each site."""
-    programs.program("flwr")  # which brings the library
-    from pipeline.flower.certificates import make
-
-    make(folder, host, sites)
-    LOG.info("%s: ca.crt goes to every site, and site-<n> to one each; site-<n>.pub is to be "
-             "registered; all else stays at the server", folder)  # fmt: skip
 
 
 @flower.command(context_settings=MORE)

@@ -60,7 +60,7 @@ def setting_options(command: Function) -> Function:
 
     @functools.wraps(command)
     def with_settings(*args: Any, preset: str, **words: Any) -> Any:
-        named = {name: words.pop(name) for _, _, each in arranged() for name in (each.name,)}
+        named = {each.name: words.pop(each.name) for _, _, each in arranged()}
         return command(*args, given=given_settings(preset, named), **words)
 
     return together(
@@ -124,19 +124,12 @@ def given_settings(preset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**PRESETS[preset], **named}
 
 
-class HeadCounts(click.ParamType):
-    """IMAGE[,TEXT]: attention heads of the image and of the text tower."""
-
-    name = "image[,text]"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int | None]:
-        """(12, 8) of "12,8"; (12, None) of "12"."""
-        parts = [part.strip() for part in str(value).split(",")]
-        if len(parts) > 2 or not all(p.isascii() and p.isdigit() and 0 < int(p[:9]) for p in parts):
-            self.fail(f"{value!r}: pass the heads of the image tower, or of both: 12,8", param, ctx)
-        return int(parts[0][:9]), int(parts[1][:9]) if len(parts) == 2 else None
+def head_counts(words: str) -> tuple[int, int | None]:
+    """Attention heads of the image and of the text tower: (12, 8) of "12,8", (12, None) of "12"."""
+    parts = [part.strip() for part in words.split(",")]
+    if len(parts) > 2 or not all(p.isascii() and p.isdigit() and 0 < int(p[:9]) for p in parts):
+        raise click.BadParameter(f"{words!r}: pass the heads of the image tower, or of both: 12,8")
+    return int(parts[0][:9]), int(parts[1][:9]) if len(parts) == 2 else None
 
 
 def tower_options(command: Function) -> Function:
@@ -149,7 +142,7 @@ def tower_options(command: Function) -> Function:
 
     return together(
         option(
-            "--heads", type=HeadCounts(), metavar="IMAGE[,TEXT]", section=DATA,
+            "--heads", type=head_counts, metavar="IMAGE[,TEXT]", section=DATA,
             note="one for every 64 of the width",
             help="Number of attention heads of a model in a file.",
         ),

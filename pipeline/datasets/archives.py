@@ -5,13 +5,15 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.contained import in_parquet, in_tar, in_zip
+from pipeline.datasets.counts import plain
 from pipeline.datasets.image_files import IMAGE_EXTENSIONS, Folder
-from pipeline.datasets.layouts import split_of
-from pipeline.datasets.tree import MOST_ROWS, ImageTree, Row, listed_tree
+from pipeline.datasets.layouts import guess, no_images, split_of
+from pipeline.datasets.tree import MOST_ROWS, ImageTree, Row, as_tree, listed_tree
 from pipeline.errors import DataError
 from pipeline.parquet_files import open_parquet
 from pipeline.terminal import printable
@@ -21,18 +23,15 @@ _MOST_TEXT = 1 << 20  # of a .cls or .json beside an image
 _LABELS = ("label", "class", "category", "labels", "fine_label", "cls", "target")
 
 
-class Zipped(NamedTuple):
-    """A zip read as a folder: its content, and the folders above that in the zip."""
-
-    top: Folder
-    prefix: str
-
-
-def read_zip(file: Path) -> Zipped:
-    """The images of a zip, as read_folder gives those of a folder; nothing is unpacked.
+def read_zip(file: Path, layout: str | None) -> tuple[ImageTree, Folder]:
+    """The rows of a zip's images in a stated layout, or in the one guessed; nothing is unpacked.
 
     A top folder that holds everything is removed while it has the name of the zip, or holds only
-    folders of folders. Raises DataError for what transfer.unpack would refuse.
+    folders of folders.
+
+    returns  the rows, and what read_folder would find in the folder of the zip's content
+    Raises DataError for what transfer.unpack would refuse and for a zip without images,
+    UnclearLayout for one that fits no layout.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -46,18 +45,16 @@ def read_zip(file: Path) -> Zipped:
     prefix = ""
     while len(top.folders) == 1 and not top.images:
         ((name, inner),) = top.folders.items()
-        same = _plain(name) == _plain(file.stem)
+        same = plain(name) == plain(file.stem)
         if not (inner.folders and (same or any(one.folders for one in inner.folders.values()))):
             break
         if not same and any(one.images for one in inner.folders.values()):
             break
         prefix, top = f"{prefix}{name}/", Folder(inner.images, inner.folders, top.left_out)
-    return Zipped(top, prefix)
-
-
-def places_in_zip(file: Path, prefix: str, paths: Sequence[str]) -> tuple[str, ...]:
-    """The places of the images of a zip's tree, see pipeline.contained."""
-    return tuple(in_zip(file, prefix + path) for path in paths)
+    if not top.images and not top.folders:
+        raise DataError(no_images(file, top.left_out))
+    tree = as_tree(file, top, layout or guess(file, top))
+    return replace(tree, places=tuple(in_zip(file, prefix + path) for path in tree.paths)), top
 
 
 def read_tars(root: Path, files: Sequence[Path], say: Callable[[str], None]) -> ImageTree:
@@ -99,20 +96,14 @@ def read_parquets(root: Path, files: Sequence[Path], say: Callable[[str], None])
 
 def _put(top: Folder, path: str) -> None:
     *folders, name = path.split("/")
-    if any(part.startswith((".", "__MACOSX")) for part in (*folders, name)):
-        top.left_out.append(path)
-        return
-    if not name.lower().endswith(IMAGE_EXTENSIONS):
+    hidden = any(part.startswith((".", "__MACOSX")) for part in (*folders, name))
+    if hidden or not name.lower().endswith(IMAGE_EXTENSIONS):
         top.left_out.append(path)
         return
     here = top
     for folder in folders:
         here = here.folders.setdefault(folder, Folder())
     here.images.append(name)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def _rows_of_tar(file: Path) -> tuple[list[Row], list[str]]:

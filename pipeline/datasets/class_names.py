@@ -40,13 +40,6 @@ def with_names(tree: ImageTree, file: Path) -> ImageTree:
     return dataclasses.replace(tree, class_names=class_names, labels=labels, renamed=renamed)
 
 
-def folder_order(folders: Sequence[str]) -> list[str]:
-    """The order in which a list without folders names them."""
-    if all(folder.isdecimal() for folder in folders):
-        return sorted(folders, key=lambda folder: (int(folder), folder))
-    return sorted(folders)
-
-
 def some(
     names: Iterable[str],
     shown: int = 3,
@@ -137,4 +130,6 @@ def _in_order(names: list[str], shown: str, folders: Sequence[str]) -> dict[str,
             f"{shown}: has {len(names):,} names for {len(folders):,} class folders "
             f"({some(folders, 5)}); expected {FORMS}"
         )
-    return dict(zip(folder_order(folders), names, strict=True))
+    numbers = all(folder.isdecimal() for folder in folders)
+    ordered = sorted(folders, key=lambda folder: (int(folder) if numbers else 0, folder))
+    return dict(zip(ordered, names, strict=True))

@@ -17,7 +17,7 @@ from pipeline.datasets.layouts import guess, split_of
 from pipeline.datasets.stated import FOLDER, LAYOUTS, Stated
 from pipeline.datasets.tree import ImageTree, as_tree, read_root
 from pipeline.errors import DataError, Doubtful, TooDeep, UnclearLayout
-from pipeline.terminal import printable
+from pipeline.terminal import counted, printable
 
 COPIES_AT_ONCE = 20_000  # up to so many images are searched for copies along with other doubts
 _SHOWN = 3  # names in a message
@@ -71,40 +71,23 @@ def copies(tree: ImageTree, digests: np.ndarray) -> list[Doubt]:
     """
     readable = np.flatnonzero(digests[:, :8].any(axis=1))
     keys = np.ascontiguousarray(digests[readable]).view(f"S{digests.shape[1]}").ravel()
-    _, group = np.unique(keys, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    rows, group = readable[order], group[order]
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    alike: dict[int, list[int]] = defaultdict(list)  # rows by group, of groups with several
+    for at in np.flatnonzero(counts[group] > 1).tolist():
+        alike[int(group[at])].append(int(readable[at]))
     found = []
     for level, values in (("domain", tree.domains), ("split", tree.split), ("class", tree.labels)):
-        apart = None if values is None else _apart(tree, rows, starts, values)
+        if values is None:
+            continue
+        apart = [rows for _, rows in sorted(alike.items()) if len(np.unique(values[rows])) > 1]
         if apart:
+            one, *others = apart[0]
+            two = next(row for row in others if values[row] != values[one])
+            pair = " = ".join(printable(tree.paths[row]) for row in (one, two))
             words = ("--accept", "duplicates") if level != "class" else ()
-            found.append(
-                Doubt(f"{apart[0]:,} images have a copy in another {level} {apart[1]}", words)
-            )
+            count = sum(map(len, apart))
+            found.append(Doubt(f"{count:,} images have a copy in another {level} ({pair})", words))
     return found
-
-
-def _apart(
-    tree: ImageTree, rows: np.ndarray, starts: np.ndarray, values: np.ndarray
-) -> tuple[int, str] | None:
-    """The number of images in groups whose values differ, and the first two of them.
-
-    rows  (n,) rows sorted by group;  starts  where each group begins;  values  (N,)
-    """
-    ours = values[rows]
-    apart = (
-        np.maximum.reduceat(ours, starts) != np.minimum.reduceat(ours, starts) if len(rows) else []
-    )
-    at = np.flatnonzero(apart)
-    if not len(at):
-        return None
-    first = starts[at[0]]
-    other = first + int(np.argmax(ours[first:] != ours[first]))
-    sizes = np.diff(starts, append=len(rows))[at]
-    one, two = (printable(tree.paths[rows[place]]) for place in (first, other))
-    return int(sizes.sum()), f"({one} = {two})"
 
 
 def refuse(tree: ImageTree, found: Sequence[Doubt], stated: Stated, top: Folder) -> None:
@@ -166,8 +149,8 @@ def brief(tree: ImageTree) -> str:
     """Describe a tree in one phrase."""
     counts = [
         f"{len(tree.paths):,} images",
-        _many(len(tree.domain_names), "domain"),
-        _many(len(tree.class_names), "class", "es"),
+        counted(len(tree.domain_names), "domain"),
+        counted(len(tree.class_names), "class", "es"),
     ]
     if tree.split is not None:
         numbers = np.bincount(tree.split, minlength=len(SPLITS)).tolist()
@@ -347,7 +330,3 @@ def _these(noun: str, names: Sequence[str], one: str, several: str) -> str:
     if len(names) == 1:
         return f"the {noun} {some(names)} {one}"
     return f"the {noun}{'es' if noun == 'class' else 's'} {some(names)} {several}"
-
-
-def _many(count: int, word: str, plural: str = "s") -> str:
-    return f"{count:,} {word if count == 1 else word + plural}"

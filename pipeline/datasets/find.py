@@ -1,6 +1,5 @@
 """Find the data set that a user names: the built-in one, a known one, or a folder."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -8,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.archives import places_in_zip, read_parquets, read_tars, read_zip
+from pipeline.datasets.archives import read_parquets, read_tars, read_zip
 from pipeline.datasets.counts import KNOWN
 from pipeline.datasets.demo.draw import PICTURES, draw_dataset, picture_counts
 from pipeline.datasets.doubts import COPIES_AT_ONCE, copies, doubts, refuse, renamed, unclear
 from pipeline.datasets.image_files import Folder, read_folder
 from pipeline.datasets.known import compare_counts, find_dataset, known_dataset
-from pipeline.datasets.layouts import guess, no_images
+from pipeline.datasets.layouts import guess
 from pipeline.datasets.lists import SUFFIXES, read_list
 from pipeline.datasets.stated import Stated
 from pipeline.datasets.tree import ImageTree, as_tree, image_digests, read_root
@@ -113,7 +112,7 @@ def read_source(
     if root.is_file():
         suffix = root.suffix.lower()
         if suffix == ".zip":
-            return _zipped(root, layout)
+            return read_zip(root, layout)
         if suffix in SUFFIXES:
             return read_list(root, say, layout), Folder()
         if suffix == ".parquet":
@@ -177,14 +176,6 @@ def drawn_tree(folder: Path) -> ImageTree:
         inner = made.folders.setdefault(domain, Folder()).folders
         inner[thing] = Folder([f"{number:04}.png" for number in range(counts[domain, thing])])
     return as_tree(folder, made, "domain/class")
-
-
-def _zipped(file: Path, layout: str | None) -> tuple[ImageTree, Folder]:
-    top, prefix = read_zip(file)
-    if not top.images and not top.folders:
-        raise DataError(no_images(file, top.left_out))
-    tree = as_tree(file, top, layout or guess(file, top))
-    return dataclasses.replace(tree, places=places_in_zip(file, prefix, tree.paths)), top
 
 
 def _has_images(root: Path) -> bool:

@@ -3,13 +3,12 @@
 import csv
 import json
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from cache.table import SPLITS
 from pipeline.datasets.class_names import some
+from pipeline.datasets.counts import plain
 from pipeline.datasets.image_files import IMAGE_EXTENSIONS, folders_in
 from pipeline.datasets.layouts import split_of
 from pipeline.datasets.tree import MOST_ROWS, ImageTree, Row, listed_tree
@@ -51,42 +50,32 @@ def read_list(file: Path, say: Callable[[str], None], layout: str | None = None)
         raise DataError(f"{shown}: is not UTF-8 text; {EXPECTED}") from error
     names: list[str] = []
     if file.suffix.lower() == ".json":
-        found, names = _of_json(text, shown)
+        rows, names = _of_json(text, shown)
     else:
-        found = _of_text(text, shown)
-    if not found:
+        rows = _of_text(text, shown)
+    if not rows:
         raise DataError(f"{shown}: lists no image; {EXPECTED}")
-    if len(found) > MOST_ROWS:
-        raise DataError(f"{shown}: lists {len(found):,} images, over {MOST_ROWS:,}")
-    paths = [_clean(path, shown) for path, *_ in found]
-    if layout == "domain/class" and not any(domain for _, _, domain, _ in found):
-        found = [(path, c, PurePosixPath(path).parts[0], s) for path, c, _, s in found]
-    labels = [label for _, label, _, _ in found]
-    if not names and all(label.isdecimal() for label in labels):
-        named = _names_of_folders(paths, labels)
+    if len(rows) > MOST_ROWS:
+        raise DataError(f"{shown}: lists {len(rows):,} images, over {MOST_ROWS:,}")
+    rows = [row._replace(path=_clean(row.path, shown)) for row in rows]
+    if layout == "domain/class" and not any(row.domain for row in rows):
+        rows = [row._replace(domain=row.path.split("/")[0]) for row in rows]
+    if not names and all(row.class_name.isdecimal() for row in rows):
+        named = _names_of_folders(rows)
         if named:
             say(f"{shown}: its numbers are named after the images' folders")
-            labels = [named[label] for label in labels]
+            rows = [row._replace(class_name=named[row.class_name]) for row in rows]
             names = [named[label] for label in sorted(named, key=int)]
         else:
-            names = sorted(set(labels), key=int)
-    base = _base(file, paths)
-    say(f"{shown}: {len(paths):,} images, below {printable(base)}")
-    return listed_tree(
-        file,
-        [
-            Row(domain, split, label, path, os.path.join(base, path))
-            for path, label, (_, _, domain, split) in zip(paths, labels, found, strict=True)
-        ],
-        "list",
-        class_names=names,
-    )
+            names = sorted({row.class_name for row in rows}, key=int)
+    base = _base(file, [row.path for row in rows])
+    say(f"{shown}: {len(rows):,} images, below {printable(base)}")
+    placed = [row._replace(place=os.path.join(base, row.path)) for row in rows]
+    return listed_tree(file, placed, "list", class_names=names)
 
 
-Found = list[tuple[str, str, str, int | None]]  # path, label, domain, split
-
-
-def _of_text(text: str, shown: str) -> Found:
+def _of_text(text: str, shown: str) -> list[Row]:
+    """The rows of a text, their paths as they stand there; nothing is known of their places."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return []
@@ -101,7 +90,7 @@ def _of_text(text: str, shown: str) -> Found:
         columns, body = {"path": 0, "label": 1}, rows
     else:
         body = rows[1:]
-    found: Found = []
+    found = []
     for number, row in enumerate(body, 1 + (body is not rows)):
         if len(row) != len(rows[0]):
             raise DataError(
@@ -111,7 +100,7 @@ def _of_text(text: str, shown: str) -> Found:
         if not (part["path"] and part.get("label")):
             raise DataError(f"{shown}: line {number} has no path or no label; {EXPECTED}")
         split = _split_of(part.get("split", ""), shown, number)
-        found.append((part["path"], part["label"], part.get("domain", ""), split))
+        found.append(Row(part.get("domain", ""), split, part["label"], part["path"], ""))
     return found
 
 
@@ -124,9 +113,8 @@ def _header(row: Sequence[str]) -> dict[str, int] | None:
     """{path, label, domain, split: column} of a header; None if the first line holds data."""
     found: dict[str, int] = {}
     for at, cell in enumerate(row):
-        bare = re.sub(r"[\W_]+", "", cell.casefold())
         for name, words in _COLUMNS.items():
-            if bare in words.split():
+            if plain(cell) in words.split():
                 found.setdefault(name, at)
     if not {"path", "label"} <= found.keys():
         return None
@@ -145,7 +133,7 @@ def _split_of(word: str, shown: str, line: int) -> int | None:
     return found
 
 
-def _of_json(text: str, shown: str) -> tuple[Found, list[str]]:
+def _of_json(text: str, shown: str) -> tuple[list[Row], list[str]]:
     """CoOp's split_zhou_X.json: {"train": [[path, label, class name], ...], "val": ...}."""
     try:
         parts = json.loads(text)
@@ -154,26 +142,20 @@ def _of_json(text: str, shown: str) -> tuple[Found, list[str]]:
     splits = {name: split_of(str(name)) for name in parts} if isinstance(parts, dict) else {}
     if not splits or None in splits.values():
         raise DataError(f"{shown}: is not an object of train, val and test; {EXPECTED}")
-    found: Found = []
+    found = []
     name_of: dict[int, str] = {}
     for name, split in splits.items():
-        for item in _items(parts[name]):
-            if item is None:
+        for item in parts[name] if isinstance(parts[name], list) else [None]:
+            if not (isinstance(item, list) and [type(part) for part in item] == [str, int, str]):
                 raise DataError(f"{shown}: {name} is not a list of [path, label, class name]")
             path, label, class_name = item
             if name_of.setdefault(label, class_name) != class_name:
                 raise DataError(f"{shown}: label {label} is {name_of[label]!a} and {class_name!a}")
-            found.append((path, class_name, "", split))
+            found.append(Row("", split, class_name, path, ""))
     names = [name_of[label] for label in sorted(name_of)]
     if len(set(names)) < len(names):
         raise DataError(f"{shown}: two labels have one class name; {some(sorted(names))}")
     return found, names
-
-
-def _items(values: Any) -> Iterator[tuple[str, int, str] | None]:
-    for item in values if isinstance(values, list) else [None]:
-        kinds = [type(part) for part in item] if isinstance(item, list) else []
-        yield tuple(item) if kinds == [str, int, str] else None  # type: ignore[misc]
 
 
 def _clean(path: str, shown: str) -> str:
@@ -190,11 +172,9 @@ def _clean(path: str, shown: str) -> str:
     return clean
 
 
-def _names_of_folders(paths: Sequence[str], labels: Sequence[str]) -> dict[str, str] | None:
+def _names_of_folders(rows: Sequence[Row]) -> dict[str, str] | None:
     """{number: folder} if numbers and folders correspond one to one, else None."""
-    pairs = {
-        (label, PurePosixPath(path).parent.name) for path, label in zip(paths, labels, strict=True)
-    }
+    pairs = {(row.class_name, PurePosixPath(row.path).parent.name) for row in rows}
     named = dict(pairs)
     one_to_one = len(named) == len(pairs) == len(set(named.values()))
     return named if one_to_one and all(named.values()) else None

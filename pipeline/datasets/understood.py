@@ -13,7 +13,7 @@ from pipeline.datasets.class_names import some
 from pipeline.datasets.doubts import Doubt, brief, folder_above
 from pipeline.datasets.image_files import converter, kind_of
 from pipeline.datasets.tree import ImageTree
-from pipeline.terminal import printable
+from pipeline.terminal import counted, printable
 
 # Caltech-101's BACKGROUND_Google, Caltech-256's 257.clutter.
 _CLUTTER = re.compile(r"(\d+[._ ])?(background(_google)?|clutter)", re.IGNORECASE)
@@ -28,8 +28,8 @@ def lines(tree: ImageTree, templates: Sequence[str], accepted: Sequence[Doubt] =
     facts = as_json(tree)
     report = [f"{printable(tree.root)}: read as {brief(tree)}"]
     domains = [
-        f"{printable(name)!r} {one['images']:,} of {one['classes']:,} "
-        f"{'class' if one['classes'] == 1 else 'classes'}" + _of_splits(one.get("split"))
+        f"{printable(name)!r} {one['images']:,} of {counted(one['classes'], 'class', 'es')}"
+        + _of_splits(one.get("split"))
         for name, one in facts["domains"].items()
     ]
     report.append(f"images by domain: {_some(domains, 'domain', 'domains', facts['domains'])}")

@@ -14,11 +14,6 @@ MODELS = Path(__file__).with_name("open_clip_models.json")  # of open_clip_torch
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 
 
-def refuse_bad_name(name: str) -> None:
-    """Raises WeightsError for a name with a prefix of HUB_PREFIXES that cannot be one."""
-    _repository(name)
-
-
 def fetch(name: str, wanted: tuple[str, ...]) -> Path:
     """The first of the files `wanted` that the repository has, with its CONFIGS beside it.
 
@@ -30,7 +25,7 @@ def fetch(name: str, wanted: tuple[str, ...]) -> Path:
     those that are there. Raises WeightsError when the package, the network, the repository or such
     a file is missing.
     """
-    repository, revision = _repository(name)
+    repository, revision = repository_of(name)
 
     def have(file: str) -> Path | None:
         try:
@@ -57,7 +52,8 @@ def open_clip_models() -> dict[str, str]:
     return models
 
 
-def _repository(name: str) -> tuple[str, str | None]:
+def repository_of(name: str) -> tuple[str, str | None]:
+    """Repository and revision of a name with a prefix of HUB_PREFIXES. Raises WeightsError."""
     prefix, _, rest = name.partition(":")
     if prefix == "open_clip":
         known = open_clip_models()

@@ -106,11 +106,11 @@ def load_model(name_or_file: str, device: torch.device, towers: Towers = UNNAMED
     return ClipModel(
         name=name,
         module=module.eval().requires_grad_(False).to(device),
-        resolution=int(module.visual.input_resolution),
-        width=int(module.text_projection.shape[1]),
+        resolution=sizes.resolution,
+        width=sizes.width,
         logit_scale=logit_scale,
         weights_sha256=weights_sha256,
-        architecture=describe(module),
+        architecture=describe(sizes, chosen),
         device=device,
         dtype=dtype,
     )

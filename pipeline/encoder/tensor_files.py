@@ -1,5 +1,6 @@
 """Read files of torch.save and torch.jit.save as tensors by name, running none of their code."""
 
+import functools
 import math
 import re
 import sys
@@ -7,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import torch
 
@@ -31,7 +32,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # in training 
 DEEPEST = 32
 LONGEST_NAME = 1000
 MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER, of files before torch 1.6
-Read = Callable[[Storage], bytearray]
+Read = Callable[[Storage], torch.Tensor]  # all numbers of a storage, read once
 
 
 def read_zip(path: Path) -> Any:
@@ -61,7 +62,8 @@ def read_zip(path: Path) -> Any:
         if order not in (b"little", b"big"):
             raise DamagedFile(f"its byteorder is {order[:20]!r}")
 
-        def read(storage: Storage) -> bytearray:
+        @functools.cache
+        def read(storage: Storage) -> torch.Tensor:
             name = f"{folder}data/{storage.key}"
             if name not in members:
                 raise DamagedFile(f"an archive without {name}")
@@ -70,11 +72,11 @@ def read_zip(path: Path) -> Any:
                     f"{name} has {members[name].file_size:,} bytes, {_bytes(storage):,} are "
                     "declared"
                 )
-            return bytearray(archive.read(name))
+            return _numbers(storage, bytearray(archive.read(name)), order.decode())
 
         if isinstance(value, Module):
             value = dict(_tensors_of(value, _listed(archive, members, folder + "code/")))
-        return _filled(value, _Filling(read, order.decode(), {}), path.stat().st_size)
+        return _filled(value, read, path.stat().st_size)
 
 
 def read_stream(path: Path) -> Any:
@@ -89,11 +91,13 @@ def read_stream(path: Path) -> Any:
         read_pickle(pickles)  # torch's protocol, 1001 in all versions
         system, _ = read_pickle(pickles)
         little = not isinstance(system, dict) or system.get("little_endian", True) is True
+        order = "little" if little else "big"
         value, storages = read_pickle(pickles)
         keys, _ = read_pickle(pickles)
         places = _places(file, pickles.tell(), path.stat().st_size, keys, storages)
 
-        def read(storage: Storage) -> bytearray:
+        @functools.cache
+        def read(storage: Storage) -> torch.Tensor:
             start, size = places.get(storage.key, (0, -1))
             if size != _bytes(storage):
                 raise DamagedFile(
@@ -101,11 +105,9 @@ def read_stream(path: Path) -> Any:
                     "declared"
                 )
             file.seek(start)
-            return bytearray(file.read(size))
+            return _numbers(storage, bytearray(file.read(size)), order)
 
-        return _filled(
-            value, _Filling(read, "little" if little else "big", {}), path.stat().st_size
-        )
+        return _filled(value, read, path.stat().st_size)
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
@@ -182,19 +184,13 @@ def _places(
     return places
 
 
-class _Filling(NamedTuple):
-    read: Read
-    order: str
-    whole: dict[str, torch.Tensor]  # a storage's numbers by its key
-
-
-def _filled(value: Any, filling: _Filling, most: int) -> Any:
+def _filled(value: Any, read: Read, most: int) -> Any:
     """A tensor, or a dict, perhaps under WRAPPERS, with its Stored values as tensors."""
     for _ in range(DEEPEST):
         inner = [value[n] for n in WRAPPERS if isinstance(value, dict) and n in value]
         value = next((one for one in inner if isinstance(one, dict)), value)
     if isinstance(value, Stored):
-        return _filled({"tensor": value}, filling, most)["tensor"]
+        return _filled({"tensor": value}, read, most)["tensor"]
     if not isinstance(value, dict):
         return value
     stored = [one for one in value.values() if isinstance(one, Stored)]
@@ -202,35 +198,33 @@ def _filled(value: Any, filling: _Filling, most: int) -> Any:
     if len(value) > MOST_TENSORS or size > MOST_UNPACKED * most + SMALL:
         raise UnsafePickle(f"declares {len(value):,} tensors of {size:,} bytes; not loaded")
     return {
-        name: _tensor(str(name), one, filling) if isinstance(one, Stored) else one
+        name: _tensor(str(name), one, read) if isinstance(one, Stored) else one
         for name, one in value.items()
     }
 
 
-def _tensor(name: str, stored: Stored, filling: _Filling) -> torch.Tensor:
+def _tensor(name: str, stored: Stored, read: Read) -> torch.Tensor:
     storage, size, stride = stored.storage, stored.size, stored.stride
     if math.prod(size) > storage.count:
         raise UnsafePickle(f"has more numbers in {name[:80]} than in its storage; not loaded")
     last = stored.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) and last >= storage.count:
         raise UnsafePickle(f"has {name[:80]} outside its storage; not loaded")
-    if storage.key not in filling.whole:
-        filling.whole[storage.key] = _numbers(storage, filling)
-    whole = filling.whole[storage.key]
+    whole = read(storage)
     if not math.prod(size):
         return torch.empty(size, dtype=whole.dtype)
     return whole.as_strided(size, stride, stored.offset)
 
 
-def _numbers(storage: Storage, filling: _Filling) -> torch.Tensor:
-    data, dtype = filling.read(storage), getattr(torch, storage.dtype)
+def _numbers(storage: Storage, data: bytearray, order: str) -> torch.Tensor:
+    dtype = getattr(torch, storage.dtype)
     if len(data) != _bytes(storage):
         raise DamagedFile(f"storage {storage.key} is cut off")
     if not data:
         return torch.empty(0, dtype=dtype)
     if storage.dtype == "bool":
         return torch.frombuffer(data, dtype=torch.uint8) != 0
-    if filling.order != sys.byteorder:
+    if order != sys.byteorder:
         one_a_row = torch.frombuffer(data, dtype=torch.uint8).view(-1, dtype.itemsize)
         data = bytearray(one_a_row.flip(1).numpy())
     return torch.frombuffer(data, dtype=dtype)

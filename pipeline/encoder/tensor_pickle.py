@@ -107,11 +107,14 @@ def read_pickle(file: BytesIO) -> tuple[Any, dict[str, Storage]]:
                 memo[len(memo)] = stack[-1]
             elif name in ("BINGET", "LONG_BINGET"):
                 stack.append(memo[given])
-            elif name in _FROM_MARK:
-                start = marks.pop()
+            elif name in _TAKES:
+                count, do = _TAKES[name]
+                start = marks.pop() if count is None else len(stack) - count
+                if start < 0:
+                    raise IndexError("too few values on the stack")
                 items = stack[start:]
                 del stack[start:]
-                _FROM_MARK[name](stack, items)
+                do(stack, items)
             elif name == "BINPERSID":
                 storage = _storage(stack.pop())
                 if storages.setdefault(storage.key, storage) != storage:
@@ -119,8 +122,6 @@ def read_pickle(file: BytesIO) -> tuple[Any, dict[str, Storage]]:
                         f"declares storage {storage.key} in two different ways; not loaded"
                     )
                 stack.append(storage)
-            elif name in _FROM_STACK:
-                _FROM_STACK[name](stack)
             elif name not in ("PROTO", "FRAME"):
                 raise UnsafePickle(
                     f"holds the pickle instruction {name}, which weights never need; not loaded"
@@ -148,7 +149,12 @@ def _reference(dotted: str) -> Global:
     return Global(dotted)
 
 
-def _put_items(target: Any, items: list[Any]) -> None:
+def _tuple(stack: list[Any], items: list[Any]) -> None:
+    stack.append(tuple(items))
+
+
+def _set_items(stack: list[Any], items: list[Any]) -> None:
+    target = stack[-1]
     if not isinstance(target, dict) or len(items) % 2:
         raise DamagedFile("a pickle that puts items into something that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -158,52 +164,28 @@ def _put_items(target: Any, items: list[Any]) -> None:
         target[key] = value
 
 
-def _set_item(stack: list[Any]) -> None:
-    key, value = _pop_two(stack)
-    _put_items(stack[-1], [key, value])
-
-
-def _extend(target: Any, items: list[Any]) -> None:
-    if not isinstance(target, list):
+def _append(stack: list[Any], items: list[Any]) -> None:
+    if not isinstance(stack[-1], list):
         raise DamagedFile("a pickle that appends to something that is not a list")
-    target.extend(items)
+    stack[-1].extend(items)
 
 
-def _append(stack: list[Any]) -> None:
-    item = stack.pop()
-    _extend(stack[-1], [item])
-
-
-def _tuple_of(count: int) -> Callable[[list[Any]], None]:
-    def make(stack: list[Any]) -> None:
-        if len(stack) < count:
-            raise IndexError("too few values for a tuple")
-        stack[-count:] = [tuple(stack[-count:])]
-
-    return make
-
-
-def _pop_two(stack: list[Any]) -> tuple[Any, Any]:
-    last = stack.pop()
-    return stack.pop(), last
-
-
-def _stack_global(stack: list[Any]) -> None:
-    module, name = _pop_two(stack)
+def _stack_global(stack: list[Any], items: list[Any]) -> None:
+    module, name = items
     if not (isinstance(module, str) and isinstance(name, str)):
         raise UnsafePickle("holds a reference whose name is not text; not loaded")
     stack.append(_reference(f"{module}.{name}"))
 
 
-def _new_object(stack: list[Any]) -> None:
-    kind, arguments = _pop_two(stack)
+def _new_object(stack: list[Any], items: list[Any]) -> None:
+    kind, arguments = items
     if not (isinstance(kind, Global) and kind.name.startswith(TORCHSCRIPT) and arguments == ()):
         raise UnsafePickle("creates an object that is not a TorchScript module; not loaded")
     stack.append(Module(kind.name, {}))
 
 
-def _build(stack: list[Any]) -> None:
-    target, state = _pop_two(stack)
+def _build(stack: list[Any], items: list[Any]) -> None:
+    target, state = items
     if isinstance(target, Module):
         if not isinstance(state, dict):
             raise UnsafePickle(
@@ -216,8 +198,8 @@ def _build(stack: list[Any]) -> None:
     stack.append(target)
 
 
-def _reduce(stack: list[Any]) -> None:
-    function, arguments = _pop_two(stack)
+def _reduce(stack: list[Any], items: list[Any]) -> None:
+    function, arguments = items
     if not (isinstance(function, Global) and function.name in _FUNCTIONS):
         raise UnsafePickle("calls something that is not a function of tensors; not loaded")
     if not isinstance(arguments, tuple):
@@ -279,19 +261,18 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "EMPTY_DICT": lambda _: {},
     "GLOBAL": lambda given: _reference(given.replace(" ", ".", 1)),
 }
-_FROM_MARK: dict[str, Callable[[list[Any], list[Any]], None]] = {
-    "TUPLE": lambda stack, items: stack.append(tuple(items)),
-    "SETITEMS": lambda stack, items: _put_items(stack[-1], items),
-    "APPENDS": lambda stack, items: _extend(stack[-1], items),
-}
-_FROM_STACK: dict[str, Callable[[list[Any]], None]] = {
-    "TUPLE1": _tuple_of(1),
-    "TUPLE2": _tuple_of(2),
-    "TUPLE3": _tuple_of(3),
-    "APPEND": _append,
-    "SETITEM": _set_item,
-    "STACK_GLOBAL": _stack_global,
-    "NEWOBJ": _new_object,
-    "BUILD": _build,
-    "REDUCE": _reduce,
+_TAKES: dict[str, tuple[int | None, Callable[[list[Any], list[Any]], None]]] = {
+    # how many values each takes off the stack, None: all above the last mark; what it does
+    "TUPLE": (None, _tuple),
+    "TUPLE1": (1, _tuple),
+    "TUPLE2": (2, _tuple),
+    "TUPLE3": (3, _tuple),
+    "SETITEMS": (None, _set_items),
+    "SETITEM": (2, _set_items),
+    "APPENDS": (None, _append),
+    "APPEND": (1, _append),
+    "STACK_GLOBAL": (2, _stack_global),
+    "NEWOBJ": (2, _new_object),
+    "BUILD": (2, _build),
+    "REDUCE": (2, _reduce),
 }

@@ -3,13 +3,14 @@
 import difflib
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from pipeline.encoder.hub import HUB_PREFIXES, refuse_bad_name
+from pipeline.encoder.hub import HUB_PREFIXES, repository_of
 from pipeline.encoder.shards import INDEX, read_shards
 from pipeline.encoder.state_layouts import Converted, as_openais
 from pipeline.encoder.tensor_files import MOST_TENSORS, read_stream, read_zip
@@ -54,7 +55,7 @@ def find_weights(name_or_file: str) -> tuple[str, Path | None]:
     if name:
         return name, WEIGHTS if name == "demo" else None
     if name_or_file.startswith(HUB_PREFIXES):
-        refuse_bad_name(name_or_file)
+        repository_of(name_or_file)  # refuses a bad one
         return name_or_file, None
     path = Path(name_or_file).expanduser()
     if path.is_dir():
@@ -105,46 +106,38 @@ def _read_file(path: Path) -> object:
             start = file.read(64)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
-    _refuse_strangers(path, start)
+    kind, read = _kind_of(path, start)
     try:
-        return _read(path, start)
+        return read(path)
     except UnsafePickle as error:
         raise WeightsError(f"{path} {error}") from error
     except Exception as error:  # zipfile raises nearly anything for a damaged file
-        raise WeightsError(f"{path}: {_what_went_wrong(path, start, error)}") from error
+        raise WeightsError(f"{path}: {_what_went_wrong(path, kind, error)}") from error
 
 
-def _read(path: Path, start: bytes) -> object:
-    if start.startswith(b"PK\x03\x04"):
-        return read_zip(path)
-    if _is_safetensors(start):
-        return safetensors.torch.load_file(path)
-    return read_stream(path)
-
-
-def _is_safetensors(start: bytes) -> bool:
-    return start[8:9] == b"{"  # after the header's length in 8 bytes
-
-
-def _refuse_strangers(path: Path, start: bytes) -> None:
+def _kind_of(path: Path, start: bytes) -> tuple[str, Callable[[Path], object]]:
+    """The kind of a file in words, and what reads it. WeightsError for a kind that is not known."""
     if not start:
         raise WeightsError(f"{path} is empty (0 bytes); download or copy it again")
     for beginning, what in NOT_WEIGHTS:
         if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginning):
             raise WeightsError(f"{path} is {what}")
-    # A zip, a pickle of protocol 2 or later, or safetensors.
-    if not (start.startswith((b"PK\x03\x04", b"\x80")) or _is_safetensors(start)):
-        raise WeightsError(
-            f"{path} is not a file of weights: it begins with {start[:12]!r}; "
-            "a TorchScript archive, a state dict by torch.save, or safetensors is needed"
-        )
+    if start.startswith(b"PK\x03\x04"):
+        return "torch", read_zip
+    if start[8:9] == b"{":  # after the header's length in 8 bytes
+        return "safetensors", safetensors.torch.load_file
+    if start.startswith(b"\x80"):  # a pickle of protocol 2 or later
+        return "torch", read_stream
+    raise WeightsError(
+        f"{path} is not a file of weights: it begins with {start[:12]!r}; "
+        "a TorchScript archive, a state dict by torch.save, or safetensors is needed"
+    )
 
 
-def _what_went_wrong(path: Path, start: bytes, error: Exception) -> str:
+def _what_went_wrong(path: Path, kind: str, error: Exception) -> str:
     size = f"{path.stat().st_size:,} bytes"
     if isinstance(error, zipfile.BadZipFile):
         return f"a damaged or incomplete archive ({size}); download or copy it again"
-    kind = "safetensors" if _is_safetensors(start) else "torch"
     known = (SafetensorError, DamagedFile, json.JSONDecodeError, RuntimeError, EOFError)
     name = "" if isinstance(error, known) else f"{type(error).__name__}: "
     reason = (str(error).strip().splitlines() or ["no reason given"])[0][:160]

@@ -256,9 +256,8 @@ def _identity(
         identity["class_folders"] = dict(tree.renamed)
     # The last field, as in merge_shards.
     identity["manifest_sha256"] = manifest_sha256(tree.paths, digests)
-    return dict(
-        json.loads(json.dumps(identity))
-    )  # tuples as lists, as they come back from the cache
+    # Tuples as lists, as they come back from the cache.
+    return dict(json.loads(json.dumps(identity)))
 
 
 def _warn_of_odd_images(done: Encoded) -> None:

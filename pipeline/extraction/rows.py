@@ -23,9 +23,7 @@ from pipeline.machine import cores
 from pipeline.progress import progress_bar
 from pipeline.signals import noted_signals
 
-FLUSH_SECONDS = (
-    1.0  # of work that a kill can lose; a flush is two fsyncs, about 10 ms on most disks
-)
+FLUSH_SECONDS = 1.0  # of work that a kill can lose; a flush is two fsyncs, 10 ms on most disks
 AHEAD = 2  # batches decoded before the encoder needs them
 WAITING = 4  # batches encoded but not yet written
 NAMED = 3  # bad images listed in an error

@@ -7,14 +7,11 @@ answered, and what a client keeps from round to round lies in the context's stat
 import logging
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # flwr reads it when it is imported
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict  # noqa: E402
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
@@ -47,7 +44,12 @@ def respond(message: Message, context: Context) -> Message:
         site = site_of(context.node_config, context.run_config)
         config = config_of(context.run_config)
         ask = read_ask(message.content, payload_of(config))
-        told, kept = answer(site, config, ask, _read_kept(context.state))
+        kept = {
+            name.removeprefix(KEPT): record.to_torch_state_dict()
+            for name, record in context.state.array_records.items()
+            if name.startswith(KEPT)
+        }
+        told, kept = answer(site, config, ask, kept)
     except Exception as error:
         if not hasattr(error, "exit_code"):  # a bug: its traceback is for this site's log
             raise
@@ -56,7 +58,8 @@ def respond(message: Message, context: Context) -> Message:
         cache = Path(str(context.node_config.get("cache", "")))
         why = ConfigRecord({"why": reason(cache, error)})
         return Message(RecordDict({REFUSED: why}), reply_to=message)
-    _write_kept(context.state, kept)
+    for name, parts in kept.items():
+        context.state[f"{KEPT}{name}"] = ArrayRecord(parts)
     return Message(write_answer(told), reply_to=message)
 
 
@@ -67,7 +70,6 @@ def main(grid: Grid, context: Context) -> None:
     from pipeline.flower.grid import Patient
     from pipeline.flower.run_config import DEFAULTS, config_of, terms_of
     from pipeline.flower.server import serve
-    from pipeline.flower.strategy import Terms
     from pipeline.runs.results import table
 
     with log_to("stdout"):  # the log that `flwr run --stream` shows
@@ -78,10 +80,7 @@ def main(grid: Grid, context: Context) -> None:
         )
         held = read_table(Path(terms.cache)) if terms.cache else None
         _wait_for(grid, terms.sites, terms.wait)
-        document = serve(
-            config, Patient(grid), held, Terms(min(terms.min_sites, terms.sites), terms.timeout),
-            Path.cwd() / "runs", Path(terms.out) if terms.out else None, terms.force,
-        )  # fmt: skip
+        document = serve(config, Patient(grid), held, terms, Path.cwd() / "runs")
     show(table(document))
     show(f"the run is in {document['run']}")
 
@@ -103,21 +102,3 @@ def _wait_for(grid: Grid, sites: int, seconds: float) -> None:
             raise ConfigError(f"{there} of {sites} sites connected in {seconds:g} s (wait)")
         before = there
         time.sleep(PAUSE)
-
-
-def _read_kept(state: RecordDict) -> dict[str, dict]:
-    import torch
-
-    return {
-        name.removeprefix(KEPT): {
-            part: torch.from_numpy(array.numpy().copy()) for part, array in record.items()
-        }
-        for name, record in state.array_records.items()
-        if name.startswith(KEPT)
-    }
-
-
-def _write_kept(state: RecordDict, kept: Mapping[str, dict]) -> None:
-    for name, parts in kept.items():
-        arrays = {part: Array(np.asarray(tensor.numpy())) for part, tensor in parts.items()}
-        state[f"{KEPT}{name}"] = ArrayRecord(arrays)

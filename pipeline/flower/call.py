@@ -18,7 +18,7 @@ from pipeline.federation.methods.robust import median
 from pipeline.federation.payload import Encoded
 from pipeline.federation.plan import adapter_kind
 from pipeline.flower.answer import Answer, Client, Expected, read_answer
-from pipeline.flower.grid import Sites
+from pipeline.flower.grid import Patient
 from pipeline.flower.records import Ask, printable, write_ask
 from pipeline.flower.site import demand_of
 from pipeline.settings import RunConfig
@@ -60,7 +60,7 @@ Asked = dict[int, Expected]
 
 
 def introduce(
-    config: RunConfig, grid: Sites, held: FeatureTable | None, least: int, timeout: float
+    config: RunConfig, grid: Patient, held: FeatureTable | None, least: int, timeout: float
 ) -> tuple[Federation, dict[int, list[str]], dict[int, str]]:
     """Asks every site who it is.
 
@@ -102,8 +102,7 @@ def introduce(
 def ask_round(
     fed: Federation, known: Mapping[int, list[str]], nodes: Iterable[int], round: int,
     work: Mapping[str, float], adapter: Encoded, shifts: Mapping[str, Tensor],
-    solve: str = "", sums: Mapping[str, Tensor] = {},  # noqa: B006
-    metric: Tensor | None = None,
+    solve: str, sums: Mapping[str, Tensor], metric: Tensor | None,
 ) -> dict[int, tuple[Ask, Expected]]:  # fmt: skip
     """What each site is asked in a round, and what its answer must follow.
 

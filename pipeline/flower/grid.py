@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
@@ -11,18 +11,6 @@ from pipeline.flower.records import printable
 
 PAUSE = 0.5  # seconds between two looks for replies
 REFUSED = "refused"  # the record of a reply that says why there is no other
-
-
-class Sites(Protocol):
-    """What a strategy needs of a Grid."""
-
-    def get_node_ids(self) -> Iterable[int]:
-        """The nodes that are connected."""
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """At most one reply of each node, in time."""
 
 
 class Patient:
@@ -79,9 +67,8 @@ class Patient:
             if REFUSED in replies[0].content:
                 why = replies[0].content.config_records[REFUSED]["why"]
                 return _error(str(why), asked)
-            return Message(
-                replies[0].content, reply_to=asked
-            )  # from whom it was asked, nobody else
+            # From whom it was asked, nobody else.
+            return Message(replies[0].content, reply_to=asked)
         except Exception as error:
             return _error(f"Flower cannot read its answer ({type(error).__name__})", asked)
 

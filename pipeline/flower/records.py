@@ -68,19 +68,19 @@ def read_ask(content: RecordDict, payload: str) -> Ask:
     """The inverse of write_ask. Raises ConfigError for what is no such message."""
     with reading("the server's message"):
         arrays, _, told = plain(content)
-        shifts = _under("shift.", arrays, np.float32)
         shares = [_fraction(share) for share in told["shares"]]
-        work = dict(zip(map(str, told["clients"]), shares, strict=True))
-        demand, domains = dict(load_json(told["demand"])), tuple(map(str, told["domains"]))
-        encoded = encoded_of("adapter", arrays, payload, None) if "adapter" in arrays else None
-        round, nonce = _round(told["round"]), str(told["nonce"])
-        sums, metric = (
-            _under(n, arrays, t) for n, t in (("sums.", np.float64), ("metric", np.float32))
-        )
-        solve = str(told["solve"])
         return Ask(
-            demand, domains, round, work, encoded, shifts, nonce, solve, sums, metric.get("")
-        )  # fmt: skip
+            demand=dict(load_json(told["demand"])),
+            domains=tuple(map(str, told["domains"])),
+            round=_round(told["round"]),
+            work=dict(zip(map(str, told["clients"]), shares, strict=True)),
+            adapter=encoded_of("adapter", arrays, payload, None) if "adapter" in arrays else None,
+            shifts=_under("shift.", arrays, np.float32),
+            nonce=str(told["nonce"]),
+            solve=str(told["solve"]),
+            sums=_under("sums.", arrays, np.float64),
+            metric=_under("metric", arrays, np.float32).get(""),
+        )
 
 
 def records(arrays: Arrays, metrics: dict[str, Any], config: dict[str, Any]) -> RecordDict:

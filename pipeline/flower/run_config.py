@@ -1,10 +1,11 @@
-"""Flower's run config as settings: RunConfig's fields, and how the run deals with sites."""
+"""Flower's run config as settings, how a run deals with sites, and which settings cannot travel."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pipeline.errors import ConfigError
+from pipeline.federation.methods import METHODS
 from pipeline.settings import RunConfig
 
 FIELDS = {each.name: each for each in dataclasses.fields(RunConfig)}
@@ -22,6 +23,11 @@ class OfRun(NamedTuple):
     timeout: float = 600.0  # seconds that a round may take
     device: str = "auto"  # of a simulation's nodes; else the node config says
     backend: str = "auto"
+
+    @property
+    def least(self) -> int:
+        """Sites that must answer each round; fewer end the run."""
+        return min(self.min_sites, self.sites)
 
 
 DEFAULTS: dict[str, Any] = {
@@ -62,3 +68,22 @@ def terms_of(run_config: Mapping[str, Any]) -> OfRun:
         if type(value) in (int, float) and not value > 0:
             raise ConfigError(f"{name} must be above 0; got {value!r}")
     return OfRun(**found)
+
+
+def refuse_what_cannot_travel(config: RunConfig) -> None:
+    """Raises ConfigError naming the setting, and why it has no place beyond one machine."""
+    at_home = "use ./run.sh federate at each site"
+    if config.start == "closed-form" and config.payload != "fp32":
+        raise ConfigError(
+            f"start closed-form with payload {config.payload} cannot go to sites: each draws the "
+            "first adapter by itself, and does not know that head; pass --payload fp32"
+        )
+    if why := METHODS[config.method].at_home:
+        raise ConfigError(f"method {config.method} cannot go to sites: {why}")
+    if config.personalise:
+        raise ConfigError(f"personalise tunes adapters that stay at their clients; {at_home}")
+    if len(config.held_out) != 1:
+        raise ConfigError(
+            f"{len(config.held_out)} trainings were asked for; sites do one at a time: name one "
+            "--held-out, or none"
+        )

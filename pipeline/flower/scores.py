@@ -156,13 +156,11 @@ def result(fed: Federation, reached: Reached, model: str | None, fold: Fold) -> 
     Without rows of features there is no F1, calibration or gate. model: of the features.
     """
     held_out, chosen = fed.config.held_out[0], reached.progress.chosen[0]
+    method = METHODS[fed.config.method]
     assert chosen is not None  # the first round is better than none
     start = by_domain(fed, reached.zero_shot, "test") | reached.unseen_zero_shot
-    one_way = len(fed.clients) * payload_bytes(size(fed.kind), fed.config.payload)
-    down = one_way
-    if METHODS[
-        fed.config.method
-    ].controls:  # c - c_k to each; the server works out c_k's way itself
+    down = one_way = len(fed.clients) * payload_bytes(size(fed.kind), fed.config.payload)
+    if method.controls:  # c - c_k to each; the server works out c_k's way itself
         down += len(fed.clients) * payload_bytes(size(fed.kind), "fp32")
     if fed.config.start == "closed-form":  # what whitens features, of each site anew
         down += len(fed.groups) * payload_bytes(fed.kind.width * (fed.kind.width + 1), "fp32")
@@ -186,13 +184,9 @@ def result(fed: Federation, reached: Reached, model: str | None, fold: Fold) -> 
         "clients": _by_client(reached.right),
         "gate": None,
         "personalised": None,
-        "bytes_a_round": (solved(fold)["bytes"] | {"clip": None})
-        if METHODS[fed.config.method].solved
-        else {
-            "up": one_way,
-            "down": down,
-            "clip": of_clip,
-        },
+        "bytes_a_round": solved(fold)["bytes"] | {"clip": None}
+        if method.solved
+        else {"up": one_way, "down": down, "clip": of_clip},
         **({"closed_form": solved(fold)} if fold.closed_form else {}),
     }
 

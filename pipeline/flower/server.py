@@ -7,10 +7,10 @@ from typing import Any
 
 from cache.table import FeatureTable
 from pipeline.flower.call import introduce
-from pipeline.flower.grid import Sites
-from pipeline.flower.limits import refuse_what_cannot_travel
+from pipeline.flower.grid import Patient
+from pipeline.flower.run_config import OfRun, refuse_what_cannot_travel
 from pipeline.flower.scores import cache_facts, result, rows_unseen
-from pipeline.flower.strategy import FedCLIP, Terms
+from pipeline.flower.strategy import FedCLIP
 from pipeline.runs.federate import privacy
 from pipeline.runs.folder import open_run
 from pipeline.runs.results import mean_results
@@ -21,13 +21,12 @@ LOG = logging.getLogger(__name__)
 
 
 def serve(
-    config: RunConfig, grid: Sites, held: FeatureTable | None, terms: Terms, runs: Path,
-    out: Path | None = None, force: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    config: RunConfig, grid: Patient, held: FeatureTable | None, terms: OfRun, runs: Path
+) -> dict[str, Any]:
     """Trains by the sites that are connected and returns what `federate --json` would print.
 
-    held   a table with the held-out domains' rows, which the server tests on; None: no such test
-    out    the run folder; None: runs/<run_id>;    force  train again where one holds a run
+    held  a table with the held-out domains' rows, which the server tests on; None: no such test
+    runs  the folder of the run's folder, where terms.out names none
 
     Raises ConfigError for what cannot go to sites, and when fewer than terms.least answer.
     """
@@ -44,8 +43,8 @@ def serve(
         "first_adapter_sha256": None,
         "sites": {name: facts["content_sha256"] for name, facts in fed.facts.items()},
     }
-    with open_run(out or runs / run_id(described)) as folder:
-        folder.describe(described, force=force)
+    with open_run(Path(terms.out) if terms.out else runs / run_id(described)) as folder:
+        folder.describe(described, force=terms.force)
         if folder.summary is not None:
             LOG.info(
                 f"{folder.folder} is already finished; showing its results (force trains it again)"

@@ -34,8 +34,8 @@ from pipeline.federation.plan import Plan, kind_of, plan_of
 from pipeline.federation.state import State
 from pipeline.federation.training import pick_plan_backend, to_device
 from pipeline.flower.answer import Answer, Client
-from pipeline.flower.limits import refuse_what_cannot_travel
 from pipeline.flower.records import USES, Ask
+from pipeline.flower.run_config import refuse_what_cannot_travel
 from pipeline.flower.sums import head_of_site, of_site
 from pipeline.machine import threads
 from pipeline.settings import RunConfig
@@ -120,16 +120,15 @@ def site_of(node_config: Mapping[str, Any], run_config: Mapping[str, Any]) -> Si
     known = [each.name for each in fields(Site) if each.name != "part"]
     if strange := [name for name in own if name not in known]:
         raise ConfigError(f"node config {strange[0]!r} is unknown; there is {', '.join(known)}")
-    if None in part:
-        if not own.get("cache"):
-            raise ConfigError("this node's config names no cache")
-        return Site(Path(str(own.pop("cache"))), **{n: str(v) for n, v in own.items()})
-    named = ("cache", "device", "backend")
-    own = {name: run_config[name] for name in named if run_config.get(name)} | own
-    if "cache" not in own:
-        raise ConfigError("a simulation needs --run-config \"cache='FILE'\"")
-    k, n = int(part[0]), int(part[1])
-    return Site(Path(str(own.pop("cache"))), **{n: str(v) for n, v in own.items()}, part=(k, n))
+    numbers = None if None in part else (int(part[0]), int(part[1]))
+    if numbers is not None:
+        named = ("cache", "device", "backend")
+        own = {name: run_config[name] for name in named if run_config.get(name)} | own
+    if not own.get("cache"):
+        simulated = "a simulation needs --run-config \"cache='FILE'\""
+        raise ConfigError(simulated if numbers else "this node's config names no cache")
+    cache = Path(str(own.pop("cache")))
+    return Site(cache, **{n: str(v) for n, v in own.items()}, part=numbers)
 
 
 def reason(cache: Path, error: Exception) -> str:

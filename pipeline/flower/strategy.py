@@ -4,11 +4,11 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -26,12 +26,13 @@ from pipeline.federation.methods import METHODS
 from pipeline.federation.methods.closed_form import Sums, unpacked
 from pipeline.federation.methods.guard import unsound
 from pipeline.federation.payload import Encoded, decode, encode, payload_of
-from pipeline.federation.plan import Fold, Plan, plan_of, rounds_of
+from pipeline.federation.plan import Plan, plan_of, rounds_of
 from pipeline.federation.record import FoldRound, RoundReport
 from pipeline.federation.round import FoldReport, settle
 from pipeline.federation.state import State, first_state, model_rows
 from pipeline.federation.training import Progress
 from pipeline.flower.call import Asked, Federation, Heard, ask_round, hear, messages_of
+from pipeline.flower.run_config import OfRun
 from pipeline.flower.scores import Reached, Unseen, scored
 from pipeline.flower.site import KEPT
 from pipeline.flower.sums import SUMS, chosen, to_score
@@ -42,13 +43,6 @@ from pipeline.settings import RunConfig
 from pipeline.terminal import counted
 
 LOG = logging.getLogger(__name__)
-
-
-class Terms(NamedTuple):
-    """How a run deals with sites that are late or lost."""
-
-    least: int  # sites that must answer each round; fewer end the run
-    timeout: float  # seconds that a round may take
 
 
 class FedCLIP(Strategy):
@@ -67,7 +61,7 @@ class FedCLIP(Strategy):
     """
 
     def __init__(
-        self, fed: Federation, known: dict[int, list[str]], unseen: Unseen | None, terms: Terms,
+        self, fed: Federation, known: dict[int, list[str]], unseen: Unseen | None, terms: OfRun,
         folder: RunFolder, described: dict[str, Any],
     ) -> None:  # fmt: skip
         self.fed, self.known, self.unseen, self.terms = fed, known, unseen, terms
@@ -95,7 +89,7 @@ class FedCLIP(Strategy):
 
     def arrays(self) -> ArrayRecord:
         """The server's adapter, (P,) float32."""
-        return ArrayRecord({"adapter": Array(self.state["server"][0].cpu().numpy())})
+        return ArrayRecord({"adapter": self.state["server"][0]})
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -103,7 +97,9 @@ class FedCLIP(Strategy):
         """A message to each site that is connected, with the work of its clients."""
         round = server_round - 1 - self.before
         if round < 0:  # nobody trains yet
-            solve, sums = (SUMS, {}) if not self.sums else to_score(self._fold(), self.sums["sums"])
+            if not self.sums:
+                return self._messages("train", 0, grid, SUMS)
+            solve, sums = to_score(self.plan.folds[0], self.sums["sums"])
             return self._messages("train", 0, grid, solve, sums)
         self.work = _work(self.plan, round)
         return self._messages("train", round, grid)
@@ -117,12 +113,12 @@ class FedCLIP(Strategy):
         """
         round = server_round - 1 - self.before
         heard, absent = self._hear(max(round, 0), replies)
-        if server_round == 1:
-            self._begin(heard, absent)
         if round > 0:
             self._score(heard, absent, round)
         elif few := self._too_few(0, heard, absent):
             raise ConfigError(few)
+        if server_round == 1:
+            self._begin(heard)
         if round < 0:
             return self._solve(heard, absent)
         self._settle(round, heard, absent)
@@ -176,9 +172,7 @@ class FedCLIP(Strategy):
         self._leave_out(round, absent, "nothing from {}")
         return heard, absent
 
-    def _begin(self, heard: Mapping[str, Heard], absent: Mapping[str, str]) -> None:
-        if few := self._too_few(0, heard, absent):
-            raise ConfigError(few)
+    def _begin(self, heard: Mapping[str, Heard]) -> None:
         # In a partition sites know their clients' rows by now, and the plan's lanes their order.
         config = self.fed.config
         self._start(_plan(self.fed, refit=config.refit == "yes" and not self.before))
@@ -191,9 +185,6 @@ class FedCLIP(Strategy):
         self.plan = plan
         state = first_state(plan, self.fed.text, None)
         self.state = {name: rows for name, rows in state.items() if name not in KEPT}
-
-    def _fold(self) -> Fold:
-        return self.plan.folds[0]
 
     def _solve(
         self, heard: Mapping[str, Heard], absent: Mapping[str, str]
@@ -214,8 +205,8 @@ class FedCLIP(Strategy):
             return self.arrays(), MetricRecord()
         answers = {one.node: one.solved for one in heard.values()}
         found, metric = chosen(
-            self._fold(), self.fed.text, float(self.fed.demand["logit_scale"]), self.sums["sums"],
-            self.sums["refit"], list(answers.values()),
+            self.plan.folds[0], self.fed.text, float(self.fed.demand["logit_scale"]),
+            self.sums["sums"], self.sums["refit"], list(answers.values()),
         )  # fmt: skip
         plan = _plan(self.fed, refit=config.refit == "yes")
         self._start(replace(plan, folds=(replace(plan.folds[0], closed_form=found),)))

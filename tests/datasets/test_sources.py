@@ -164,6 +164,9 @@ def test_a_list_names_the_same_images(name, folder):
         assert any("named after the images' folders" in line for line in said)
         both, _ = found(folder / name, Stated(layout="domain/class"))
         assert both.domain_names == DOMAINS
+        (folder / "g.txt").write_text(text.replace("/", "\\"))  # as a list made on Windows
+        other, _ = found(folder / "g.txt", Stated(layout="domain/class"))
+        assert other.domain_names == DOMAINS and other.paths == both.paths
 
 
 def test_numbers_without_folders_need_names(folder):

@@ -13,6 +13,7 @@ from pipeline.encoder.model import (
     import_clip,
     load_model,
 )
+from pipeline.encoder.sizes import sizes_of
 from pipeline.encoder.weights import MODEL_NAMES, OPENAI_NAMES, find_weights
 from pipeline.errors import WeightsError
 from tests.encoder import clips
@@ -120,10 +121,16 @@ def test_every_backbone_of_openai_is_known_by_its_sizes(name):
         module = import_clip().model.CLIP(
             *(width, resolution, layers, image_width, patch), 77, 49408, text_width, heads, 12
         )
-    described = describe(module)
-    assert (described["name"], described["width"], described["resolution"]) == (
-        *(name, width, resolution),
-    )
+    found = sizes_of(module.state_dict(), Path("x.pt"))
+    described = describe(found, (found.attention_width // 64, heads, "quickgelu"))
+    image = {"layers": list(layers)} if patch is None else {"patch": patch, "layers": layers}
+    assert described == {
+        "name": name,
+        "width": width,
+        "resolution": resolution,
+        "image": {**image, "width": image_width},
+        "text": {"context": 77, "vocabulary": 49408, "width": text_width, "layers": 12},
+    }
 
 
 def test_without_network_the_address_and_the_place_are_said(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.federation.methods.rfa import ITERATIONS, SMOOTHING, geometric_median
-from pipeline.flower.limits import refuse_what_cannot_travel
+from pipeline.flower.run_config import refuse_what_cannot_travel
 from pipeline.settings import RunConfig
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options

@@ -14,10 +14,9 @@ from cache.table import FeatureTable
 from pipeline.flower.app import client_app
 from pipeline.flower.grid import REFUSED
 from pipeline.flower.records import plain, records
-from pipeline.flower.run_config import DEFAULTS
+from pipeline.flower.run_config import DEFAULTS, OfRun
 from pipeline.flower.server import serve
 from pipeline.flower.site import Site
-from pipeline.flower.strategy import Terms
 from pipeline.settings import RunConfig
 from tests.conftest import logged
 from tests.runs.small_runs import small
@@ -160,7 +159,8 @@ def run(network, config: RunConfig, out: Path, held=None, least=1, said=None, fo
     network.run_config = run_config(config)
     with logged() as messages:
         try:
-            return serve(config, network, held, Terms(least, 60.0), out, out, force)
+            terms = OfRun(out=str(out), force=force, min_sites=least, sites=least, timeout=60.0)
+            return serve(config, network, held, terms, out.parent)
         finally:
             if said is not None:
                 said += messages

@@ -21,9 +21,10 @@ from pathlib import Path
 import pytest
 
 from cache.store import read_table, write_table
-from pipeline.flower import certificates, programs
+from pipeline.flower import programs
 from pipeline.runs.federate import federate
 from tests.conftest import ROOT
+from tests.flower import certificates
 from tests.flower.processes import OURS, PATIENCE, Programs, free_port, same_adapters
 from tests.flower.sites import config, cut, lines
 from tests.runs.small_runs import small
@@ -73,7 +74,7 @@ class Federation(Programs):
         super().__init__(folder)
         self.at = f"127.0.0.1:{free_port()}"
         self.sites_at = self.at  # where sites reach it: the proxy's address, if there is nginx
-        self.certificates = certificates.make(folder / "certificates", (), 5)
+        self.certificates = certificates.make(folder / "certificates", sites=5)
         self.tls = ["--root-certificates", str(self.certificates / "ca.crt")]
         self.pace = 8.0  # seconds that a message takes here: to be measured
         self.no_users = programs_for_users(folder)
