@@ -130,7 +130,7 @@ their bits (numba_math.OPTIONS): compiled into their callers, the general step's
 
 
 @njit(**APART)
-def _product(a, a_row, a_step, b, out, width, depth, rows):
+def product(a, a_row, a_step, b, out, width, depth, rows):
     """Addresses and strides (in numbers) in place of arrays: compiled once for every layout."""
     size = 4
     for j in range(0, width, 2 * LANES):
@@ -161,14 +161,14 @@ def matmul(a, b, out):
 
     N is a multiple of LANES, K at least 1. Nothing is checked.
     """
-    _product(a.ctypes.data, a.shape[1], 1, b.ctypes.data, out.ctypes.data, out.shape[1], len(b),
+    product(a.ctypes.data, a.shape[1], 1, b.ctypes.data, out.ctypes.data, out.shape[1], len(b),
              len(out))  # fmt: skip
 
 
 @njit(**APART)
 def matmul_t(a, b, out):
     """out = a.T @ b; a (K, M), b (K, N), out (M, N), as for matmul."""
-    _product(a.ctypes.data, 1, a.shape[1], b.ctypes.data, out.ctypes.data, out.shape[1], len(b),
+    product(a.ctypes.data, 1, a.shape[1], b.ctypes.data, out.ctypes.data, out.shape[1], len(b),
              len(out))  # fmt: skip
 
 

@@ -13,7 +13,18 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from kernels.cpu.math import PART
-from kernels.cpu.tile import DEPTH, LANES, ROWS, WIDE, all_of, matmul, matrix, padded, register_tile
+from kernels.cpu.tile import (
+    DEPTH,
+    LANES,
+    ROWS,
+    WIDE,
+    all_of,
+    matmul,
+    matrix,
+    padded,
+    product,
+    register_tile,
+)
 
 TOGETHER = LANES == 16
 """16 sums, 2 factors and what Adam needs fit 32 registers; AVX has 16."""
@@ -143,15 +154,18 @@ tile_with_adam = _tile_with_adam()
 
 
 @njit(**PART)
-def update(weight, d_out, inputs, size, m, v, gradient, settings):
+def update(weight, d_out, inputs, size, m, v, gradient, settings, following, out):
     """Adam on weight (D, D) with the gradient sum_i d_out[:, i] inputs[i]^T over i < size.
 
     d_out (D, P). inputs, flat, holds panels (size, panel_width(D)) of the columns, one after
     another. gradient (2, ROWS, padded D) is scratch, settings (8,) as in `adam`. All float32.
+
+    Then out (D, P') = weight @ following (D, P'), ROWS rows behind Adam, which still has them in
+    the L1 cache; nothing where P' is 0.
     """
     width = len(weight)
     if TOGETHER and width % WIDE == 0:
-        _update_together(weight, d_out, inputs, size, m, v, gradient, settings)
+        _update_together(weight, d_out, inputs, size, m, v, gradient, settings, following, out)
         return
     by_row = matrix(inputs, 0, size, padded(width))
     for start in range(0, width, ROWS):
@@ -159,10 +173,22 @@ def update(weight, d_out, inputs, size, m, v, gradient, settings):
         matmul(d_out[start:end], by_row, gradient[0, : end - start])
         for d in range(start, end):
             adam(weight[d], gradient[0, d - start, :width], m[d], v[d], settings)
+        _forward(weight, start, end, following, out)
 
 
 @njit(**PART)
-def _update_together(weight, d_out, inputs, size, m, v, gradient, settings):
+def _forward(weight, start, end, following, out):
+    """out[start:end] = weight[start:end] @ following, if out has columns."""
+    width, columns = len(weight), out.shape[1]
+    if columns:
+        product(
+            weight.ctypes.data + start * width * 4, width, 1, following.ctypes.data,
+            out.ctypes.data + start * columns * 4, columns, width, end - start,
+        )  # fmt: skip
+
+
+@njit(**PART)
+def _update_together(weight, d_out, inputs, size, m, v, gradient, settings, following, out):
     width, blocks = len(weight), len(weight) // ROWS
     row, tiles, first = d_out.shape[1], width // WIDE, min(size, DEPTH)
     for block in range(blocks):
@@ -170,24 +196,27 @@ def _update_together(weight, d_out, inputs, size, m, v, gradient, settings):
         left = d_out.ctypes.data + block * ROWS * row * 4
         for tile in range(tiles):
             right = inputs.ctypes.data + tile * size * WIDE * 4
-            out = new.ctypes.data + tile * WIDE * 4
+            partial = new.ctypes.data + tile * WIDE * 4
             if block == 0:
-                register_tile(left, row, 1, right, WIDE, out, width, first, 0)
+                register_tile(left, row, 1, right, WIDE, partial, width, first, 0)
             else:
                 done = tile * ROWS * WIDE
                 place = ((block - 1) * ROWS * width + done) * 4
                 tile_with_adam(
-                    left, right, out, weight.ctypes.data + place, old.ctypes.data + done * 4,
+                    left, right, partial, weight.ctypes.data + place, old.ctypes.data + done * 4,
                     m.ctypes.data + place, v.ctypes.data + place, settings.ctypes.data,
                     row, WIDE, width, first,
                 )  # fmt: skip
             for k in range(DEPTH, size, DEPTH):
-                register_tile(left + k * 4, row, 1, right + k * WIDE * 4, WIDE, out, width,
+                register_tile(left + k * 4, row, 1, right + k * WIDE * 4, WIDE, partial, width,
                               min(DEPTH, size - k), k)  # fmt: skip
+        if block:
+            _forward(weight, (block - 1) * ROWS, block * ROWS, following, out)
     last = gradient[1 - blocks % 2]
     for r in range(ROWS):
         d = width - ROWS + r
         adam(weight[d], last[r], m[d], v[d], settings)
+    _forward(weight, width - ROWS, width, following, out)
 
 
 @njit(**PART)

@@ -169,7 +169,9 @@ def rows_of_lanes(engine: Engine, steps: np.ndarray, round: int) -> tuple[list[i
 
 def starts_of_lanes(plan: Plan, state: State, taking: list[int]) -> Tensor:
     """Lanes' starting adapters, (k, P): servers' adapters as received, and their own parts."""
-    rows = servers_received(plan, state)[[plan.lanes[at].server for at in taking]]
+    servers = servers_received(plan, state)
+    own = torch.tensor([plan.lanes[at].server for at in taking], device=servers.device).long()
+    rows = servers.index_select(0, own)  # half the time of indexing by a list
     if plan.method.keeps == "layer":
         mask = own_part(plan, rows.device)
         return torch.where(mask, state["personal"][taking], rows)
