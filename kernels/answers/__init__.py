@@ -1,4 +1,4 @@
-"""What trained adapters of any head answer, and how sure they are."""
+"""Predictions of trained adapters of any head, and their confidences."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,7 +27,7 @@ def top1(
 
     adapters   (A, P) float32, laid out by kernels/heads/plain.py
     features   (N, D) float32, raw;  text (C, D) float32 raw, unit_text the same at length 1
-    rows       A tensors (n_a,) int64: the rows each adapter is asked about
+    rows       A tensors (n_a,) int64: the rows for each adapter
     backend    of the released adapter: see adapter_top1; other heads have plain torch
     returns    A tensors (n_a,) int64: a class each; the first of equals
     """
@@ -43,7 +43,7 @@ def top1(
 def confidences(
     kind: Kind, adapter: Tensor, features: Tensor, text: Tensor, rows: Tensor, scale: float
 ) -> tuple[Tensor, list[float] | None]:
-    """How sure one adapter (P,) is of its answers on rows (n,), and how far its gate has moved.
+    """Confidences of one adapter (P,) on rows (n,), and how far its gate is from the uniform one.
 
     returns  max_c softmax(scale * <u, t_c>), (n,) float32, and for each 2 * BLOCK rows the sum of
              their total variations sum_d |gate_d - 1 / D| / 2; None without the released gate
@@ -88,7 +88,7 @@ def cross_entropies(
 
 
 def unit_features(kind: Kind, adapter: Tensor, features: Tensor, rows: Tensor) -> Tensor:
-    """What one adapter (P,) makes of rows (n,) of features: (n, D) float32 of length 1."""
+    """The outputs of one adapter (P,) for rows (n,) of features: (n, D) float32 of length 1."""
     parts = named(kind, adapter[None])
 
     def of_block(here: slice) -> Tensor:  # without the 1 that carries classifier's bias

@@ -25,7 +25,7 @@ def adapter_top1(
     adapters   A adapters, float32
     features   (N, D) float32, raw as cached
     unit_text  (C, D) float32, rows of length 1
-    rows       A tensors (n_a,) int64: the rows each adapter is asked about
+    rows       A tensors (n_a,) int64: the rows for each adapter
     backend    "auto" or a name of kernels/backends.py; a named one is never swapped
     returns    A tensors (n_a,) int64: a class each; the first of equals
 

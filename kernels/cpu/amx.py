@@ -130,18 +130,29 @@ class _BFloat(ir.Type):
         return "bfloat"
 
 
-def _rounded(code, low, high):
-    """16 float32 at address low, then 16 at high, as (32,) bfloat16, ties to even; bits as i16."""
-    floats, halves = (ir.VectorType(t, n) for t, n in ((ir.FloatType(), 16), (_BFloat(), 32)))
-    parts = [code.load(code.inttoptr(p, floats.as_pointer()), align=4) for p in (high, low)]
+def rounded(code, low, high):
+    """Two vectors of 16 float32 as (32,) bfloat16, ties to even; bits as i16."""
+    halves = ir.VectorType(_BFloat(), 32)
+    kind = ir.FunctionType(halves, [high.type, low.type])
     name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
-    kind = ir.FunctionType(halves, [floats, floats])
-    both = code.call(cgutils.get_or_insert_function(code.module, kind, name), parts)
+    both = code.call(cgutils.get_or_insert_function(code.module, kind, name), [high, low])
     return code.bitcast(both, ir.VectorType(ir.IntType(16), 32))
 
 
-def _store(code, value, place):
+def in_turns(code, both):
+    """(32,) numbers, the first 16 and the last 16 in turns: a row of a right tile."""
+    turns = ir.VectorType(ir.IntType(32), 32)([i // 2 + i % 2 * 16 for i in range(32)])
+    return code.shuffle_vector(both, both, turns)
+
+
+def store(code, value, place):
+    """Puts a vector at an address."""
     code.store(value, code.inttoptr(place, value.type.as_pointer()), align=2)
+
+
+def _load(code, place):
+    floats = ir.VectorType(ir.FloatType(), 16)
+    return code.load(code.inttoptr(place, floats.as_pointer()), align=4)
 
 
 @intrinsic
@@ -150,7 +161,8 @@ def _left_row(typing, source, out):
 
     def emit(context, code, signature, arguments):
         source, out = arguments
-        _store(code, _rounded(code, source, code.add(source, source.type(64))), out)
+        places = source, code.add(source, source.type(64))
+        store(code, rounded(code, *(_load(code, place) for place in places)), out)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), emit
@@ -161,10 +173,9 @@ def _right_row(typing, first, second, out):
     """Pairs of 16 float32 at `first` and 16 at `second` as bfloat16 at `out`."""
 
     def emit(context, code, signature, arguments):
-        first, second, out = arguments
-        both = _rounded(code, first, second)
-        turns = ir.VectorType(ir.IntType(32), 32)([i // 2 + i % 2 * 16 for i in range(32)])
-        _store(code, code.shuffle_vector(both, both, turns), out)
+        *places, out = arguments
+        both = rounded(code, *(_load(code, place) for place in places))
+        store(code, in_turns(code, both), out)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), emit

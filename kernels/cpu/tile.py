@@ -1,9 +1,10 @@
-"""float32 matrix products for numba kernels, from a register tile written in LLVM's own words.
+"""float32 matrix products for numba kernels, built on a register tile written as LLVM IR.
 
-An adapter's products are thin (32 columns), and here the kernel, not the caller, lays out memory:
-nothing needs packing, so a tile of 8 x 32 sums held in registers runs at 97-99 % of one core's
-FMA rate (115 GFLOP/s; OpenBLAS 70-90, MKL 56-90 at these shapes: docs/kernels.md). It is LLVM IR
-because numba has no arrays that live in registers. No threads, no global state, one order of sums.
+An adapter's products are thin (32 columns), and the kernel, not the caller, chooses the memory
+layout, so nothing needs packing: a tile of 8 x 32 sums held in registers runs at 97-99 % of one
+core's FMA rate (115 GFLOP/s; OpenBLAS 70-90, MKL 56-90 at these shapes: docs/kernels.md). It is
+LLVM IR because numba cannot keep arrays in registers. No threads, no global state, one order of
+sums.
 """
 
 import itertools
@@ -28,13 +29,13 @@ def _lanes() -> int:
 
 
 LANES = _lanes()
-"""Columns of b and out come in multiples of this."""
+"""The columns of b and out are a multiple of this."""
 WIDE = 2 * LANES
 ROWS = 8 if LANES == 16 else 6  # of a tile: 16 sums in AVX-512's 32 registers, 12 in 16
 DEPTH = 128
-"""Terms summed one after another before they join the sum so far. 512 in one sequence err 1.7 times
-as much as MKL's products (root mean square)."""
-LINE = DEPTH + 16  # a row of DEPTH numbers and a cache line more, so that rows differ in their sets
+"""Terms added in sequence before they are added to the sum so far. With 512 in one sequence the
+error is 1.7 times that of MKL's products (root mean square)."""
+LINE = DEPTH + 16  # one cache line more than DEPTH, so that rows map to different cache sets
 
 
 @register_jitable
@@ -46,9 +47,9 @@ def padded(count: int) -> int:
 def _tile(rows: int, vectors: int, far: bool = False):
     """out[r, :] (+)= sum_k a[r, k] * b[k, :] for `rows` rows and `vectors` * LANES columns.
 
-    b_row and width are b's and out's strides in numbers; `more` is 0 where out holds nothing yet.
-    far: out is in no near cache, and its rows lie where no processor foresees them. They are asked
-    for first: large products are 7 to 15 % faster for it, while a step's, whose are near, lose 5 %.
+    b_row and width are the strides of b and out in numbers; `more` is 0 if out holds nothing yet.
+    far: out is in neither L1 nor L2, and its rows are too far apart for the hardware prefetcher, so
+    they are prefetched: large products are 7 to 15 % faster; a step's, with out near, 5 % slower.
     """
     number, index, lane = ir.FloatType(), ir.IntType(64), ir.IntType(32)
     vector = ir.VectorType(number, LANES)
@@ -56,7 +57,7 @@ def _tile(rows: int, vectors: int, far: bool = False):
     def emit(context, code, signature, arguments):
         a, a_row, a_step, b, b_row, out, width, depth, more = arguments
         a, b, out = (code.inttoptr(p, number.as_pointer()) for p in (a, b, out))
-        # Fused where the processor can: llvm.fma would call libm where it cannot.
+        # Fused if the processor can do it; llvm.fma would call libm if it cannot.
         multiply_add = cgutils.get_or_insert_function(
             code.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{LANES}f32"
         )
@@ -124,14 +125,16 @@ _far_tile = _tile(ROWS, 2, far=True)
 _wide_row, _narrow_row = _tile(1, 2), _tile(1, 1)
 
 APART = OPTIONS | {"forceinline": False}
-"""The order of sums stands in the tile, so that products may stay functions of their own and keep
-their bits (numba_math.OPTIONS): compiled into their callers, the general step's kernels would take
-26 s to compile in place of 17."""
+"""The tile fixes the order of sums, so products can be separate functions and keep their bits (see
+kernels.cpu.math.OPTIONS). Inlined, they would make the general step compile for 26 s, not 17."""
 
 
 @njit(**APART)
 def product(a, a_row, a_step, b, out, width, depth, rows):
-    """Addresses and strides (in numbers) in place of arrays: compiled once for every layout."""
+    """out (rows, width) = a @ b over `depth` terms; a, b and out are addresses.
+
+    a_row and a_step are a's strides in numbers, b and out are contiguous: compiled once for all.
+    """
     size = 4
     for j in range(0, width, 2 * LANES):
         wide = j + LANES < width
@@ -159,7 +162,7 @@ def product(a, a_row, a_step, b, out, width, depth, rows):
 def matmul(a, b, out):
     """out = a[:, :K] @ b; a (M, at least K), b (K, N), out (M, N), C-contiguous float32.
 
-    N is a multiple of LANES, K at least 1. Nothing is checked.
+    N is a multiple of LANES, K is at least 1; nothing is checked.
     """
     product(a.ctypes.data, a.shape[1], 1, b.ctypes.data, out.ctypes.data, out.shape[1], len(b),
              len(out))  # fmt: skip
@@ -201,7 +204,7 @@ def _copy_columns(typing, source, out, factor):
 
 
 def all_of(code, number, count: int):
-    """A vector of `count` times the float32 `number`, in LLVM's words."""
+    """LLVM IR for a vector of `count` copies of the float32 `number`."""
     undefined = ir.Constant(ir.VectorType(ir.FloatType(), count), ir.Undefined)
     one = code.insert_element(undefined, number, ir.IntType(32)(0))
     return code.shuffle_vector(one, undefined, ir.VectorType(ir.IntType(32), count)([0] * count))
@@ -241,11 +244,11 @@ def _transpose_8(typing, source, source_row, factor, out, out_row):
 
 @njit(**APART)
 def wide_product(a, turned, b, across, factor, out, more, panels):
-    """out (+)= factor * A @ B for any shape; A is a, if `turned` a.T, B is b, if `across` b.T.
+    """out (+)= factor * A @ B, any shape; A is a, or a.T if `turned`; B is b, or b.T if `across`.
 
-    a, b and out are C-contiguous float32; out (M, N) holds nothing yet where `more` is 0; panels
-    has panels_length(M) numbers. matmul's sums in matmul's order. Of A and B, whose rows may lie
-    whole pages apart, DEPTH terms are copied at a time, and of B WIDE columns: for L2 and L1.
+    a, b and out are C-contiguous float32; out (M, N) holds nothing yet if `more` is 0; panels has
+    panels_length(M) numbers. The sums are those of matmul, in its order. Rows of A and B may be
+    whole pages apart, so DEPTH terms are packed at a time, for L2, and WIDE columns of B, for L1.
     """
     rows, columns = out.shape
     depth = len(a) if turned else a.shape[1]
@@ -279,13 +282,13 @@ def wide_product(a, turned, b, across, factor, out, more, panels):
 
 
 def panels_length(rows: int) -> int:
-    """Numbers of scratch that wide_product needs for `rows` rows of out."""
+    """The length of the scratch that wide_product needs for `rows` rows of out."""
     return (DEPTH + ROWS) * WIDE + -(-rows // ROWS) * ROWS * LINE
 
 
 @njit(**APART)
 def _pack_rows(a, k, here, lines):
-    """a[:, k : k + here] with its rows LINE numbers apart."""
+    """Copy a[:, k : k + here] to rows that are LINE numbers apart."""
     blocks = here // WIDE * WIDE
     every = carray(_pointer(lines), (len(a), LINE))
     for r in range(len(a)):
@@ -298,7 +301,7 @@ def _pack_rows(a, k, here, lines):
 
 @njit(**APART)
 def _pack_aside(a, turned, k, here, rows, lines):
-    """A's rows, ROWS of them side by side at a time, with zeros where there are fewer."""
+    """Copy A's rows interleaved, ROWS at a time, padded with zero rows."""
     for first in range(0, rows, ROWS):
         r, target = max(0, min(first, rows - ROWS)), lines + first * DEPTH * 4
         if rows >= ROWS:
@@ -315,7 +318,7 @@ def _pack_aside(a, turned, k, here, rows, lines):
 
 @njit(**APART)
 def _pack_columns(b, across, k, here, j, wide, factor, panel):
-    """WIDE numbers a row at address panel: factor * B[k : k + here, j : j + wide], then zeros."""
+    """Copy factor * B[k : k + here, j : j + wide] to rows of WIDE numbers, padded with zeros."""
     source = b.ctypes.data + ((j * b.shape[1] + k) if across else (k * b.shape[1] + j)) * 4
     blocks = 0 if wide < WIDE else here // 8 * 8 if across else here
     if across:
@@ -336,7 +339,7 @@ def _pack_columns(b, across, k, here, j, wide, factor, panel):
 
 @intrinsic
 def _pointer(typing, address):
-    """An address as what carray takes."""
+    """The pointer type that carray takes, from an address."""
 
     def emit(context, code, signature, arguments):
         return code.inttoptr(arguments[0], ir.FloatType().as_pointer())
@@ -346,7 +349,7 @@ def _pointer(typing, address):
 
 @intrinsic
 def matrix(typing, numbers, start, rows, columns):
-    """numbers[start : start + rows * columns] as (rows, columns); nothing is checked or copied."""
+    """A view (rows, columns) of numbers[start : start + rows * columns]; nothing is checked."""
     result = types.Array(numbers.dtype, 2, "C")
 
     def emit(context, code, signature, arguments):
@@ -369,7 +372,7 @@ def matrix(typing, numbers, start, rows, columns):
 
 @njit(**APART)
 def gather(table, rows, out):
-    """out[i, :D] = table[rows[i]]; assigning whole rows costs 3 s of compiling."""
+    """out[i, :D] = table[rows[i]]; assigning whole rows would take 3 s more to compile."""
     for i in range(len(rows)):
         row = rows[i]
         for d in range(table.shape[1]):
@@ -378,9 +381,9 @@ def gather(table, rows, out):
 
 @njit(**APART)
 def transpose(x, out):
-    """out = x.T where both have a place, in blocks of 8 x 8 held in registers.
+    """out = x.T on the part that both cover, in blocks of 8 x 8 held in registers.
 
-    Numbers of a row lie side by side. 32 x 512 takes 5 us; number by number it took 8.
+    Rows are contiguous. 32 x 512 takes 5 us instead of 8 one number at a time.
     """
     size, width = min(len(x), out.shape[1]), min(len(out), x.shape[1])
     x_row, out_row = x.strides[0] // 4, out.strides[0] // 4

@@ -101,7 +101,7 @@ def _train_lane(
     m1[:] = v1[:] = m2[:] = v2[:] = F(0)
     vectors[:4] = F(0)
     db1, db2 = vectors[4], vectors[5]
-    size = _count(rows, 0)
+    size = count_rows(rows, 0)
     x = matrix(by_feature[0], 0, width, padded(size))
     h = matrix(by_feature[1], 0, width, padded(size))
     _gather_panels(features, rows[0, :size], by_row[0], x)
@@ -128,7 +128,7 @@ def _train_lane(
         adam(b2, db2, vectors[2], vectors[3], settings)
         # The next batch's W1 x is computed in the pass that updates W1: 3 to 4 % of a step. The
         # same for W2, a step later, gained nothing more: the backward product reads W2 in between.
-        before, size = size, _count(rows, step + 1)
+        before, size = size, count_rows(rows, step + 1)
         x = matrix(by_feature[0], 0, width, padded(size))
         h = matrix(by_feature[1], 0, width, padded(size))
         _gather_panels(features, rows[min(step + 1, steps - 1), :size], by_row[1 - step % 2], x)
@@ -137,7 +137,7 @@ def _train_lane(
 
 
 @njit(**PART)
-def _count(rows, step):
+def count_rows(rows, step):
     """The number of rows of a step, before its -1; 0 after the last step."""
     size = 0
     if step < len(rows):

@@ -1,26 +1,29 @@
-"""adapter_steps with bfloat16 products: those of kernels/step/cpu.py on the matrix unit.
+"""adapter_steps with bfloat16 products: the step of kernels/step/cpu.py on the CPU's matrix unit.
 
-Factors are rounded to bfloat16 (8 bits of mantissa), sums, losses, gradients of biases and Adam are
-float32, and so are the weights that Adam moves: mixed precision as GPUs train. Weights and moments
-lie in blocks of 32 x 32 of the thread's scratch for a whole call, since a block's gradient is one
-product of 32 rows; beside each weight its bfloat16 forms, made when Adam has moved it.
+Factors are rounded to bfloat16 (8 bits of mantissa); sums, losses, gradients of biases and Adam are
+float32, and so are the weights that Adam updates: mixed precision as on GPUs. For a whole call, the
+thread's scratch holds weights and moments in blocks of 32 x 32, because a block's gradient is one
+product of 32 rows, and next to each weight its bfloat16 forms, which Adam writes.
 """
 
 import functools
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from torch import Tensor
 
 from kernels.adapter import AdamSettings, AdapterState
 from kernels.backends import BackendUnavailable
+from kernels.cpu import amx
 from kernels.cpu.amx import SIDE, block_product, configure, palette, release, to_left, to_right
 from kernels.cpu.math import OPTIONS, PART, F
 from kernels.cpu.scratch import staggered
 from kernels.cpu.tile import gather, matrix, transpose
-from kernels.step.cpu import activate, add_bias, run_lanes, sum_rows, times_slope
+from kernels.step.cpu import activate, add_bias, count_rows, run_lanes, sum_rows, times_slope
 from kernels.step.cpu_loss import loss, unit
-from kernels.step.cpu_update import adam
+from kernels.step.cpu_update import adam, adam_of
 
 BLOCK = SIDE * SIDE
 BYTES = 2 * BLOCK  # of a block in bfloat16
@@ -75,7 +78,6 @@ def _train_lane(
     w1, b1, w2, b2, features, labels, unit_text, rows, options, scale,
     state, left, w2_right, vectors, wide, wide_left, wide_right, gradients, tiles, losses,
 ):  # fmt: skip
-    steps, batch = rows.shape
     width = features.shape[1]
     across = width // SIDE
     lr, weight_decay, beta1, beta2, eps = options
@@ -90,10 +92,8 @@ def _train_lane(
         _to_left_block(w1_blocks, n, left[0])
         _to_left_block(w2_blocks, n, left[1])
         _to_right_block(w2_blocks, n, across, w2_right)
-    for step in range(steps):
-        size = 0
-        while size < batch and rows[step, size] >= 0:
-            size += 1
+    for step in range(len(rows)):
+        size = count_rows(rows, step)
         if size == 0:
             break
         p = (size + SIDE - 1) // SIDE * SIDE
@@ -159,9 +159,43 @@ def _multiply(left, right, count, out):
             )  # fmt: skip
 
 
+def _adam_on_two_rows(both: bool):
+    """Adam on two rows of a block, 64 numbers at addresses, and their rows of its tiles.
+
+    The left tiles' rows go to `left` and the one after; if `both`, the right tiles' to `right`.
+    """
+
+    def emit(context, code, signature, arguments):
+        left, right = arguments[5:]
+        weight, gradient, m, v, settings = (
+            code.inttoptr(place, ir.FloatType().as_pointer()) for place in arguments[:5]
+        )
+        on_vector, index = adam_of(code, settings, 16), ir.IntType(64)
+        upper, upper_end, lower, lower_end = (
+            on_vector(*(code.gep(p, [index(at)]) for p in (weight, gradient, m, v)))
+            for at in range(0, 64, 16)
+        )
+        amx.store(code, amx.rounded(code, upper, upper_end), left)
+        amx.store(code, amx.rounded(code, lower, lower_end), code.add(left, index(64)))
+        if both:
+            for pair, at in (((upper, lower), 0), ((upper_end, lower_end), BYTES // 2)):
+                row = amx.in_turns(code, amx.rounded(code, *pair))
+                amx.store(code, row, code.add(right, index(at)))
+        return context.get_dummy_value()
+
+    @intrinsic
+    def on_two_rows(typing, weight, gradient, m, v, settings, left, right):
+        return types.void(*[types.intp] * 7), emit
+
+    return on_two_rows
+
+
+_adam_left, _adam_left_and_right = _adam_on_two_rows(both=False), _adam_on_two_rows(both=True)
+
+
 @njit(**PART)
 def _update(weight, d_left, in_right, count, m, v, gradients, settings, left, right):
-    """Adam on the blocks of weight (D, D), then their forms; right may be empty.
+    """Adam on the blocks of weight (D, D), with their forms; right may be empty.
 
     The gradient is the left blocks (D, P) times the right blocks (P, D), P being `count` blocks.
     A block's product comes one block ahead of Adam: both units work at once.
@@ -174,12 +208,19 @@ def _update(weight, d_left, in_right, count, m, v, gradients, settings, left, ri
                 in_right.ctypes.data + n % across * count * BYTES, BYTES, count,
                 gradients[n % 2].ctypes.data, SIDE * 4,
             )  # fmt: skip
-        if n:
-            done = n - 1
-            adam(weight[done], gradients[done % 2], m[done], v[done], settings)
-            _to_left_block(weight, done, left)
+        if n == 0:
+            continue
+        done, slope = (n - 1) * BLOCK * 4, gradients[(n - 1) % 2].ctypes.data
+        w_at, m_at, v_at = weight.ctypes.data + done, m.ctypes.data + done, v.ctypes.data + done
+        left_at = left.ctypes.data + (n - 1) * BYTES
+        right_at = right.ctypes.data + ((n - 1) % across * across + (n - 1) // across) * BYTES
+        for row in range(0, SIDE, 2):
+            at = row * SIDE * 4
+            places = w_at + at, slope + at, m_at + at, v_at + at, settings.ctypes.data
             if len(right):
-                _to_right_block(weight, done, across, right)
+                _adam_left_and_right(*places, left_at + row * 64, right_at + row * 32)
+            else:
+                _adam_left(*places, left_at + row * 64, 0)
 
 
 @njit(**PART)

@@ -1,4 +1,4 @@
-"""The middle of a training step on the CPU: scores to unit features, to the loss, and back."""
+"""The middle of a training step on the CPU: from scores to unit features to the loss, and back."""
 
 import numpy as np
 from numba import njit
@@ -19,7 +19,7 @@ def unit(x, z, u):
     for d in range(width):
         for i in range(size):
             u[d, i] = x[d, i] * exp(z[d, i] - top[i])
-    for d in range(width):  # apart: in one loop with the exponential neither is vectorised
+    for d in range(width):  # a separate loop: with the exponential in it neither is vectorized
         for i in range(size):
             squares[i] += u[d, i] * u[d, i]
     for i in range(size):
@@ -31,9 +31,9 @@ def unit(x, z, u):
 
 @njit(**SPLICED)
 def loss(u, labels, rows, unit_text, scale, d_scores, d_u):
-    """The loss of one batch, and its gradient by the scores into d_scores; d_u is scratch.
+    """The loss of one batch; its gradient by the scores goes into d_scores, and d_u is scratch.
 
-    Columns are the batch's K distinct labels with their counts n_k:
+    Columns are the K distinct labels of the batch, with counts n_k:
     loss = (sum_i R_i + sum_k n_k A_k - 2 sum_i Z_i,label) / 2B, with R and A the log-sum-exps of
     Z + log n over k and of Z over i.
     """
@@ -66,15 +66,15 @@ def loss(u, labels, rows, unit_text, scale, d_scores, d_u):
         for i in range(size):
             logits[k, i] *= scale
             top[i] = max(top[i], logits[k, i])
-    # Probabilities as quotients, not as exp(z - log sum): at z near 30 that difference is rounded
-    # to 1e-6, which shows where a gradient is small.
+    # Probabilities are quotients, not exp(z - log sum): at z near 30 that difference is rounded to
+    # 1e-6, which matters for small gradients.
     for k in range(columns):
         for i in range(size):
             gradient[k, i] = exp(logits[k, i] - top[i])
             by_row[i] += counts[k] * gradient[k, i]
     summed = F(0)
-    # A loop that sums stores nothing: where it does, LLVM tests the distance of the arrays when it
-    # runs and sums in another order for two that happen to lie close together.
+    # A loop that sums must not store: LLVM would test at run time how far apart the arrays are, and
+    # sum in another order for two that happen to be close.
     for i in range(size):
         summed += np.log(by_row[i]) + (top[i] - logits[place[i], i])
     for i in range(size):

@@ -1,9 +1,9 @@
-"""A weight's gradient and Adam on it, together: the gradient never reaches memory.
+"""A weight's gradient and Adam on it together: the gradient never reaches memory.
 
-The square roots and divisions of Adam take as long as the gradient's products (100 us each for
-512 x 512 on an AVX-512 core) and use another unit, but a processor looks only some hundred
-instructions ahead and runs one after the other. `_tile_with_adam` therefore puts one vector of
-Adam, on the ROWS rows before, behind every second term of a tile's sums.
+Adam's square roots and divisions take as long as the gradient's products (100 us each for
+512 x 512 on an AVX-512 core) and use another unit, but a processor only looks a few hundred
+instructions ahead and so runs one after the other. `_tile_with_adam` therefore interleaves them:
+after every second term of a tile's sums comes one vector of Adam on the previous ROWS rows.
 """
 
 import numpy as np
@@ -27,25 +27,61 @@ from kernels.cpu.tile import (
 )
 
 TOGETHER = LANES == 16
-"""16 sums, 2 factors and what Adam needs fit 32 registers; AVX has 16."""
+"""AVX-512's 32 registers hold 16 sums, 2 factors and what Adam needs; AVX has 16."""
 VECTORS = 2
 TERMS = 2  # of a tile's sums to a vector of Adam
 AHEAD = 16 * LANES
-"""Numbers of weight, m and v that are fetched ahead of Adam: 2 to 4 % of an update."""
+"""How far ahead of Adam weight, m and v are prefetched, in numbers; it saves 2 to 4 %."""
 
 
 @register_jitable
 def panel_width(width: int) -> int:
-    """Columns that lie together in a layer's inputs by row; all of them where a tile is alone.
+    """The number of contiguous columns in a layer's inputs by row: a tile's, or all of them.
 
-    A tile's WIDE columns of 32 rows of 512 would lie in 16 pages, which the prefetchers of weight
-    and moments then lose sight of: 260 us an update in place of 224.
+    Otherwise a tile's WIDE columns of 32 rows of 512 are on 16 pages, and the hardware prefetcher
+    loses track of weight and moments: an update takes 260 us instead of 224.
     """
     return WIDE if TOGETHER and width % WIDE == 0 else padded(width)
 
 
+def declared(code, name, result, *parameters):
+    """The LLVM function `name` in the module that `code` builds."""
+    return cgutils.get_or_insert_function(code.module, ir.FunctionType(result, parameters), name)
+
+
+def adam_of(code, settings, count):
+    """emit(weight, gradient, m, v) for Adam on `count` float32 at four pointers; see `adam`.
+
+    settings is a pointer to its 8 numbers. emit returns the new weights, which it also stores.
+    """
+    vector = ir.VectorType(ir.FloatType(), count)
+    multiply_add = declared(code, f"llvm.fmuladd.v{count}f32", vector, *[vector] * 3)
+    root = declared(code, f"llvm.sqrt.v{count}f32", vector, vector)
+    numbers = (code.load(code.gep(settings, [ir.IntType(64)(i)])) for i in range(8))
+    rate, shrink, decay, beta1, rest1, beta2, rest2, eps = (
+        all_of(code, one, count) for one in numbers
+    )
+
+    def fused(x, y, z):
+        return code.call(multiply_add, [x, y, z])
+
+    def emit(*pointers):
+        weight, gradient, m, v = (code.bitcast(p, vector.as_pointer()) for p in pointers)
+        old = code.load(weight, align=4)
+        g = fused(decay, old, code.load(gradient, align=4))
+        first = fused(rest1, g, code.fmul(beta1, code.load(m, align=4)))
+        second = fused(rest2, code.fmul(g, g), code.fmul(beta2, code.load(v, align=4)))
+        below = fused(shrink, code.call(root, [second]), eps)
+        new = code.fsub(old, code.fdiv(code.fmul(rate, first), below))
+        for place, value in ((m, first), (v, second), (weight, new)):
+            code.store(value, place, align=4)
+        return new
+
+    return emit
+
+
 def _tile_with_adam():
-    """register_tile's out = a @ b and, on ROWS * WIDE other weights that lie side by side, Adam."""
+    """register_tile's out = a @ b, and Adam on ROWS * WIDE other, contiguous weights."""
     number, index, lane = ir.FloatType(), ir.IntType(64), ir.IntType(32)
     vector = ir.VectorType(number, LANES)
     pointer = vector.as_pointer()
@@ -56,13 +92,9 @@ def _tile_with_adam():
             code.inttoptr(place, number.as_pointer()) for place in places
         )
 
-        def function(name, result, *parameters):
-            kind = ir.FunctionType(result, parameters)
-            return cgutils.get_or_insert_function(code.module, kind, name)
-
-        multiply_add = function(f"llvm.fmuladd.v{LANES}f32", vector, *[vector] * 3)
-        root = function(f"llvm.sqrt.v{LANES}f32", vector, vector)
-        fetch = function("llvm.prefetch.p0", ir.VoidType(), pointer, *[lane] * 3)
+        multiply_add = declared(code, f"llvm.fmuladd.v{LANES}f32", vector, *[vector] * 3)
+        fetch = declared(code, "llvm.prefetch.p0", ir.VoidType(), pointer, *[lane] * 3)
+        on_vector = adam_of(code, settings, LANES)
 
         def fused(x, y, z):
             return code.call(multiply_add, [x, y, z])
@@ -74,20 +106,9 @@ def _tile_with_adam():
             return code.load(at(base, offset), align=4)
 
         lines = [code.gep(a, [code.mul(a_row, index(r))]) for r in range(ROWS)]
-        numbers = (code.load(code.gep(settings, [index(i)])) for i in range(8))
-        rate, shrink, decay, beta1, rest1, beta2, rest2, eps = (
-            all_of(code, one, LANES) for one in numbers
-        )
 
         def adam(place):
-            old = load(weight, place)
-            g = fused(decay, old, load(gradient, place))
-            first = fused(rest1, g, code.fmul(beta1, load(m, place)))
-            second = fused(rest2, code.fmul(g, g), code.fmul(beta2, load(v, place)))
-            below = fused(shrink, code.call(root, [second]), eps)
-            change = code.fdiv(code.fmul(rate, first), below)
-            for base, new in ((m, first), (v, second), (weight, code.fsub(old, change))):
-                code.store(new, at(base, place), align=4)
+            on_vector(*(code.gep(base, [place]) for base in (weight, gradient, m, v)))
 
         def term(k, sums):
             row = code.mul(k, b_row)
@@ -160,8 +181,8 @@ def update(weight, d_out, inputs, size, m, v, gradient, settings, following, out
     d_out (D, P). inputs, flat, holds panels (size, panel_width(D)) of the columns, one after
     another. gradient (2, ROWS, padded D) is scratch, settings (8,) as in `adam`. All float32.
 
-    Then out (D, P') = weight @ following (D, P'), ROWS rows behind Adam, which still has them in
-    the L1 cache; nothing where P' is 0.
+    Then out (D, P') = weight @ following (D, P'), unless P' is 0: ROWS rows behind Adam, while
+    they are in the L1 cache.
     """
     width = len(weight)
     if TOGETHER and width % WIDE == 0:
