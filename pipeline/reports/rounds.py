@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from pipeline.reports.charts.lines import Band, Level, Line, Mark, line_chart
-from pipeline.reports.charts.svg import colour, percent, span
+from pipeline.reports.charts.lines import Band, Line, Mark, line_chart
+from pipeline.reports.charts.svg import Level, colour, percent, span
 from pipeline.reports.data import Curve, FoldData, RunData, mean_curve
 from pipeline.reports.render import Figure, Key
 from pipeline.reports.spread import tenths

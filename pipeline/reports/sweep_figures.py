@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from pipeline.json_files import word
 from pipeline.reports.charts.bars import Bar, bar_chart
-from pipeline.reports.charts.lines import Level
 from pipeline.reports.charts.points import Dot, points_chart
-from pipeline.reports.charts.svg import percent, short, span
+from pipeline.reports.charts.svg import Level, percent, short, span
 from pipeline.reports.data import mean_of
 from pipeline.reports.render import Figure, Key
 from pipeline.reports.threads import THREADS, in_order

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.json_files import word
-from pipeline.reports.charts.lines import Band, Level, Line, line_chart
-from pipeline.reports.charts.svg import colour, number, percent, short, span
+from pipeline.reports.charts.lines import Band, Line, line_chart
+from pipeline.reports.charts.svg import Level, colour, number, percent, short, span
 from pipeline.reports.data import Curve
 from pipeline.reports.render import Figure, Key
 from pipeline.reports.spread import tenths

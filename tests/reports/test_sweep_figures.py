@@ -6,8 +6,7 @@ import re
 import pytest
 
 from pipeline.reports import sweep_figures as figures
-from pipeline.reports.charts.lines import HEIGHT
-from pipeline.reports.charts.svg import BOTTOM, LEFT, RIGHT, TOP
+from pipeline.reports.charts.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP
 from pipeline.reports.data import Result, Scores
 from pipeline.reports.trials import SweepData, Trial, varied
 

@@ -41,7 +41,7 @@ def heat_chart(
             if value is not None:
                 hint = f"{names[1]} {y[r]}, {names[0]} {x[c]}: {percent(value)} %"
                 share = (value - low) / (high - low) if high > low else 1.0
-                parts.append(element("rect", element("title", hint), **place(r, c),
+                parts.append(element("rect", hint=hint, **place(r, c),
                                      fill_opacity=0.06 + 0.94 * share, class_="right"))  # fmt: skip
     every = -(-len(x) // 8)
     for c in range(0, len(x), every):
