@@ -112,10 +112,10 @@ def report(
         from pipeline.reports.figure_data import collect
         from pipeline.reports.figures import write_figures
 
-        pictures = collect(data, [path for path, _ in found if path.is_dir()])
-        for note in pictures.notes:
+        pictures, notes = collect(data, [path for path, _ in found if path.is_dir()])
+        for note in notes:
             LOG.warning("%s", note)
-        written += write_figures(pictures.pictures, figures)
+        written += write_figures(pictures, figures)
     for file in [*written, replace_file(page, html)]:
         show(file)
 

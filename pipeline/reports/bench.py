@@ -1,5 +1,6 @@
 """What the page of a benchmark's results shows."""
 
+from pipeline.groups import by_key
 from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.svg import Markup
 from pipeline.reports.render import Figure, Key, render
@@ -8,9 +9,7 @@ from pipeline.reports.trials import BenchData, Case
 
 def bench_part(bench: BenchData, anchor: str) -> Markup:
     """Bars of seconds a unit against the floor, and the table of all cases."""
-    groups: dict[tuple[str, str, str], list[Case]] = {}
-    for case in bench.cases:
-        groups.setdefault((case.benchmark, case.shape, case.unit), []).append(case)
+    groups = by_key(((case.benchmark, case.shape, case.unit), case) for case in bench.cases)
     machine = bench.machine
     facts = (machine.get("cpu"), f"{machine.get('cores', '?')} cores", machine.get("gpu"))
     return render(

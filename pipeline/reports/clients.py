@@ -7,7 +7,7 @@ from statistics import median
 
 from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.points import Dot, points_chart
-from pipeline.reports.charts.svg import percent, span, ticks
+from pipeline.reports.charts.svg import Scale, percent, span, ticks
 from pipeline.reports.data import FoldData, Result, Scores
 from pipeline.reports.render import Figure, Key, points
 
@@ -101,14 +101,13 @@ def _signed(gain: float) -> str:
 def _by_rows(fold: str, known: Sequence[Known], rows: dict[str, int]) -> Figure:
     sizes = [math.log(rows[name]) for name, _, _ in known]
     low, high = min(sizes), max(sizes)
-    step = -(-len(known) // DOTS)
+    step, x = -(-len(known) // DOTS), Scale(low, high, 0, 1)
     dots = [
-        Dot(f"{name}: {percent(value)} % of {rows[name]:,} rows", "c0",
-            (size - low) / (high - low) if high > low else 0.5, value)
+        Dot(f"{name}: {percent(value)} % of {rows[name]:,} rows", "c0", x(size), value)
         for (name, value, _), size in zip(known[::step], sizes[::step], strict=True)
-    ]  # fmt: skip
+    ]
     ends = sorted({round(math.exp(low)), round(math.exp((low + high) / 2)), round(math.exp(high))})
-    words = [((math.log(n) - low) / (high - low) if high > low else 0.5, f"{n:,}") for n in ends]
+    words = [(x(math.log(n)), f"{n:,}") for n in ends]
     title = f"{fold} held out: accuracy by a client's test rows"
     low_value, high_value = span([value for _, value, _ in known], least=0.02)
     picture = points_chart(

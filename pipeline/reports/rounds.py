@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeline.groups import by_key
 from pipeline.reports.charts.lines import Band, Line, Mark, line_chart
 from pipeline.reports.charts.svg import Level, colour, percent, span
 from pipeline.reports.data import Curve, FoldData, RunData, mean_curve
@@ -54,11 +55,12 @@ def _validation(
 def _loss(fold: FoldData, styles: dict[str, str], limits: tuple[float, float], last: int) -> Figure:
     if len(fold.loss) <= MANY:
         return _figure("training loss", fold, _lines(fold.loss, styles, ()), limits, last)
-    by_round: dict[int, list[float]] = {}
-    for curve in fold.loss.values():
-        for round, value in zip(curve.rounds, curve.values, strict=True):
-            if value is not None:
-                by_round.setdefault(round, []).append(value)
+    by_round = by_key(
+        (round, value)
+        for curve in fold.loss.values()
+        for round, value in zip(curve.rounds, curve.values, strict=True)
+        if value is not None
+    )
     rounds = sorted(by_round)
     found = [tenths(by_round[round]) for round in rounds]
     median = Line("median client", "strong", rounds, [middle for _, middle, _ in found])

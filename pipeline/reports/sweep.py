@@ -5,6 +5,7 @@ from statistics import median
 from typing import NamedTuple
 
 from pipeline.errors import ConfigError
+from pipeline.groups import by_key
 from pipeline.json_files import word
 from pipeline.reports.charts.svg import Markup, percent
 from pipeline.reports.data import ACCURACIES, mean_of
@@ -134,8 +135,7 @@ def _tiles(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[Tile]:
     counts = {name: sum(t.status == name for t in sweep.trials) for name in STATUSES}
     others = ", ".join(f"{counts[name]:,} {name}" for name in STATUSES[1:] if counts[name])
     shown = [Tile("Trials done", f"{counts['done']:,}", others or "none ended early")]
-    done = sorted(t.val_accuracy for t in sweep.trials
-                  if t.status == "done" and t.val_accuracy is not None)  # fmt: skip
+    done = sorted(value for _, value in sweep.scored)
     name = "Best by oracle (test)" if sweep.select == "oracle" else "Best on validation"
     for group, apart in zip(by_measure(ranked), ("", ", own adapters"), strict=True):
         if group:
@@ -176,17 +176,16 @@ def _command(sweep: SweepData, chosen: Sequence[Trial]) -> str:
 
 def _configurations(sweep: SweepData) -> list[Configuration]:
     """Those with a finished trial, the best mean validation first."""
-    groups: dict[tuple[str, ...], list[Trial]] = {}
-    for trial in sweep.trials:
-        if trial.status == "done" and trial.val_accuracy is not None:
-            at = tuple(word(trial.settings.get(name)) for name in sweep.varied)
-            groups.setdefault(at, []).append(trial)
+    groups = by_key(
+        (tuple(word(trial.settings.get(name)) for name in sweep.varied), (trial, value))
+        for trial, value in sweep.scored
+    )
     found = []
     for group in groups.values():
-        values = [trial.val_accuracy for trial in group if trial.val_accuracy is not None]
+        trials, values = zip(*group, strict=True)
         ends = (min(values), max(values))
-        settings = {name: group[0].settings.get(name) for name in sweep.varied}
-        found.append(Configuration(settings, len(group), spread(values), ends, _tested(group)))
+        settings = {name: trials[0].settings.get(name) for name in sweep.varied}
+        found.append(Configuration(settings, len(group), spread(values), ends, _tested(trials)))
     return sorted(found, key=lambda c: (has_own_adapters(c.settings), -(c.validation.mean or 0.0)))
 
 

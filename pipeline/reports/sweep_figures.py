@@ -2,24 +2,37 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+from pipeline.groups import by_key
 from pipeline.json_files import word
 from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.points import Dot, points_chart
 from pipeline.reports.charts.svg import Level, percent, short, span
 from pipeline.reports.data import mean_of
 from pipeline.reports.render import Figure, Key
-from pipeline.reports.threads import THREADS, in_order
+from pipeline.reports.threads import THREADS, WORDS, evenly, in_order
 from pipeline.reports.trials import SweepData, Trial
 from pipeline.sweeps.importance import DISTINCT, influences
 
 SLICES = 12  # settings drawn
-MARKS = 9  # labels of an axis
 LEAST = 0.01  # of accuracy, that an axis spans
 
 Scored = tuple[Trial, float]
 """A finished trial and its validation accuracy."""
+
+
+class Plot(NamedTuple):
+    """Where trials lie across a chart of their validation accuracies, and a line over them."""
+
+    title: str
+    said: str
+    x: Callable[[Trial], float]
+    x_title: str
+    words: list[tuple[float, str]]
+    line_name: str
+    line: list[tuple[float, float]]
 
 
 def zero_shot_validation(trials: Sequence[Trial]) -> float | None:
@@ -36,11 +49,7 @@ def sweep_figures(sweep: SweepData, chosen: Sequence[Trial]) -> list[Figure]:
 
     Of more than THREADS trials every so many-th is drawn, and all that were chosen.
     """
-    scored = [
-        (t, t.val_accuracy)
-        for t in sweep.trials
-        if t.status == "done" and t.val_accuracy is not None
-    ]
+    scored = sweep.scored
     if len(scored) < 3 or not sweep.varied:
         return []
     step = -(-len(scored) // THREADS)
@@ -53,12 +62,19 @@ def sweep_figures(sweep: SweepData, chosen: Sequence[Trial]) -> list[Figure]:
     keys = [Key("chosen", "c1 chosen", "dot"), Key("trial", "c2", "dot")]
     keys += [Key("zero-shot", "strong", "level")] * (zero_shot is not None)
     few = "" if len(drawn) == len(scored) else f"{len(drawn)} of {len(scored):,} trials are drawn."
-    found = _importance(sweep, scored)
-    found += [
-        _slice(name, drawn, scored, numbers, levels, limits, keys, few)
-        for name in sweep.varied[:SLICES]
-    ]
-    return [*found, _history(drawn, scored, numbers, levels, limits, keys, few)]
+
+    def card(plot: Plot) -> Figure:
+        dots = [_dot(trial, value, plot.x(trial), numbers) for trial, value in drawn]
+        picture = points_chart(
+            plot.title, f"{len(drawn)} trials {plot.said}", dots, plot.line, levels,
+            x_title=plot.x_title, words=plot.words, value_text=lambda v: percent(v, 1),
+            limits=limits,
+        )  # fmt: skip
+        more = [Key(plot.line_name, "c0 strong", "line")] if plot.line else []
+        return Figure(plot.title, picture, [*keys, *more], few)
+
+    plots = [*(_slice(name, scored) for name in sweep.varied[:SLICES]), _history(scored)]
+    return [*_importance(sweep, scored), *map(card, plots)]
 
 
 def _importance(sweep: SweepData, scored: Sequence[Scored]) -> list[Figure]:
@@ -81,31 +97,21 @@ def _importance(sweep: SweepData, scored: Sequence[Scored]) -> list[Figure]:
     return [Figure(title, bar_chart(title, f"{len(bars)} settings", bars, high=1.0), note=note)]
 
 
-def _slice(
-    name: str, drawn: Sequence[Scored], scored: Sequence[Scored], numbers: set[int],
-    levels: Sequence[Level], limits: tuple[float, float], keys: Sequence[Key], few: str,
-) -> Figure:  # fmt: skip
+def _slice(name: str, scored: Sequence[Scored]) -> Plot:
     at, words = _places([trial.settings.get(name) for trial, _ in scored])
-    groups: dict[float, list[float]] = {}
-    for trial, value in scored:
-        groups.setdefault(at[word(trial.settings.get(name))], []).append(value)
-    means = [(x, sum(values) / len(values)) for x, values in sorted(groups.items())]
-    some = len(groups) <= DISTINCT * 2
-    title = f"Validation accuracy by {name}"
-    picture = points_chart(
-        title, f"{len(drawn)} trials at {len(groups)} values of {name}",
-        [_dot(trial, value, at[word(trial.settings.get(name))], numbers) for trial, value in drawn],
-        means if some and len(means) > 1 else [], levels,
-        x_title=name, words=words, value_text=lambda v: percent(v, 1), limits=limits,
+
+    def x(trial: Trial) -> float:
+        return at[word(trial.settings.get(name))]
+
+    groups = by_key((x(trial), value) for trial, value in scored)
+    means = [(place, sum(values) / len(values)) for place, values in sorted(groups.items())]
+    return Plot(
+        f"Validation accuracy by {name}", f"at {len(groups)} values of {name}", x, name, words,
+        "mean", means if 1 < len(groups) <= DISTINCT * 2 else [],
     )  # fmt: skip
-    more = [Key("mean", "c0 strong", "line")] if some and len(means) > 1 else []
-    return Figure(title, picture, [*keys, *more], few)
 
 
-def _history(
-    drawn: Sequence[Scored], scored: Sequence[Scored], numbers: set[int],
-    levels: Sequence[Level], limits: tuple[float, float], keys: Sequence[Key], few: str,
-) -> Figure:  # fmt: skip
+def _history(scored: Sequence[Scored]) -> Plot:
     last = max(max(trial.number for trial, _ in scored), 1)
     best = itertools.accumulate((value for _, value in scored), max)
     steps: list[tuple[float, float]] = []
@@ -114,14 +120,11 @@ def _history(
             steps += [(trial.number / last, steps[-1][1])] if steps else []
             steps.append((trial.number / last, reached))
     steps.append((1.0, steps[-1][1]))
-    title = "Validation accuracy by trial"
-    picture = points_chart(
-        title, f"{len(drawn)} trials in the order they were numbered",
-        [_dot(trial, value, trial.number / last, numbers) for trial, value in drawn], steps, levels,
-        x_title="trial", words=[(0.0, "0"), (1.0, str(last))],
-        value_text=lambda v: percent(v, 1), limits=limits,
+    return Plot(
+        "Validation accuracy by trial", "in the order they were numbered",
+        lambda trial: trial.number / last, "trial", [(0.0, "0"), (1.0, str(last))],
+        "best so far", steps,
     )  # fmt: skip
-    return Figure(title, picture, [*keys, Key("best so far", "c0 strong", "line")], few)
 
 
 def _dot(trial: Trial, value: float, x: float, numbers: set[int]) -> Dot:
@@ -137,11 +140,8 @@ def _places(values: Sequence[object]) -> tuple[dict[str, float], list[tuple[floa
     """
     ordered = in_order(values)
     numbers = [v for v in ordered if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(ordered) <= MARKS or len(numbers) < len(ordered):
-        last = max(len(ordered) - 1, 1)
-        at = {word(v): n / last if len(ordered) > 1 else 0.5 for n, v in enumerate(ordered)}
-        step = -(-len(ordered) // MARKS)
-        return at, [(at[word(v)], word(v)) for n, v in enumerate(ordered) if n % step == 0]
+    if len(ordered) <= WORDS or len(numbers) < len(ordered):
+        return evenly(ordered)
     scale = math.log if numbers[0] > 0 and numbers[-1] >= 30 * numbers[0] else float
     low, high = scale(numbers[0]), scale(numbers[-1])
     at = {word(v): (scale(v) - low) / (high - low) for v in numbers}

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.federation.methods import METHODS
+from pipeline.groups import by_key
 from pipeline.json_files import content_of, fraction, whole, word
 from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, read_run
 from pipeline.reports.listing import expanded, is_result
@@ -213,9 +214,7 @@ def _chosen(
 
     Besides a sentence where a row had configurations of two measures to choose from.
     """
-    parts: dict[tuple[str, ...], list[Trial]] = {}
-    for trial, settings in full:
-        parts.setdefault(tuple(word(settings.get(n)) for n in by), []).append(trial)
+    parts = by_key((tuple(word(own.get(n)) for n in by), trial) for trial, own in full)
     best = [
         candidates(((trial, score(trial, "validation")) for trial in part), "validation")
         for part in parts.values()

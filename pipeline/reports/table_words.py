@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.federation.methods import METHODS
+from pipeline.groups import by_key
 from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import LEVEL
 from pipeline.reports.table_inputs import is_zero_shot, label_of
@@ -61,23 +62,18 @@ def foot(table: Table) -> tuple[str, ...]:
 
 def _equal_rows(table: Table) -> list[str]:
     """A sentence on rows whose trainings all reach the same accuracies; or []."""
-    rows: dict[str, dict[tuple[str, str, int], tuple[float | None, ...]]] = {}
-    for each in table.read.tested:
-        if not is_zero_shot(each):
-            reached = tuple(each.accuracy.get(name) for name in ACCURACIES)
-            rows.setdefault(label_of(each, table.by), {})[
-                each.dataset, each.held_out, each.seed
-            ] = reached
-    groups: dict[object, list[str]] = {}
-    for label, trainings in rows.items():
-        groups.setdefault(frozenset(trainings.items()), []).append(label)
+    rows = by_key(
+        (label_of(each, table.by), (
+            each.dataset, each.held_out, each.seed, *(each.accuracy.get(n) for n in ACCURACIES)
+        ))
+        for each in table.read.tested
+        if not is_zero_shot(each)
+    )  # fmt: skip
+    groups = by_key((frozenset(trainings), label) for label, trainings in rows.items())
     same = [" = ".join(labels) for labels in groups.values() if len(labels) > 1]
-    if not same:
-        return []
-    more = f"; and {len(same) - SHOWN} more" if len(same) > SHOWN else ""
-    return [
-        f"The same accuracies (unseen, participants, overall) in every training: "
-        f"{'; '.join(same[:SHOWN])}{more}. What these rows differ in changes nothing here."
+    return same and [
+        "The same accuracies (unseen, participants, overall) in every training: "
+        f"{_first(same)}. What these rows differ in changes nothing here."
     ]
 
 
@@ -90,10 +86,11 @@ def _unequal_seeds(rows: Sequence[Row]) -> list[str]:
         for label, seeds in fewest.items()
         if seeds != most
     ]
-    if not odd:
-        return []
-    more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-    return [
-        f"Unequal seeds: not {', '.join(map(str, most))} in all columns: "
-        f"{'; '.join(odd[:SHOWN])}{more}."
+    return odd and [
+        f"Unequal seeds: not {', '.join(map(str, most))} in all columns: {_first(odd)}."
     ]
+
+
+def _first(said: Sequence[str]) -> str:
+    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return f"{'; '.join(said[:SHOWN])}{more}"

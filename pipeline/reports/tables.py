@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
 from pipeline.frames import Records
+from pipeline.groups import by_key
 from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import interval, spread
 from pipeline.reports.table_inputs import Read, Tested, is_zero_shot, label_of, read_tested
@@ -215,9 +216,7 @@ def _refuse_mixed(trained: Sequence[Tested], by: Sequence[str], best: bool) -> N
             f"{', '.join(differ) or 'none'}"
         )
     if best:  # a configuration was chosen for each row: only within a row none may differ
-        parts: dict[str, list[Tested]] = {}
-        for each in trained:
-            parts.setdefault(_key([each.dataset, *(each.settings[n] for n in by)]), []).append(each)
+        parts = by_key((_key([e.dataset, *(e.settings[n] for n in by)]), e) for e in trained)
         differ = tuple(dict.fromkeys(name for part in parts.values() for name in varied(part)))
     mixed = [name for name in differ if name not in by]
     if mixed:

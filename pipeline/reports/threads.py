@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pipeline.json_files import word
 from pipeline.reports.charts.parallel import Axis, Thread, parallel_chart
-from pipeline.reports.charts.svg import percent
+from pipeline.reports.charts.svg import Scale, percent
 from pipeline.reports.render import Figure, Key
 from pipeline.reports.trials import SweepData, Trial
 
@@ -27,27 +27,26 @@ def parallel_figures(
         return []
     scored.sort(key=lambda pair: pair[0])
     names = sweep.varied[:AXES]
-    heights = [_heights([trial.settings.get(name) for _, trial in scored]) for name in names]
+    heights = [evenly([trial.settings.get(name) for _, trial in scored]) for name in names]
     values = [value for value, _ in scored]
     marked = [] if zero_shot is None else [zero_shot]
     low, high = min(values[:1] + marked), max(values[-1:] + marked)
-    axes = [Axis(name, words) for name, (words, _) in zip(names, heights, strict=True)]
+    height = Scale(low, high, 0, 1)
+    axes = [Axis(name, words) for name, (_, words) in zip(names, heights, strict=True)]
     ends = ((low, percent(low)), (high, percent(high)))
     words = [(float(at == high), text) for at, text in ends if at != zero_shot]
     if zero_shot is not None:
-        up = (zero_shot - low) / (high - low) if high > low else 0.5
-        words.append((up, f"zero-shot {percent(zero_shot, 1)}"))
+        words.append((height(zero_shot), f"zero-shot {percent(zero_shot, 1)}"))
     axes.append(Axis("validation %", words))
     numbers = {trial.number for trial in chosen}
     threads = []
     for value, trial in scored if len(scored) <= THREADS else _some(scored):
-        ups = [at[word(trial.settings.get(n))] for n, (_, at) in zip(names, heights, strict=True)]
-        ups.append((value - low) / (high - low) if high > low else 0.5)
+        ups = [at[word(trial.settings.get(n))] for n, (at, _) in zip(names, heights, strict=True)]
         shade = bisect.bisect_left(values, value) * SHADES // len(values)
         style = "best" if trial.number in numbers else f"q{shade}"
         settings = ", ".join(f"{name} {word(trial.settings.get(name))}" for name in names)
         hint = f"trial {trial.number}: {settings}; validation {percent(value)} %"
-        threads.append(Thread(hint, style, ups))
+        threads.append(Thread(hint, style, [*ups, height(value)]))
     threads.sort(key=lambda thread: thread.style == "best")
     title = "Settings and validation accuracy of the trials"
     text = f"{len(threads)} trials over {', '.join(names)} and validation accuracy"
@@ -67,8 +66,8 @@ def _some(scored: Sequence[tuple[float, Trial]]) -> list[tuple[float, Trial]]:
     return [*rest[:: -(-len(rest) // half)], *scored[-half:]]
 
 
-def _heights(values: Sequence[object]) -> tuple[list[tuple[float, str]], dict[str, float]]:
-    """The words along an axis, and the height of each value's word: values evenly, in their order.
+def evenly(values: Sequence[object]) -> tuple[dict[str, float], list[tuple[float, str]]]:
+    """Where each value's word lies, 0 to 1, and the words to write: values evenly, in order.
 
     A grid's values are few and often powers of ten apart: in order, evenly, each can be told.
     Many numbers (a random search) are placed by rank for the same reason.
@@ -77,7 +76,7 @@ def _heights(values: Sequence[object]) -> tuple[list[tuple[float, str]], dict[st
     last = max(len(ordered) - 1, 1)
     at = {w: (n / last if len(ordered) > 1 else 0.5) for n, w in enumerate(ordered)}
     step = max(1, -(-len(ordered) // WORDS))
-    return [(at[w], w) for n, w in enumerate(ordered) if n % step == 0], at
+    return at, [(at[w], w) for w in ordered[::step]]
 
 
 def in_order(values: Sequence[object]) -> list[object]:

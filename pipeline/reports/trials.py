@@ -69,6 +69,12 @@ class SweepData:
     label: Label = Label()
 
     @property
+    def scored(self) -> list[tuple[Trial, float]]:
+        """The finished trials that have a validation accuracy, and that."""
+        return [(t, t.val_accuracy) for t in self.trials
+                if t.status == "done" and t.val_accuracy is not None]  # fmt: skip
+
+    @property
     def cache(self) -> dict[str, Any]:
         """What spec.json has of the cache."""
         found = self.spec.get("cache")

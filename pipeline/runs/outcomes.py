@@ -37,6 +37,7 @@ from pipeline.federation.plan import (
 from pipeline.federation.record import held_out_name
 from pipeline.federation.state import own_part
 from pipeline.federation.training import Progress
+from pipeline.groups import by_key
 from pipeline.runs.advice import changed_on_validation
 from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread_or_none
 
@@ -239,9 +240,7 @@ def solved(fold: Fold) -> dict:
 
 
 def _zero_shot_val(fold: Fold, right: np.ndarray) -> float | None:
-    by_domain: dict[str, list[np.ndarray]] = {}
-    for client in fold.clients:
-        by_domain.setdefault(client.domain_name, []).append(client.val)
+    by_domain = by_key((client.domain_name, client.val) for client in fold.clients)
     rows = [np.concatenate(own) for own in by_domain.values()]
     return mean([float(right[own].mean()) for own in rows if len(own)])
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
+from pipeline.groups import by_key
 from pipeline.runs.metrics import mean_and_std
 from pipeline.runs.results import FIGURES, aligned, mean_results, percent
 from pipeline.settings import RunConfig, run_id
@@ -105,9 +106,7 @@ def candidates(
     scored_trials  trials that ended, with their scores or None
     select         "validation": by val_loss if all that count have one; else by score
     """
-    groups: dict[str, list[tuple[Ended, float | None]]] = {}
-    for each, score in scored_trials:
-        groups.setdefault(configuration_id(each.settings), []).append((each, score))
+    groups = by_key((configuration_id(each.settings), (each, s)) for each, s in scored_trials)
     scored = [
         Candidate(tuple(each for each, _ in group), tuple(scores))
         for group in groups.values()
@@ -168,16 +167,16 @@ def without_effect(done: Iterable[tuple[Mapping[str, Any], int | None, object]])
     trials = [(settings, seed, reached) for settings, seed, reached in done]
     said = []
     for name in dict.fromkeys(name for settings, _, _ in trials for name in settings):
-        groups: dict[str, list[tuple[str, object]]] = {}
-        for settings, seed, reached in trials:
-            alike = {n: v for n, v in settings.items() if n != name}
-            there = groups.setdefault(run_id({**alike, "seed": seed}), [])
-            there.append((label(settings.get(name)), reached))
-        pairs: dict[tuple[str, str], list[bool]] = {}
-        for group in groups.values():
-            if len(group) <= DISTINCT:
-                for (a, one), (b, other) in itertools.combinations(group, 2):
-                    pairs.setdefault((a, b), []).append(one == other)
+        groups = by_key(
+            (run_id({**settings, name: None, "seed": seed}), (label(settings.get(name)), reached))
+            for settings, seed, reached in trials
+        )
+        pairs = by_key(
+            ((a, b), one == other)
+            for group in groups.values()
+            if len(group) <= DISTINCT
+            for (a, one), (b, other) in itertools.combinations(group, 2)
+        )
         same = {pair: len(equal) for pair, equal in pairs.items() if all(equal)}
         if same:
             values = ", ".join(dict.fromkeys(value for pair in same for value in pair))

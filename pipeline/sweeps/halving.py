@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
+from pipeline.groups import by_key
 from pipeline.sweeps.trials import Trial, configuration_id, has_own_adapters
 
 CUTS = 3
@@ -71,9 +72,7 @@ def survivors(
 
     Raises KeyError for a trial without a score: leaving one out would change the result.
     """
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(configuration_id(trial.settings), []).append(trial)
+    groups = by_key((configuration_id(trial.settings), trial) for trial in trials)
     best: list[str] = []
     for own in (False, True):
         apart = {n: g for n, g in groups.items() if has_own_adapters(g[0].settings) is own}
