@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.digests import check_done
 from pipeline.errors import ConfigError
@@ -124,6 +124,22 @@ class RunData:
     privacy: tuple[float, float] | None = None  # central DP: epsilon, and the delta it is at
     first_adapter: bool = False  # started from an adapter that was named
     label: Label = Label()
+    kind: ClassVar[str] = "Run"
+
+    @property
+    def title(self) -> str:
+        """FedCLIP on demo, 4 held-out domains; with its name in front."""
+        held_out = list(dict.fromkeys(name for fold in self.folds for name in fold.held_out))
+        which = f"{len(held_out) or 'no'} held-out domains"
+        if len(held_out) == 1:
+            which = f"{held_out[0]} held out"
+        name = f"{self.label.name}: " if self.label.name else ""
+        return f"{name}FedCLIP on {data_name(self.cache)}, {which}"
+
+
+def data_name(cache: Mapping[str, Any]) -> str:
+    """What a cache's data set is called; older versions imported features without a name."""
+    return cache.get("dataset") or "imported features"
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:

@@ -100,6 +100,12 @@ def lines(pairs: Iterable[tuple[str, object]], depth: int = 0) -> Iterator[tuple
             yield name, str(value) if isinstance(value, Path) else word(value), depth
 
 
+def sentence(words: str) -> str:
+    """The words with a capital and a full stop."""
+    words = words.strip()
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def points(value: float, start: float) -> float:
     """value - start in percentage points, two decimals."""
     return round(100 * (value - start), 2) + 0.0  # -0.0 has a sign

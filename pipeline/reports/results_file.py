@@ -98,11 +98,9 @@ def _of_run(run: RunData) -> Iterable[dict[str, Any]]:
 
 
 def _of_sweep(sweep: SweepData) -> Iterable[dict[str, Any]]:
-    base = sweep.spec.get("base")
-    base = base if isinstance(base, dict) else {}
     where = {name: sweep.spec.get(name) for name in ("backend", "device")}
     for trial in sweep.trials:
-        settings = {**base, **where, **trial.settings, "seed": trial.seed}
+        settings = {**sweep.base, **where, **trial.settings, "seed": trial.seed}
         facts = {
             **_facts(sweep, settings), "status": trial.status, "trial": trial.number,
             "seconds": trial.seconds, "error": trial.error,

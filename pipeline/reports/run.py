@@ -12,9 +12,8 @@ from pipeline.reports.closed_form import TUNED_ON, bytes_a_client, closed_form_f
 from pipeline.reports.costs import costs_of
 from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, mean_of
 from pipeline.reports.maps import Answers
-from pipeline.reports.render import Tile, duration, render
+from pipeline.reports.render import Tile, duration, render, sentence
 from pipeline.reports.rounds import FOLDS, round_figures
-from pipeline.reports.titles import title_of
 from pipeline.runs.advice import said_of_worse
 from pipeline.runs.results import CHOSEN_BY
 from pipeline.settings import from_json
@@ -37,7 +36,7 @@ def run_part(
         "run.html",
         anchor=anchor,
         run=run,
-        title=title_of(run),
+        title=run.title,
         command=_command(run),
         notes=[*run.notes, *_doubts(run)],
         tiles=_tiles(run),
@@ -129,7 +128,7 @@ def _worse(run: RunData, name: str, result: Result, zero_shot: Scores) -> str | 
         },
         run.settings,
     )
-    return why and f"{why[:1].upper()}{why[1:]}."
+    return why and sentence(why)
 
 
 def _tiles(run: RunData) -> list[Tile]:

@@ -1,5 +1,6 @@
 """Runs and sweeps -> a table of test accuracies: rows are settings, columns data set x domain."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -363,22 +364,14 @@ def _with_places(rows: Sequence[Row], columns: int) -> list[Row]:
 
     One adapter for all and one for each client are two measures, each with places of its own.
     """
-    places: dict[tuple[bool, int], dict[float, int]] = {}
-    for own in (False, True):
-        for at in range(columns):
-            means = [_rounded(row.cells[at]) for row in rows if row.own_adapters is own]
-            known = [value for value in means if value is not None]
-            best = sorted(set(known), reverse=True)[:2] if len(known) > 1 else []
-            places[own, at] = {value: place for place, value in enumerate(best, 1)}
-
-    def placed(row: Row, at: int) -> Cell:
-        value = _rounded(row.cells[at])
-        found = None if value is None else places[row.own_adapters, at].get(value)
-        return replace(row.cells[at], place=found)
-
-    return [replace(row, cells=tuple(placed(row, at) for at in range(columns))) for row in rows]
-
-
-def _rounded(cell: Cell) -> float | None:
-    """Means that differ by the rounding of their sums are equal."""
-    return None if cell.mean is None else round(cell.mean, 12)
+    cells = [list(row.cells) for row in rows]
+    for own, at in itertools.product((False, True), range(columns)):
+        mine = [each for each, row in zip(cells, rows, strict=True) if row.own_adapters is own]
+        # Means that differ by the rounding of their sums are equal.
+        means = [None if (m := each[at].mean) is None else round(m, 12) for each in mine]
+        best = sorted({m for m in means if m is not None}, reverse=True)[:2]
+        if sum(m is not None for m in means) > 1:
+            for each, m in zip(mine, means, strict=True):
+                if m in best:
+                    each[at] = replace(each[at], place=1 + best.index(m))
+    return [replace(row, cells=tuple(own)) for row, own in zip(rows, cells, strict=True)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
@@ -11,6 +11,7 @@ from pipeline.json_files import content_of, fraction, read_lines, read_object, w
 from pipeline.reports.data import (
     Curve,
     Result,
+    data_name,
     dataset_of,
     label_or_note,
     mean_curve,
@@ -18,6 +19,7 @@ from pipeline.reports.data import (
     read_result,
 )
 from pipeline.runs.labels import Label
+from pipeline.runs.notes import few
 from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
 from pipeline.sweeps.curves import NAMES
 from pipeline.sweeps.run import Shared, read_shared
@@ -67,6 +69,7 @@ class SweepData:
     notes: tuple[str, ...]
     cache_words: tuple[str, ...]
     label: Label = Label()
+    kind: ClassVar[str] = "Sweep"
 
     @property
     def scored(self) -> list[tuple[Trial, float]]:
@@ -75,9 +78,23 @@ class SweepData:
                 if t.status == "done" and t.val_accuracy is not None]  # fmt: skip
 
     @property
+    def title(self) -> str:
+        """Sweep of lr, method on demo; with its name in front."""
+        name = f"{self.label.name}: " if self.label.name else ""
+        return f"{name}Sweep of {few(self.varied, 3) or 'seeds'} on {data_name(self.cache)}"
+
+    @property
     def cache(self) -> dict[str, Any]:
         """What spec.json has of the cache."""
-        found = self.spec.get("cache")
+        return self._object("cache")
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The settings that were not swept, as spec.json has them."""
+        return self._object("base")
+
+    def _object(self, name: str) -> dict[str, Any]:
+        found = self.spec.get(name)
         return found if isinstance(found, dict) else {}
 
 
@@ -105,6 +122,13 @@ class BenchData:
     machine: dict[str, Any]
     cases: tuple[Case, ...]
     notes: tuple[str, ...]
+    label: Label = Label()
+    kind: ClassVar[str] = "Benchmark"
+
+    @property
+    def title(self) -> str:
+        """Benchmark xeon-2026."""
+        return f"{self.kind} {self.name}"
 
 
 def read_sweep(folder: Path) -> SweepData:

@@ -20,6 +20,7 @@ from pipeline.machine import threads
 from pipeline.runs.notes import few
 from pipeline.runs.outcomes import bytes_a_round
 from pipeline.runs.results import aligned
+from pipeline.terminal import counted
 
 LOG = logging.getLogger(__name__)
 USES = ("train", "val", "test")
@@ -155,9 +156,8 @@ def text_of(found: Partition) -> str:
 
 def costs_of(found: Partition) -> list[str]:
     """The expected cost of training, in sentences."""
-    many = len(found.folds)
     said = [
-        f"held out: {few(list(found.folds), 8)} ({many} training{'s' * (many != 1)}); "
+        f"held out: {few(list(found.folds), 8)} ({counted(len(found.folds), 'training')}); "
         + rounds_in_words(found)
     ]
     if found.up or found.down:
@@ -169,7 +169,7 @@ def costs_of(found: Partition) -> list[str]:
 
 def rounds_in_words(found: Partition) -> str:
     """200 rounds of 96 steps; 1 round without steps."""
-    rounds = f"{found.rounds:,} round{'s' * (found.rounds != 1)}"
+    rounds = counted(found.rounds, "round")
     return f"{rounds} of {found.steps:,} steps" if found.steps else f"{rounds} without steps"
 
 
