@@ -22,7 +22,7 @@ from pipeline.runs.labels import Label
 from pipeline.runs.notes import few
 from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
 from pipeline.sweeps.curves import NAMES
-from pipeline.sweeps.run import Shared, read_shared
+from pipeline.sweeps.run import read_shared
 from pipeline.sweeps.trials import trial_files
 
 STATUSES = ("done", "pruned", "diverged", "failed")
@@ -151,9 +151,12 @@ def read_sweep(folder: Path) -> SweepData:
     spec = folder / "spec.json"
     with content_of(spec):
         described = unsealed(read_object(spec)) if spec.exists() else {}
-    shared = _shared(folder)
+    try:
+        cache, words = read_shared(folder)
+    except (ConfigError, OSError):
+        cache, words = "", ("CACHE.h5",)
     if isinstance(facts := described.get("cache"), dict):
-        described = {**described, "cache": {**facts, "dataset": dataset_of(facts, shared.cache)}}
+        described = {**described, "cache": {**facts, "dataset": dataset_of(facts, cache)}}
     if not trials:
         notes.append("No trial has ended yet.")
     label = label_or_note(folder, notes)
@@ -165,7 +168,7 @@ def read_sweep(folder: Path) -> SweepData:
         varied=varied([trial.settings for trial in trials]),
         spec=described,
         notes=tuple(notes),
-        cache_words=shared.words,
+        cache_words=words,
         label=label,
     )
 
@@ -224,13 +227,6 @@ def setting_heads(
         return isinstance(value, int | float) and not isinstance(value, bool)
 
     return [n if all(is_number(one.get(n)) for one in settings) else [n] for n in names]
-
-
-def _shared(folder: Path) -> Shared:
-    try:
-        return read_shared(folder)
-    except (ConfigError, OSError):
-        return Shared("", ("CACHE.h5",))
 
 
 def _selection(file: Path) -> str:
