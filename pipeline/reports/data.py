@@ -1,9 +1,9 @@
 """A run folder -> frozen data for its report; nothing is recomputed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pipeline.digests import check_done
 from pipeline.errors import ConfigError
@@ -14,6 +14,7 @@ from pipeline.runs.labels import Label, read_label
 
 ADAPTERS = "adapter.safetensors"
 ACCURACIES = ("unseen", "participants", "overall")
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -206,27 +207,28 @@ def read_run(folder: Path, *, adapters: bool = True) -> RunData:
 
 def read_result(found: dict[str, Any]) -> Result:
     """One entry of `results` as federate --json prints them."""
-    best, gate, zero_shot = found["best_round"], found.get("gate"), found.get("zero_shot")
-    sent, changed = found.get("bytes_a_round"), found.get("val_changed")
+
+    def part(name: str, read: Callable[[dict[str, Any]], Part]) -> Part | None:
+        return read(found[name]) if found.get(name) else None
+
+    best = found["best_round"]
     return Result(
         None if best is None else whole(best),
         _scores(found),
-        _scores(zero_shot) if zero_shot else None,
-        Gate(fraction(gate["distance"]), whole(gate["changed"]), whole(gate["tested"]))
-        if gate
-        else None,
-        Traffic(whole(sent["up"]), whole(sent["down"]), sent["clip"] and whole(sent["clip"]))
-        if sent
-        else None,
-        {
-            **{name: whole(changed[name]) for name in ("lost", "won")},
-            "start": fraction(changed.get("start")),
-        }
-        if changed
-        else None,
-        _closed_form(found["closed_form"]) if found.get("closed_form") else None,
+        part("zero_shot", _scores),
+        part("gate", lambda gate: Gate(
+            fraction(gate["distance"]), whole(gate["changed"]), whole(gate["tested"])
+        )),
+        part("bytes_a_round", lambda sent: Traffic(
+            whole(sent["up"]), whole(sent["down"]), sent["clip"] and whole(sent["clip"])
+        )),
+        part("val_changed", lambda rows: {
+            **{name: whole(rows[name]) for name in ("lost", "won")},
+            "start": fraction(rows.get("start")),
+        }),
+        part("closed_form", _closed_form),
         {str(name): whole(count) for name, count in (found.get("client_rows") or {}).items()},
-    )
+    )  # fmt: skip
 
 
 def label_or_note(folder: Path, notes: list[str]) -> Label:

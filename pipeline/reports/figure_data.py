@@ -15,9 +15,9 @@ from pipeline.reports.closed_form import maps_of
 from pipeline.reports.data import Curve, FoldData, RunData, mean_curve
 from pipeline.reports.figures import Band, Bar, Picture
 from pipeline.reports.spread import spread
+from pipeline.reports.sweep_figures import in_order
 from pipeline.reports.table_inputs import Tested, is_zero_shot, label_of, settings_of, value_word
 from pipeline.reports.tables import ZERO_SHOT, Table, build_table
-from pipeline.reports.threads import in_order
 from pipeline.reports.trials import SweepData, ranking
 
 MOST = 24  # rows of a table that a figure has room for

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
-from pipeline.json_files import word
+from pipeline.json_files import is_number, word
 from pipeline.reports.data import (
     ACCURACIES,
     Curve,
@@ -23,7 +23,7 @@ from pipeline.reports.data import (
     read_run,
 )
 from pipeline.reports.trials import SweepData, curve_of, ranking, read_sweep
-from pipeline.runs.results import aligned, percent
+from pipeline.runs.results import aligned, arrow
 from pipeline.sweeps.trials import TRIALS, trial_files
 
 FIGURES = ("val_accuracy", *ACCURACIES)
@@ -194,7 +194,7 @@ def list_text(rows: Sequence[Listed]) -> str:
         [row.name, row.date, row.dataset or "-", row.model or "-",
          word(row.settings.get("method", "-")), _few(row.held_out),
          word(row.settings.get("seed", "-")), row.rounds or "-",
-         _both(row.figures.get("val_accuracy", (None, None))), _both(row.tested), row.status,
+         arrow(*row.figures.get("val_accuracy", (None, None))), arrow(*row.tested), row.status,
          ", ".join(row.tags) or "-"]
         for row in rows
     ]  # fmt: skip
@@ -290,7 +290,7 @@ def _number(row: Listed, by: str) -> float | None:
 
 
 def _same(found: object, wanted: str) -> bool:
-    if isinstance(found, int | float) and not isinstance(found, bool):
+    if is_number(found):
         try:
             return float(found) == float(wanted)
         except ValueError:
@@ -300,10 +300,3 @@ def _same(found: object, wanted: str) -> bool:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) < 3 else f"{names[0]}, {names[1]}, ... ({len(names)})"
-
-
-def _both(pair: tuple[float | None, float | None]) -> str:
-    start, reached = pair
-    if start is None and reached is None:
-        return "-"
-    return f"{percent(start)} -> {percent(reached)}"

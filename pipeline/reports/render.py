@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.json_files import word
+from pipeline.json_files import is_number, word
 from pipeline.reports.charts.svg import Markup, number, percent, printable
 from pipeline.reports.data import ACCURACIES
 
@@ -122,8 +122,7 @@ def _environment() -> "Environment":
     made.globals |= {"ACCURACIES": ACCURACIES}
     made.filters |= {
         "comma": lambda count: f"{count:,}", "duration": duration, "lines": lines,
-        "percent": percent, "points": points, "word": word,
-        "numeric": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+        "percent": percent, "points": points, "word": word, "numeric": is_number,
     }  # fmt: skip
     return made
 

@@ -16,8 +16,11 @@ from pipeline.reports.reproduced import (
     reproduced_tiles,
 )
 from pipeline.reports.spread import Spread, spread
-from pipeline.reports.sweep_figures import sweep_figures, zero_shot_validation
-from pipeline.reports.threads import parallel_figures
+from pipeline.reports.sweep_figures import (
+    parallel_figures,
+    sweep_figures,
+    zero_shot_validation,
+)
 from pipeline.reports.trial_curves import trial_curves
 from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking, setting_heads
 from pipeline.settings import from_json

@@ -7,7 +7,15 @@ from typing import Any, ClassVar
 
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
-from pipeline.json_files import content_of, fraction, read_lines, read_object, whole, word
+from pipeline.json_files import (
+    content_of,
+    fraction,
+    is_number,
+    read_lines,
+    read_object,
+    whole,
+    word,
+)
 from pipeline.reports.data import (
     Curve,
     Result,
@@ -222,10 +230,6 @@ def setting_heads(
     names: Sequence[str], settings: Sequence[dict[str, Any]]
 ) -> list[str | list[str]]:
     """Column heads as templates take them: a list where a value is words, on the left."""
-
-    def is_number(value: object) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
     return [n if all(is_number(one.get(n)) for one in settings) else [n] for n in names]
 
 

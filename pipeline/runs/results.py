@@ -136,7 +136,7 @@ def table(document: dict[str, Any]) -> str:
         head.insert(2, "validation")
     rows = [head]
     for result in document["results"]:
-        figures = [_both(result, name) for name in FIGURES]
+        figures = [arrow(result["zero_shot"][name], result[name]) for name in FIGURES]
         round_ = "-" if result["best_round"] is None else str(result["best_round"])
         gate = result["gate"]
         gated = gate is not None and gate["distance"] is not None
@@ -147,7 +147,7 @@ def table(document: dict[str, Any]) -> str:
             figures.insert(0, _validation(result))
         rows.append([result["held_out"] or "none", round_, *figures, moved, changed, *last])
     if len(document["results"]) > 1:
-        figures = [_both(document["mean"], n) for n in FIGURES]
+        figures = [arrow(document["mean"]["zero_shot"][n], document["mean"][n]) for n in FIGURES]
         last = [percent(mean(list(released.values())))] if released else []
         rows.append(["mean", "", *[""] * untested, *figures, "", "", *last])
     note = "accuracy in %, zero-shot CLIP on both sides of the arrow: nothing was trained"
@@ -174,10 +174,9 @@ def released_figures(cache: dict[str, Any]) -> dict[str, float]:
     return RELEASED_PACS if is_pacs else {}
 
 
-def _both(result: dict[str, Any], name: str) -> str:
-    if result[name] is None:
-        return "-"
-    return f"{percent(result['zero_shot'][name])} -> {percent(result[name])}"
+def arrow(start: float | None, reached: float | None) -> str:
+    """71.20 -> 75.00: what CLIP alone has and the adapter reaches; "-" for None."""
+    return "-" if reached is None else f"{percent(start)} -> {percent(reached)}"
 
 
 def _validation(result: dict[str, Any]) -> str:

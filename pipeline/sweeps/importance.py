@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.groups import by_key
+from pipeline.json_files import is_number
 from pipeline.sweeps.space import Value
 
 DISTINCT = 6
@@ -54,8 +55,7 @@ def influences(settings: Sequence[Mapping[str, Value]], scores: Sequence[float])
 def grouped(values: Sequence[Value]) -> list[str]:
     """The name of each value's group: the value itself, or the ends of its quartile."""
     distinct = set(values)
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in distinct)
-    if len(distinct) <= DISTINCT or not numeric:
+    if len(distinct) <= DISTINCT or not all(map(is_number, distinct)):
         return [label(value) for value in values]
     # inverted_cdf takes edges from the values themselves, so that equal values stay together
     edges = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf")
