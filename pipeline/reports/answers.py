@@ -27,7 +27,7 @@ class AnswerFigures(NamedTuple):
     no_maps: str
     matrices: Sequence[Figure] = ()
     many: bool = False
-    mistakes: Sequence[tuple[str, list[tuple[str, str, Mistake]]]] = ()
+    mistakes: Sequence[tuple[str, list[Mistake]]] = ()
     maps: Sequence[tuple[str, list[Figure]]] = ()
     rest: str = ""
     classes: int = 0
@@ -49,8 +49,7 @@ def answer_figures(run: RunData, answers: Answers | str) -> AnswerFigures:
         [] if many else [_matrix(t, names, f) for t, f in zip(titles, folds, strict=True)],
         many,
         [
-            (title, [(names[one.true], names[one.answered], one)
-                     for one in mistakes(fold.confusions, MISTAKES)])
+            (title, mistakes(fold.confusions, names, MISTAKES))
             for title, fold in zip(titles, folds, strict=True)
         ],
         [

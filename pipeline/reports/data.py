@@ -165,7 +165,8 @@ def read_run(folder: Path, *, adapters: bool = True) -> RunData:
         check_done(folder, () if adapters else (ADAPTERS,))
     described = read_object(folder / "config.json")
     with content_of(folder / "config.json"):
-        settings = {**described["settings"], **_where(described)}
+        where = {name: described[name] for name in ("backend", "device") if name in described}
+        settings = {**described["settings"], **where}
         held_out = [tuple(str(name) for name in names) for names in settings["held_out"]]
         cache = {**described["cache"], "rows": whole(described["cache"]["rows"])}
         cache["domains"] = [str(name) for name in cache["domains"]]
@@ -261,10 +262,6 @@ def mean_of(results: Sequence[Result], which: str, start: bool = False) -> float
         if side is not None
     ]  # fmt: skip
     return mean([value for value in found if value is not None])
-
-
-def _where(described: dict[str, Any]) -> dict[str, Any]:
-    return {name: described[name] for name in ("backend", "device") if name in described}
 
 
 def _fold(rounds: Sequence[dict], at: int, held_out: tuple[str, ...]) -> FoldData:

@@ -1,7 +1,6 @@
 """report.html: results of runs, sweeps and benchmarks, in one self-contained file."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,7 +10,6 @@ from pipeline.errors import ConfigError
 from pipeline.extraction.rate import Rate, read_rate
 from pipeline.json_files import replace_file
 from pipeline.reports.bench import bench_part
-from pipeline.reports.charts.svg import Markup
 from pipeline.reports.data import RunData, read_run
 from pipeline.reports.listing import Listed, listed_run, listed_sweep
 from pipeline.reports.maps import answers_of
@@ -59,7 +57,7 @@ def index_html(rows: Sequence[Listed], where: Path, title: str) -> bytes:
         for row in rows
         if (row.folder / NAME).is_file()
     }
-    return written(title, [], [runs_part(rows, links)], ("page.js", SCRIPT))
+    return page(title, [], [runs_part(rows, links)], ("page.js", SCRIPT))
 
 
 def read(path: str | PathLike[str]) -> Data:
@@ -129,22 +127,7 @@ def report_html(
         parts.append(part)
     title = data[0].title if len(data) == 1 else f"{len(data)} results side by side"
     scripts = ("page.js", SCRIPT) if len(listed) + len(lost) > 1 else ("page.js",)
-    return written(title, links, parts, scripts, reload)
-
-
-def written(
-    title: str,
-    links: Sequence[tuple[str, str]],
-    parts: Sequence[Markup],
-    scripts: Sequence[str],
-    reload: int | None = None,
-) -> bytes:
-    """A page with the time at its foot, as UTF-8; see render.page."""
-    now = time.strftime("%Y-%m-%d %H:%M:%S" if reload else "%Y-%m-%d %H:%M", time.localtime())
-    foot = f"Written {now} by ./run.sh, from the files of the results above alone."
-    if reload:
-        foot += f" It is written again, and loaded again every {reload} s."
-    return page(title, links, parts, foot, scripts, reload).encode("utf-8")
+    return page(title, links, parts, scripts, reload)
 
 
 def _measured(run: RunData, cache: Path | None) -> Rate | None:

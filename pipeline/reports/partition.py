@@ -4,8 +4,7 @@ import numpy as np
 
 from pipeline.reports.charts.counts import NARROW, count_chart
 from pipeline.reports.charts.svg import Markup
-from pipeline.reports.page import written
-from pipeline.reports.render import Figure, Tile, render, sentence
+from pipeline.reports.render import Figure, Tile, page, render, sentence
 from pipeline.runs.partition import USES, Partition, costs_of, duration, size
 from pipeline.terminal import counted
 
@@ -19,7 +18,7 @@ def partition_html(found: Partition, command: str = "") -> bytes:
     command  that trains it; "" for none
     """
     title = f"Partition of {found.dataset}: {len(found.clients):,} clients"
-    return written(title, [], [partition_part(found, title, command)], ("page.js",))
+    return page(title, [], [partition_part(found, title, command)])
 
 
 def partition_part(found: Partition, title: str, command: str = "") -> Markup:

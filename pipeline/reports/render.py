@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -56,11 +57,12 @@ def page(
     title: str,
     links: Sequence[tuple[str, str]],
     parts: Sequence[Markup],
-    foot: str,
     scripts: Sequence[str] = ("page.js",),
     reload: int | None = None,
-) -> str:
-    """The whole HTML file: style and script are inside, and its policy allows nothing else.
+) -> bytes:
+    """The whole HTML file, as UTF-8, with the time at its foot.
+
+    Style and script are inside, and its policy allows nothing else.
 
     links    (anchor, name) of the parts; shown when there are several
     scripts  files of templates/
@@ -72,10 +74,14 @@ def page(
         f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    return str(
-        render("page.html", title=title, links=links, parts=parts, foot=foot, csp=Markup(csp),
-               css=Markup(css), script=Markup(script), reload=reload)
-    )  # fmt: skip
+    now = time.strftime("%Y-%m-%d %H:%M:%S" if reload else "%Y-%m-%d %H:%M", time.localtime())
+    foot = f"Written {now} by ./run.sh, from the files of the results above alone."
+    if reload:
+        foot += f" It is written again, and loaded again every {reload} s."
+    return render(
+        "page.html", title=title, links=links, parts=parts, foot=foot, csp=Markup(csp),
+        css=Markup(css), script=Markup(script), reload=reload,
+    ).encode("utf-8")  # fmt: skip
 
 
 def duration(seconds: float) -> str:

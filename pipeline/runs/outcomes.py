@@ -39,7 +39,7 @@ from pipeline.federation.state import own_part
 from pipeline.federation.training import Progress
 from pipeline.groups import by_key
 from pipeline.runs.advice import changed_on_validation
-from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread_or_none
+from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread
 
 
 class Tested(NamedTuple):
@@ -189,7 +189,7 @@ def _quality(fold: Fold, seen: Tested, labels: np.ndarray) -> dict:
         "macro_f1": macro_f1(labels[seen.rows], seen.answers),
         "calibration_error": calibration_error(right, seen.sure),
         "clients": {
-            **spread_or_none(list(by_client.values()), rows),
+            **spread(list(by_client.values()), rows),
             "accuracy": {fold.clients[k].name: value for k, value in by_client.items()},
         },
     }
@@ -277,5 +277,5 @@ def _own_accuracies(engine: Engine, adapters: Tensor, lanes: list[Lane]) -> dict
         for found, own in zip(answers, rows, strict=True)
     ]
     by_name = {client.name: value for client, value in zip(clients, right, strict=True)}
-    figures = spread_or_none(right, [len(own) for own in rows])
+    figures = spread(right, [len(own) for own in rows])
     return {**figures, "accuracy": dict(sorted(by_name.items()))}
