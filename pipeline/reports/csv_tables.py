@@ -65,8 +65,8 @@ def _result_rows(run: RunData) -> Iterable[Sequence[object]]:
 
 
 def _named(scores: Scores) -> dict[str, float | None]:
-    means = {f"({name})": getattr(scores, name) for name in (*ACCURACIES, "val_accuracy")}
-    return {**scores.per_domain, **means}
+    means = {**scores.means, "val_accuracy": scores.val_accuracy}
+    return {**scores.per_domain, **{f"({name})": value for name, value in means.items()}}
 
 
 def _trials(sweep: SweepData) -> tuple[list[str], Iterable[Sequence[object]]]:

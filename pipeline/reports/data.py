@@ -39,6 +39,11 @@ class Scores:
     calibration_error: float | None = None
     worst: float | None = None  # client
 
+    @property
+    def means(self) -> dict[str, float | None]:
+        """By ACCURACIES."""
+        return {name: getattr(self, name) for name in ACCURACIES}
+
 
 @dataclass(frozen=True)
 class Gate:

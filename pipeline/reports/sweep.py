@@ -109,19 +109,14 @@ def _doubts(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[str]:
     odd = [t for t in sweep.trials if t.status not in STATUSES]
     lost = [t for t in sweep.trials if t.status in ("diverged", "failed")]
     said = [f"{len(lost)} of {len(sweep.trials)} trials diverged or failed."] if lost else []
+    done = [
+        (t.settings, t.seed, (t.val_accuracy, [r.scores.means for r in t.results]))
+        for t in sweep.trials
+        if t.status == "done"
+    ]
     if sweep.trials and not ranked:
-        done = sum(t.status == "done" for t in sweep.trials)
-        said.append(sentence(nothing_chosen(done, sweep.select)))
-    said += map(sentence, two_measures(ranked))
-    said += map(
-        sentence,
-        without_effect(
-            (t.settings, t.seed, (t.val_accuracy, [[getattr(r.scores, n) for n in ACCURACIES]
-                                                   for r in t.results]))
-            for t in sweep.trials
-            if t.status == "done"
-        ),
-    )  # fmt: skip
+        said.append(sentence(nothing_chosen(len(done), sweep.select)))
+    said += map(sentence, [*two_measures(ranked), *without_effect(done)])
     if len(ties := [each.records[0].number for each in tied(ranked)]) > 1:
         said.append(sentence(said_of_ties(ties[0], ties[1:])))
     if odd:

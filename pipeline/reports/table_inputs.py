@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.federation.methods import METHODS
 from pipeline.groups import by_key
 from pipeline.json_files import content_of, fraction, whole, word
-from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, read_run
+from pipeline.reports.data import Result, RunData, read_run
 from pipeline.reports.listing import expanded, is_result
 from pipeline.reports.trials import SweepData, Trial, read_sweep, score
 from pipeline.settings_used import FIELDS, plays_part
@@ -44,12 +44,12 @@ class Tested:
     @property
     def accuracy(self) -> dict[str, float | None]:
         """By figure (unseen, participants, overall) a fraction."""
-        return _figures(self.result.scores)
+        return self.result.scores.means
 
     @property
     def zero_shot(self) -> dict[str, float | None]:
         """The same of CLIP alone; {} where it is not known."""
-        return _figures(self.result.zero_shot)
+        return self.result.zero_shot.means if self.result.zero_shot else {}
 
     @property
     def clients(self) -> dict[str, float]:
@@ -252,10 +252,6 @@ def _cache(facts: Mapping[str, Any]) -> tuple[str, str, str]:
     """Data set, model and a digest of the features."""
     dataset, model, content = (facts.get(n) for n in ("dataset", "model", "content_sha256"))
     return str(dataset or UNKNOWN), str(model or UNKNOWN), str(content or "")
-
-
-def _figures(scores: Scores | None) -> dict[str, float | None]:
-    return {name: getattr(scores, name) for name in ACCURACIES} if scores else {}
 
 
 def _with_cache(tested: Iterable[Tested]) -> list[Tested]:

@@ -151,7 +151,10 @@ def federate(
         for changed in [result["val_changed"] for result in results if result["val_changed"]]:
             changed["start"] = changed["start"] if first_adapter is None else None
         for result in results:
-            if worse := said_of_worse(result["held_out"] or "none", result, vars(config)):
+            if worse := said_of_worse(
+                result["held_out"] or "none", result["best_round"], result["val_accuracy"],
+                result["zero_shot"]["val_accuracy"], result["val_changed"], vars(config),
+            ):  # fmt: skip
                 LOG.warning("%s", worse)
         document = {
             "cache": {

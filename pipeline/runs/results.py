@@ -129,12 +129,9 @@ def mean_results(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def table(document: dict[str, Any]) -> str:
     """The results of `federate --json` as text for people, accuracies in percent."""
     released = released_figures(document["cache"])
-    head = ["held out", "round", *FIGURES, "gate moved", "changed"]
-    head += ["released"] if released else []
     untested = any(result["overall"] is None for result in document["results"])
-    if untested:
-        head.insert(2, "validation")
-    rows = [head]
+    rows = [["held out", "round", *["validation"] * untested, *FIGURES, "gate moved", "changed",
+             *["released"] * bool(released)]]  # fmt: skip
     for result in document["results"]:
         figures = [arrow(result["zero_shot"][name], result[name]) for name in FIGURES]
         round_ = "-" if result["best_round"] is None else str(result["best_round"])
@@ -143,9 +140,8 @@ def table(document: dict[str, Any]) -> str:
         moved = f"{gate['distance']:.3f}" if gated else "-"
         changed = "-" if gate is None else f"{gate['changed']}/{gate['tested']}"
         last = [percent(released.get(result["held_out"]))] if released else []
-        if untested:
-            figures.insert(0, _validation(result))
-        rows.append([result["held_out"] or "none", round_, *figures, moved, changed, *last])
+        first = [result["held_out"] or "none", round_, *[_validation(result)] * untested]
+        rows.append([*first, *figures, moved, changed, *last])
     if len(document["results"]) > 1:
         figures = [arrow(document["mean"]["zero_shot"][n], document["mean"][n]) for n in FIGURES]
         last = [percent(mean(list(released.values())))] if released else []
