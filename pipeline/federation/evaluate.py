@@ -1,6 +1,6 @@
 """Accuracies and losses of adapters and of zero-shot CLIP, by domain and client."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -149,6 +149,12 @@ def summarise(per_domain: dict[str, float], held_out: Sequence[str]) -> dict[str
 def mean(values: Sequence[float]) -> float | None:
     """The plain mean; None for no values."""
     return float(np.mean(values)) if len(values) else None
+
+
+def mean_of_all(values: Iterable[float | None]) -> float | None:
+    """The plain mean; None for no values, and where one of them is None."""
+    known = list(values)
+    return None if None in known else mean(known)  # type: ignore[arg-type]
 
 
 def rows_of(parts: Sequence[ClientSplit], use: str, device: torch.device) -> Tensor:

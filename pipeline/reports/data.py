@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pipeline.digests import check_done
 from pipeline.errors import ConfigError
-from pipeline.federation.evaluate import mean, summarise
+from pipeline.federation.evaluate import mean, mean_of_all, summarise
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole
 from pipeline.runs.folder import checkpoint_doubts
 from pipeline.runs.labels import Label, read_label
@@ -298,10 +298,9 @@ def _curves(rounds: Sequence[int], values: Sequence[dict]) -> dict[str, Curve]:
 
 def _so_far(round: int, found: dict[str, Any], held_out: tuple[str, ...]) -> Result:
     tested = {name: fraction(v) for name, v in (found["test_accuracy"] or {}).items()}
-    val = [fraction(value) for value in found["val_accuracy"].values()]
+    val_accuracy = mean_of_all(fraction(value) for value in found["val_accuracy"].values())
     known = {name: value for name, value in tested.items() if value is not None}
     means = summarise(known, held_out) if len(known) == len(tested) else dict.fromkeys(ACCURACIES)
-    val_accuracy = None if None in val else mean([value for value in val if value is not None])
     scores = Scores(**means, val_accuracy=val_accuracy, per_domain=tested, per_client={})
     return Result(round, scores, None, None)
 

@@ -6,7 +6,7 @@ from os import PathLike
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.federation.evaluate import mean
+from pipeline.federation.evaluate import mean_of_all
 from pipeline.groups import by_key
 from pipeline.json_files import content_of, word
 from pipeline.reports import figures as draw
@@ -117,8 +117,7 @@ def _by_client(tested: Iterable[Tested]) -> tuple[float, ...]:
 
 def _sent(tested: Sequence[Tested]) -> float | None:
     """Bytes of a training, mean over trainings and seeds; None where one is unknown."""
-    known = [each.sent for each in tested if each.sent is not None]
-    return mean(known) if known and len(known) == len(tested) else None
+    return mean_of_all(each.sent for each in tested)
 
 
 def _of_rounds(runs: Sequence[RunData], notes: list[str]) -> Pictures:

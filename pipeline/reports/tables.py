@@ -15,6 +15,7 @@ from pipeline.groups import by_key
 from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import interval, spread
 from pipeline.reports.table_inputs import Read, Tested, is_zero_shot, label_of, read_tested
+from pipeline.runs.notes import few
 from pipeline.sweeps.trials import has_own_adapters
 
 ZERO_SHOT = "zero-shot"
@@ -342,10 +343,9 @@ def _named_row(groups: Sequence[_Group], against: str) -> str:
     named = [name for name in labels if name.replace(", ", ",") == against.replace(", ", ",")]
     if len(named) == 1 or against == ZERO_SHOT:
         return named[0] if named else against
-    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
     raise ConfigError(
         f"--against {against!r}: {len(named) or 'no'} rows have this name; the rows are "
-        f"{', '.join(map(repr, labels[:SHOWN]))}{more}"
+        f"{few([*map(repr, labels)], SHOWN)}"
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.groups import by_key
 from pipeline.runs.metrics import mean_and_std
+from pipeline.runs.notes import few
 from pipeline.runs.results import FIGURES, aligned, mean_results, percent
 from pipeline.settings import RunConfig, run_id
 from pipeline.sweeps.importance import influences, label
@@ -326,9 +327,7 @@ def said_of_ties(best: int, others: Sequence[int]) -> str:
     """A line that names the configurations that equal the best; or ""."""
     if not others:
         return ""
-    named = ", ".join(str(number) for number in others[:TOP])
-    more = f" and {len(others) - TOP} more" if len(others) > TOP else ""
-    return f"\ntied with trial {best}, the earliest: {named}{more}"
+    return f"\ntied with trial {best}, the earliest: {few([*map(str, others)], TOP)}"
 
 
 def _importance(importance: Sequence[dict], score: str) -> str:

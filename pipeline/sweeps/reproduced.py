@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.runs.metrics import mean_and_std
+from pipeline.runs.notes import few
 from pipeline.runs.results import FIGURES, aligned, arrow, mean_results, percent
 from pipeline.settings import RunConfig
 from pipeline.terminal import counted, printable
@@ -53,9 +54,7 @@ def doubts(document: Mapping[str, Any]) -> list[str]:
     """Ways in which these figures differ from the paper's experiment; [] if they do not."""
     said = []
     if document["counts"]:
-        lines = document["counts"]
-        more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
-        said.append(f"not the published images: {lines[0]}{more}")
+        said.append(f"not the published images: {few(document['counts'], 1)}")
     if document["counts"] is None:
         said.append("no counts are published for these images: they were not checked")
     if document["lost"]:
