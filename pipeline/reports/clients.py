@@ -28,7 +28,8 @@ def client_bars(fold: FoldData, result: Result) -> Figure:
     note = ""
     if len(known) > CLIENTS:
         unseen = [one for one in known if one[0] in fold.held_out][:ENDS]
-        others = sorted((one for one in known if one[0] not in fold.held_out), key=_gain)
+        others = sorted((one for one in known if one[0] not in fold.held_out),
+                        key=lambda one: one[1] - (one[2] or 0.0))  # fmt: skip
         note = f"The {ENDS} smallest and {ENDS} largest gains of {len(others)} clients."
         known = [*unseen, *others[:ENDS], *others[-ENDS:]]
     bars = [
@@ -117,10 +118,6 @@ def _by_rows(fold: str, known: Sequence[Known], rows: dict[str, int]) -> Figure:
     )  # fmt: skip
     note = "A dot is a client; few rows make accuracies coarse. Hover over one to see it."
     return Figure(title, picture, note=note)
-
-
-def _gain(one: Known) -> float:
-    return one[1] - (one[2] or 0.0)
 
 
 def _known(fold: FoldData, result: Result) -> list[Known]:

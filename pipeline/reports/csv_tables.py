@@ -90,14 +90,16 @@ def plain(value: object) -> object:
 
 
 def _write(file: Path, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    cells = ([safe_cell(cell) for cell in row] for row in rows)
-    return replace_file(file, table_bytes([safe_cell(head) for head in heads], cells))
+    return replace_file(file, csv_bytes(map(safe_cell, row) for row in (heads, *rows)))
 
 
-def table_bytes(heads: Sequence[object], rows: Iterable[Sequence[object]]) -> bytes:
-    """The CSV file (RFC 4180) as UTF-8, without a byte-order mark, which scripts trip over."""
+def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
+    """The CSV file as UTF-8, without a byte-order mark, which scripts trip over."""
+    return csv_text(rows).encode("utf-8", "replace")
+
+
+def csv_text(rows: Iterable[Iterable[object]], line_end: str = "\r\n") -> str:
+    """Rows as CSV (RFC 4180)."""
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(heads)
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "replace")
+    csv.writer(text, lineterminator=line_end).writerows(rows)
+    return text.getvalue()

@@ -12,7 +12,7 @@ from cache.container.locks import let_go, take
 from pipeline.errors import ConfigError
 from pipeline.files import LOG, read_plain
 from pipeline.json_files import content_of, replace_file
-from pipeline.reports.csv_tables import plain, safe_cell, table_bytes
+from pipeline.reports.csv_tables import csv_bytes, plain, safe_cell
 from pipeline.reports.data import ACCURACIES, Result, RunData
 from pipeline.reports.listing import FINISHED, UNFINISHED
 from pipeline.reports.trials import SweepData
@@ -58,18 +58,14 @@ def grow(file: Path, data: Sequence[RunData | SweepData]) -> Path:
         heads, there = _read(file) if file.exists() else ((), [])
         rows = {tuple(str(row.get(name) or "") for name in KEY): row for row in there}
         for row in fresh:
-            written = {name: _cell(row.get(name)) for name in HEADS}
+            # As the file has it: what is read back and written again stays the same.
+            written = {n: "" if row.get(n) is None else safe_cell(row[n]) for n in HEADS}
             rows[tuple(str(written[name]) for name in KEY)] = written
         columns = [*HEADS, *(name for name in heads if name not in HEADS)]
         lines = ([row.get(name, "") for name in columns] for row in rows.values())
-        return replace_file(file, table_bytes(columns, lines))
+        return replace_file(file, csv_bytes([columns, *lines]))
     finally:
         let_go(lock)
-
-
-def _cell(value: object) -> object:
-    """As the file has it: what is read back and written again stays the same."""
-    return "" if value is None else safe_cell(value)
 
 
 def _read(file: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:

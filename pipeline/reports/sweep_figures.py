@@ -114,7 +114,11 @@ def sweep_figures(sweep: SweepData, chosen: Sequence[Trial]) -> list[Figure]:
     few = "" if len(drawn) == len(scored) else f"{len(drawn)} of {len(scored):,} trials are drawn."
 
     def card(plot: Plot) -> Figure:
-        dots = [_dot(trial, value, plot.x(trial), numbers) for trial, value in drawn]
+        dots = [
+            Dot(f"trial {trial.number}: {percent(value)} %",
+                "c1 chosen" if trial.number in numbers else "c2", plot.x(trial), value)
+            for trial, value in drawn
+        ]  # fmt: skip
         picture = points_chart(
             plot.title, f"{len(drawn)} trials {plot.said}", dots, plot.line, levels,
             x_title=plot.x_title, words=plot.words, value_text=lambda v: percent(v, 1),
@@ -181,11 +185,6 @@ def _history(scored: Sequence[Scored]) -> Plot:
         lambda trial: trial.number / last, "trial", [(0.0, "0"), (1.0, str(last))],
         "best so far", steps,
     )  # fmt: skip
-
-
-def _dot(trial: Trial, value: float, x: float, numbers: set[int]) -> Dot:
-    name = f"trial {trial.number}: {percent(value)} %"
-    return Dot(name, "c1 chosen" if trial.number in numbers else "c2", x, value)
 
 
 def _places(values: Sequence[object]) -> tuple[dict[str, float], list[tuple[float, str]]]:

@@ -37,7 +37,7 @@ def head(table: Table) -> tuple[str, ...]:
 def foot(table: Table) -> tuple[str, ...]:
     """What the marks and differences mean, and which rows are not measured as the others are."""
     found = []
-    if any(cell.place for row in table.rows for cell in row.cells):
+    if table.is_marked:
         found.append("The best and the second mean of a column are marked: compared, not selected.")
     found += _unequal_seeds(table.rows)
     found += _equal_rows(table)

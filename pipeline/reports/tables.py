@@ -87,6 +87,11 @@ class Table:
     best_by: tuple[str, ...] | None
     read: Read
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether any column has a best."""
+        return any(cell.place for row in self.rows for cell in row.cells)
+
 
 Values = dict[tuple[str, str, str], dict[int, float]]
 """By data set, held-out domains and figure: by seed the accuracy."""
