@@ -69,10 +69,10 @@ def report(
         ./run.sh report benchmarks/results/*.jsonl
     """
     from pipeline.json_files import replace_file
+    from pipeline.reports.bench import BenchData
     from pipeline.reports.data import RunData
     from pipeline.reports.listing import expanded, read_listed
     from pipeline.reports.page import MOST, NAME, index_html, read, report_html
-    from pipeline.reports.trials import BenchData
 
     if cache is not None and not cache.exists():
         raise ConfigError(f"--cache {cache}: no such file")

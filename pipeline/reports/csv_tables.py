@@ -8,8 +8,9 @@ from os import PathLike
 from pathlib import Path
 
 from pipeline.json_files import replace_file, word
+from pipeline.reports.bench import BenchData, Case
 from pipeline.reports.data import ACCURACIES, RunData, Scores, mean_of
-from pipeline.reports.trials import BenchData, Case, SweepData
+from pipeline.reports.trials import SweepData
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet would run: a name of a class or domain may be one."""

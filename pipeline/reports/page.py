@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pipeline.errors import ConfigError
 from pipeline.extraction.rate import Rate, read_rate
 from pipeline.json_files import replace_file
-from pipeline.reports.bench import bench_part
+from pipeline.reports.bench import BenchData, bench_part, read_bench
 from pipeline.reports.data import RunData, read_run
 from pipeline.reports.listing import Listed, listed_run, listed_sweep
 from pipeline.reports.maps import answers_of
@@ -17,7 +17,7 @@ from pipeline.reports.render import page, render
 from pipeline.reports.run import run_part
 from pipeline.reports.runs import SCRIPT, runs_part
 from pipeline.reports.sweep import sweep_part
-from pipeline.reports.trials import BenchData, SweepData, read_bench, read_sweep
+from pipeline.reports.trials import SweepData, read_sweep
 from pipeline.runs.outcomes import Tested
 
 NAME, INDEX = "report.html", "index.html"

@@ -1,4 +1,4 @@
-"""A sweep folder and a benchmark's result file -> frozen data for their reports."""
+"""A sweep folder -> frozen data for its report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -106,39 +106,6 @@ class SweepData:
         return found if isinstance(found, dict) else {}
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row of a benchmark; seconds are of one unit of work."""
-
-    benchmark: str
-    name: str
-    shape: str
-    unit: str
-    p20: float
-    p50: float
-    p80: float
-    floor: float | None  # seconds at the ceiling that the same run measured
-    times_baseline: float | None
-
-
-@dataclass(frozen=True)
-class BenchData:
-    """A result file of ./run.sh bench."""
-
-    name: str
-    file: Path
-    machine: dict[str, Any]
-    cases: tuple[Case, ...]
-    notes: tuple[str, ...]
-    label: Label = Label()
-    kind: ClassVar[str] = "Benchmark"
-
-    @property
-    def title(self) -> str:
-        """Benchmark xeon-2026."""
-        return f"{self.kind} {self.name}"
-
-
 def read_sweep(folder: Path) -> SweepData:
     """The data of a sweep, finished or not.
 
@@ -179,20 +146,6 @@ def read_sweep(folder: Path) -> SweepData:
         cache_words=words,
         label=label,
     )
-
-
-def read_bench(file: Path) -> BenchData:
-    """The data of benchmarks/results/*.jsonl.
-
-    Raises ConfigError, in one line, for a file that is not one.
-    """
-    lines, notes = read_lines(file)
-    if not lines or "machine" not in lines[0]:
-        raise ConfigError(f"{file}: its first line names no machine; it is not a result of bench")
-    with content_of(file):
-        machine = dict(lines[0]["machine"])
-        cases = tuple(_case(line) for line in lines[1:])
-    return BenchData(file.stem, file, machine, cases, tuple(notes))
 
 
 def ranking(sweep: SweepData) -> list[Candidate[Trial]]:
@@ -275,18 +228,3 @@ def _curves(found: dict[str, Any] | None, rounds: int) -> dict[str, Curve]:
         )
         for name, values in known.items()
     }
-
-
-def _case(line: dict[str, Any]) -> Case:
-    p20, p50, p80 = (fraction(line[name]) for name in ("p20", "p50", "p80"))
-    if p20 is None or p50 is None or p80 is None:
-        raise ValueError(f"case {line['case']!r} has no finite time")
-    share = fraction(line.get("of_ceiling"))
-    return Case(
-        *(str(line[name]) for name in ("benchmark", "case", "shape", "unit")),
-        p20,
-        p50,
-        p80,
-        p50 * share if share else None,
-        fraction(line.get("times_baseline")),
-    )

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 SHARED = "shared.json"
+MEASURED = ("seed", "rounds", "seconds", "val_accuracy", "error")  # of a Record, in frames
 BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"  # counts lane-steps, which are not shown
 
 
@@ -99,11 +100,7 @@ class SweepResult(dict[str, Any]):
                 "number": one.number,
                 "status": one.status,
                 **one.settings,
-                "seed": one.seed,
-                "rounds": one.rounds,
-                "seconds": one.seconds,
-                "val_accuracy": one.val_accuracy,
-                "error": one.error,
+                **{name: getattr(one, name) for name in MEASURED},
             }
             for one in self.trials
         )
