@@ -1,6 +1,6 @@
 """What is said above and below a table: of which data, selected by which figures, paired how."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.federation.methods import METHODS
 from pipeline.groups import by_key
@@ -34,34 +34,30 @@ def head(table: Table) -> tuple[str, ...]:
     )
 
 
-def foot(table: Table) -> tuple[str, ...]:
+def foot(table: Table) -> Iterator[str]:
     """What the marks and differences mean, and which rows are not measured as the others are."""
-    found = []
     if table.is_marked:
-        found.append("The best and the second mean of a column are marked: compared, not selected.")
-    found += _unequal_seeds(table.rows)
-    found += _equal_rows(table)
+        yield "The best and the second mean of a column are marked: compared, not selected."
+    yield from _unequal_seeds(table.rows)
+    yield from _equal_rows(table)
     if left_out := table.read.left_out:
-        found.append(
-            f"Left out: {left_out} runs or trials that did not finish; means are over the others."
-        )
+        yield f"Left out: {left_out} runs or trials that did not finish; means are over the others."
     methods = {str(e.settings["method"]) for e in table.read.tested if not is_zero_shot(e)}
     own = sorted(n for n in methods if n in METHODS and METHODS[n].personal)
     if own and len(methods) > len(own):
-        found.append(
+        yield (
             f"{', '.join(own)}: each client's own adapter answers that client's rows, and all of "
             "them held-out rows; other methods have one adapter. The two kinds are marked apart."
         )
     if table.against is not None:
-        found.append(
+        yield (
             f"Differences from {table.against}: percentage points, paired by seed, with the "
             f"{LEVEL:.0%} t-interval."
         )
-    return tuple(found)
 
 
-def _equal_rows(table: Table) -> list[str]:
-    """A sentence on rows whose trainings all reach the same accuracies; or []."""
+def _equal_rows(table: Table) -> Iterator[str]:
+    """A sentence on rows whose trainings all reach the same accuracies, if there are such."""
     rows = by_key(
         (label_of(each, table.by), (
             each.dataset, each.held_out, each.seed, *(each.accuracy.get(n) for n in ACCURACIES)
@@ -71,14 +67,15 @@ def _equal_rows(table: Table) -> list[str]:
     )  # fmt: skip
     groups = by_key((frozenset(trainings), label) for label, trainings in rows.items())
     same = [" = ".join(labels) for labels in groups.values() if len(labels) > 1]
-    return same and [
-        "The same accuracies (unseen, participants, overall) in every training: "
-        f"{_first(same)}. What these rows differ in changes nothing here."
-    ]
+    if same:
+        yield (
+            "The same accuracies (unseen, participants, overall) in every training: "
+            f"{_first(same)}. What these rows differ in changes nothing here."
+        )
 
 
-def _unequal_seeds(rows: Sequence[Row]) -> list[str]:
-    """A sentence where rows, or columns of a row, have not the same seeds; or []."""
+def _unequal_seeds(rows: Sequence[Row]) -> Iterator[str]:
+    """A sentence where rows, or columns of a row, have not the same seeds."""
     fewest = {row.label: min((cell.seeds for cell in row.cells), key=len) for row in rows}
     most = max((cell.seeds for row in rows for cell in row.cells), key=len)
     odd = [
@@ -86,9 +83,8 @@ def _unequal_seeds(rows: Sequence[Row]) -> list[str]:
         for label, seeds in fewest.items()
         if seeds != most
     ]
-    return odd and [
-        f"Unequal seeds: not {', '.join(map(str, most))} in all columns: {_first(odd)}."
-    ]
+    if odd:
+        yield f"Unequal seeds: not {', '.join(map(str, most))} in all columns: {_first(odd)}."
 
 
 def _first(said: Sequence[str]) -> str:
