@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.answers import cross_entropies, top1
 from pipeline.federation.clients import ClientSplit
 from pipeline.federation.plan import Fold, Plan, parts_of
+from pipeline.groups import by_key
 
 BLOCK = 4096  # rows at a time, to bound temporaries of rows x D
 
@@ -130,13 +131,11 @@ def by_blocks(cached: Cached, rows: Tensor | None, scored: Callable[[Tensor], Te
     return scored(cached.features[:0].float()) if found is None else found
 
 
-def zero_shot_accuracy(fold: Fold, right: np.ndarray) -> dict[str, float]:
-    """By domain, on the rows that the fold tests its adapter on; right (N,) bool."""
-    rows: dict[str, list[np.ndarray]] = {}
-    for split in (*fold.clients, *fold.unseen):
-        rows.setdefault(split.domain_name, []).append(split.test)
-    tested = {name: np.concatenate(parts) for name, parts in rows.items()}
-    return {name: float(right[own].mean()) for name, own in tested.items() if len(own)}
+def zero_shot_accuracy(fold: Fold, right: np.ndarray, use: str = "test") -> dict[str, float]:
+    """By domain, on the rows that the fold's adapter is scored on; right (N,) bool."""
+    rows = by_key((s.domain_name, getattr(s, use)) for s in (*fold.clients, *fold.unseen))
+    scored = {name: np.concatenate(parts) for name, parts in rows.items()}
+    return {name: float(right[own].mean()) for name, own in scored.items() if len(own)}
 
 
 def summarise(per_domain: dict[str, float], held_out: Sequence[str]) -> dict[str, float | None]:

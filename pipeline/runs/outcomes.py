@@ -37,7 +37,6 @@ from pipeline.federation.plan import (
 from pipeline.federation.record import held_out_name
 from pipeline.federation.state import own_part
 from pipeline.federation.training import Progress
-from pipeline.groups import by_key
 from pipeline.runs.advice import changed_on_validation
 from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread
 
@@ -148,7 +147,7 @@ def _outcome(
     start = zero_shot_accuracy(fold, right)
     per_domain = _by_domain(engine, f, seen) if seen else start
     plain = tested_without(engine, fold, zero_shot)
-    start_val = _zero_shot_val(fold, right)
+    start_val = mean(list(zero_shot_accuracy(fold, right, "val").values()))
     worse = bool(chosen) and None not in (start_val, chosen.val_accuracy)
     worse = worse and chosen.val_accuracy < start_val
     return {
@@ -237,12 +236,6 @@ def solved(fold: Fold) -> dict:
         "clients": len(fold.clients),
         "tried": [figures(each) for each in found.tried],
     }
-
-
-def _zero_shot_val(fold: Fold, right: np.ndarray) -> float | None:
-    by_domain = by_key((client.domain_name, client.val) for client in fold.clients)
-    rows = [np.concatenate(own) for own in by_domain.values()]
-    return mean([float(right[own].mean()) for own in rows if len(own)])
 
 
 def _by_domain(engine: Engine, f: int, seen: Tested) -> dict[str, float]:
