@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pipeline.errors import ConfigError
 from pipeline.files import LOG, OBJECT, read_plain, remove_temporary, replace_whole
@@ -61,6 +61,11 @@ def content_of(file: Path) -> Iterator[None]:
         ) from error
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value from JSON is a number; true and false, ones to Python, are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def fraction(value: object) -> float | None:
     """A float; None for null, NaN, Inf and what is too large to draw.
 
@@ -68,7 +73,7 @@ def fraction(value: object) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise TypeError(f"a number was expected, {str(value)[:60]!r} found")
     return float(value) if abs(value) <= LARGEST else None
 

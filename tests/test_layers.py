@@ -22,7 +22,7 @@ FLOORS = (
     {"errors", "places"},
     {"methods"},  # of federation/: settings and --help read what they are
     {"settings", "settings_used", "files", "json_files", "digests", "machine", "imports",
-     "progress", "terminal", "signals", "shortage", "missing", "contained", "frames",
+     "progress", "terminal", "signals", "shortage", "missing", "contained", "frames", "groups",
      "parquet_files", "transfer"},
     {"encoder", "datasets", "federation"},
     {"extraction", "features", "runs"},

@@ -123,9 +123,9 @@ def grow_results(file: Path | None, folders: Iterable[Path], as_json: bool = Fal
     stderr if stdout is for a JSON object."""
     if file is None:
         return
+    from pipeline.reports.bench import BenchData
     from pipeline.reports.page import read
     from pipeline.reports.results_file import grow
-    from pipeline.reports.trials import BenchData
 
     grown = grow(file, [one for one in map(read, folders) if not isinstance(one, BenchData)])
     if as_json:

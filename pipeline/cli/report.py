@@ -69,10 +69,10 @@ def report(
         ./run.sh report benchmarks/results/*.jsonl
     """
     from pipeline.json_files import replace_file
+    from pipeline.reports.bench import BenchData
     from pipeline.reports.data import RunData
     from pipeline.reports.listing import expanded, read_listed
     from pipeline.reports.page import MOST, NAME, index_html, read, report_html
-    from pipeline.reports.trials import BenchData
 
     if cache is not None and not cache.exists():
         raise ConfigError(f"--cache {cache}: no such file")
@@ -112,10 +112,10 @@ def report(
         from pipeline.reports.figure_data import collect
         from pipeline.reports.figures import write_figures
 
-        pictures = collect(data, [path for path, _ in found if path.is_dir()])
-        for note in pictures.notes:
+        pictures, notes = collect(data, [path for path, _ in found if path.is_dir()])
+        for note in notes:
             LOG.warning("%s", note)
-        written += write_figures(pictures.pictures, figures)
+        written += write_figures(pictures, figures)
     for file in [*written, replace_file(page, html)]:
         show(file)
 

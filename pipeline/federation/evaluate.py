@@ -1,6 +1,6 @@
 """Accuracies and losses of adapters and of zero-shot CLIP, by domain and client."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.answers import by_blocks, cross_entropies, top1
 from pipeline.federation.clients import ClientSplit
 from pipeline.federation.plan import Fold, Plan, parts_of
+from pipeline.groups import by_key
 
 BLOCK = 4096  # rows at a time, to bound temporaries of rows x D
 
@@ -123,13 +124,11 @@ def rows_scored(cached: Cached, rows: Tensor | None, scored: Callable[[Tensor], 
     return by_blocks(count, of_block, BLOCK)
 
 
-def zero_shot_accuracy(fold: Fold, right: np.ndarray) -> dict[str, float]:
-    """By domain, on the rows that the fold tests its adapter on; right (N,) bool."""
-    rows: dict[str, list[np.ndarray]] = {}
-    for split in (*fold.clients, *fold.unseen):
-        rows.setdefault(split.domain_name, []).append(split.test)
-    tested = {name: np.concatenate(parts) for name, parts in rows.items()}
-    return {name: float(right[own].mean()) for name, own in tested.items() if len(own)}
+def zero_shot_accuracy(fold: Fold, right: np.ndarray, use: str = "test") -> dict[str, float]:
+    """By domain, on the rows that the fold's adapter is scored on; right (N,) bool."""
+    rows = by_key((s.domain_name, getattr(s, use)) for s in (*fold.clients, *fold.unseen))
+    scored = {name: np.concatenate(parts) for name, parts in rows.items()}
+    return {name: float(right[own].mean()) for name, own in scored.items() if len(own)}
 
 
 def summarise(per_domain: dict[str, float], held_out: Sequence[str]) -> dict[str, float | None]:
@@ -142,6 +141,12 @@ def summarise(per_domain: dict[str, float], held_out: Sequence[str]) -> dict[str
 def mean(values: Sequence[float]) -> float | None:
     """The plain mean; None for no values."""
     return float(np.mean(values)) if len(values) else None
+
+
+def mean_of_all(values: Iterable[float | None]) -> float | None:
+    """The plain mean; None for no values, and where one of them is None."""
+    known = list(values)
+    return None if None in known else mean(known)  # type: ignore[arg-type]
 
 
 def rows_of(parts: Sequence[ClientSplit], use: str, device: torch.device) -> Tensor:

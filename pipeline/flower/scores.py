@@ -28,7 +28,7 @@ from pipeline.federation.state import State
 from pipeline.federation.training import Chosen, Progress, to_device
 from pipeline.flower.call import Federation, Heard
 from pipeline.runs.federate import ENCODED_BY
-from pipeline.runs.metrics import spread_or_none
+from pipeline.runs.metrics import spread
 from pipeline.runs.outcomes import solved
 
 Right = Mapping[str, Mapping[str, tuple[int, int]]]
@@ -194,5 +194,5 @@ def result(fed: Federation, reached: Reached, model: str | None, fold: Fold) -> 
 def _by_client(right: Right) -> dict[str, Any]:
     counts = {name: own["test"] for name, own in right.items() if own.get("test", (0, 0))[1]}
     accuracy = {name: float(r / n) for name, (r, n) in counts.items()}
-    figures = spread_or_none(list(accuracy.values()), [n for _, n in counts.values()])
+    figures = spread(list(accuracy.values()), [n for _, n in counts.values()])
     return {**figures, "accuracy": accuracy}

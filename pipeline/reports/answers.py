@@ -27,7 +27,7 @@ class AnswerFigures(NamedTuple):
     no_maps: str
     matrices: Sequence[Figure] = ()
     many: bool = False
-    mistakes: Sequence[tuple[str, list[tuple[str, str, Mistake]]]] = ()
+    mistakes: Sequence[tuple[str, list[Mistake]]] = ()
     maps: Sequence[tuple[str, list[Figure]]] = ()
     rest: str = ""
     classes: int = 0
@@ -40,23 +40,16 @@ def answer_figures(run: RunData, answers: Answers | str) -> AnswerFigures:
         why = answers if isinstance(answers, str) else "there are no test rows."
         return AnswerFigures(why, why)
     names, folds = answers.class_names, answers.folds
-    titles = [f"{run.folds[fold.fold].name} held out" for fold in folds]
+    titled = [(f"{run.folds[fold.fold].name} held out", fold) for fold in folds]
     many = len(names) > CLASSES
     on_text = run.settings.get("mode") == "FedAtTxt"
     return AnswerFigures(
         "",
         "this adapter acts on text features; image features stay as they are." if on_text else "",
-        [] if many else [_matrix(t, names, f) for t, f in zip(titles, folds, strict=True)],
+        [] if many else [_matrix(title, names, fold) for title, fold in titled],
         many,
-        [
-            (title, [(names[one.true], names[one.answered], one)
-                     for one in mistakes(fold.confusions, MISTAKES)])
-            for title, fold in zip(titles, folds, strict=True)
-        ],
-        [
-            (title, _maps(title, names, answers.domain_names, fold))
-            for title, fold in zip(titles, folds, strict=True)
-        ],
+        [(title, mistakes(fold.confusions, names, MISTAKES)) for title, fold in titled],
+        [(title, _maps(title, names, answers.domain_names, fold)) for title, fold in titled],
         _rest(run, answers),
         len(names),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from statistics import median
 
 from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.points import Dot, points_chart
-from pipeline.reports.charts.svg import percent, span, ticks
+from pipeline.reports.charts.svg import Scale, percent, span, ticks
 from pipeline.reports.data import FoldData, Result, Scores
 from pipeline.reports.render import Figure, Key, points
 
@@ -28,7 +28,8 @@ def client_bars(fold: FoldData, result: Result) -> Figure:
     note = ""
     if len(known) > CLIENTS:
         unseen = [one for one in known if one[0] in fold.held_out][:ENDS]
-        others = sorted((one for one in known if one[0] not in fold.held_out), key=_gain)
+        others = sorted((one for one in known if one[0] not in fold.held_out),
+                        key=lambda one: one[1] - (one[2] or 0.0))  # fmt: skip
         note = f"The {ENDS} smallest and {ENDS} largest gains of {len(others)} clients."
         known = [*unseen, *others[:ENDS], *others[-ENDS:]]
     bars = [
@@ -101,14 +102,13 @@ def _signed(gain: float) -> str:
 def _by_rows(fold: str, known: Sequence[Known], rows: dict[str, int]) -> Figure:
     sizes = [math.log(rows[name]) for name, _, _ in known]
     low, high = min(sizes), max(sizes)
-    step = -(-len(known) // DOTS)
+    step, x = -(-len(known) // DOTS), Scale(low, high, 0, 1)
     dots = [
-        Dot(f"{name}: {percent(value)} % of {rows[name]:,} rows", "c0",
-            (size - low) / (high - low) if high > low else 0.5, value)
+        Dot(f"{name}: {percent(value)} % of {rows[name]:,} rows", "c0", x(size), value)
         for (name, value, _), size in zip(known[::step], sizes[::step], strict=True)
-    ]  # fmt: skip
+    ]
     ends = sorted({round(math.exp(low)), round(math.exp((low + high) / 2)), round(math.exp(high))})
-    words = [((math.log(n) - low) / (high - low) if high > low else 0.5, f"{n:,}") for n in ends]
+    words = [(x(math.log(n)), f"{n:,}") for n in ends]
     title = f"{fold} held out: accuracy by a client's test rows"
     low_value, high_value = span([value for _, value, _ in known], least=0.02)
     picture = points_chart(
@@ -118,10 +118,6 @@ def _by_rows(fold: str, known: Sequence[Known], rows: dict[str, int]) -> Figure:
     )  # fmt: skip
     note = "A dot is a client; few rows make accuracies coarse. Hover over one to see it."
     return Figure(title, picture, note=note)
-
-
-def _gain(one: Known) -> float:
-    return one[1] - (one[2] or 0.0)
 
 
 def _known(fold: FoldData, result: Result) -> list[Known]:

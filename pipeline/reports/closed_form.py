@@ -1,9 +1,6 @@
 """What reports show of a closed-form head: maps of the grid it was taken from."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from pipeline.reports.charts.heat import heat_chart
+from pipeline.reports.charts.heat import Grid, extremes, heat_chart
 from pipeline.reports.charts.svg import percent
 from pipeline.reports.data import ClosedForm, RunData
 from pipeline.reports.render import Figure, Key
@@ -14,22 +11,6 @@ TUNED_ON = {
     "domain": "each domain's train rows, by the head of the other domains",
     "validation": "validation rows",
 }
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Accuracy over two settings; values[y][x], None where nothing is known.
-
-    marked  (y, x) of what was chosen
-    """
-
-    name: str
-    x_name: str
-    y_name: str
-    x: tuple[str, ...]
-    y: tuple[str, ...]
-    values: tuple[tuple[float | None, ...], ...]
-    marked: tuple[int, int] | None = None
 
 
 def maps_of(found: ClosedForm) -> list[Grid]:
@@ -48,12 +29,6 @@ def closed_form_figures(run: RunData) -> list[Figure]:
 def bytes_a_client(found: ClosedForm) -> tuple[float, float] | None:
     """Up and down; None where the number of clients is unknown."""
     return (found.up / found.clients, found.down / found.clients) if found.clients else None
-
-
-def extremes(values: Sequence[Sequence[float | None]]) -> tuple[float, float]:
-    """The least and the largest known value; 0 and 1 for none."""
-    known = [value for row in values for value in row if value is not None]
-    return (min(known), max(known)) if known else (0.0, 1.0)
 
 
 def _map(solver: str, found: ClosedForm) -> Grid:
@@ -79,8 +54,5 @@ def _card(name: str, grid: Grid) -> Figure:
     title = f"{name} held out: {grid.name}"
     note = f"From {percent(low)} % (lightest) to {percent(high)} % (darkest)."
     text = f"accuracy over {len(grid.y)} shapes and {len(grid.x)} strengths. {note}"
-    picture = heat_chart(
-        title, text, grid.x, grid.y, grid.values, grid.marked, (grid.x_name, grid.y_name)
-    )
     keys = [Key("chosen", "picked", "bar")] if grid.marked else []
-    return Figure(title, picture, keys, note)
+    return Figure(title, heat_chart(title, text, grid), keys, note)

@@ -8,8 +8,9 @@ from os import PathLike
 from pathlib import Path
 
 from pipeline.json_files import replace_file, word
+from pipeline.reports.bench import BenchData, Case
 from pipeline.reports.data import ACCURACIES, RunData, Scores, mean_of
-from pipeline.reports.trials import BenchData, Case, SweepData
+from pipeline.reports.trials import SweepData
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet would run: a name of a class or domain may be one."""
@@ -65,8 +66,8 @@ def _result_rows(run: RunData) -> Iterable[Sequence[object]]:
 
 
 def _named(scores: Scores) -> dict[str, float | None]:
-    means = {f"({name})": getattr(scores, name) for name in (*ACCURACIES, "val_accuracy")}
-    return {**scores.per_domain, **means}
+    means = {**scores.means, "val_accuracy": scores.val_accuracy}
+    return {**scores.per_domain, **{f"({name})": value for name, value in means.items()}}
 
 
 def _trials(sweep: SweepData) -> tuple[list[str], Iterable[Sequence[object]]]:
@@ -90,14 +91,16 @@ def plain(value: object) -> object:
 
 
 def _write(file: Path, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    cells = ([safe_cell(cell) for cell in row] for row in rows)
-    return replace_file(file, table_bytes([safe_cell(head) for head in heads], cells))
+    return replace_file(file, csv_bytes(map(safe_cell, row) for row in (heads, *rows)))
 
 
-def table_bytes(heads: Sequence[object], rows: Iterable[Sequence[object]]) -> bytes:
-    """The CSV file (RFC 4180) as UTF-8, without a byte-order mark, which scripts trip over."""
+def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
+    """The CSV file as UTF-8, without a byte-order mark, which scripts trip over."""
+    return csv_text(rows).encode("utf-8", "replace")
+
+
+def csv_text(rows: Iterable[Iterable[object]], line_end: str = "\r\n") -> str:
+    """Rows as CSV (RFC 4180)."""
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(heads)
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "replace")
+    csv.writer(text, lineterminator=line_end).writerows(rows)
+    return text.getvalue()

@@ -1,19 +1,20 @@
 """A run folder -> frozen data for its report; nothing is recomputed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from pipeline.digests import check_done
 from pipeline.errors import ConfigError
-from pipeline.federation.evaluate import mean, summarise
+from pipeline.federation.evaluate import mean, mean_of_all, summarise
 from pipeline.json_files import content_of, fraction, read_lines, read_object, whole
 from pipeline.runs.folder import checkpoint_doubts
 from pipeline.runs.labels import Label, read_label
 
 ADAPTERS = "adapter.safetensors"
 ACCURACIES = ("unseen", "participants", "overall")
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Scores:
     macro_f1: float | None = None
     calibration_error: float | None = None
     worst: float | None = None  # client
+
+    @property
+    def means(self) -> dict[str, float | None]:
+        """By ACCURACIES."""
+        return {name: getattr(self, name) for name in ACCURACIES}
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,22 @@ class RunData:
     privacy: tuple[float, float] | None = None  # central DP: epsilon, and the delta it is at
     first_adapter: bool = False  # started from an adapter that was named
     label: Label = Label()
+    kind: ClassVar[str] = "Run"
+
+    @property
+    def title(self) -> str:
+        """FedCLIP on demo, 4 held-out domains; with its name in front."""
+        held_out = list(dict.fromkeys(name for fold in self.folds for name in fold.held_out))
+        which = f"{len(held_out) or 'no'} held-out domains"
+        if len(held_out) == 1:
+            which = f"{held_out[0]} held out"
+        name = f"{self.label.name}: " if self.label.name else ""
+        return f"{name}FedCLIP on {data_name(self.cache)}, {which}"
+
+
+def data_name(cache: Mapping[str, Any]) -> str:
+    """What a cache's data set is called; older versions imported features without a name."""
+    return cache.get("dataset") or "imported features"
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -148,7 +170,8 @@ def read_run(folder: Path, *, adapters: bool = True) -> RunData:
         check_done(folder, () if adapters else (ADAPTERS,))
     described = read_object(folder / "config.json")
     with content_of(folder / "config.json"):
-        settings = {**described["settings"], **_where(described)}
+        where = {name: described[name] for name in ("backend", "device") if name in described}
+        settings = {**described["settings"], **where}
         held_out = [tuple(str(name) for name in names) for names in settings["held_out"]]
         cache = {**described["cache"], "rows": whole(described["cache"]["rows"])}
         cache["domains"] = [str(name) for name in cache["domains"]]
@@ -190,27 +213,28 @@ def read_run(folder: Path, *, adapters: bool = True) -> RunData:
 
 def read_result(found: dict[str, Any]) -> Result:
     """One entry of `results` as federate --json prints them."""
-    best, gate, zero_shot = found["best_round"], found.get("gate"), found.get("zero_shot")
-    sent, changed = found.get("bytes_a_round"), found.get("val_changed")
+
+    def part(name: str, read: Callable[[dict[str, Any]], Part]) -> Part | None:
+        return read(found[name]) if found.get(name) else None
+
+    best = found["best_round"]
     return Result(
         None if best is None else whole(best),
         _scores(found),
-        _scores(zero_shot) if zero_shot else None,
-        Gate(fraction(gate["distance"]), whole(gate["changed"]), whole(gate["tested"]))
-        if gate
-        else None,
-        Traffic(whole(sent["up"]), whole(sent["down"]), sent["clip"] and whole(sent["clip"]))
-        if sent
-        else None,
-        {
-            **{name: whole(changed[name]) for name in ("lost", "won")},
-            "start": fraction(changed.get("start")),
-        }
-        if changed
-        else None,
-        _closed_form(found["closed_form"]) if found.get("closed_form") else None,
+        part("zero_shot", _scores),
+        part("gate", lambda gate: Gate(
+            fraction(gate["distance"]), whole(gate["changed"]), whole(gate["tested"])
+        )),
+        part("bytes_a_round", lambda sent: Traffic(
+            whole(sent["up"]), whole(sent["down"]), sent["clip"] and whole(sent["clip"])
+        )),
+        part("val_changed", lambda rows: {
+            **{name: whole(rows[name]) for name in ("lost", "won")},
+            "start": fraction(rows.get("start")),
+        }),
+        part("closed_form", _closed_form),
         {str(name): whole(count) for name, count in (found.get("client_rows") or {}).items()},
-    )
+    )  # fmt: skip
 
 
 def label_or_note(folder: Path, notes: list[str]) -> Label:
@@ -245,10 +269,6 @@ def mean_of(results: Sequence[Result], which: str, start: bool = False) -> float
     return mean([value for value in found if value is not None])
 
 
-def _where(described: dict[str, Any]) -> dict[str, Any]:
-    return {name: described[name] for name in ("backend", "device") if name in described}
-
-
 def _fold(rounds: Sequence[dict], at: int, held_out: tuple[str, ...]) -> FoldData:
     numbers = [whole(line["round"]) for line in rounds]
     found = [line["folds"][at] for line in rounds]
@@ -278,10 +298,9 @@ def _curves(rounds: Sequence[int], values: Sequence[dict]) -> dict[str, Curve]:
 
 def _so_far(round: int, found: dict[str, Any], held_out: tuple[str, ...]) -> Result:
     tested = {name: fraction(v) for name, v in (found["test_accuracy"] or {}).items()}
-    val = [fraction(value) for value in found["val_accuracy"].values()]
+    val_accuracy = mean_of_all(fraction(value) for value in found["val_accuracy"].values())
     known = {name: value for name, value in tested.items() if value is not None}
     means = summarise(known, held_out) if len(known) == len(tested) else dict.fromkeys(ACCURACIES)
-    val_accuracy = None if None in val else mean([value for value in val if value is not None])
     scores = Scores(**means, val_accuracy=val_accuracy, per_domain=tested, per_client={})
     return Result(round, scores, None, None)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import ConfigError
 from pipeline.json_files import replace_file
+from pipeline.reports.charts.heat import Grid, extremes
 from pipeline.reports.charts.svg import short
-from pipeline.reports.closed_form import Grid, extremes
 from pipeline.terminal import printable
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ LETTERS = 22  # of a name
 NUMBERED = 6  # columns of a map whose cells have room for their values
 
 
+Picture = Callable[[float], "Figure"]
+"""One of the functions below that lacks its width only, in inches."""
+
+
 class Band(NamedTuple):
     """A line by round: mean and standard deviation (None for one seed) over seeds, fractions."""
 
@@ -57,29 +61,6 @@ class Bar(NamedTuple):
     name: str
     mean: float
     std: float | None
-
-
-class Group(NamedTuple):
-    """Accuracies of the clients of one configuration, fractions."""
-
-    name: str
-    values: tuple[float, ...]
-
-
-class Point(NamedTuple):
-    """Bytes sent and what was reached with them."""
-
-    name: str
-    bytes: float
-    mean: float
-    std: float | None
-
-
-class Picture(NamedTuple):
-    """What is drawn, and the arguments of it after the width."""
-
-    draw: Callable[..., "Figure"]
-    records: tuple[Any, ...]
 
 
 def write_figures(pictures: Mapping[str, Picture], folder: str | PathLike[str]) -> list[Path]:
@@ -102,9 +83,9 @@ def write_figures(pictures: Mapping[str, Picture], folder: str | PathLike[str]) 
     with rc_context(), warnings.catch_warnings(record=True) as said:
         _use_style()
         warnings.simplefilter("always")
-        for name, picture in pictures.items():
+        for name, draw in pictures.items():
             for width, inches in WIDTHS.items():
-                figure = picture.draw(inches, *picture.records)
+                figure = draw(inches)
                 for kind, metadata in FORMATS.items():
                     content = io.BytesIO()
                     figure.savefig(content, format=kind, metadata=metadata)
@@ -162,11 +143,14 @@ def bars(width: float, rows: Sequence[Bar], zero_shot: float | None, what: str) 
     return figure
 
 
-def clients(width: float, groups: Sequence[Group]) -> "Figure":
-    """Every client as a dot over a box of the quartiles; whiskers to the extremes."""
+def clients(width: float, groups: Mapping[str, Sequence[float]]) -> "Figure":
+    """Every client as a dot over a box of the quartiles; whiskers to the extremes.
+
+    groups  accuracies of the clients of each configuration, fractions
+    """
     figure, axes = _axes(width, 0.75 + 0.26 * len(groups))
     places = list(range(len(groups)))
-    percents = [[100 * value for value in group.values] for group in groups]
+    percents = [[100 * value for value in values] for values in groups.values()]
     axes.boxplot(percents, positions=places, orientation="horizontal", widths=0.55, whis=(0, 100),
                  showfliers=False, medianprops={"color": "black", "linewidth": 1.4},
                  boxprops={"linewidth": 0.7}, whiskerprops={"linewidth": 0.7},
@@ -174,25 +158,27 @@ def clients(width: float, groups: Sequence[Group]) -> "Figure":
     for at, values in zip(places, percents, strict=True):
         shift = [at + 0.16 * ((7 * k) % 5 - 2) / 2 for k in range(len(values))]
         axes.plot(values, shift, "o", color=COLOURS[0], markersize=2.6, alpha=0.55, linewidth=0)
-    axes.set_yticks(places, [_name(group.name) for group in groups])
+    axes.set_yticks(places, [_name(name) for name in groups])
     axes.invert_yaxis()
     axes.set_xlabel("Test accuracy of a client (%)")
     return figure
 
 
-def sent(width: float, points: Sequence[Point], zero_shot: float | None, what: str) -> "Figure":
+def sent(
+    width: float, points: Sequence[tuple[float, Bar]], zero_shot: float | None, what: str
+) -> "Figure":
     """Accuracy against the bytes of a whole training, with one standard deviation over seeds."""
     figure, axes = _axes(width, 0.68 * min(width, 4.6))
-    for at, point in enumerate(points):
+    for at, (bytes, point) in enumerate(points):
         colour, _, marker = LOOKS[at % len(LOOKS)]
         hollow = "white" if (at // len(LOOKS)) % 2 else colour
-        axes.errorbar(point.bytes / 1e6, 100 * point.mean, yerr=100 * (point.std or 0.0),
+        axes.errorbar(bytes / 1e6, 100 * point.mean, yerr=100 * (point.std or 0.0),
                       color=colour, marker=marker, markersize=5, markerfacecolor=hollow,
                       linewidth=0, elinewidth=0.9, label=_name(point.name))  # fmt: skip
     if zero_shot is not None:
         axes.axhline(100 * zero_shot, color="black", linestyle="--", linewidth=0.9,
                      label="zero-shot CLIP")  # fmt: skip
-    sizes = [point.bytes for point in points]
+    sizes = [bytes for bytes, _ in points]
     if max(sizes) > 5 * min(sizes):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")

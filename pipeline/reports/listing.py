@@ -11,18 +11,19 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
-from pipeline.json_files import word
+from pipeline.json_files import is_number, word
 from pipeline.reports.data import (
     ACCURACIES,
     Curve,
     FoldData,
+    Result,
     RunData,
     mean_curve,
     mean_of,
     read_run,
 )
 from pipeline.reports.trials import SweepData, curve_of, ranking, read_sweep
-from pipeline.runs.results import aligned, percent
+from pipeline.runs.results import aligned, arrow
 from pipeline.sweeps.trials import TRIALS, trial_files
 
 FIGURES = ("val_accuracy", *ACCURACIES)
@@ -108,28 +109,20 @@ def read_listed(folder: Path) -> Listed:
 def listed_run(run: RunData) -> Listed:
     """The line of a run."""
     results = [fold.result for fold in run.folds if fold.result]
-    pairs = {n: (mean_of(results, n, start=True), mean_of(results, n)) for n in ACCURACIES}
-    vals = [(r.zero_shot and r.zero_shot.val_accuracy, r.scores.val_accuracy) for r in results]
+    figures = _figures(results)
     method = METHODS.get(str(run.settings.get("method")))
-    side = 0 if method is not None and not method.learns else 1
-    start, reached = ([pair[at] for pair in vals] for at in (0, side))
-    return Listed(
-        run.folder,
-        "run",
-        FINISHED if run.finished else UNFINISHED,
-        "" if run.finished else f"{run.rounds_done} of {word(run.settings.get('rounds'))} rounds",
-        _when(run.folder),
-        run.label.name or run.name,
-        run.label.tags,
-        str(run.cache["dataset"] or ""),
-        str(run.cache.get("model") or ""),
-        tuple(fold.name for fold in run.folds),
-        {n: v for n, v in run.settings.items() if n != "held_out"},
-        str(run.rounds_done),
-        run.seconds.get("train"),
-        {"val_accuracy": (_mean(start), _mean(reached)), **pairs},
-        {name: curve for name, curve in _curves(run).items() if curve.rounds},
-    )
+    if method is not None and not method.learns:
+        figures["val_accuracy"] = (figures["val_accuracy"][0],) * 2
+    left = f"{run.rounds_done} of {word(run.settings.get('rounds'))} rounds"
+    return _line(
+        run, "" if run.finished else left,
+        held_out=tuple(fold.name for fold in run.folds),
+        settings={n: v for n, v in run.settings.items() if n != "held_out"},
+        rounds=str(run.rounds_done),
+        seconds=run.seconds.get("train"),
+        figures=figures,
+        curves={name: curve for name, curve in _curves(run).items() if curve.rounds},
+    )  # fmt: skip
 
 
 def listed_sweep(sweep: SweepData) -> Listed:
@@ -137,34 +130,21 @@ def listed_sweep(sweep: SweepData) -> Listed:
     ranked = ranking(sweep)
     best = ranked[0].records if ranked else ()
     results = [result for trial in best for result in trial.results]
-    vals = [r.zero_shot and r.zero_shot.val_accuracy for r in results]
-    figures = {n: (mean_of(results, n, start=True), mean_of(results, n)) for n in ACCURACIES}
-    base = sweep.spec.get("base")
-    base = base if isinstance(base, dict) else {}
-    done = sum(trial.status == "done" for trial in sweep.trials)
-    folds = base.get("held_out") or []
+    figures = _figures(results)
+    reached = mean([t.val_accuracy for t in best if t.val_accuracy is not None])
+    figures["val_accuracy"] = (figures["val_accuracy"][0], reached)
+    folds = sweep.base.get("held_out") or []
     held_out = tuple(", ".join(map(str, each)) or "none" for each in folds)
-    return Listed(
-        sweep.folder,
-        "sweep",
-        FINISHED if sweep.trials else UNFINISHED,
-        "" if sweep.trials else "no trial has ended",
-        _when(sweep.folder),
-        sweep.label.name or sweep.name,
-        sweep.label.tags,
-        str(sweep.cache.get("dataset") or ""),
-        str(sweep.cache.get("model") or ""),
-        held_out or (best[0].held_out if best else ()),
-        {n: v for n, v in base.items() if n not in ("held_out", "seed")}
+    return _line(
+        sweep, "" if sweep.trials else "no trial has ended",
+        held_out=held_out or (best[0].held_out if best else ()),
+        settings={n: v for n, v in sweep.base.items() if n not in ("held_out", "seed")}
         | (best[0].settings if best else {}),
-        f"{done} trials",
-        sum(trial.seconds or 0.0 for trial in sweep.trials),
-        {
-            "val_accuracy": (_mean(vals), _mean([trial.val_accuracy for trial in best])),
-            **figures,
-        },
-        {"validation": curve} if (curve := curve_of(best, "val_accuracy")) else {},
-    )
+        rounds=f"{sum(trial.status == 'done' for trial in sweep.trials)} trials",
+        seconds=sum(trial.seconds or 0.0 for trial in sweep.trials),
+        figures=figures,
+        curves={"validation": curve} if (curve := curve_of(best, "val_accuracy")) else {},
+    )  # fmt: skip
 
 
 def ordered(rows: Iterable[Listed], by: str = "newest") -> list[Listed]:
@@ -214,7 +194,7 @@ def list_text(rows: Sequence[Listed]) -> str:
         [row.name, row.date, row.dataset or "-", row.model or "-",
          word(row.settings.get("method", "-")), _few(row.held_out),
          word(row.settings.get("seed", "-")), row.rounds or "-",
-         _both(row.figures.get("val_accuracy", (None, None))), _both(row.tested), row.status,
+         arrow(*row.figures.get("val_accuracy", (None, None))), arrow(*row.tested), row.status,
          ", ".join(row.tags) or "-"]
         for row in rows
     ]  # fmt: skip
@@ -241,6 +221,19 @@ def list_records(rows: Iterable[Listed]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]  # fmt: skip
+
+
+def _line(one: RunData | SweepData, left: str, **reached: Any) -> Listed:
+    """left: why it is not finished; "" if it is."""
+    return Listed(
+        one.folder, one.kind.lower(), UNFINISHED if left else FINISHED, left, _when(one.folder),
+        one.label.name or one.name, one.label.tags,
+        *(str(one.cache.get(name) or "") for name in ("dataset", "model")), **reached,
+    )  # fmt: skip
+
+
+def _figures(results: Sequence[Result]) -> dict[str, tuple[float | None, float | None]]:
+    return {n: (mean_of(results, n, start=True), mean_of(results, n)) for n in FIGURES}
 
 
 def _curves(run: RunData) -> dict[str, Curve]:
@@ -283,10 +276,6 @@ def _when(folder: Path) -> float:
     return max(times)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    return mean([value for value in values if value is not None])
-
-
 def _number(row: Listed, by: str) -> float | None:
     if by == "newest":
         return row.when
@@ -301,7 +290,7 @@ def _number(row: Listed, by: str) -> float | None:
 
 
 def _same(found: object, wanted: str) -> bool:
-    if isinstance(found, int | float) and not isinstance(found, bool):
+    if is_number(found):
         try:
             return float(found) == float(wanted)
         except ValueError:
@@ -311,10 +300,3 @@ def _same(found: object, wanted: str) -> bool:
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) < 3 else f"{names[0]}, {names[1]}, ... ({len(names)})"
-
-
-def _both(pair: tuple[float | None, float | None]) -> str:
-    start, reached = pair
-    if start is None and reached is None:
-        return "-"
-    return f"{percent(start)} -> {percent(reached)}"

@@ -1,6 +1,6 @@
 """What the answers of a run look like: a confusion matrix, and features before and after."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -46,8 +46,8 @@ class FeatureMap(NamedTuple):
 class Mistake(NamedTuple):
     """A true class and a wrong answer to it."""
 
-    true: int
-    answered: int
+    true: str
+    answered: str
     count: int
     of: int  # test rows of the true class
     zero_shot: int  # how often zero-shot makes it
@@ -63,14 +63,14 @@ def confusions(found: Predictions, classes: int) -> Confusions:
     )
 
 
-def mistakes(of: Confusions, most: int) -> list[Mistake]:
+def mistakes(of: Confusions, names: Sequence[str], most: int) -> list[Mistake]:
     """The `most` frequent wrong answers, most frequent first."""
     wrong = of.counts - np.diag(np.diag(of.counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = (divmod(int(at), len(wrong)) for at in order)
     totals = of.counts.sum(axis=1)
     return [
-        Mistake(a, b, int(wrong[a, b]), int(totals[a]), int(of.zero_shot[a, b]))
+        Mistake(names[a], names[b], int(wrong[a, b]), int(totals[a]), int(of.zero_shot[a, b]))
         for a, b in pairs
         if wrong[a, b]
     ]

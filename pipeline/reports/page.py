@@ -1,7 +1,6 @@
 """report.html: results of runs, sweeps and benchmarks, in one self-contained file."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,8 +9,7 @@ from urllib.parse import quote
 from pipeline.errors import ConfigError
 from pipeline.extraction.rate import Rate, read_rate
 from pipeline.json_files import replace_file
-from pipeline.reports.bench import bench_part
-from pipeline.reports.charts.svg import Markup
+from pipeline.reports.bench import BenchData, bench_part, read_bench
 from pipeline.reports.data import RunData, read_run
 from pipeline.reports.listing import Listed, listed_run, listed_sweep
 from pipeline.reports.maps import answers_of
@@ -19,8 +17,7 @@ from pipeline.reports.render import page, render
 from pipeline.reports.run import run_part
 from pipeline.reports.runs import SCRIPT, runs_part
 from pipeline.reports.sweep import sweep_part
-from pipeline.reports.titles import title_of
-from pipeline.reports.trials import BenchData, SweepData, read_bench, read_sweep
+from pipeline.reports.trials import SweepData, read_sweep
 from pipeline.runs.outcomes import Tested
 
 NAME, INDEX = "report.html", "index.html"
@@ -60,7 +57,7 @@ def index_html(rows: Sequence[Listed], where: Path, title: str) -> bytes:
         for row in rows
         if (row.folder / NAME).is_file()
     }
-    return written(title, [], [runs_part(rows, links)], ("page.js", SCRIPT))
+    return page(title, [], [runs_part(rows, links)], ("page.js", SCRIPT))
 
 
 def read(path: str | PathLike[str]) -> Data:
@@ -106,7 +103,8 @@ def report_html(
     reload  seconds after which a browser loads the page again
     """
     cache = None if cache is None else Path(cache)
-    links = [(f"part-{at}", f"{_kind(one)} {_called(one)}") for at, one in enumerate(data)]
+    links = [(f"part-{at}", f"{one.kind} {one.label.name or one.name}")
+             for at, one in enumerate(data)]  # fmt: skip
     listed = {one.folder: listed_run(one) if isinstance(one, RunData) else listed_sweep(one)
               for one in data if not isinstance(one, BenchData)}  # fmt: skip
     parts = []
@@ -122,45 +120,16 @@ def report_html(
             part = sweep_part(one, anchor)
         else:
             part = bench_part(one, anchor)
-        folded = len(data) > FOLDED
-        title = _folded_title(one, name)
-        parts.append(render("folded.html", title=title, part=part) if folded else part)
-    title = f"{len(data)} results side by side"
-    if len(data) == 1:
-        title = links[0][1] if isinstance(data[0], BenchData) else title_of(data[0])
+        if len(data) > FOLDED:
+            says_which = one.label.name or isinstance(one, BenchData)
+            title = one.title if says_which else f"{name}: {one.title}"
+            part = render("folded.html", title=title, part=part)
+        parts.append(part)
+    title = data[0].title if len(data) == 1 else f"{len(data)} results side by side"
     scripts = ("page.js", SCRIPT) if len(listed) + len(lost) > 1 else ("page.js",)
-    return written(title, links, parts, scripts, reload)
-
-
-def written(
-    title: str,
-    links: Sequence[tuple[str, str]],
-    parts: Sequence[Markup],
-    scripts: Sequence[str],
-    reload: int | None = None,
-) -> bytes:
-    """A page with the time at its foot, as UTF-8; see render.page."""
-    now = time.strftime("%Y-%m-%d %H:%M:%S" if reload else "%Y-%m-%d %H:%M", time.localtime())
-    foot = f"Written {now} by ./run.sh, from the files of the results above alone."
-    if reload:
-        foot += f" It is written again, and loaded again every {reload} s."
-    return page(title, links, parts, foot, scripts, reload).encode("utf-8")
+    return page(title, links, parts, scripts, reload)
 
 
 def _measured(run: RunData, cache: Path | None) -> Rate | None:
     file = cache or run.cache_file
     return read_rate(file, str(run.cache.get("content_sha256"))) if file else None
-
-
-def _called(one: Data) -> str:
-    return (None if isinstance(one, BenchData) else one.label.name) or one.name
-
-
-def _folded_title(one: Data, called: str) -> str:
-    if isinstance(one, BenchData):
-        return called
-    return title_of(one) if one.label.name else f"{called}: {title_of(one)}"
-
-
-def _kind(one: Data) -> str:
-    return {RunData: "Run", SweepData: "Sweep", BenchData: "Benchmark"}[type(one)]

@@ -4,9 +4,9 @@ import numpy as np
 
 from pipeline.reports.charts.counts import NARROW, count_chart
 from pipeline.reports.charts.svg import Markup
-from pipeline.reports.page import written
-from pipeline.reports.render import Figure, Tile, render
+from pipeline.reports.render import Figure, Tile, page, render, sentence
 from pipeline.runs.partition import USES, Partition, costs_of, duration, size
+from pipeline.terminal import counted
 
 NAME = "partition.html"
 DRAWN = 300  # clients in the picture and the table
@@ -18,28 +18,19 @@ def partition_html(found: Partition, command: str = "") -> bytes:
     command  that trains it; "" for none
     """
     title = f"Partition of {found.dataset}: {len(found.clients):,} clients"
-    return written(title, [], [partition_part(found, title, command)], ("page.js",))
+    return page(title, [], [partition_part(found, title, command)])
 
 
 def partition_part(found: Partition, title: str, command: str = "") -> Markup:
     """The article: what it costs, clients x classes as a picture, and a row a client."""
     clients = found.clients[:DRAWN]
     rows = [sum(client.rows.values()) for client in found.clients]
-    each = Tile(
-        "Rows of a client",
-        f"{int(np.median(rows)):,}" if rows else "0",
-        f"median; {min(rows, default=0):,} to {max(rows, default=0):,}",
-    )
-    many = len(found.folds)
     tiles = [
-        Tile("Clients", f"{len(found.clients):,}", f"{many} training{'s' * (many != 1)}"),
-        each,
-        Tile(
-            "Steps a round",
-            f"{found.steps:,}",
-            f"{found.rounds:,} round{'s' * (found.rounds != 1)}",
-        ),
-    ]
+        Tile("Clients", f"{len(found.clients):,}", counted(len(found.folds), "training")),
+        Tile("Rows of a client", f"{int(np.median(rows)) if rows else 0:,}",
+             f"median; {min(rows, default=0):,} to {max(rows, default=0):,}"),
+        Tile("Steps a round", f"{found.steps:,}", counted(found.rounds, "round")),
+    ]  # fmt: skip
     if found.up or found.down:
         tiles.append(Tile("Sent in all", size(found.up + found.down), "up and down"))
     if found.seconds is not None:
@@ -57,24 +48,13 @@ def partition_part(found: Partition, title: str, command: str = "") -> Markup:
         title=title,
         found=found,
         tiles=tiles,
-        notes=[_sentence(note) for note in found.notes],
-        costs=[_sentence(each) for each in costs_of(found)],
+        notes=[sentence(note) for note in found.notes],
+        costs=[sentence(each) for each in costs_of(found)],
         command=command,
-        figures=[
-            Figure(
-                name,
-                picture,
-                (),
-                "Train, validation and test rows together.",
-                full=len(found.class_names) > NARROW,
-            )
-        ],
+        figures=[Figure(name, picture, note="Train, validation and test rows together.",
+                        full=len(found.class_names) > NARROW)],
         uses=USES,
         clients=clients,
         held=[int(np.count_nonzero(client.classes)) for client in clients],
         left=len(found.clients) - len(clients),
-    )
-
-
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
+    )  # fmt: skip

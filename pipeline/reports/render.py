@@ -2,12 +2,13 @@
 
 import base64
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.json_files import word
+from pipeline.json_files import is_number, word
 from pipeline.reports.charts.svg import Markup, number, percent, printable
 from pipeline.reports.data import ACCURACIES
 
@@ -56,11 +57,12 @@ def page(
     title: str,
     links: Sequence[tuple[str, str]],
     parts: Sequence[Markup],
-    foot: str,
     scripts: Sequence[str] = ("page.js",),
     reload: int | None = None,
-) -> str:
-    """The whole HTML file: style and script are inside, and its policy allows nothing else.
+) -> bytes:
+    """The whole HTML file, as UTF-8, with the time at its foot.
+
+    Style and script are inside, and its policy allows nothing else.
 
     links    (anchor, name) of the parts; shown when there are several
     scripts  files of templates/
@@ -72,10 +74,14 @@ def page(
         f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    return str(
-        render("page.html", title=title, links=links, parts=parts, foot=foot, csp=Markup(csp),
-               css=Markup(css), script=Markup(script), reload=reload)
-    )  # fmt: skip
+    now = time.strftime("%Y-%m-%d %H:%M:%S" if reload else "%Y-%m-%d %H:%M", time.localtime())
+    foot = f"Written {now} by ./run.sh, from the files of the results above alone."
+    if reload:
+        foot += f" It is written again, and loaded again every {reload} s."
+    return render(
+        "page.html", title=title, links=links, parts=parts, foot=foot, csp=Markup(csp),
+        css=Markup(css), script=Markup(script), reload=reload,
+    ).encode("utf-8")  # fmt: skip
 
 
 def duration(seconds: float) -> str:
@@ -100,6 +106,12 @@ def lines(pairs: Iterable[tuple[str, object]], depth: int = 0) -> Iterator[tuple
             yield name, str(value) if isinstance(value, Path) else word(value), depth
 
 
+def sentence(words: str) -> str:
+    """The words with a capital and a full stop."""
+    words = words.strip()
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def points(value: float, start: float) -> float:
     """value - start in percentage points, two decimals."""
     return round(100 * (value - start), 2) + 0.0  # -0.0 has a sign
@@ -116,8 +128,7 @@ def _environment() -> "Environment":
     made.globals |= {"ACCURACIES": ACCURACIES}
     made.filters |= {
         "comma": lambda count: f"{count:,}", "duration": duration, "lines": lines,
-        "percent": percent, "points": points, "word": word,
-        "numeric": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+        "percent": percent, "points": points, "word": word, "numeric": is_number,
     }  # fmt: skip
     return made
 

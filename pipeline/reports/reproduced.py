@@ -8,23 +8,16 @@ from pipeline.json_files import content_of, fraction, read_object, whole
 from pipeline.reports.charts.bars import Bar, bar_chart
 from pipeline.reports.charts.svg import percent
 from pipeline.reports.render import Figure, Key, Tile
+from pipeline.reports.spread import Spread
 from pipeline.sweeps.reproduced import FIGURES, NAME, doubts
 from pipeline.terminal import counted
 
 
-class Reached(NamedTuple):
-    """One accuracy: the mean over seeds, its std, and zero-shot's."""
-
-    mean: float | None
-    std: float | None
-    zero_shot: float | None
-
-
 class Line(NamedTuple):
-    """What is held out, what is reached by figure, and the released overall accuracy."""
+    """What is held out, what is reached and zero-shot's by figure, the released overall figure."""
 
     held_out: str
-    figures: tuple[Reached, ...]
+    figures: tuple[tuple[Spread, float | None], ...]
     released: float | None
 
 
@@ -61,13 +54,11 @@ def read_reproduced(folder: Path) -> Reproduced | None:
 def reproduced_tiles(found: Reproduced) -> list[Tile]:
     """Overall accuracy beside zero-shot's and the released one, and over how many seeds."""
     mean = found.lines[-1]
-    overall = mean.figures[-1]
+    overall, zero_shot = mean.figures[-1]
     std = "" if overall.std is None else f", std {percent(overall.std)}"
     tiles = [
-        Tile(
-            "Overall accuracy", f"{percent(overall.mean)} %", f"{counted(found.seeds, 'seed')}{std}"
-        ),
-        Tile("Zero-shot CLIP", f"{percent(overall.zero_shot)} %", "the same test rows"),
+        Tile("Overall accuracy", f"{percent(overall.mean)} %", counted(found.seeds, "seed") + std),
+        Tile("Zero-shot CLIP", f"{percent(zero_shot)} %", "the same test rows"),
     ]
     if mean.released is not None and overall.mean is not None:
         by = 100 * (overall.mean - mean.released)
@@ -81,7 +72,7 @@ def reproduced_figures(found: Reproduced) -> list[Figure]:
     """Bars of overall accuracy by what is held out, beside zero-shot's; released ones as bars."""
     bars = []
     for line in found.lines:
-        overall = line.figures[-1]
+        overall, zero_shot = line.figures[-1]
         if overall.mean is None:
             continue
         std = "" if overall.std is None else f" ± {percent(overall.std)}"
@@ -89,7 +80,7 @@ def reproduced_figures(found: Reproduced) -> list[Figure]:
             max(overall.mean - overall.std, 0.0), min(overall.mean + overall.std, 1.0)
         )  # fmt: skip
         words = f"{percent(overall.mean)}{std}"
-        bars.append(Bar(line.held_out, "c0", overall.mean, words, overall.zero_shot, ends))
+        bars.append(Bar(line.held_out, "c0", overall.mean, words, zero_shot, ends))
         if line.released is not None:
             name = f"{line.held_out}, released"
             bars.append(Bar(name, "rest", line.released, percent(line.released)))
@@ -104,7 +95,7 @@ def reproduced_figures(found: Reproduced) -> list[Figure]:
 
 def _line(row: dict[str, Any]) -> Line:
     figures = tuple(
-        Reached(fraction(row[n]["mean"]), fraction(row[n]["std"]), fraction(row["zero_shot"][n]))
+        (Spread(*(fraction(row[n][of]) for of in Spread._fields)), fraction(row["zero_shot"][n]))
         for n in FIGURES
     )
     return Line(str(row["held_out"]), figures, fraction(row["released"]))

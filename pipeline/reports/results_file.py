@@ -12,7 +12,7 @@ from cache.container.locks import let_go, take
 from pipeline.errors import ConfigError
 from pipeline.files import LOG, read_plain
 from pipeline.json_files import content_of, replace_file
-from pipeline.reports.csv_tables import plain, safe_cell, table_bytes
+from pipeline.reports.csv_tables import csv_bytes, plain, safe_cell
 from pipeline.reports.data import ACCURACIES, Result, RunData
 from pipeline.reports.listing import FINISHED, UNFINISHED
 from pipeline.reports.trials import SweepData
@@ -58,18 +58,14 @@ def grow(file: Path, data: Sequence[RunData | SweepData]) -> Path:
         heads, there = _read(file) if file.exists() else ((), [])
         rows = {tuple(str(row.get(name) or "") for name in KEY): row for row in there}
         for row in fresh:
-            written = {name: _cell(row.get(name)) for name in HEADS}
+            # As the file has it: what is read back and written again stays the same.
+            written = {n: "" if row.get(n) is None else safe_cell(row[n]) for n in HEADS}
             rows[tuple(str(written[name]) for name in KEY)] = written
         columns = [*HEADS, *(name for name in heads if name not in HEADS)]
         lines = ([row.get(name, "") for name in columns] for row in rows.values())
-        return replace_file(file, table_bytes(columns, lines))
+        return replace_file(file, csv_bytes([columns, *lines]))
     finally:
         let_go(lock)
-
-
-def _cell(value: object) -> object:
-    """As the file has it: what is read back and written again stays the same."""
-    return "" if value is None else safe_cell(value)
 
 
 def _read(file: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
@@ -89,47 +85,37 @@ def _read(file: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
 
 
 def _of_run(run: RunData) -> Iterable[dict[str, Any]]:
+    status = FINISHED if run.finished else UNFINISHED
     for fold in run.folds:
-        yield {
-            **_facts(run, run.settings), "status": FINISHED if run.finished else UNFINISHED,
-            "held_out": fold.name, "seconds": run.seconds.get("train"),
-            **(_figures(fold.result) if fold.result else {}),
-        }  # fmt: skip
+        yield _row(run, run.settings, fold.name, fold.result,
+                   status=status, seconds=run.seconds.get("train"))  # fmt: skip
 
 
 def _of_sweep(sweep: SweepData) -> Iterable[dict[str, Any]]:
-    base = sweep.spec.get("base")
-    base = base if isinstance(base, dict) else {}
     where = {name: sweep.spec.get(name) for name in ("backend", "device")}
     for trial in sweep.trials:
-        settings = {**base, **where, **trial.settings, "seed": trial.seed}
-        facts = {
-            **_facts(sweep, settings), "status": trial.status, "trial": trial.number,
-            "seconds": trial.seconds, "error": trial.error,
-        }  # fmt: skip
+        settings = {**sweep.base, **where, **trial.settings, "seed": trial.seed}
         for held_out, result in trial.by_held_out or [("all", None)]:
-            yield {**facts, "held_out": held_out, **(_figures(result) if result else {})}
+            yield _row(sweep, settings, held_out, result, status=trial.status, trial=trial.number,
+                       seconds=trial.seconds, error=trial.error)  # fmt: skip
 
 
-def _facts(one: RunData | SweepData, settings: dict[str, Any]) -> dict[str, Any]:
-    cache = one.cache
+def _row(
+    one: RunData | SweepData, settings: dict[str, Any], held_out: str, result: Result | None,
+    **ended: object,
+) -> dict[str, Any]:  # fmt: skip
+    cache, sent = one.cache, result.traffic if result else None
+    sides = {"": result.scores, "zero_shot_": result.zero_shot} if result else {}
     return {
         "run": one.name, "name": one.label.name, "tags": " ".join(one.label.tags),
-        "folder": str(one.folder.resolve()), "trial": None,
+        "folder": str(one.folder.resolve()), "held_out": held_out, **ended,
         **{name: cache.get(name) for name in ("dataset", "model", "rows", "classes")},
         "domains": len(cache.get("domains") or ()),
         "content": str(cache.get("content_sha256") or "")[:12],
         **{name: settings.get(name) for name in ("backend", "device")},
         **{name: plain(settings.get(name, each.default)) for name, each in FIELDS.items()
            if name != "held_out"},
-    }  # fmt: skip
-
-
-def _figures(result: Result) -> dict[str, Any]:
-    sides = {"": result.scores, "zero_shot_": result.zero_shot}
-    sent = result.traffic
-    return {
-        "best_round": result.best_round,
+        "best_round": result.best_round if result else None,
         **{f"{side}{name}": getattr(scores, name) if scores else None
            for name in FIGURES for side, scores in sides.items()},
         "bytes_up": sent.up if sent else None, "bytes_down": sent.down if sent else None,

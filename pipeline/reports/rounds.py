@@ -1,9 +1,11 @@
 """Charts of a run by round: validation, test accuracy and loss of each training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from pipeline.reports.charts.lines import Band, Level, Line, Mark, line_chart
-from pipeline.reports.charts.svg import colour, percent, span
+from pipeline.groups import by_key
+from pipeline.reports.charts.lines import Band, Line, Mark, line_chart
+from pipeline.reports.charts.svg import Level, colour, number, percent, span
 from pipeline.reports.data import Curve, FoldData, RunData, mean_curve
 from pipeline.reports.render import Figure, Key
 from pipeline.reports.spread import tenths
@@ -11,6 +13,17 @@ from pipeline.reports.spread import tenths
 FOLDS = 12  # trainings drawn, three charts each
 MANY = 20  # clients whose losses are drawn one by one; of more the median and a band
 QUIET = 60  # further domains drawn in grey
+
+
+class Plot(NamedTuple):
+    """One chart of a training: its lines by round, and what lies among them."""
+
+    what: str
+    lines: list[Line]
+    levels: Sequence[Level] = ()
+    marks: Sequence[Mark] = ()
+    bands: Sequence[Band] = ()
+    value_text: Callable[[float], str] = number
 
 
 def round_figures(run: RunData) -> list[Figure]:
@@ -26,17 +39,16 @@ def round_figures(run: RunData) -> list[Figure]:
     kept = run.settings.get("eval") != "every"  # where test accuracies are known at all
     found = []
     for fold in folds:
-        found.append(_validation(fold, styles, limits["validation"], last))
+        plots = {"validation": _validation(fold, styles)}
         if fold.test:
-            found.append(_test(fold, styles, limits["test"], last, kept))
+            plots["test"] = _test(fold, styles, last, kept)
         if fold.loss:
-            found.append(_loss(fold, styles, limits["loss"], last))
+            plots["loss"] = _loss(fold, styles)
+        found += [_figure(fold.name, plot, limits[which], last) for which, plot in plots.items()]
     return found
 
 
-def _validation(
-    fold: FoldData, styles: dict[str, str], limits: tuple[float, float], last: int
-) -> Figure:
+def _validation(fold: FoldData, styles: dict[str, str]) -> Plot:
     result = fold.result
     lines = _lines(fold.validation, styles, ())
     if len(fold.validation) > 1:
@@ -48,27 +60,26 @@ def _validation(
     if result and result.best_round is not None and result.scores.val_accuracy is not None:
         name = f"kept: round {result.best_round}"
         marks = [Mark(name, "strong", result.best_round, result.scores.val_accuracy)]
-    return _figure("validation accuracy", fold, lines, limits, last, levels, marks)
+    return Plot("validation accuracy", lines, levels, marks, value_text=_percent_tick)
 
 
-def _loss(fold: FoldData, styles: dict[str, str], limits: tuple[float, float], last: int) -> Figure:
+def _loss(fold: FoldData, styles: dict[str, str]) -> Plot:
     if len(fold.loss) <= MANY:
-        return _figure("training loss", fold, _lines(fold.loss, styles, ()), limits, last)
-    by_round: dict[int, list[float]] = {}
-    for curve in fold.loss.values():
-        for round, value in zip(curve.rounds, curve.values, strict=True):
-            if value is not None:
-                by_round.setdefault(round, []).append(value)
+        return Plot("training loss", _lines(fold.loss, styles, ()))
+    by_round = by_key(
+        (round, value)
+        for curve in fold.loss.values()
+        for round, value in zip(curve.rounds, curve.values, strict=True)
+        if value is not None
+    )
     rounds = sorted(by_round)
     found = [tenths(by_round[round]) for round in rounds]
     median = Line("median client", "strong", rounds, [middle for _, middle, _ in found])
     band = Band("80 % of the clients", "c0", rounds, [(low, high) for low, _, high in found])
-    return _figure("training loss", fold, [median], limits, last, bands=[band])
+    return Plot("training loss", [median], bands=[band])
 
 
-def _test(
-    fold: FoldData, styles: dict[str, str], limits: tuple[float, float], last: int, kept: bool
-) -> Figure:
+def _test(fold: FoldData, styles: dict[str, str], last: int, kept: bool) -> Plot:
     """kept: test rows were scored only when a round was the best so far."""
     curves = {n: _held(c, last) for n, c in fold.test.items()} if kept else fold.test
     result = fold.result
@@ -81,29 +92,21 @@ def _test(
         found = _styled(fold, styles, result.scores.per_domain)
         marks = [Mark(f"{name}, {said}", style, at, value) for name, style, value in found]
     what = "test accuracy of the round kept so far" if kept else "test accuracy"
-    return _figure(what, fold, _lines(curves, styles, fold.held_out), limits, last, levels, marks)
+    lines = _lines(curves, styles, fold.held_out)
+    return Plot(what, lines, levels, marks, value_text=_percent_tick)
 
 
-def _figure(
-    what: str,
-    fold: FoldData,
-    lines: list[Line],
-    limits: tuple[float, float],
-    last: int,
-    levels: Sequence[Level] = (),
-    marks: Sequence[Mark] = (),
-    bands: Sequence[Band] = (),
-) -> Figure:
-    title = f"{fold.name} held out: {what}"
+def _figure(name: str, plot: Plot, limits: tuple[float, float], last: int) -> Figure:
+    title, lines, levels = f"{name} held out: {plot.what}", plot.lines, plot.levels
     text = f"{len(lines)} lines by round: {', '.join(line.name for line in lines[-8:])}"
-    written = {} if what == "training loss" else {"value_text": _percent_tick}
     picture = line_chart(
-        title, text, lines, levels, marks, limits=limits, last_round=last, bands=bands, **written
-    )
+        title, text, lines, levels, plot.marks, value_text=plot.value_text, limits=limits,
+        last_round=last, bands=plot.bands,
+    )  # fmt: skip
     named = [line for line in lines if line.style != "rest"]
     named.sort(key=lambda line: (not _leads(line), line.style))
     keys = [Key(line.name, line.style, "line") for line in named]
-    keys += [Key(band.name, band.style, "band") for band in bands]
+    keys += [Key(band.name, band.style, "band") for band in plot.bands]
     grey = len(lines) - len(named)
     if grey:
         keys.append(Key(f"{grey} more", "rest", "line"))

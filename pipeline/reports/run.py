@@ -10,11 +10,10 @@ from pipeline.reports.charts.svg import Markup, percent
 from pipeline.reports.clients import client_bars, client_spread, with_gain
 from pipeline.reports.closed_form import TUNED_ON, bytes_a_client, closed_form_figures
 from pipeline.reports.costs import costs_of
-from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, mean_of
+from pipeline.reports.data import ACCURACIES, RunData, mean_of
 from pipeline.reports.maps import Answers
-from pipeline.reports.render import Tile, duration, render
+from pipeline.reports.render import Tile, duration, render, sentence
 from pipeline.reports.rounds import FOLDS, round_figures
-from pipeline.reports.titles import title_of
 from pipeline.runs.advice import said_of_worse
 from pipeline.runs.results import CHOSEN_BY
 from pipeline.settings import from_json
@@ -32,12 +31,12 @@ def run_part(
     run: RunData, anchor: str, answers: Answers | str, rate: Rate | float | None = None
 ) -> Markup:
     """The article about one run."""
-    tested = [fold for fold in run.folds if fold.result and fold.result.scores.per_domain]
+    tested = [(f, f.result) for f in run.folds if f.result and f.result.scores.per_domain]
     return render(
         "run.html",
         anchor=anchor,
         run=run,
-        title=title_of(run),
+        title=run.title,
         command=_command(run),
         notes=[*run.notes, *_doubts(run)],
         tiles=_tiles(run),
@@ -52,13 +51,8 @@ def run_part(
         tuned_on=TUNED_ON,
         bytes_a_client=bytes_a_client,
         kept_so_far=run.settings.get("eval") == "best",
-        clients=[client_bars(fold, fold.result) for fold in tested[:FOLDS] if fold.result],
-        spreads=[
-            figure
-            for fold in tested[:FOLDS]
-            if fold.result
-            for figure in client_spread(fold, fold.result)
-        ],
+        clients=[client_bars(*each) for each in tested[:FOLDS]],
+        spreads=[figure for each in tested[:FOLDS] for figure in client_spread(*each)],
         tested=len(tested),
         answers=answer_figures(run, answers),
         costs=costs_of(run, answers, rate),
@@ -104,8 +98,11 @@ def _doubts(run: RunData) -> list[str]:
         result = fold.result
         if not (result and result.zero_shot):
             continue
-        if worse := _worse(run, fold.name, result, result.zero_shot):
-            said.append(worse)
+        if worse := said_of_worse(
+            fold.name, result.best_round, result.scores.val_accuracy,
+            result.zero_shot.val_accuracy, result.val_changed, run.settings,
+        ):  # fmt: skip
+            said.append(sentence(worse))
         if result.scores.overall is None:
             said.append(f"Held out {fold.name}: no test rows, so nothing was tested.")
         gate = result.gate
@@ -115,21 +112,6 @@ def _doubts(run: RunData) -> list[str]:
                 f"all but {gate.changed} of {gate.tested} answers are those of zero-shot CLIP."
             )
     return said if len(said) <= 6 else [*said[:5], f"{len(said) - 5} more warnings of this kind."]
-
-
-def _worse(run: RunData, name: str, result: Result, zero_shot: Scores) -> str | None:
-    """What federate said of training that made validation worse beyond noise."""
-    why = said_of_worse(
-        name,
-        {
-            "best_round": result.best_round,
-            "val_accuracy": result.scores.val_accuracy,
-            "val_changed": result.val_changed,
-            "zero_shot": {"val_accuracy": zero_shot.val_accuracy},
-        },
-        run.settings,
-    )
-    return why and f"{why[:1].upper()}{why[1:]}."
 
 
 def _tiles(run: RunData) -> list[Tile]:

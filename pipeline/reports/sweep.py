@@ -5,19 +5,22 @@ from statistics import median
 from typing import NamedTuple
 
 from pipeline.errors import ConfigError
+from pipeline.groups import by_key
 from pipeline.json_files import word
 from pipeline.reports.charts.svg import Markup, percent
-from pipeline.reports.data import ACCURACIES, mean_of
-from pipeline.reports.render import Tile, duration, render
+from pipeline.reports.data import ACCURACIES, data_name, mean_of
+from pipeline.reports.render import Tile, duration, render, sentence
 from pipeline.reports.reproduced import (
     read_reproduced,
     reproduced_figures,
     reproduced_tiles,
 )
 from pipeline.reports.spread import Spread, spread
-from pipeline.reports.sweep_figures import sweep_figures, zero_shot_validation
-from pipeline.reports.threads import parallel_figures
-from pipeline.reports.titles import title_of
+from pipeline.reports.sweep_figures import (
+    parallel_figures,
+    sweep_figures,
+    zero_shot_validation,
+)
 from pipeline.reports.trial_curves import trial_curves
 from pipeline.reports.trials import STATUSES, SweepData, Trial, ranking, setting_heads
 from pipeline.settings import from_json
@@ -33,6 +36,7 @@ from pipeline.sweeps.best import (
     without_effect,
 )
 from pipeline.sweeps.trials import has_own_adapters
+from pipeline.terminal import counted
 
 LISTED = 2000  # trials in the table; the rest are in trials.csv
 
@@ -59,7 +63,7 @@ def sweep_part(sweep: SweepData, anchor: str) -> Markup:
         "sweep.html",
         anchor=anchor,
         sweep=sweep,
-        title=again.title if again else title_of(sweep),
+        title=again.title if again else sweep.title,
         about=_about(sweep),
         oracle=sweep.select == "oracle",
         notes=[*sweep.notes, *_doubts(sweep, ranked)],
@@ -89,12 +93,12 @@ def _about(sweep: SweepData) -> str:
     facts, base = (sweep.spec.get(name) for name in ("cache", "base"))
     said = []
     if isinstance(facts, dict):
-        data, model = facts.get("dataset") or "imported features", facts.get("model") or "no name"
-        said.append(f"Data set {data}, model {model}, {word(facts.get('rows'))} rows")
+        model, rows = facts.get("model") or "no name", word(facts.get("rows"))
+        said.append(f"Data set {data_name(facts)}, model {model}, {rows} rows")
     if isinstance(base, dict):
         held_out = base.get("held_out")
         if isinstance(held_out, list):
-            said.append(f"{len(held_out)} training{'s' * (len(held_out) != 1)} a trial")
+            said.append(f"{counted(len(held_out), 'training')} a trial")
         for name in ("method", "partition", "rounds"):
             swept = name in sweep.varied
             said.append(f"{name} {'swept' if swept else word(base.get(name))}")
@@ -105,37 +109,26 @@ def _doubts(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[str]:
     odd = [t for t in sweep.trials if t.status not in STATUSES]
     lost = [t for t in sweep.trials if t.status in ("diverged", "failed")]
     said = [f"{len(lost)} of {len(sweep.trials)} trials diverged or failed."] if lost else []
+    done = [
+        (t.settings, t.seed, (t.val_accuracy, [r.scores.means for r in t.results]))
+        for t in sweep.trials
+        if t.status == "done"
+    ]
     if sweep.trials and not ranked:
-        done = sum(t.status == "done" for t in sweep.trials)
-        said.append(_sentence(nothing_chosen(done, sweep.select)))
-    said += map(_sentence, two_measures(ranked))
-    said += map(
-        _sentence,
-        without_effect(
-            (t.settings, t.seed, (t.val_accuracy, [[getattr(r.scores, n) for n in ACCURACIES]
-                                                   for r in t.results]))
-            for t in sweep.trials
-            if t.status == "done"
-        ),
-    )  # fmt: skip
+        said.append(sentence(nothing_chosen(len(done), sweep.select)))
+    said += map(sentence, [*two_measures(ranked), *without_effect(done)])
     if len(ties := [each.records[0].number for each in tied(ranked)]) > 1:
-        said.append(_sentence(said_of_ties(ties[0], ties[1:])))
+        said.append(sentence(said_of_ties(ties[0], ties[1:])))
     if odd:
         said.append(f"{len(odd)} trials have an unknown status: {odd[0].status}.")
     return said
-
-
-def _sentence(words: str) -> str:
-    words = words.strip()
-    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _tiles(sweep: SweepData, ranked: Sequence[Candidate[Trial]]) -> list[Tile]:
     counts = {name: sum(t.status == name for t in sweep.trials) for name in STATUSES}
     others = ", ".join(f"{counts[name]:,} {name}" for name in STATUSES[1:] if counts[name])
     shown = [Tile("Trials done", f"{counts['done']:,}", others or "none ended early")]
-    done = sorted(t.val_accuracy for t in sweep.trials
-                  if t.status == "done" and t.val_accuracy is not None)  # fmt: skip
+    done = sorted(value for _, value in sweep.scored)
     name = "Best by oracle (test)" if sweep.select == "oracle" else "Best on validation"
     for group, apart in zip(by_measure(ranked), ("", ", own adapters"), strict=True):
         if group:
@@ -176,17 +169,16 @@ def _command(sweep: SweepData, chosen: Sequence[Trial]) -> str:
 
 def _configurations(sweep: SweepData) -> list[Configuration]:
     """Those with a finished trial, the best mean validation first."""
-    groups: dict[tuple[str, ...], list[Trial]] = {}
-    for trial in sweep.trials:
-        if trial.status == "done" and trial.val_accuracy is not None:
-            at = tuple(word(trial.settings.get(name)) for name in sweep.varied)
-            groups.setdefault(at, []).append(trial)
+    groups = by_key(
+        (tuple(word(trial.settings.get(name)) for name in sweep.varied), (trial, value))
+        for trial, value in sweep.scored
+    )
     found = []
     for group in groups.values():
-        values = [trial.val_accuracy for trial in group if trial.val_accuracy is not None]
+        trials, values = zip(*group, strict=True)
         ends = (min(values), max(values))
-        settings = {name: group[0].settings.get(name) for name in sweep.varied}
-        found.append(Configuration(settings, len(group), spread(values), ends, _tested(group)))
+        settings = {name: trials[0].settings.get(name) for name in sweep.varied}
+        found.append(Configuration(settings, len(group), spread(values), ends, _tested(trials)))
     return sorted(found, key=lambda c: (has_own_adapters(c.settings), -(c.validation.mean or 0.0)))
 
 

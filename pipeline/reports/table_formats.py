@@ -1,11 +1,9 @@
 """A table of test accuracies as text, LaTeX, CSV or Markdown."""
 
-import csv
-import io
 import re
 from collections.abc import Callable
 
-from pipeline.reports.csv_tables import safe_cell
+from pipeline.reports.csv_tables import csv_text, safe_cell
 from pipeline.reports.table_inputs import value_word
 from pipeline.reports.table_words import foot, head
 from pipeline.reports.tables import Cell, Row, Table
@@ -20,16 +18,23 @@ LATEX = {
 }  # fmt: skip
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&$#])")
 
+MARKS = {
+    "text": ("{} ", "{}*", "{}_"),
+    "markdown": ("{}", "**{}**", "<u>{}</u>"),
+    "latex": ("{}", r"\textbf{{{}}}", r"\underline{{{}}}"),
+}
+"""By format, how a cell of no place, the first and the second is written."""
+
 Grid = list[list[str]]
 
 
 def as_text(table: Table) -> str:
     """Aligned columns; * marks the best of a column, _ the second."""
-    parts = [list(head(table)), aligned(_grid(table, _text_cell, str)).split("\n")]
+    parts = [list(head(table)), aligned(_grid(table, _cell_as("text"), str)).split("\n")]
     if table.against is not None:
         parts.append([f"difference from {printable(table.against)}"])
         parts[-1] += aligned(_grid(table, _difference, str)).split("\n")
-    marks = ["* best, _ second."] if _is_marked(table) else []
+    marks = ["* best, _ second."] if table.is_marked else []
     parts.append([*marks, *foot(table)])
     return "\n\n".join("\n".join(printable(line) for line in part) for part in parts if part)
 
@@ -37,7 +42,7 @@ def as_text(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     """Pipe tables; the best of a column in bold, the second underlined."""
     parts = [[escaped_markdown(line)] for line in head(table)]
-    parts.append(_pipes(_grid(table, _markdown_cell, escaped_markdown)))
+    parts.append(_pipes(_grid(table, _cell_as("markdown"), escaped_markdown)))
     if table.against is not None:
         parts.append([f"Difference from {escaped_markdown(table.against)}"])
         parts.append(_pipes(_grid(table, _difference, escaped_markdown)))
@@ -48,7 +53,7 @@ def as_markdown(table: Table) -> str:
 def as_latex(table: Table) -> str:
     r"""A tabular of booktabs (\usepackage{booktabs}); what is said about it in comments."""
     lines = [f"% {printable(line)}" for line in head(table)]
-    lines += _tabular(table, _grid(table, _latex_cell, escaped_latex))
+    lines += _tabular(table, _grid(table, _cell_as("latex"), escaped_latex))
     if table.against is not None:
         lines += [f"% difference from {printable(table.against)}"]
         lines += _tabular(table, _grid(table, _latex_difference, escaped_latex))
@@ -63,17 +68,14 @@ def as_csv(table: Table) -> str:
     """
     names = ["mean", "std", "n"]
     names += ["difference", "low", "high"] if table.against is not None else []
-    heads = ["row", *table.by]
-    heads += [head if name == "mean" else f"{head} {name}" for head in _heads(table)
-              for name in names]  # fmt: skip
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_csv_cell(head) for head in heads])
+    heads = [head if name == "mean" else f"{head} {name}" for head in _heads(table)
+             for name in names]  # fmt: skip
+    rows: list[list[object]] = [["row", *table.by, *heads]]
     for row in table.rows:
-        cells = [row.label, *(row.settings.get(name) for name in table.by)]
-        cells += [len(c.seeds) if n == "n" else getattr(c, n) for c in row.cells for n in names]
-        writer.writerow([_csv_cell(cell) for cell in cells])
-    return text.getvalue().removesuffix("\n")
+        cells = [len(c.seeds) if n == "n" else getattr(c, n) for c in row.cells for n in names]
+        rows.append([row.label, *(row.settings.get(name) for name in table.by), *cells])
+    shown = ([_csv_cell(cell) for cell in row] for row in rows)
+    return csv_text(shown, "\n").removesuffix("\n")
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {
@@ -104,17 +106,10 @@ def _grid(table: Table, cell: Callable[[Cell], str], name: Callable[[str], str])
     """All cells as strings, the heads first; `name` escapes what comes from outside."""
     rows = [[*(name(head) for head in (*table.by, "seeds", *_heads(table)))]]
     for row in table.rows:
-        values = (
-            [value_word(row.settings[n]) for n in table.by]
-            if row.settings
-            else _labelled(table, row)
-        )
+        values = [value_word(row.settings[n]) for n in table.by] if row.settings else [row.label]
+        values += ["-"] * (len(table.by) - len(values))
         rows.append([*map(name, values), _seeds(row), *map(cell, row.cells)])
     return rows
-
-
-def _labelled(table: Table, row: Row) -> list[str]:
-    return [row.label, *["-"] * (len(table.by) - 1)]
 
 
 def _seeds(row: Row) -> str:
@@ -124,27 +119,15 @@ def _seeds(row: Row) -> str:
     return str(few) if few == most else f"{few}-{most}"
 
 
-def _is_marked(table: Table) -> bool:
-    return any(cell.place for row in table.rows for cell in row.cells)
+def _cell_as(form: str) -> Callable[[Cell], str]:
+    between, missing = (r" $\pm$ ", "--") if form == "latex" else (" \u00b1 ", "-")
 
+    def written(cell: Cell) -> str:
+        std = "" if cell.std is None else f"{between}{100 * cell.std:.2f}"
+        shown = missing if cell.mean is None else f"{100 * cell.mean:.2f}{std}"
+        return MARKS[form][cell.place or 0].format(shown)
 
-def _spread(cell: Cell, between: str = " \u00b1 ", missing: str = "-") -> str:
-    if cell.mean is None:
-        return missing
-    return f"{100 * cell.mean:.2f}" + ("" if cell.std is None else f"{between}{100 * cell.std:.2f}")
-
-
-def _text_cell(cell: Cell) -> str:
-    return _spread(cell) + {1: "*", 2: "_"}.get(cell.place or 0, " ")
-
-
-def _markdown_cell(cell: Cell) -> str:
-    return {1: "**{}**", 2: "<u>{}</u>"}.get(cell.place or 0, "{}").format(_spread(cell))
-
-
-def _latex_cell(cell: Cell) -> str:
-    begin = {1: r"\textbf{", 2: r"\underline{"}.get(cell.place or 0, "")
-    return begin + _spread(cell, r" $\pm$ ", "--") + "}" * bool(begin)
+    return written
 
 
 def _difference(cell: Cell) -> str:

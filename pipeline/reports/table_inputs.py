@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.federation.methods import METHODS
+from pipeline.groups import by_key
 from pipeline.json_files import content_of, fraction, whole, word
-from pipeline.reports.data import ACCURACIES, Result, RunData, Scores, read_run
+from pipeline.reports.data import Result, RunData, read_run
 from pipeline.reports.listing import expanded, is_result
 from pipeline.reports.trials import SweepData, Trial, read_sweep, score
 from pipeline.settings_used import FIELDS, plays_part
@@ -25,13 +26,10 @@ UNKNOWN = "unknown"
 class Tested:
     """One training that finished: what was held out of it and what it reaches on test rows.
 
+    held_out   domains joined by commas; "" for none
     settings   every field of RunConfig but held_out and seed, None for one that plays no part;
                `model`, and `cache` where two caches of a data set and model have other features
-    accuracy   by figure (unseen, participants, overall) a fraction; zero_shot: CLIP's
-    held_out   domains joined by commas; "" for none
-    clients    test accuracy of each participant, as far as it is known
-    sent       bytes of all clients and rounds, both ways (client_fraction of those of a round in
-               which all take part); None: unknown
+    rounds     that it trained; None: unknown
     """
 
     source: str
@@ -40,10 +38,39 @@ class Tested:
     held_out: str
     seed: int
     settings: dict[str, Any]
-    accuracy: dict[str, float | None]
-    zero_shot: dict[str, float | None]
-    clients: dict[str, float]
-    sent: float | None
+    result: Result
+    rounds: int | None
+
+    @property
+    def accuracy(self) -> dict[str, float | None]:
+        """By figure (unseen, participants, overall) a fraction."""
+        return self.result.scores.means
+
+    @property
+    def zero_shot(self) -> dict[str, float | None]:
+        """The same of CLIP alone; {} where it is not known."""
+        return self.result.zero_shot.means if self.result.zero_shot else {}
+
+    @property
+    def clients(self) -> dict[str, float]:
+        """Test accuracy of each participant, as far as it is known."""
+        return {n: v for n, v in self.result.scores.per_client.items() if v is not None}
+
+    @property
+    def sent(self) -> float | None:
+        """Bytes of all clients and rounds, both ways; None: unknown.
+
+        client_fraction of those of a round in which all take part; a closed form's sums once.
+        """
+        method, head = METHODS.get(str(self.settings["method"])), self.result.closed_form
+        once = float(head.up + head.down) if head else 0.0
+        if method is not None and method.solved:
+            return once or None
+        traffic = self.result.traffic
+        if traffic is None or self.rounds is None:
+            return None
+        share = self.settings.get("client_fraction") or 1.0
+        return once + share * self.rounds * (traffic.up + traffic.down)
 
 
 @dataclass(frozen=True)
@@ -158,8 +185,8 @@ def _of_run(run: RunData) -> Read:
         seed, settings = settings_of(run.settings)
         dataset, settings["model"], content = _cache(run.cache)
     tested = [
-        _tested(str(run.folder), dataset, content, ",".join(fold.held_out), seed, settings,
-                fold.result, run.rounds_done)
+        Tested(str(run.folder), dataset, content, ",".join(fold.held_out), seed, settings,
+               fold.result, run.rounds_done)
         for fold in run.folds
         if fold.result is not None
     ]  # fmt: skip
@@ -196,12 +223,11 @@ def _of_sweep(sweep: SweepData, best_by: Sequence[str] | None) -> Read:
                 "validation accuracy"
             )
     tested = [
-        _tested(f"trial {trial.number} of {sweep.folder}", dataset, content,
-                "" if held_out == "none" else held_out, seed, settings, result,
-                trial.rounds)
+        Tested(f"trial {trial.number} of {sweep.folder}", dataset, content,
+               "" if held_out == "none" else held_out, seed, settings, result, trial.rounds)
         for trial, seed, settings in full
         if trial.number in chosen
-        for held_out, result in zip(trial.held_out, trial.results, strict=True)
+        for held_out, result in trial.by_held_out
     ]  # fmt: skip
     return Read(tuple(tested), tuple(notes), len(lost))
 
@@ -213,9 +239,7 @@ def _chosen(
 
     Besides a sentence where a row had configurations of two measures to choose from.
     """
-    parts: dict[tuple[str, ...], list[Trial]] = {}
-    for trial, settings in full:
-        parts.setdefault(tuple(word(settings.get(n)) for n in by), []).append(trial)
+    parts = by_key((tuple(word(own.get(n)) for n in by), trial) for trial, own in full)
     best = [
         candidates(((trial, score(trial, "validation")) for trial in part), "validation")
         for part in parts.values()
@@ -228,33 +252,6 @@ def _cache(facts: Mapping[str, Any]) -> tuple[str, str, str]:
     """Data set, model and a digest of the features."""
     dataset, model, content = (facts.get(n) for n in ("dataset", "model", "content_sha256"))
     return str(dataset or UNKNOWN), str(model or UNKNOWN), str(content or "")
-
-
-def _tested(
-    source: str, dataset: str, content: str, held_out: str, seed: int, settings: dict[str, Any],
-    result: Result, rounds: int | None,
-) -> Tested:  # fmt: skip
-    return Tested(source, dataset, content, held_out, seed, settings,
-                  _figures(result.scores), _figures(result.zero_shot),
-                  {n: v for n, v in result.scores.per_client.items() if v is not None},
-                  _sent(result, settings, rounds))  # fmt: skip
-
-
-def _sent(result: Result, settings: Mapping[str, Any], rounds: int | None) -> float | None:
-    """Bytes of all rounds, and of a closed form's sums, which are sent once."""
-    method = METHODS.get(str(settings["method"]))
-    head = result.closed_form
-    once = float(head.up + head.down) if head else 0.0
-    if method is not None and method.solved:
-        return once or None
-    if result.traffic is None or rounds is None:
-        return None
-    share = settings.get("client_fraction") or 1.0
-    return once + share * rounds * (result.traffic.up + result.traffic.down)
-
-
-def _figures(scores: Scores | None) -> dict[str, float | None]:
-    return {name: getattr(scores, name) for name in ACCURACIES} if scores else {}
 
 
 def _with_cache(tested: Iterable[Tested]) -> list[Tested]:

@@ -1,8 +1,9 @@
 """What is said above and below a table: of which data, selected by which figures, paired how."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.federation.methods import METHODS
+from pipeline.groups import by_key
 from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import LEVEL
 from pipeline.reports.table_inputs import is_zero_shot, label_of
@@ -33,56 +34,48 @@ def head(table: Table) -> tuple[str, ...]:
     )
 
 
-def foot(table: Table) -> tuple[str, ...]:
+def foot(table: Table) -> Iterator[str]:
     """What the marks and differences mean, and which rows are not measured as the others are."""
-    found = []
-    if any(cell.place for row in table.rows for cell in row.cells):
-        found.append("The best and the second mean of a column are marked: compared, not selected.")
-    found += _unequal_seeds(table.rows)
-    found += _equal_rows(table)
+    if table.is_marked:
+        yield "The best and the second mean of a column are marked: compared, not selected."
+    yield from _unequal_seeds(table.rows)
+    yield from _equal_rows(table)
     if left_out := table.read.left_out:
-        found.append(
-            f"Left out: {left_out} runs or trials that did not finish; means are over the others."
-        )
+        yield f"Left out: {left_out} runs or trials that did not finish; means are over the others."
     methods = {str(e.settings["method"]) for e in table.read.tested if not is_zero_shot(e)}
     own = sorted(n for n in methods if n in METHODS and METHODS[n].personal)
     if own and len(methods) > len(own):
-        found.append(
+        yield (
             f"{', '.join(own)}: each client's own adapter answers that client's rows, and all of "
             "them held-out rows; other methods have one adapter. The two kinds are marked apart."
         )
     if table.against is not None:
-        found.append(
+        yield (
             f"Differences from {table.against}: percentage points, paired by seed, with the "
             f"{LEVEL:.0%} t-interval."
         )
-    return tuple(found)
 
 
-def _equal_rows(table: Table) -> list[str]:
-    """A sentence on rows whose trainings all reach the same accuracies; or []."""
-    rows: dict[str, dict[tuple[str, str, int], tuple[float | None, ...]]] = {}
-    for each in table.read.tested:
-        if not is_zero_shot(each):
-            reached = tuple(each.accuracy.get(name) for name in ACCURACIES)
-            rows.setdefault(label_of(each, table.by), {})[
-                each.dataset, each.held_out, each.seed
-            ] = reached
-    groups: dict[object, list[str]] = {}
-    for label, trainings in rows.items():
-        groups.setdefault(frozenset(trainings.items()), []).append(label)
+def _equal_rows(table: Table) -> Iterator[str]:
+    """A sentence on rows whose trainings all reach the same accuracies, if there are such."""
+    rows = by_key(
+        (label_of(each, table.by), (
+            each.dataset, each.held_out, each.seed, *(each.accuracy.get(n) for n in ACCURACIES)
+        ))
+        for each in table.read.tested
+        if not is_zero_shot(each)
+    )  # fmt: skip
+    groups = by_key((frozenset(trainings), label) for label, trainings in rows.items())
     same = [" = ".join(labels) for labels in groups.values() if len(labels) > 1]
-    if not same:
-        return []
-    more = f"; and {len(same) - SHOWN} more" if len(same) > SHOWN else ""
-    return [
-        f"The same accuracies (unseen, participants, overall) in every training: "
-        f"{'; '.join(same[:SHOWN])}{more}. What these rows differ in changes nothing here."
-    ]
+    if same:
+        yield (
+            "The same accuracies (unseen, participants, overall) in every training: "
+            f"{_first(same)}. What these rows differ in changes nothing here."
+        )
 
 
-def _unequal_seeds(rows: Sequence[Row]) -> list[str]:
-    """A sentence where rows, or columns of a row, have not the same seeds; or []."""
+def _unequal_seeds(rows: Sequence[Row]) -> Iterator[str]:
+    """A sentence where rows, or columns of a row, have not the same seeds."""
     fewest = {row.label: min((cell.seeds for cell in row.cells), key=len) for row in rows}
     most = max((cell.seeds for row in rows for cell in row.cells), key=len)
     odd = [
@@ -90,10 +83,10 @@ def _unequal_seeds(rows: Sequence[Row]) -> list[str]:
         for label, seeds in fewest.items()
         if seeds != most
     ]
-    if not odd:
-        return []
-    more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-    return [
-        f"Unequal seeds: not {', '.join(map(str, most))} in all columns: "
-        f"{'; '.join(odd[:SHOWN])}{more}."
-    ]
+    if odd:
+        yield f"Unequal seeds: not {', '.join(map(str, most))} in all columns: {_first(odd)}."
+
+
+def _first(said: Sequence[str]) -> str:
+    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return f"{'; '.join(said[:SHOWN])}{more}"

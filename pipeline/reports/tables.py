@@ -1,5 +1,6 @@
 """Runs and sweeps -> a table of test accuracies: rows are settings, columns data set x domain."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,11 @@ from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
 from pipeline.federation.methods import METHODS
 from pipeline.frames import Records
+from pipeline.groups import by_key
 from pipeline.reports.data import ACCURACIES
 from pipeline.reports.spread import interval, spread
 from pipeline.reports.table_inputs import Read, Tested, is_zero_shot, label_of, read_tested
+from pipeline.runs.notes import few
 from pipeline.sweeps.trials import has_own_adapters
 
 ZERO_SHOT = "zero-shot"
@@ -83,6 +86,11 @@ class Table:
     against: str | None
     best_by: tuple[str, ...] | None
     read: Read
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether any column has a best."""
+        return any(cell.place for row in self.rows for cell in row.cells)
 
 
 Values = dict[tuple[str, str, str], dict[int, float]]
@@ -215,9 +223,7 @@ def _refuse_mixed(trained: Sequence[Tested], by: Sequence[str], best: bool) -> N
             f"{', '.join(differ) or 'none'}"
         )
     if best:  # a configuration was chosen for each row: only within a row none may differ
-        parts: dict[str, list[Tested]] = {}
-        for each in trained:
-            parts.setdefault(_key([each.dataset, *(each.settings[n] for n in by)]), []).append(each)
+        parts = by_key((_key([e.dataset, *(e.settings[n] for n in by)]), e) for e in trained)
         differ = tuple(dict.fromkeys(name for part in parts.values() for name in varied(part)))
     mixed = [name for name in differ if name not in by]
     if mixed:
@@ -342,10 +348,9 @@ def _named_row(groups: Sequence[_Group], against: str) -> str:
     named = [name for name in labels if name.replace(", ", ",") == against.replace(", ", ",")]
     if len(named) == 1 or against == ZERO_SHOT:
         return named[0] if named else against
-    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
     raise ConfigError(
         f"--against {against!r}: {len(named) or 'no'} rows have this name; the rows are "
-        f"{', '.join(map(repr, labels[:SHOWN]))}{more}"
+        f"{few([*map(repr, labels)], SHOWN)}"
     )
 
 
@@ -364,22 +369,14 @@ def _with_places(rows: Sequence[Row], columns: int) -> list[Row]:
 
     One adapter for all and one for each client are two measures, each with places of its own.
     """
-    places: dict[tuple[bool, int], dict[float, int]] = {}
-    for own in (False, True):
-        for at in range(columns):
-            means = [_rounded(row.cells[at]) for row in rows if row.own_adapters is own]
-            known = [value for value in means if value is not None]
-            best = sorted(set(known), reverse=True)[:2] if len(known) > 1 else []
-            places[own, at] = {value: place for place, value in enumerate(best, 1)}
-
-    def placed(row: Row, at: int) -> Cell:
-        value = _rounded(row.cells[at])
-        found = None if value is None else places[row.own_adapters, at].get(value)
-        return replace(row.cells[at], place=found)
-
-    return [replace(row, cells=tuple(placed(row, at) for at in range(columns))) for row in rows]
-
-
-def _rounded(cell: Cell) -> float | None:
-    """Means that differ by the rounding of their sums are equal."""
-    return None if cell.mean is None else round(cell.mean, 12)
+    cells = [list(row.cells) for row in rows]
+    for own, at in itertools.product((False, True), range(columns)):
+        mine = [each for each, row in zip(cells, rows, strict=True) if row.own_adapters is own]
+        # Means that differ by the rounding of their sums are equal.
+        means = [None if (m := each[at].mean) is None else round(m, 12) for each in mine]
+        best = sorted({m for m in means if m is not None}, reverse=True)[:2]
+        if sum(m is not None for m in means) > 1:
+            for each, m in zip(mine, means, strict=True):
+                if m in best:
+                    each[at] = replace(each[at], place=1 + best.index(m))
+    return [replace(row, cells=tuple(own)) for row, own in zip(rows, cells, strict=True)]

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.groups import by_key
 from pipeline.json_files import word
-from pipeline.reports.charts.lines import Band, Level, Line, line_chart
-from pipeline.reports.charts.svg import colour, number, percent, short, span
+from pipeline.reports.charts.lines import Band, Line, line_chart
+from pipeline.reports.charts.svg import Level, colour, number, percent, short, span
 from pipeline.reports.data import Curve
 from pipeline.reports.render import Figure, Key
 from pipeline.reports.spread import tenths
@@ -50,10 +51,7 @@ def trial_curves(sweep: SweepData, zero_shot: float | None) -> list[Figure]:
     """
     ranked = [configuration_id(each.records[0].settings) for each in ranking(sweep)]
     places = {id: at for at, id in enumerate(ranked)}
-    groups: dict[str, list[Trial]] = {}
-    for trial in sweep.trials:
-        if trial.curves:
-            groups.setdefault(configuration_id(trial.settings), []).append(trial)
+    groups = by_key((configuration_id(t.settings), t) for t in sweep.trials if t.curves)
     found = []
     for kind, what in (("val_accuracy", "Validation accuracy"), ("val_loss", "Validation loss")):
         drawn = [

@@ -1,16 +1,25 @@
-"""A sweep folder and a benchmark's result file -> frozen data for their reports."""
+"""A sweep folder -> frozen data for its report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
-from pipeline.json_files import content_of, fraction, read_lines, read_object, whole, word
+from pipeline.json_files import (
+    content_of,
+    fraction,
+    is_number,
+    read_lines,
+    read_object,
+    whole,
+    word,
+)
 from pipeline.reports.data import (
     Curve,
     Result,
+    data_name,
     dataset_of,
     label_or_note,
     mean_curve,
@@ -18,9 +27,10 @@ from pipeline.reports.data import (
     read_result,
 )
 from pipeline.runs.labels import Label
+from pipeline.runs.notes import few
 from pipeline.sweeps.best import SELECTIONS, Candidate, candidates
 from pipeline.sweeps.curves import NAMES
-from pipeline.sweeps.run import Shared, read_shared
+from pipeline.sweeps.run import read_shared
 from pipeline.sweeps.trials import trial_files
 
 STATUSES = ("done", "pruned", "diverged", "failed")
@@ -67,38 +77,33 @@ class SweepData:
     notes: tuple[str, ...]
     cache_words: tuple[str, ...]
     label: Label = Label()
+    kind: ClassVar[str] = "Sweep"
+
+    @property
+    def scored(self) -> list[tuple[Trial, float]]:
+        """The finished trials that have a validation accuracy, and that."""
+        return [(t, t.val_accuracy) for t in self.trials
+                if t.status == "done" and t.val_accuracy is not None]  # fmt: skip
+
+    @property
+    def title(self) -> str:
+        """Sweep of lr, method on demo; with its name in front."""
+        name = f"{self.label.name}: " if self.label.name else ""
+        return f"{name}Sweep of {few(self.varied, 3) or 'seeds'} on {data_name(self.cache)}"
 
     @property
     def cache(self) -> dict[str, Any]:
         """What spec.json has of the cache."""
-        found = self.spec.get("cache")
+        return self._object("cache")
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The settings that were not swept, as spec.json has them."""
+        return self._object("base")
+
+    def _object(self, name: str) -> dict[str, Any]:
+        found = self.spec.get(name)
         return found if isinstance(found, dict) else {}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of a benchmark; seconds are of one unit of work."""
-
-    benchmark: str
-    name: str
-    shape: str
-    unit: str
-    p20: float
-    p50: float
-    p80: float
-    floor: float | None  # seconds at the ceiling that the same run measured
-    times_baseline: float | None
-
-
-@dataclass(frozen=True)
-class BenchData:
-    """A result file of ./run.sh bench."""
-
-    name: str
-    file: Path
-    machine: dict[str, Any]
-    cases: tuple[Case, ...]
-    notes: tuple[str, ...]
 
 
 def read_sweep(folder: Path) -> SweepData:
@@ -121,9 +126,12 @@ def read_sweep(folder: Path) -> SweepData:
     spec = folder / "spec.json"
     with content_of(spec):
         described = unsealed(read_object(spec)) if spec.exists() else {}
-    shared = _shared(folder)
+    try:
+        cache, words = read_shared(folder)
+    except (ConfigError, OSError):
+        cache, words = "", ("CACHE.h5",)
     if isinstance(facts := described.get("cache"), dict):
-        described = {**described, "cache": {**facts, "dataset": dataset_of(facts, shared.cache)}}
+        described = {**described, "cache": {**facts, "dataset": dataset_of(facts, cache)}}
     if not trials:
         notes.append("No trial has ended yet.")
     label = label_or_note(folder, notes)
@@ -135,23 +143,9 @@ def read_sweep(folder: Path) -> SweepData:
         varied=varied([trial.settings for trial in trials]),
         spec=described,
         notes=tuple(notes),
-        cache_words=shared.words,
+        cache_words=words,
         label=label,
     )
-
-
-def read_bench(file: Path) -> BenchData:
-    """The data of benchmarks/results/*.jsonl.
-
-    Raises ConfigError, in one line, for a file that is not one.
-    """
-    lines, notes = read_lines(file)
-    if not lines or "machine" not in lines[0]:
-        raise ConfigError(f"{file}: its first line names no machine; it is not a result of bench")
-    with content_of(file):
-        machine = dict(lines[0]["machine"])
-        cases = tuple(_case(line) for line in lines[1:])
-    return BenchData(file.stem, file, machine, cases, tuple(notes))
 
 
 def ranking(sweep: SweepData) -> list[Candidate[Trial]]:
@@ -189,18 +183,7 @@ def setting_heads(
     names: Sequence[str], settings: Sequence[dict[str, Any]]
 ) -> list[str | list[str]]:
     """Column heads as templates take them: a list where a value is words, on the left."""
-
-    def is_number(value: object) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
     return [n if all(is_number(one.get(n)) for one in settings) else [n] for n in names]
-
-
-def _shared(folder: Path) -> Shared:
-    try:
-        return read_shared(folder)
-    except (ConfigError, OSError):
-        return Shared("", ("CACHE.h5",))
 
 
 def _selection(file: Path) -> str:
@@ -245,18 +228,3 @@ def _curves(found: dict[str, Any] | None, rounds: int) -> dict[str, Curve]:
         )
         for name, values in known.items()
     }
-
-
-def _case(line: dict[str, Any]) -> Case:
-    p20, p50, p80 = (fraction(line[name]) for name in ("p20", "p50", "p80"))
-    if p20 is None or p50 is None or p80 is None:
-        raise ValueError(f"case {line['case']!r} has no finite time")
-    share = fraction(line.get("of_ceiling"))
-    return Case(
-        *(str(line[name]) for name in ("benchmark", "case", "shape", "unit")),
-        p20,
-        p50,
-        p80,
-        p50 * share if share else None,
-        fraction(line.get("times_baseline")),
-    )

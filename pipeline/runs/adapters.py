@@ -199,19 +199,16 @@ def _choose(
         raise ConfigError(f"--held-out {held_out}: {file} has {', '.join(names) or 'none'}")
     wanted = held_out or names[0]
     mine = [n for n, one in enumerate(adapters) if (one["held_out"] or "none") == wanted]
-    if client is None and len(mine) > 1:
-        for_all = [n for n in mine if not adapters[n]["clients"]]
-        if len(for_all) == 1:
-            return for_all[0]
-        clients = [name for n in mine for name in adapters[n]["clients"]]
-        raise ConfigError(f"{file}: each client has its own adapter: --client {_or(clients)}")
+    clients = [name for n in mine for name in adapters[n]["clients"]]
     if client is not None:
         its = [n for n in mine if client in adapters[n]["clients"]]
         if len(its) != 1:
-            clients = [name for n in mine for name in adapters[n]["clients"]]
             raise ConfigError(f"--client {client}: {file} has {', '.join(clients) or 'no clients'}")
         return its[0]
-    return mine[0]
+    shared = mine if len(mine) == 1 else [n for n in mine if not adapters[n]["clients"]]
+    if len(shared) != 1:
+        raise ConfigError(f"{file}: each client has its own adapter: --client {_or(clients)}")
+    return shared[0]
 
 
 def _or(names: list[str]) -> str:

@@ -51,19 +51,21 @@ def beyond_noise(lost: int, won: int) -> bool:
     return lost - won > ERRORS * math.sqrt(lost + won)
 
 
-def said_of_worse(name: str, result: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+def said_of_worse(
+    name: str, best_round: int | None, reached: float | None, start: float | None,
+    changed: Mapping[str, Any] | None, settings: Mapping[str, Any],
+) -> str | None:  # fmt: skip
     """The sentence on a fold whose training made validation worse; None where noise explains it.
 
-    name      of the fold, by what it holds out
-    result    its entry in what `federate --json` prints; older ones count no rows: None as well
-    settings  of the run
+    name            of the fold, by what it holds out
+    reached, start  validation accuracy of the best round, and of zero-shot CLIP
+    changed         as changed_on_validation returns it; older results count no rows: None as well
+    settings        of the run
     """
-    reached, changed = result["val_accuracy"], result.get("val_changed")
     if reached is None or not changed or not beyond_noise(changed["lost"], changed["won"]):
         return None
-    start = result["zero_shot"]["val_accuracy"]
     return (
-        f"held out {name}: the best round ({result['best_round']}) reaches {reached:.2%} on "
+        f"held out {name}: the best round ({best_round}) reaches {reached:.2%} on "
         f"validation, zero-shot CLIP {start:.2%}: of its right answers {changed['lost']} were "
         f"lost, {changed['won']} won. {_what_to_try(changed, reached, settings)}"
     )

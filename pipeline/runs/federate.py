@@ -151,7 +151,10 @@ def federate(
         for changed in [result["val_changed"] for result in results if result["val_changed"]]:
             changed["start"] = changed["start"] if first_adapter is None else None
         for result in results:
-            if worse := said_of_worse(result["held_out"] or "none", result, vars(config)):
+            if worse := said_of_worse(
+                result["held_out"] or "none", result["best_round"], result["val_accuracy"],
+                result["zero_shot"]["val_accuracy"], result["val_changed"], vars(config),
+            ):  # fmt: skip
                 LOG.warning("%s", worse)
         document = {
             "cache": {
@@ -253,11 +256,10 @@ def _best_so_far(progress: Progress) -> str:
 def _how_far(progress: Progress, report: RoundReport, total: int, left: float | None) -> str:
     """The line of --log-every: the round's accuracies (means over trainings) and the time left."""
     figures = figures_of(report)
-    said = []
-    for what, shown in (("validation", "{:.2%}"), ("test", "{:.2%}"), ("loss", "{:.4f}")):
-        own = [value for name, value in figures.items() if name.startswith(f"{what}/")]
-        if own and len(own) == len(report.folds):
-            said.append(f"{what} {shown.format(sum(own) / len(own))}")
+    if len(report.folds) == 1:
+        figures = {name.partition("/")[0]: value for name, value in figures.items()}
+    shown = (("validation", "{:.2%}"), ("test", "{:.2%}"), ("loss", "{:.4f}"))
+    said = [f"{what} {form.format(figures[what])}" for what, form in shown if what in figures]
     said.append(f"best validation so far {_best_so_far(progress)}")
     time_left = "" if left is None or progress.rounds_done >= total else f", {left:.0f} s left"
     return f"round {progress.rounds_done} of {total}: {', '.join(said)}{time_left}"

@@ -1,21 +1,10 @@
 """Metrics of answers: accuracy by domain and client, macro F1, calibration."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 BINS = 15  # Guo et al., arXiv:1706.04599
-
-
-class Spread(NamedTuple):
-    """A summary of the accuracies of several clients or domains; fractions."""
-
-    mean: float
-    weighted: float  # by rows: the accuracy over all rows
-    std: float  # population standard deviation
-    worst: float
-    worst_decile: float  # mean of the worst tenth, rounded down, of at least one
 
 
 def accuracy_by(right: np.ndarray, groups: np.ndarray) -> dict[int, float]:
@@ -30,29 +19,25 @@ def accuracy_by(right: np.ndarray, groups: np.ndarray) -> dict[int, float]:
     return dict(zip(present.tolist(), means.tolist(), strict=True))
 
 
-def spread(accuracies: Sequence[float], rows: Sequence[int]) -> Spread | None:
-    """Summarizes clients or domains with `rows` rows each; None for none.
+def spread(accuracies: Sequence[float], rows: Sequence[int]) -> dict[str, float | None]:
+    """Summarizes clients or domains with `rows` rows each; fractions, each None without any.
 
+    mean, and std, the population's;  weighted: by rows, so the accuracy over all rows
+    worst, and worst_decile: the mean of the worst tenth, rounded down, of at least one
     The names follow FederatedScope's fairness results, where worst_decile is bottom10%.
     """
     if len(accuracies) != len(rows):
         raise ValueError(f"spread: {len(accuracies)} accuracies and {len(rows)} row counts")
     if not len(accuracies):
-        return None
+        return dict.fromkeys(("mean", "weighted", "std", "worst", "worst_decile"))
     ranked = np.sort(accuracies)
-    return Spread(
-        float(np.mean(ranked)),
-        float(np.average(accuracies, weights=rows)),
-        float(np.std(ranked)),
-        float(ranked[0]),
-        float(np.mean(ranked[: max(1, len(ranked) // 10)])),
-    )
-
-
-def spread_or_none(accuracies: Sequence[float], rows: Sequence[int]) -> dict[str, float | None]:
-    """The figures of `spread` by name, as in results; each is None without clients."""
-    figures = spread(accuracies, rows)
-    return figures._asdict() if figures else dict.fromkeys(Spread._fields)
+    return {
+        "mean": float(np.mean(ranked)),
+        "weighted": float(np.average(accuracies, weights=rows)),
+        "std": float(np.std(ranked)),
+        "worst": float(ranked[0]),
+        "worst_decile": float(np.mean(ranked[: max(1, len(ranked) // 10)])),
+    }
 
 
 def mean_and_std(values: Sequence[float | None]) -> dict[str, float | None]:

@@ -38,7 +38,7 @@ from pipeline.federation.record import held_out_name
 from pipeline.federation.state import own_part
 from pipeline.federation.training import Progress
 from pipeline.runs.advice import changed_on_validation
-from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread_or_none
+from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread
 
 
 class Tested(NamedTuple):
@@ -147,7 +147,7 @@ def _outcome(
     start = zero_shot_accuracy(fold, right)
     per_domain = _by_domain(engine, f, seen) if seen else start
     plain = tested_without(engine, fold, zero_shot)
-    start_val = _zero_shot_val(fold, right)
+    start_val = mean(list(zero_shot_accuracy(fold, right, "val").values()))
     worse = bool(chosen) and None not in (start_val, chosen.val_accuracy)
     worse = worse and chosen.val_accuracy < start_val
     return {
@@ -188,7 +188,7 @@ def _quality(fold: Fold, seen: Tested, labels: np.ndarray) -> dict:
         "macro_f1": macro_f1(labels[seen.rows], seen.answers),
         "calibration_error": calibration_error(right, seen.sure),
         "clients": {
-            **spread_or_none(list(by_client.values()), rows),
+            **spread(list(by_client.values()), rows),
             "accuracy": {fold.clients[k].name: value for k, value in by_client.items()},
         },
     }
@@ -238,14 +238,6 @@ def solved(fold: Fold) -> dict:
     }
 
 
-def _zero_shot_val(fold: Fold, right: np.ndarray) -> float | None:
-    by_domain: dict[str, list[np.ndarray]] = {}
-    for client in fold.clients:
-        by_domain.setdefault(client.domain_name, []).append(client.val)
-    rows = [np.concatenate(own) for own in by_domain.values()]
-    return mean([float(right[own].mean()) for own in rows if len(own)])
-
-
 def _by_domain(engine: Engine, f: int, seen: Tested) -> dict[str, float]:
     answers = [torch.from_numpy(seen.answers).to(engine.cached.labels.device)]
     adapters = engine.cached.features[:0]  # their answers are known
@@ -278,5 +270,5 @@ def _own_accuracies(engine: Engine, adapters: Tensor, lanes: list[Lane]) -> dict
         for found, own in zip(answers, rows, strict=True)
     ]
     by_name = {client.name: value for client, value in zip(clients, right, strict=True)}
-    figures = spread_or_none(right, [len(own) for own in rows])
+    figures = spread(right, [len(own) for own in rows])
     return {**figures, "accuracy": dict(sorted(by_name.items()))}

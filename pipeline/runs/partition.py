@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.machine import threads
 from pipeline.runs.notes import few
 from pipeline.runs.outcomes import bytes_a_round
 from pipeline.runs.results import aligned
+from pipeline.terminal import counted
 
 LOG = logging.getLogger(__name__)
 USES = ("train", "val", "test")
@@ -153,24 +154,17 @@ def text_of(found: Partition) -> str:
     )
 
 
-def costs_of(found: Partition) -> list[str]:
+def costs_of(found: Partition) -> Iterator[str]:
     """The expected cost of training, in sentences."""
-    many = len(found.folds)
-    said = [
-        f"held out: {few(list(found.folds), 8)} ({many} training{'s' * (many != 1)}); "
-        + rounds_in_words(found)
-    ]
+    steps = f"of {found.steps:,} steps" if found.steps else "without steps"
+    yield (
+        f"held out: {few(list(found.folds), 8)} ({counted(len(found.folds), 'training')}); "
+        f"{counted(found.rounds, 'round')} {steps}"
+    )
     if found.up or found.down:
-        said.append(f"sent in all: {size(found.up)} up, {size(found.down)} down")
+        yield f"sent in all: {size(found.up)} up, {size(found.down)} down"
     if found.seconds is not None:
-        said.append(f"expected time here: {duration(found.seconds)}, measured on a few steps")
-    return said
-
-
-def rounds_in_words(found: Partition) -> str:
-    """200 rounds of 96 steps; 1 round without steps."""
-    rounds = f"{found.rounds:,} round{'s' * (found.rounds != 1)}"
-    return f"{rounds} of {found.steps:,} steps" if found.steps else f"{rounds} without steps"
+        yield f"expected time here: {duration(found.seconds)}, measured on a few steps"
 
 
 def record_of(found: Partition) -> dict[str, Any]:

@@ -129,25 +129,21 @@ def mean_results(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def table(document: dict[str, Any]) -> str:
     """The results of `federate --json` as text for people, accuracies in percent."""
     released = released_figures(document["cache"])
-    head = ["held out", "round", *FIGURES, "gate moved", "changed"]
-    head += ["released"] if released else []
     untested = any(result["overall"] is None for result in document["results"])
-    if untested:
-        head.insert(2, "validation")
-    rows = [head]
+    rows = [["held out", "round", *["validation"] * untested, *FIGURES, "gate moved", "changed",
+             *["released"] * bool(released)]]  # fmt: skip
     for result in document["results"]:
-        figures = [_both(result, name) for name in FIGURES]
+        figures = [arrow(result["zero_shot"][name], result[name]) for name in FIGURES]
         round_ = "-" if result["best_round"] is None else str(result["best_round"])
         gate = result["gate"]
         gated = gate is not None and gate["distance"] is not None
         moved = f"{gate['distance']:.3f}" if gated else "-"
         changed = "-" if gate is None else f"{gate['changed']}/{gate['tested']}"
         last = [percent(released.get(result["held_out"]))] if released else []
-        if untested:
-            figures.insert(0, _validation(result))
-        rows.append([result["held_out"] or "none", round_, *figures, moved, changed, *last])
+        first = [result["held_out"] or "none", round_, *[_validation(result)] * untested]
+        rows.append([*first, *figures, moved, changed, *last])
     if len(document["results"]) > 1:
-        figures = [_both(document["mean"], n) for n in FIGURES]
+        figures = [arrow(document["mean"]["zero_shot"][n], document["mean"][n]) for n in FIGURES]
         last = [percent(mean(list(released.values())))] if released else []
         rows.append(["mean", "", *[""] * untested, *figures, "", "", *last])
     note = "accuracy in %, zero-shot CLIP on both sides of the arrow: nothing was trained"
@@ -174,10 +170,9 @@ def released_figures(cache: dict[str, Any]) -> dict[str, float]:
     return RELEASED_PACS if is_pacs else {}
 
 
-def _both(result: dict[str, Any], name: str) -> str:
-    if result[name] is None:
-        return "-"
-    return f"{percent(result['zero_shot'][name])} -> {percent(result[name])}"
+def arrow(start: float | None, reached: float | None) -> str:
+    """71.20 -> 75.00: what CLIP alone has and the adapter reaches; "-" for None."""
+    return "-" if reached is None else f"{percent(start)} -> {percent(reached)}"
 
 
 def _validation(result: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.errors import ConfigError, ConflictError
 from pipeline.files import LOG, read_plain
 from pipeline.settings import RunConfig
-from pipeline.sweeps.search import Search, State
+from pipeline.sweeps.search import Search
 from pipeline.sweeps.space import Choices, Domain, Normal, Range, Steps, Value, at_step, in_range
 from pipeline.sweeps.spec import SweepSpec, rank_of, ranks_by_loss, seeded
 from pipeline.sweeps.trials import Record, Trial, configuration_id
@@ -53,7 +53,7 @@ def bayes(spec: SweepSpec, base: RunConfig, folder: Path, ended: Mapping[str, Re
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = _Bayes(spec, base, folder / JOURNAL, ended)
-    return Search(search.ask, search.tell, search.state)
+    return Search(search.ask, search.tell, search.most)
 
 
 def distributions(spec: SweepSpec) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -88,8 +88,6 @@ class _Bayes:
         self.next = 1 + max(self._latest(), default=-1)
 
     def ask(self, n: int) -> tuple[Trial, ...]:
-        if n < 1:
-            raise ConfigError(f"a search was requested for {n} configurations; request 1 or more")
         while True:
             self._settle()
             batch = self._batch(n) + self._conflicting()
@@ -101,10 +99,8 @@ class _Bayes:
         self.records |= {record.id: record for record in records}
         self._settle()
 
-    def state(self) -> State:
-        most = (self.spec.count + len(self.conflicts)) * len(self.spec.seeds)
-        asked = (self.next + len(self.conflicts) - len(self.untold)) * len(self.spec.seeds)
-        return State(asked, len(self.records), most)
+    def most(self) -> int:
+        return (self.spec.count + len(self.conflicts)) * len(self.spec.seeds)
 
     def _batch(self, n: int) -> list[tuple[Trial, ...]]:
         """Configurations that an earlier start began, and new ones up to the next multiple of n."""

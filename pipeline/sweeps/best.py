@@ -12,7 +12,9 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.federation.evaluate import mean
+from pipeline.groups import by_key
 from pipeline.runs.metrics import mean_and_std
+from pipeline.runs.notes import few
 from pipeline.runs.results import FIGURES, aligned, mean_results, percent
 from pipeline.settings import RunConfig, run_id
 from pipeline.sweeps.importance import influences, label
@@ -64,10 +66,16 @@ def sweep_report(
     ranked = candidates(((each, _score(each, select)) for each in records), select)
     main, own = by_measure(ranked)
     statuses = Counter(each.status for each in records)
-    done = [(each, s) for each in records if (s := _score(each, select)) is not None]
+    scored = [(each, s) for each in records if (s := _score(each, select)) is not None]
     importance = influences(
-        [{**each.settings, "seed": each.seed} for each, _ in done], [s for _, s in done]
+        [{**each.settings, "seed": each.seed} for each, _ in scored], [s for _, s in scored]
     )
+    done = [
+        (each.settings, each.seed,
+         (each.val_accuracy, [[found[name] for name in FIGURES] for found in each.results]))
+        for each in records
+        if each.status == "done"
+    ]  # fmt: skip
     return {
         "select": select,
         "trials": {status: statuses[status] for status in STATUSES},
@@ -75,7 +83,7 @@ def sweep_report(
         "seconds": sum(each.seconds for each in records),
         **_ranked(main, base, cache, select),
         "own_adapters": _ranked(own, base, cache, select) if own else None,
-        "notes": [*two_measures(ranked), *without_effect(_compared(records))],
+        "notes": [*two_measures(ranked), *without_effect(done)],
         "importance": [dataclasses.asdict(each) for each in importance],
     }
 
@@ -105,9 +113,7 @@ def candidates(
     scored_trials  trials that ended, with their scores or None
     select         "validation": by val_loss if all that count have one; else by score
     """
-    groups: dict[str, list[tuple[Ended, float | None]]] = {}
-    for each, score in scored_trials:
-        groups.setdefault(configuration_id(each.settings), []).append((each, score))
+    groups = by_key((configuration_id(each.settings), (each, s)) for each, s in scored_trials)
     scored = [
         Candidate(tuple(each for each, _ in group), tuple(scores))
         for group in groups.values()
@@ -144,49 +150,46 @@ def tied(ranked: Sequence[Candidate[Ended]]) -> list[Candidate[Ended]]:
     return [each for each in same if np.mean(each.scores) == np.mean(same[0].scores)]
 
 
-def two_measures(ranked: Sequence[Candidate[Ended]]) -> list[str]:
-    """A warning if methods that score clients' own adapters stand beside others; else []."""
+def two_measures(ranked: Sequence[Candidate[Ended]]) -> Iterator[str]:
+    """A warning if methods that score clients' own adapters stand beside others."""
     others, own = (
         ", ".join(dict.fromkeys(str(each.records[0].settings.get("method")) for each in group))
         for group in by_measure(ranked)
     )
-    if not own:
-        return []
-    return [
-        f"ranked apart: {own} validate each client's own adapter on that client's rows, {others} "
-        "one adapter on all clients' rows. The best is that of one adapter"
-    ]
+    if own:
+        yield (
+            f"ranked apart: {own} validate each client's own adapter on that client's rows, "
+            f"{others} one adapter on all clients' rows. The best is that of one adapter"
+        )
 
 
-def without_effect(done: Iterable[tuple[Mapping[str, Any], int | None, object]]) -> list[str]:
+def without_effect(
+    done: Sequence[tuple[Mapping[str, Any], int | None, object]],
+) -> Iterator[str]:
     """A sentence for each setting with values that reach the same accuracies as others.
 
     done  settings, seed and results of each finished trial; trials that differ in one setting only
-    are
-          compared. Settings of more than DISTINCT values are left out
+          are compared. Settings of more than DISTINCT values are left out
     """
-    trials = [(settings, seed, reached) for settings, seed, reached in done]
-    said = []
-    for name in dict.fromkeys(name for settings, _, _ in trials for name in settings):
-        groups: dict[str, list[tuple[str, object]]] = {}
-        for settings, seed, reached in trials:
-            alike = {n: v for n, v in settings.items() if n != name}
-            there = groups.setdefault(run_id({**alike, "seed": seed}), [])
-            there.append((label(settings.get(name)), reached))
-        pairs: dict[tuple[str, str], list[bool]] = {}
-        for group in groups.values():
-            if len(group) <= DISTINCT:
-                for (a, one), (b, other) in itertools.combinations(group, 2):
-                    pairs.setdefault((a, b), []).append(one == other)
+    for name in dict.fromkeys(name for settings, _, _ in done for name in settings):
+        groups = by_key(
+            (run_id({**settings, name: None, "seed": seed}), (label(settings.get(name)), reached))
+            for settings, seed, reached in done
+        )
+        pairs = by_key(
+            ((a, b), one == other)
+            for group in groups.values()
+            if len(group) <= DISTINCT
+            for (a, one), (b, other) in itertools.combinations(group, 2)
+        )
         same = {pair: len(equal) for pair, equal in pairs.items() if all(equal)}
         if same:
             values = ", ".join(dict.fromkeys(value for pair in same for value in pair))
             between = "nothing" if len(same) == len(pairs) else "nothing between these values"
-            said.append(
+            yield (
                 f"{name} changes {between}: {values} reach the same accuracies "
                 f"({sum(same.values())} pairs compared that differ in nothing else)"
             )
-    return said
 
 
 def failures(ended: Iterable[Any]) -> list[dict[str, Any]]:
@@ -259,15 +262,6 @@ def _head(document: dict) -> str:
     return "\n".join([head, *(f"failed: {why}" for why in whys)])
 
 
-def _compared(
-    records: Iterable[Record],
-) -> Iterator[tuple[dict[str, Any], int, tuple[object, ...]]]:
-    for each in records:
-        if each.status == "done":
-            tested = tuple(tuple(result[name] for name in FIGURES) for result in each.results)
-            yield each.settings, each.seed, (each.val_accuracy, tested)
-
-
 def _score(record: Record, select: str) -> float | None:
     if record.status != "done":
         return None
@@ -327,9 +321,7 @@ def said_of_ties(best: int, others: Sequence[int]) -> str:
     """A line that names the configurations that equal the best; or ""."""
     if not others:
         return ""
-    named = ", ".join(str(number) for number in others[:TOP])
-    more = f" and {len(others) - TOP} more" if len(others) > TOP else ""
-    return f"\ntied with trial {best}, the earliest: {named}{more}"
+    return f"\ntied with trial {best}, the earliest: {few([*map(str, others)], TOP)}"
 
 
 def _importance(importance: Sequence[dict], score: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.federation.evaluate import mean
+from pipeline.federation.evaluate import mean, mean_of_all
 from pipeline.federation.record import FoldRound
 
 MOST = 100
@@ -18,8 +18,8 @@ ByRound = dict[int, tuple[float | None, float | None]]
 def figures_of(folds: Sequence[FoldRound]) -> tuple[float | None, float | None]:
     """Means over a trial's folds of the mean validation accuracy, and loss where it is known."""
     accuracies = [mean(list(fold.val_accuracy.values())) for fold in folds]
-    losses = [_mean([*fold.val_loss.values()]) if fold.val_loss else None for fold in folds]
-    return _mean(accuracies), _mean(losses)
+    losses = [mean_of_all(fold.val_loss.values()) if fold.val_loss else None for fold in folds]
+    return mean_of_all(accuracies), mean_of_all(losses)
 
 
 def curves_of(
@@ -40,8 +40,3 @@ def curves_of(
         if any(value is not None for value in values)
     }
     return {"every": every, **curves} if curves else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if len(known) == len(values) else None

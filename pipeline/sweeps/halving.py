@@ -9,9 +9,11 @@ Source: Jamieson and Talwalkar, arXiv:1502.07943; Li et al., Hyperband, arXiv:16
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipeline.errors import ConfigError
-from pipeline.sweeps.trials import Trial, configuration_id, has_own_adapters
+from pipeline.groups import by_key
+from pipeline.sweeps.trials import Record, Trial, configuration_id, has_own_adapters
 
 CUTS = 3
 """At eta 3, one of 27 configurations trains to the end."""
@@ -55,9 +57,13 @@ def kept(configurations: int, eta: int) -> int:
     return max(1, configurations // eta) if configurations else 0
 
 
+Entered = TypeVar("Entered", Trial, Record)
+"""What came to a cut."""
+
+
 def survivors(
-    trials: Sequence[Trial], scores: Mapping[str, float | None], eta: int
-) -> tuple[Trial, ...]:
+    trials: Sequence[Entered], scores: Mapping[str, float | None], eta: int
+) -> tuple[Entered, ...]:
     """The trials that continue, in the order given.
 
     All seeds of a configuration are kept or cut together: its score is the mean over them, and it
@@ -71,9 +77,7 @@ def survivors(
 
     Raises KeyError for a trial without a score: leaving one out would change the result.
     """
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(configuration_id(trial.settings), []).append(trial)
+    groups = by_key((configuration_id(trial.settings), trial) for trial in trials)
     best: list[str] = []
     for own in (False, True):
         apart = {n: g for n, g in groups.items() if has_own_adapters(g[0].settings) is own}

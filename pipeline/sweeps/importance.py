@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.groups import by_key
+from pipeline.json_files import is_number
 from pipeline.sweeps.space import Value
 
 DISTINCT = 6
@@ -53,17 +55,14 @@ def influences(settings: Sequence[Mapping[str, Value]], scores: Sequence[float])
 def grouped(values: Sequence[Value]) -> list[str]:
     """The name of each value's group: the value itself, or the ends of its quartile."""
     distinct = set(values)
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in distinct)
-    if len(distinct) <= DISTINCT or not numeric:
+    if len(distinct) <= DISTINCT or not all(map(is_number, distinct)):
         return [label(value) for value in values]
     # inverted_cdf takes edges from the values themselves, so that equal values stay together
     edges = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf")
     quartile = np.searchsorted(edges, values, side="left")
-    ends: dict[int, list[Value]] = {}
-    for q, value in zip(quartile, values, strict=True):
-        ends.setdefault(int(q), []).append(value)
+    ends = by_key(zip(quartile.tolist(), values, strict=True))
     names = {q: f"{label(min(part))}..{label(max(part))}" for q, part in ends.items()}
-    return [names[int(q)] for q in quartile]
+    return [names[q] for q in quartile.tolist()]
 
 
 def label(value: Value) -> str:
@@ -72,9 +71,7 @@ def label(value: Value) -> str:
 
 
 def _influence(name: str, values: Sequence[Value], scores: np.ndarray) -> Influence:
-    groups: dict[str, list[float]] = {}
-    for group, score in zip(grouped(values), scores, strict=True):
-        groups.setdefault(group, []).append(score)
+    groups = by_key(zip(grouped(values), scores, strict=True))
     means = {group: float(np.mean(part)) for group, part in groups.items()}
     best = max(means, key=means.get)
     n, k = len(scores), len(groups)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.runs.metrics import mean_and_std
-from pipeline.runs.results import FIGURES, aligned, mean_results, percent
+from pipeline.runs.notes import few
+from pipeline.runs.results import FIGURES, aligned, arrow, mean_results, percent
 from pipeline.settings import RunConfig
 from pipeline.terminal import counted, printable
 
@@ -36,7 +37,7 @@ def table_of(document: Mapping[str, Any]) -> str:
     released = any(row["released"] is not None for row in document["rows"])
     rows = [["held out", *FIGURES, "std", *(["released", "difference"] if released else [])]]
     for row in [*document["rows"], document["mean"]]:
-        cells = [_both(row, name) for name in FIGURES]
+        cells = [arrow(row["zero_shot"][name], row[name]["mean"]) for name in FIGURES]
         rows.append([row["held_out"], *cells, percent(row["overall"]["std"])])
         if released:
             rows[-1] += [percent(row["released"]), _points(row["difference"])]
@@ -53,9 +54,7 @@ def doubts(document: Mapping[str, Any]) -> list[str]:
     """Ways in which these figures differ from the paper's experiment; [] if they do not."""
     said = []
     if document["counts"]:
-        lines = document["counts"]
-        more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
-        said.append(f"not the published images: {lines[0]}{more}")
+        said.append(f"not the published images: {few(document['counts'], 1)}")
     if document["counts"] is None:
         said.append("no counts are published for these images: they were not checked")
     if document["lost"]:
@@ -84,11 +83,6 @@ def _row(
         "released": published,
         "difference": overall - published if known else None,
     }
-
-
-def _both(row: Mapping[str, Any], name: str) -> str:
-    reached = row[name]["mean"]
-    return "-" if reached is None else f"{percent(row['zero_shot'][name])} -> {percent(reached)}"
 
 
 def _points(difference: float | None) -> str:

@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,15 +41,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 SHARED = "shared.json"
+MEASURED = ("seed", "rounds", "seconds", "val_accuracy", "error")  # of a Record, in frames
 BAR = "{l_bar}{bar}| [{elapsed}<{remaining}]"  # counts lane-steps, which are not shown
-
-
-@dataclass(frozen=True)
-class Shared:
-    """The path of a sweep's cache, and the words that name it on a command line."""
-
-    cache: str
-    words: tuple[str, ...]
 
 
 class Best(NamedTuple):
@@ -108,11 +100,7 @@ class SweepResult(dict[str, Any]):
                 "number": one.number,
                 "status": one.status,
                 **one.settings,
-                "seed": one.seed,
-                "rounds": one.rounds,
-                "seconds": one.seconds,
-                "val_accuracy": one.val_accuracy,
-                "error": one.error,
+                **{name: getattr(one, name) for name in MEASURED},
             }
             for one in self.trials
         )
@@ -178,14 +166,15 @@ def sweep(
     folder = Path(out or Path(runs, f"sweep-{run_id(described)}"))
     with open_sweep(folder, described, force=force) as opened:
         write_label(folder, label)
-        _write_shared(folder, Shared(str(Path(table.source).resolve()), tuple(cache)))
+        shared = {"cache": str(Path(table.source).resolve()), "words": tuple(cache)}
+        replace_file(folder / SHARED, json.dumps(shared, indent=2).encode())
         # Not in spec.json: the selection does not affect trials, and may change next time.
         replace_file(folder / "selection.json", json.dumps({"select": select}).encode())
         search = open_search(spec, base, folder, opened.records)
         started = time.monotonic()
         LOG.info(
             "%s: %s, %d finished, each of %s, on %s; results in %s",
-            table.source, counted(search.state().most, "trial"), len(opened.records),
+            table.source, counted(search.most(), "trial"), len(opened.records),
             counted(len(base.held_out), "training"), on.type, folder,
         )  # fmt: skip
         with (
@@ -195,7 +184,7 @@ def sweep(
         ):
             context = TrainingContext(
                 table, spec, base, on, backend, opened, trains, started + budget, stop, bar,
-                most=search.state().most,
+                most=search.most(),
             )  # fmt: skip
             finished = _train(search, context)
         _refuse_stopped(search, context, finished)
@@ -227,7 +216,7 @@ def _refuse_stopped(search: Search, context: TrainingContext, finished: bool) ->
     Raises Interrupted after a signal, ConfigError if no trial could be trained.
     """
     records, folder = context.folder.records, context.folder.folder
-    left_over = 0 if finished else search.state().most - len(records)
+    left_over = 0 if finished else search.most() - len(records)
     if left_over:
         left = f"{left_over} trials are left; run the same command to resume"
         if context.stop:
@@ -247,12 +236,15 @@ def _heads(base: RunConfig, trials: dict[str, Any]) -> Iterator[RunConfig]:
             yield dataclasses.replace(base, head=head, mode=mode, method=method)
 
 
-def read_shared(folder: Path) -> Shared:
-    """How the sweep's command named its cache; raises ConfigError if that is missing."""
+def read_shared(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """The path of a sweep's cache, and the words that name it on a command line.
+
+    Raises ConfigError if they are missing.
+    """
     file = folder / SHARED
     found = read_object(file)
     with content_of(file):
-        return Shared(str(found.get("cache") or ""), tuple(map(str, found["words"])))
+        return str(found.get("cache") or ""), tuple(map(str, found["words"]))
 
 
 def _refuse_untrainable(
@@ -269,7 +261,3 @@ def _refuse_untrainable(
     if met:
         kind = BackendUnavailable if isinstance(met[0], BackendUnavailable) else ConfigError
         raise kind(f"no trial can be trained: {reasons(map(str, met))}")
-
-
-def _write_shared(folder: Path, shared: Shared) -> None:
-    replace_file(folder / SHARED, json.dumps(dataclasses.asdict(shared), indent=2).encode())

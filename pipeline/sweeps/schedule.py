@@ -151,9 +151,8 @@ def _cut(live: Iterable[Record], reached: int, mark: int, context: TrainingConte
     here = [each for each in here if configuration_id(each.settings) in began]
     scores = {e.id: rank_of(e, by_loss) if e.status == "pruned" else None for e in here}
     scores |= {each.id: rank_of(each, by_loss) for each in alive.values()}
-    trials = [Trial(e.number, e.settings, e.seed, e.id) for e in [*here, *alive.values()]]
-    trials.sort(key=lambda trial: trial.number)
-    return {trial.id for trial in survivors(trials, scores, spec.halving.eta)} & alive.keys()
+    entered = sorted([*here, *alive.values()], key=lambda each: each.number)
+    return {each.id for each in survivors(entered, scores, spec.halving.eta)} & alive.keys()
 
 
 def _end(context: TrainingContext, ended: Record) -> None:

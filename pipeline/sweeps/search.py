@@ -18,26 +18,15 @@ MISSES = 1000
 """Consecutive draws without a new configuration after which a random search is complete."""
 
 
-class State(NamedTuple):
-    """The progress of a search, in trials."""
-
-    asked: int
-    ended: int
-    most: int
-    """Trials in all; a bayes search in a small space may end with fewer."""
-
-
 class Search(NamedTuple):
     """The three functions of a search."""
 
     ask: Callable[[int], tuple[Trial, ...]]
-    """The trials of the next n configurations, except those that ended before; () at the end.
-
-    Raises ConfigError for n < 1.
-    """
+    """The trials of the next n configurations, except those that ended before; () at the end."""
     tell: Callable[[Sequence[Record]], None]
     """Takes records of trials that ended, in any order and number."""
-    state: Callable[[], State]
+    most: Callable[[], int]
+    """Trials in all, as far as is known; a bayes search in a small space may end with fewer."""
 
 
 def open_search(
@@ -85,25 +74,13 @@ def check_search(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
 
 def listed(trials: Sequence[Trial], seeds: int, ended: Mapping[str, Record]) -> Search:
     """A search through a list, seeds of one configuration next to each other."""
-    waiting = [trial for trial in trials if trial.id not in ended]
-    known = set(ended) & {trial.id for trial in trials}
-    at = 0
+    waiting = (trial for trial in trials if trial.id not in ended)
+    groups = itertools.groupby(waiting, key=lambda trial: trial.number // seeds)
 
     def ask(n: int) -> tuple[Trial, ...]:
-        nonlocal at
-        _check_n(n)
-        groups = itertools.groupby(waiting[at:], key=lambda trial: trial.number // seeds)
-        asked = tuple(trial for _, group in itertools.islice(groups, n) for trial in group)
-        at += len(asked)
-        return asked
+        return tuple(trial for _, group in itertools.islice(groups, n) for trial in group)
 
-    def tell(records: Sequence[Record]) -> None:
-        known.update(record.id for record in records)
-
-    def state() -> State:
-        return State(len(trials) - len(waiting) + at, len(known), len(trials))
-
-    return Search(ask, tell, state)
+    return Search(ask, lambda records: None, lambda: len(trials))
 
 
 def listed_trials(spec: SweepSpec, base: RunConfig) -> tuple[Trial, ...]:
@@ -199,8 +176,3 @@ def _every(name: str, domain: Choices | Steps) -> Iterable:
     if isinstance(domain, Choices):
         return domain.values
     return [at_step(name, domain, k) for k in range(domain.first, domain.last + 1)]
-
-
-def _check_n(n: int) -> None:
-    if n < 1:
-        raise ConfigError(f"a search was requested for {n} configurations; request 1 or more")

@@ -14,7 +14,7 @@ from kernels.backends import BackendUnavailable, pick_device
 from pipeline.errors import ConfigError
 from pipeline.federation.closed_form import Known, with_closed_form
 from pipeline.federation.cuda_graph import capture_rounds
-from pipeline.federation.evaluate import mean
+from pipeline.federation.evaluate import mean_of_all
 from pipeline.federation.joint import join_plans, join_progress, split_progress
 from pipeline.federation.local import Engine
 from pipeline.federation.plan import rounds_of, steps_a_round
@@ -200,11 +200,9 @@ def _reached(each: Running) -> Record:
 
 
 def _mean_of(progress: Progress, name: str) -> float | None:
-    found = [getattr(chosen, name) for chosen in progress.chosen if chosen]
-    return None if None in found else mean(found)
+    return mean_of_all(getattr(chosen, name) for chosen in progress.chosen if chosen)
 
 
 def _zero_shot_val(results: Sequence[dict]) -> float | None:
     """Zero-shot CLIP's validation accuracy over the folds; None if one has no validation rows."""
-    found = [result["zero_shot"]["val_accuracy"] for result in results]
-    return None if None in found else mean(found)
+    return mean_of_all(result["zero_shot"]["val_accuracy"] for result in results)

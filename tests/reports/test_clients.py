@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.reports import clients as page
 from pipeline.reports.data import Curve, FoldData, Result, Scores
-from pipeline.reports.rounds import MANY, _loss
+from pipeline.reports.rounds import MANY, _figure, _loss
 from pipeline.reports.spread import tenths
 
 
@@ -74,9 +74,9 @@ def test_clients_without_zero_shot_or_row_counts_are_drawn_all_the_same():
 
 def test_losses_of_many_clients_are_a_median_and_a_band():
     one, _, _ = fold(MANY + 20, random.Random(1))
-    figure = _loss(one, {}, (0.0, 1.0), 2)
+    figure = _figure("x", _loss(one, {}), (0.0, 1.0), 2)
     assert str(figure.picture).count('class="band') == 1
     assert [key.name for key in figure.keys] == ["median client", "80 % of the clients"]
     few, _, _ = fold(MANY, random.Random(1))
-    assert 'class="band' not in str(_loss(few, {}, (0.0, 1.0), 2).picture)
+    assert not _loss(few, {}).bands
     assert tenths(list(range(101))) == (10, 50, 90) and tenths([3.0]) == (3.0, 3.0, 3.0)

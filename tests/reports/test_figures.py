@@ -49,21 +49,19 @@ def methods(folder):
 
 
 def pictures(*folders):
-    return collect([read(folder) for folder in folders], folders).pictures
+    return collect([read(folder) for folder in folders], folders)[0]
 
 
 def test_bars_clients_and_bytes_are_the_trials_figures(tmp_path):
     found = pictures(methods(tmp_path / "s"))
     assert set(found) == {"bars", "clients", "bytes"}
-    bars, start, _ = found["bars"].records
+    bars, start = (found["bars"].keywords[name] for name in ("rows", "zero_shot"))
     assert [bar.name for bar in bars] == ["fedavg", "median"] and start == 0.5
     for bar, values in zip(bars, ((0.6, 0.64), (0.7, 0.71)), strict=True):
         assert bar.mean == pytest.approx(statistics.mean(values), abs=1e-12)
         assert bar.std == pytest.approx(statistics.stdev(values), abs=1e-12)
-    (groups,) = found["clients"].records
-    assert groups[0].values == pytest.approx((0.62, 0.72))
-    points = found["bytes"].records[0]
-    assert [point.bytes for point in points] == [5 * 300.0, 5 * 300.0]
+    assert found["clients"].keywords["groups"]["fedavg"] == pytest.approx((0.62, 0.72))
+    assert [bytes for bytes, _ in found["bytes"].keywords["points"]] == [5 * 300.0, 5 * 300.0]
 
 
 @pytest.mark.parametrize(
@@ -77,8 +75,8 @@ def test_bars_clients_and_bytes_are_the_trials_figures(tmp_path):
 def test_a_closed_form_s_sums_are_sent_once(tmp_path, method, fraction, bytes):
     one = trial(0, 0.6, method=method, client_fraction=fraction)
     one["results"][0]["closed_form"] = solved()["closed_form"]
-    points, *_ = pictures(swept(tmp_path / "s", [one]))["bytes"].records
-    assert [point.bytes for point in points] == [bytes]
+    points = pictures(swept(tmp_path / "s", [one]))["bytes"].keywords["points"]
+    assert [sent for sent, _ in points] == [bytes]
 
 
 def test_a_map_has_every_head_at_its_place():
@@ -102,7 +100,7 @@ def test_the_validation_map_of_two_settings(tmp_path):
               for a, (m, lr) in enumerate([(0.1, 1e-3), (0.1, 1e-2), (0.01, 1e-3)])
               for s in range(2)]  # fmt: skip
     folder = swept(tmp_path / "s", trials, method="fedprox")
-    (grid,), _ = pictures(folder)["validation-s"].records
+    (grid,) = pictures(folder)["validation-s"].keywords["grids"]
     assert (grid.y_name, grid.x_name) == ("mu", "lr")
     assert grid.y == ("0.01", "0.1") and grid.x == ("0.001", "0.01")
     assert grid.values[0][0] == pytest.approx(0.705) and grid.values[0][1] is None
@@ -121,7 +119,7 @@ def test_rounds_have_a_band_over_seeds(tmp_path):
             line["folds"][0]["val_accuracy"] = {"a": 0.5 + 0.1 * seed, "b": 0.7 + 0.1 * seed}
         (folder / "rounds.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         folders.append(folder)
-    (band,), _ = pictures(*folders)["rounds-validation"].records
+    (band,) = pictures(*folders)["rounds-validation"].keywords["bands"]
     assert band.rounds == (0, 1, 2, 3)
     assert band.mean == pytest.approx([0.65] * 4)
     assert band.std == pytest.approx([statistics.stdev((0.6, 0.7))] * 4)
@@ -169,14 +167,13 @@ def test_strange_names_are_drawn_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "WIDTHS", {"one-column": 3.3})
     monkeypatch.setattr(figures, "FORMATS", {"svg": {"Date": None}})
     bands = [figures.Band(name, (0, 1), (0.5, 0.6), (None, None)) for name in NAMES]
-    points = [figures.Point(name, 1e6 * at, 0.5, 0.1) for at, name in enumerate(NAMES, 1)]
+    bars = [figures.Bar(name, 0.5, 0.1) for name in NAMES]
+    points = [(1e6 * at, bar) for at, bar in enumerate(bars, 1)]
     drawn = {
-        "bars": figures.Picture(figures.bars, ([figures.Bar(n, 0.5, None) for n in NAMES], 0, "x")),
-        "../rounds": figures.Picture(figures.rounds, (bands, "x")),
-        "clients": figures.Picture(
-            figures.clients, ([figures.Group(n, (0.5, 0.6)) for n in NAMES],)
-        ),
-        "bytes": figures.Picture(figures.sent, (points, 0.4, "x")),
+        "bars": lambda width: figures.bars(width, bars, 0, "x"),
+        "../rounds": lambda width: figures.rounds(width, bands, "x"),
+        "clients": lambda width: figures.clients(width, dict.fromkeys(NAMES, (0.5, 0.6))),
+        "bytes": lambda width: figures.sent(width, points, 0.4, "x"),
     }
     files = figures.write_figures(drawn, tmp_path / "f")
     assert len(set(files)) == 4

@@ -138,7 +138,7 @@ def test_confusions_and_mistakes_are_counts(run):
         for answer in range(4):
             pairs = zip(found.labels, found.predicted, strict=True)
             assert counted.counts[true, answer] == sum(p == (true, answer) for p in pairs)
-    listed = mistakes(counted, 100)
+    listed = mistakes(counted, table.class_names, 100)
     assert sum(m.count for m in listed) == (found.labels != found.predicted).sum()
     assert [m.count for m in listed] == sorted((m.count for m in listed), reverse=True)
 

@@ -9,8 +9,9 @@ from click.testing import CliRunner
 from pipeline.cli.app import cli
 from pipeline.digests import sealed
 from pipeline.errors import ConfigError
+from pipeline.reports.bench import read_bench
 from pipeline.reports.page import write_report
-from pipeline.reports.trials import ranking, read_bench, read_sweep
+from pipeline.reports.trials import ranking, read_sweep
 from tests.reports.report_folders import (
     made_bench,
     made_sweep,

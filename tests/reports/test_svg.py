@@ -9,21 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.reports.charts.bars import Bar, bar_chart
-from pipeline.reports.charts.lines import HEIGHT, Level, Line, Mark, line_chart, thin
+from pipeline.reports.charts.lines import Line, Mark, line_chart, thin
 from pipeline.reports.charts.matrix import matrix_chart
 from pipeline.reports.charts.parallel import Axis, Thread, parallel_chart
 from pipeline.reports.charts.scatter import Cloud, scatter_chart
 from pipeline.reports.charts.svg import (
     BOTTOM,
+    HEIGHT,
     LEFT,
     RIGHT,
     TOP,
+    Level,
     Markup,
     Scale,
     columns,
     element,
     number,
-    place,
     printable,
     short,
 )
@@ -192,4 +193,4 @@ def test_wide_letters_take_two_columns():
 
 
 def test_a_scale_without_length_puts_all_in_its_middle():
-    assert place(Scale(2.0, 2.0, 0.0, 10.0), 2.0) == 5.0
+    assert Scale(2.0, 2.0, 0.0, 10.0)(2.0) == 5.0

@@ -6,8 +6,7 @@ import re
 import pytest
 
 from pipeline.reports import sweep_figures as figures
-from pipeline.reports.charts.lines import HEIGHT
-from pipeline.reports.charts.svg import BOTTOM, LEFT, RIGHT, TOP
+from pipeline.reports.charts.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP
 from pipeline.reports.data import Result, Scores
 from pipeline.reports.trials import SweepData, Trial, varied
 
@@ -72,7 +71,7 @@ def test_places_are_in_order_within_the_axis_and_few_are_written(values):
     at, words = figures._places(values * 2)
     assert len(at) == len(set(map(str, values)))
     assert all(0 <= x <= 1 and math.isfinite(x) for x in at.values())
-    assert 1 <= len(words) <= figures.MARKS and len({x for x, _ in words}) == len(words)
+    assert 1 <= len(words) <= figures.WORDS and len({x for x, _ in words}) == len(words)
     if all(isinstance(v, float | int) and not isinstance(v, bool) for v in values):
         places = list(at.values())
         assert places == sorted(places) and len(set(places)) == len(places)

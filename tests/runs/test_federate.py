@@ -221,13 +221,8 @@ def test_a_run_that_ends_below_zero_shot_says_so(table, tmp_path, heard):
 
 @pytest.mark.parametrize(("lost", "won", "beyond"), [(3, 0, False), (5, 0, True), (9, 4, False)])
 def test_a_few_lost_rows_are_noise(lost, won, beyond):
-    result = {
-        "best_round": 0,
-        "val_accuracy": 0.5,
-        "val_changed": {"lost": lost, "won": won, "start": 0.4},
-        "zero_shot": {"val_accuracy": 0.6},
-    }
-    said = said_of_worse("a", result, vars(config(weight_decay=0.2)))
+    changed = {"lost": lost, "won": won, "start": 0.4}
+    said = said_of_worse("a", 0, 0.5, 0.6, changed, vars(config(weight_decay=0.2)))
     assert (said is not None) == beyond
     if said:  # above its start: what held it back is named, and no smaller lr
         assert "a larger --lr, more --rounds, --weight-decay 0" in said and "smaller" not in said

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.reports.charts.svg import WIDTH, Markup, Scale, chart, element, number, place, short
+from pipeline.reports.charts.svg import WIDTH, Markup, Scale, chart, element, label, number
 
 ROW, BAR = 31, 9  # units a bar takes with its name, and alone
 LETTERS = 58  # about what fits beside each other at the chart's width
@@ -36,25 +36,22 @@ def bar_chart(title: str, text: str, bars: Sequence[Bar], *, high: float | None 
 
 def _bar(bar: Bar, x: Scale, top: float, full: bool) -> list[Markup]:
     under = top + 17
-    end = place(x, bar.value)
-    room = LETTERS - len(bar.text)
-    groove = Markup("")
-    if full:
-        groove = element("rect", x=0, y=under, width=WIDTH, height=BAR, rx=2, class_="groove")
-    name = element("text", element("title", bar.name), short(bar.name, room), x=0, y=top + 12)
+
+    def box(width: float, style: str) -> Markup:
+        return element("rect", x=0, y=under, width=width, height=BAR, rx=2, class_=style)
+
     parts = [
-        name,
+        label(bar.name, LETTERS - len(bar.text), x=0, y=top + 12),
         element("text", bar.text, x=WIDTH, y=top + 12, class_="end"),
-        groove,
-        element("rect", x=0, y=under, width=max(end, 0.5), height=BAR, rx=2,
-                class_=f"bar {bar.style}"),
-    ]  # fmt: skip
+        *([box(WIDTH, "groove")] if full else []),
+        box(max(x(bar.value), 0.5), f"bar {bar.style}"),
+    ]
     if bar.spread:
-        low, high = (number(place(x, v)) for v in bar.spread)
+        low, high = (number(x(v)) for v in bar.spread)
         middle = number(under + BAR / 2)
         parts.append(element("path", d=f"M{low} {middle}H{high}", class_="whisker"))
     if bar.mark is not None:
-        at = min(max(place(x, bar.mark), 1), WIDTH - 1)
+        at = min(max(x(bar.mark), 1), WIDTH - 1)
         d = f"M{number(at)} {number(under - 3)}v{BAR + 6}"
         parts.append(element("path", d=d, class_="mark"))
     return parts

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.reports.charts.svg import WIDTH, Markup, chart, element, number, short
+from pipeline.reports.charts.svg import WIDTH, Markup, chart, element, label, number
 
 LEFT, WIDE = 92, 860  # of the cells; units across a grid of many columns
 LETTERS = 12
@@ -27,16 +27,16 @@ def count_chart(
     parts, shades = [], [""] * SHADES
     for r, row in enumerate(counts):
         if high > 10 or r % 2 == 0:
-            parts.append(element("text", element("title", rows[r]), short(rows[r], LETTERS),
-                                 x=LEFT - 6, y=(r + 0.5) * high + 4, class_="end"))  # fmt: skip
+            y = (r + 0.5) * high + 4
+            parts.append(label(rows[r], LETTERS, x=LEFT - 6, y=y, class_="end"))
         for c, count in enumerate(row):
             if not count:
                 continue
             shade = max(1, round(SHADES * (count / most) ** 0.5))
             x, y, gap = LEFT + c * wide, r * high, min(1.0, wide / 8)
             if hints:
-                hint = element("title", f"{rows[r]}, {columns[c]}: {count:,} rows")
-                parts.append(element("rect", hint, x=x, y=y, width=wide - gap, height=high - 1,
+                hint = f"{rows[r]}, {columns[c]}: {count:,} rows"
+                parts.append(element("rect", hint=hint, x=x, y=y, width=wide - gap, height=high - 1,
                                      fill_opacity=shade / SHADES, class_="right"))  # fmt: skip
             else:
                 shades[shade - 1] += (
@@ -50,7 +50,6 @@ def count_chart(
     every = max(1, -(-len(columns) // int((width - LEFT) / 22)))
     for c in range(0, len(columns), every):
         x, y = LEFT + (c + 0.5) * wide + 4, bottom + 12
-        hint, turned = element("title", columns[c]), f"rotate(-40 {x:.1f} {y:.1f})"
-        parts.append(element("text", hint, short(columns[c], LETTERS), x=x, y=y, transform=turned,
-                             class_="end"))  # fmt: skip
+        turned = f"rotate(-40 {x:.1f} {y:.1f})"
+        parts.append(label(columns[c], LETTERS, x=x, y=y, transform=turned, class_="end"))
     return chart(title, text, bottom + 66, edge, *parts, width=width)

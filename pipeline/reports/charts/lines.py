@@ -6,19 +6,21 @@ from typing import NamedTuple
 
 from pipeline.reports.charts.svg import (
     BOTTOM,
+    HEIGHT,
     LEFT,
     RIGHT,
     TOP,
+    Level,
     Markup,
     Scale,
     chart,
     element,
     frame,
+    level_lines,
     number,
-    place,
+    ticks,
 )
 
-HEIGHT = 230
 POINTS = 1000  # of a line at most: more than the pixels it gets
 ALL_POINTS = 8000  # of a chart, as long as a line keeps 100
 
@@ -39,14 +41,6 @@ class Band(NamedTuple):
     style: str
     rounds: Sequence[int]
     ends: Sequence[tuple[float, float]]
-
-
-class Level(NamedTuple):
-    """A dashed line across the chart."""
-
-    name: str
-    style: str
-    value: float
 
 
 class Mark(NamedTuple):
@@ -79,19 +73,21 @@ def line_chart(
     x = Scale(0, last_round, LEFT + 4, RIGHT - 4)
     y = Scale(*limits, HEIGHT - BOTTOM, TOP)
     most = max(100, min(POINTS, ALL_POINTS // max(len(lines), 1)))
-    parts = [frame(x, y, "round", value_text, height=HEIGHT), *(_band(b, x, y) for b in bands)]
-    parts += [
-        element("path", element("title", f"{level.name}: {value_text(level.value)}"),
-                d=f"M{LEFT} {number(place(y, level.value))}H{RIGHT}", class_=f"level {level.style}")
-        for level in levels
-    ]  # fmt: skip
-    parts += _clipped([_line(line, x, y, most, value_text) for line in lines], lines, limits)
-    parts += [
-        element("circle", element("title", f"{mark.name}: {value_text(mark.value)}"),
-                cx=place(x, mark.round), cy=place(y, mark.value), r=4, class_=f"ring {mark.style}")
+    along = [
+        element("text", number(v), x=x(v), y=HEIGHT - BOTTOM + 15, class_="middle")
+        for v in ticks(0, last_round, 6)
+        if v == int(v)
+    ]
+    rings = [
+        element("circle", hint=f"{mark.name}: {value_text(mark.value)}", cx=x(mark.round),
+                cy=y(mark.value), r=4, class_=f"ring {mark.style}")
         for mark in marks
     ]  # fmt: skip
-    return chart(title, text, HEIGHT, *parts)
+    drawn = _clipped([_line(line, x, y, most, value_text) for line in lines], lines, limits)
+    return chart(
+        title, text, HEIGHT, *frame(y, value_text, "round", along),
+        *(_band(band, x, y) for band in bands), *level_lines(levels, y, value_text), *drawn, *rings,
+    )  # fmt: skip
 
 
 def _clipped(
@@ -109,11 +105,11 @@ def _clipped(
 def _band(band: Band, x: Scale, y: Scale) -> Markup:
     kept = thin([high for _, high in band.ends])
     low, high = (
-        [f"{number(place(x, band.rounds[at]))} {number(place(y, band.ends[at][k]))}" for at in kept]
+        [f"{number(x(band.rounds[at]))} {number(y(band.ends[at][k]))}" for at in kept]
         for k in (0, 1)
     )
     d = f"M{'L'.join(low + high[::-1])}Z"
-    return element("path", element("title", band.name), d=d, class_=f"band {band.style}")
+    return element("path", hint=band.name, d=d, class_=f"band {band.style}")
 
 
 def thin(values: Sequence[float | None], most: int = POINTS) -> list[int]:
@@ -139,11 +135,11 @@ def _line(line: Line, x: Scale, y: Scale, most: int, value_text: Callable[[float
     for at in thin(line.values, most):
         value = line.values[at]
         if value is not None:
-            point = f"{number(place(x, line.rounds[at]))} {number(place(y, value))}"
+            point = f"{number(x(line.rounds[at]))} {number(y(value))}"
             # The hair's breadth shows a lone point between two gaps: its caps are round.
             steps.append(f"L{point}" if drawing else f"M{point}h0.01")
             last = value
         drawing = value is not None
     hint = line.name if last is None else f"{line.name}, {value_text(last)} at the end"
     style = f"line {line.style}" + (" lone" if len(steps) == 1 else "")
-    return element("path", element("title", hint), d="".join(steps), class_=style)
+    return element("path", hint=hint, d="".join(steps), class_=style)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.reports.charts.svg import WIDTH, Markup, chart, columns, element, short
+from pipeline.reports.charts.svg import WIDTH, Markup, chart, columns, element, label
 
 LETTERS, LETTER = 14, 7.4  # of a class name beside a row, and units that a wide one takes
 NUMBERS = 12  # classes up to which counts are written into the squares
@@ -22,7 +22,7 @@ def matrix_chart(title: str, text: str, names: Sequence[str], counts: Sequence[S
     for true, row in enumerate(counts):
         total = sum(row)
         y = true * side
-        parts.append(_label(names[true], margin - 6, y + side / 2 + 4, None))
+        parts.append(label(names[true], LETTERS, x=margin - 6, y=y + side / 2 + 4, class_="end"))
         for answer, count in enumerate(row):
             if count:
                 where = (margin + answer * side, y, side)
@@ -31,7 +31,8 @@ def matrix_chart(title: str, text: str, names: Sequence[str], counts: Sequence[S
     low = len(names) * side + 12
     for answer, name in enumerate(names):
         x = margin + (answer + 0.5) * side + 4
-        parts.append(_label(name, x, low, f"rotate(-40 {x:.1f} {low:.1f})"))
+        turned = f"rotate(-40 {x:.1f} {low:.1f})"
+        parts.append(label(name, LETTERS, x=x, y=low, transform=turned, class_="end"))
     edge = element("rect", x=margin, y=0, width=len(names) * side, height=len(names) * side,
                    class_="edge")  # fmt: skip
     return chart(title, text, low + below, edge, *parts)
@@ -44,25 +45,13 @@ def _square(
     gap = min(1.0, side / 10)
     inner = {"x": x + gap, "y": y + gap, "width": side - 2 * gap, "height": side - 2 * gap}
     parts = [
-        element("rect", element("title", hint), **inner, rx=min(2.0, side / 8),
+        element("rect", hint=hint, **inner, rx=min(2.0, side / 8),
                 fill_opacity=0.08 + 0.92 * share, class_="right" if right else "wrong")
     ]  # fmt: skip
     if many <= NUMBERS:
         # Blended over a light card only the darkest squares need light words, over a dark one all
         # that are more than half filled need dark ones.
         style = "full" if share > 0.85 else "half" if share > 0.55 else ""
-        parts.append(
-            element(
-                "text",
-                str(count),
-                x=x + side / 2,
-                y=y + side / 2 + 4,
-                class_=f"middle count {style}",
-            )
-        )
+        parts.append(element("text", str(count), x=x + side / 2, y=y + side / 2 + 4,
+                             class_=f"middle count {style}"))  # fmt: skip
     return parts
-
-
-def _label(name: str, x: float, y: float, transform: str | None) -> Markup:
-    return element("text", element("title", name), short(name, LETTERS),
-                   x=float(x), y=float(y), transform=transform, class_="end")  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.reports.charts.svg import chart, element, number, short
+from pipeline.reports.charts.svg import chart, element, label, number
 
 WIDE, STEP = 1200, 130  # units across, and the least between two axes
 TOP, DEEP, SIDE = 30, 260, 95  # units above, along and beside the axes
@@ -29,20 +29,17 @@ def parallel_chart(title: str, text: str, axes: Sequence[Axis], threads: Sequenc
     """Axes from left to right as an <svg>; threads are drawn in order, the last on top."""
     step = max(STEP, (WIDE - 2 * SIDE) / max(len(axes) - 1, 1))
     parts = [
-        element("path", element("title", thread.name), d=_path(thread, step),
-                class_=f"thread {thread.style}")
+        element("path", hint=thread.name, d=_path(thread, step), class_=f"thread {thread.style}")
         for thread in threads
-    ]  # fmt: skip
+    ]
     for at, axis in enumerate(axes):
         x = SIDE + step * at
         parts.append(element("path", d=f"M{number(x)} {TOP}V{TOP + DEEP}", class_="axis"))
-        head = element("title", axis.name)
-        parts.append(element("text", head, short(axis.name, 17), x=x, y=14, class_="middle name"))
+        parts.append(label(axis.name, 17, x=x, y=14, class_="middle name"))
         parts += [
-            element("text", element("title", word), short(word, LETTERS), x=x + 6,
-                    y=_height(up) + 4, class_="halo")
+            label(word, LETTERS, x=x + 6, y=_height(up) + 4, class_="halo")
             for up, word in axis.words
-        ]  # fmt: skip
+        ]
     width = 2 * SIDE + step * (len(axes) - 1)
     return chart(title, text, TOP + DEEP + 12, *parts, width=width)
 

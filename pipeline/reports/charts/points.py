@@ -3,20 +3,21 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pipeline.reports.charts.lines import HEIGHT, Level
 from pipeline.reports.charts.svg import (
     BOTTOM,
+    HEIGHT,
     LEFT,
     RIGHT,
     TOP,
+    Level,
     Markup,
     Scale,
     chart,
     element,
+    frame,
+    label,
+    level_lines,
     number,
-    place,
-    short,
-    ticks,
 )
 
 EDGE = 14  # units kept free beside the first and the last place
@@ -49,31 +50,17 @@ def points_chart(
     words   labels along the axis, x from 0 (left) to 1 (right); limits as in line_chart
     """
     x, y = Scale(0, 1, LEFT + EDGE, RIGHT - EDGE), Scale(*limits, HEIGHT - BOTTOM, TOP)
-    bottom = HEIGHT - BOTTOM
-    parts = [
-        element("path", d=f"M{LEFT} {number(place(y, v))}H{RIGHT}", class_="grid")
-        + element("text", value_text(v), x=LEFT - 6, y=place(y, v) + 4, class_="end")
-        for v in ticks(*limits)
-    ]
-    parts.append(element("path", d=f"M{LEFT} {bottom}H{RIGHT}", class_="axis"))
     room = min(max(LETTERS // max(len(words), 1), 3), LONGEST)
-    parts += [
-        element("text", element("title", word), short(word, room), x=place(x, at), y=bottom + 15,
-                class_="middle")
-        for at, word in words
-    ]  # fmt: skip
-    parts.append(element("text", x_title, x=RIGHT, y=HEIGHT - 2, class_="end quiet"))
-    parts += [
-        element("path", element("title", f"{level.name}: {value_text(level.value)}"),
-                d=f"M{LEFT} {number(place(y, level.value))}H{RIGHT}", class_=f"level {level.style}")
-        for level in levels
-    ]  # fmt: skip
+    along = [
+        label(word, room, x=x(at), y=HEIGHT - BOTTOM + 15, class_="middle") for at, word in words
+    ]
+    parts = [*frame(y, value_text, x_title, along), *level_lines(levels, y, value_text)]
     if line:
-        points = "L".join(f"{number(place(x, a))} {number(place(y, b))}" for a, b in line)
+        points = "L".join(f"{number(x(a))} {number(y(b))}" for a, b in line)
         parts.append(element("path", d=f"M{points}h0.01", class_="line c0 strong"))
     parts += [
-        element("path", element("title", dot.name), class_=f"dot {dot.style}",
-                d=f"M{number(round(place(x, dot.x), 1))} {number(round(place(y, dot.y), 1))}h0.01")
+        element("path", hint=dot.name, class_=f"dot {dot.style}",
+                d=f"M{number(round(x(dot.x), 1))} {number(round(y(dot.y), 1))}h0.01")
         for dot in dots
     ]  # fmt: skip
     return chart(title, text, HEIGHT, *parts)

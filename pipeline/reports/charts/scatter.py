@@ -10,8 +10,8 @@ from pipeline.reports.charts.svg import (
     chart,
     columns,
     element,
+    label,
     number,
-    place,
     short,
 )
 
@@ -49,13 +49,13 @@ def scatter_chart(
     x = Scale(left, right, WIDTH / 2 - wide, WIDTH / 2 + wide)
     y = Scale(bottom, top, HEIGHT / 2 + tall, HEIGHT / 2 - tall)
     parts = [
-        element("path", element("title", cloud.name), d=_dots(cloud, x, y),
+        element("path", hint=cloud.name, d=_dots(cloud, x, y),
                 class_=f"{'cross' if cloud.crosses else 'dot'} {cloud.style}")
         for cloud in clouds
         if cloud.points
     ]  # fmt: skip
     edge = element("rect", x=0.5, y=0.5, width=WIDTH - 1, height=HEIGHT - 1, rx=4, class_="edge")
-    at = [(name, place(x, a), place(y, b)) for name, a, b in named]
+    at = [(name, x(a), y(b)) for name, a, b in named]
     return chart(title, text, HEIGHT, edge, *parts, *_names(at))
 
 
@@ -64,16 +64,14 @@ def _names(named: Sequence[tuple[str, float, float]]) -> list[Markup]:
     written: list[tuple[float, float, float]] = []
     parts = []
     for full, x, y in named:
-        name = short(full, LETTERS)
-        half = columns(name) * LETTER / 2
+        half = columns(short(full, LETTERS)) * LETTER / 2
         x = min(max(x, half + EDGE), WIDTH - half - EDGE)
         for move in sorted(range(-9, 10), key=abs):
             up = y + move * LINE
             apart = all(abs(x - a) > half + b or abs(up - c) >= LINE for a, b, c in written)
             if apart and LINE < up < HEIGHT - EDGE:
                 written.append((x, half, up))
-                parts.append(element("text", element("title", full), name, x=x, y=up,
-                                     class_="middle halo"))  # fmt: skip
+                parts.append(label(full, LETTERS, x=x, y=up, class_="middle halo"))
                 break
     return parts
 
@@ -81,6 +79,5 @@ def _names(named: Sequence[tuple[str, float, float]]) -> list[Markup]:
 def _dots(cloud: Cloud, x: Scale, y: Scale) -> str:
     shape = "m-2-2l4 4m0-4l-4 4" if cloud.crosses else "h0.01"
     return "".join(
-        f"M{number(round(place(x, a), 1))} {number(round(place(y, b), 1))}{shape}"
-        for a, b in cloud.points
+        f"M{number(round(x(a), 1))} {number(round(y(b), 1))}{shape}" for a, b in cloud.points
     )

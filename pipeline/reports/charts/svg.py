@@ -5,30 +5,47 @@ import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from markupsafe import Markup as Markup  # this is its door: others import it from here
 from markupsafe import escape
 
 WIDTH = 400
 """Units across a chart: about its pixels on a narrow screen, so its text is readable there."""
+HEIGHT = 230  # of a plot with axes
 LEFT, RIGHT, TOP, BOTTOM = 38, 388, 10, 30  # the plot's edges; BOTTOM counts from below
 COLOURS = 7  # classes c0 to c6 of the style sheet; what comes after is drawn quiet
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values low to high onto units start to end."""
+    """Values low to high onto units start to end; scale(value) is where the value lies."""
 
     low: float
     high: float
     start: float
     end: float
 
+    def __call__(self, value: float) -> float:
+        """start + (end - start) * share of the way from low to high; the middle if they are one."""
+        length = self.high - self.low
+        share = (value - self.low) / length if length > 0 else 0.5
+        return self.start + (self.end - self.start) * share
 
-def element(name: str, *inside: object, **attributes: object) -> Markup:
+
+class Level(NamedTuple):
+    """A dashed line across the chart."""
+
+    name: str
+    style: str
+    value: float
+
+
+def element(name: str, *inside: object, hint: str | None = None, **attributes: object) -> Markup:
     """<name attributes>inside</name>, with everything escaped that is not Markup already.
 
     inside      strings, made printable(), or Markup
+    hint        what hovering shows
     attributes  class_ is class, stroke_width is stroke-width; None is left out; floats are written
                 with two decimals at most. Raises ValueError for NaN and Inf: they are not drawn
     """
@@ -38,7 +55,14 @@ def element(name: str, *inside: object, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
+    if hint is not None:
+        inside = (element("title", hint), *inside)
     return Markup(f"<{name}{written}>{''.join(map(_text, inside))}</{name}>")
+
+
+def label(name: str, most: int, **attributes: object) -> Markup:
+    """A <text> of a name, cut to `most` columns; hovering shows all of it."""
+    return element("text", short(name, most), hint=name, **attributes)
 
 
 def chart(title: str, text: str, height: float, *inside: Markup, width: float = WIDTH) -> Markup:
@@ -56,13 +80,6 @@ def chart(title: str, text: str, height: float, *inside: Markup, width: float = 
         role="img",
         class_="chart wide" if width > WIDTH else "chart",
     )
-
-
-def place(scale: Scale, value: float) -> float:
-    """start + (end - start) * share of the way from low to high; the middle when low is high."""
-    length = scale.high - scale.low
-    share = (value - scale.low) / length if length > 0 else 0.5
-    return scale.start + (scale.end - scale.start) * share
 
 
 def span(values: Sequence[float], *, least: float = 0.0) -> tuple[float, float]:
@@ -84,23 +101,25 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def frame(
-    x: Scale, y: Scale, x_title: str, y_text: Callable[[float], str], *, height: float
-) -> Markup:
-    """Grid lines and labels of both axes; y ticks are written by `y_text`."""
-    bottom = height - BOTTOM
+    y: Scale, y_text: Callable[[float], str], x_title: str, along: Sequence[Markup]
+) -> list[Markup]:
+    """Grid lines and labels of a plot; y ticks are written by `y_text`, `along` lies below it."""
     across = [
-        element("path", d=f"M{LEFT} {number(place(y, v))}H{RIGHT}", class_="grid")
-        + element("text", y_text(v), x=LEFT - 6, y=place(y, v) + 4, class_="end")
+        _across(y(v), class_="grid")
+        + element("text", y_text(v), x=LEFT - 6, y=y(v) + 4, class_="end")
         for v in ticks(y.low, y.high)
     ]
-    along = [
-        element("text", number(v), x=place(x, v), y=bottom + 15, class_="middle")
-        for v in ticks(x.low, x.high, 6)
-        if v == int(v)
-    ]
-    title = element("text", x_title, x=RIGHT, y=height - 2, class_="end quiet")
-    axis = element("path", d=f"M{LEFT} {bottom}H{RIGHT}", class_="axis")
-    return Markup("").join([*across, axis, *along, title])
+    title = element("text", x_title, x=RIGHT, y=HEIGHT - 2, class_="end quiet")
+    return [*across, _across(HEIGHT - BOTTOM, class_="axis"), *along, title]
+
+
+def level_lines(levels: Sequence[Level], y: Scale, y_text: Callable[[float], str]) -> list[Markup]:
+    """The levels of a plot; hovering over one shows its name and value."""
+    return [
+        _across(y(each.value), hint=f"{each.name}: {y_text(each.value)}",
+                class_=f"level {each.style}")
+        for each in levels
+    ]  # fmt: skip
 
 
 def colour(at: int) -> str:
@@ -141,6 +160,10 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def _across(height: float, **attributes: str) -> Markup:
+    return element("path", d=f"M{LEFT} {number(height)}H{RIGHT}", **attributes)
 
 
 def _text(value: object) -> str:
