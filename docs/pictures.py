@@ -22,7 +22,7 @@ from tests.docs_check import left_out
 from tests.reports import chromium
 
 DOCS = ROOT / "docs"
-COLUMNS, WIDTH, LINE = 100, 7.8, 17  # characters a line; units a character and a line
+COLUMNS, WIDTH, LINE = 100, 8, 17  # characters a line; units a character and a line
 REPORT = (1180, 1290)  # pixels of the report's top that are shown
 
 
@@ -51,7 +51,7 @@ def terminal(command: str, said: str) -> str:
     """An SVG of a terminal: the command, then what it printed, without progress bars."""
     kept = [part for part in re.split(r"[\n\r]", said) if part.strip() and not _is_bar(part)]
     lines = [f"$ {command}"] + [row for line in kept for row in textwrap.wrap(line, COLUMNS)]
-    width, height = round(COLUMNS * WIDTH) + 32, LINE * len(lines) + 28
+    width, height = COLUMNS * WIDTH + 32, LINE * len(lines) + 28
     rows = "\n".join(
         f'<text x="16" y="{26 + LINE * at}">{escape(line)}</text>' for at, line in enumerate(lines)
     )
