@@ -1,8 +1,9 @@
-"""Makes docs/terminal.svg and docs/report.png anew, of a real run of ./run.sh federate.
+"""Makes docs/terminal.svg and docs/report.png from a real run of ./run.sh federate.
 
     python -m docs.pictures
 
-Needs a Chromium for the report's picture; takes as long as the run, about half a minute.
+Takes as long as the run, about half a minute. The report's picture needs a Chromium; without one
+only docs/terminal.svg is made.
 """
 
 import base64
@@ -17,36 +18,40 @@ from html import escape
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.docs_check import left_out
 from tests.reports import chromium
 
 DOCS = ROOT / "docs"
-COLUMNS, WIDTH, LINE = 100, 7.8, 17  # characters a line; units a character and a line
+COLUMNS, WIDTH, LINE = 100, 8, 17  # characters a line; units a character and a line
 REPORT = (1180, 1290)  # pixels of the report's top that are shown
-LEFT_OUT = shutil.ignore_patterns(".*", "data", "runs", "files", "__pycache__", "results")
 
 
 def main() -> None:
-    """A run in a scratch copy, so that its first lines are those a newcomer sees."""
-    if chromium.find() is None:
-        sys.exit(f"no browser is installed: none of {', '.join(chromium.NAMES)}")
+    """A run in a scratch copy without data or caches, so that it prints what a newcomer sees.
+
+    Paths of the copy are shown as they are in a clone: relative to the project.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "project"
-        shutil.copytree(ROOT, copy, ignore=lambda f, n: LEFT_OUT(f, n) if Path(f) == ROOT else [])
+        shutil.copytree(ROOT, copy, ignore=left_out)
         given = os.environ | {"FEDCLIP_PYTHON": sys.executable}
         done = subprocess.run(["./run.sh", "federate"], cwd=copy, env=given, check=True, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         said = done.stdout.replace(f"{copy}/", "")
         (DOCS / "terminal.svg").write_text(terminal("./run.sh federate", said), "utf-8")
+        if chromium.find() is None:
+            names = ", ".join(chromium.NAMES)
+            sys.exit(f"docs/report.png was not made: no browser is installed, none of {names}")
         page = copy / said.split()[-1]
-        picture = screenshot(page, Path(scratch) / "profile")
-        (DOCS / "report.png").write_bytes(picture)
+        page.write_text(page.read_text("utf-8").replace(f"{copy}/", ""), "utf-8")
+        (DOCS / "report.png").write_bytes(screenshot(page, Path(scratch) / "profile"))
 
 
 def terminal(command: str, said: str) -> str:
     """An SVG of a terminal: the command, then what it printed, without progress bars."""
     kept = [part for part in re.split(r"[\n\r]", said) if part.strip() and not _is_bar(part)]
     lines = [f"$ {command}"] + [row for line in kept for row in textwrap.wrap(line, COLUMNS)]
-    width, height = round(COLUMNS * WIDTH) + 32, LINE * len(lines) + 28
+    width, height = COLUMNS * WIDTH + 32, LINE * len(lines) + 28
     rows = "\n".join(
         f'<text x="16" y="{26 + LINE * at}">{escape(line)}</text>' for at, line in enumerate(lines)
     )

@@ -21,7 +21,7 @@ def main() -> int:
     """Prints a line a command as it ends; the exit code."""
     with tempfile.TemporaryDirectory(prefix="docs-check-") as scratch:
         copy = Path(scratch) / "project"
-        shutil.copytree(ROOT, copy, ignore=_left_out)
+        shutil.copytree(ROOT, copy, ignore=left_out)
         (Path(scratch) / "home").mkdir()
         make_standins(copy)
         for words in FIRST:
@@ -67,6 +67,15 @@ def check(command: str, how: Plan, copy: Path) -> tuple[str, str, float, str]:
     return "FAILED" if code else "ran", str(code), seconds, said
 
 
+def left_out(folder: str, names: list[str]) -> list[str]:
+    """What shutil.copytree leaves out of a copy of the project: what is not in git."""
+    here = Path(folder).relative_to(ROOT)
+    return [
+        name for name in names
+        if name.startswith(".") or name == "__pycache__" or (here / name).as_posix() in MADE
+    ]  # fmt: skip
+
+
 def run(words: list[str], copy: Path) -> tuple[int, float, str]:
     """Exit code, seconds and the end of the output of one command in the copy."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR")}
@@ -78,14 +87,6 @@ def run(words: list[str], copy: Path) -> tuple[int, float, str]:
     except subprocess.TimeoutExpired:
         return 124, time.perf_counter() - start, f"not done after {LIMIT} s"
     return done.returncode, time.perf_counter() - start, (done.stdout + done.stderr)[-1500:]
-
-
-def _left_out(folder: str, names: list[str]) -> list[str]:
-    here = Path(folder).relative_to(ROOT)
-    return [
-        name for name in names
-        if name.startswith(".") or name == "__pycache__" or (here / name).as_posix() in MADE
-    ]  # fmt: skip
 
 
 def _beside(text: str, how: Plan, said: str) -> list[str]:

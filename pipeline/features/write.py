@@ -21,7 +21,7 @@ def write_features(table: FeatureTable, path: str | PathLike[str], *, force: boo
     .npz  numpy's archive; also for a path without suffix
     .pt   a dict of tensors, numbers, text and lists of text (torch.load with weights_only)
     .h5   a plain HDF5 file with a dataset each
-    .npy  a folder of that name without the suffix: features.npy, labels.npy, class_names.txt, ...
+    .npy  a folder of that name without the suffix: features.npy, labels.npy, class_names.json, ...
 
     returns  the path written. Raises CacheError when it exists and not `force`, the features are
     damaged, or the disk refuses.
