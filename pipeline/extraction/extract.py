@@ -44,6 +44,7 @@ from pipeline.extraction.rate import Rate, keep_rate
 from pipeline.extraction.rows import Encoded, Pace, encode_rows
 from pipeline.extraction.shards import parse_shard, part_of, pick_card
 from pipeline.places import DATA
+from pipeline.terminal import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ def device_name(device: torch.device) -> str:
     """The device's name: "cuda (NVIDIA H100)", "cpu (AMD EPYC 7B13, 2 threads)"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({_processor()}, {torch.get_num_threads()} threads)"
+    return f"cpu ({_processor()}, {counted(torch.get_num_threads(), 'thread')})"
 
 
 def _check_settings(
