@@ -15,6 +15,7 @@ import pipeline
 from pipeline.datasets.demo.draw import draw_dataset
 from tests.cli.test_cli import call
 from tests.conftest import ROOT
+from tests.packages import need
 
 PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -81,7 +82,7 @@ def test_each_function_is_documented_and_typed(name):
 
 
 def test_a_typed_program_and_the_public_modules_pass_mypy_strict(tmp_path):
-    pytest.importorskip("mypy", reason="mypy is missing: pip install -r requirements-dev.txt")
+    need("mypy")
     (tmp_path / "example.py").write_text("\n".join(BLOCKS) + "\nreveal_type(federate)\n")
     public = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]["files"]
     for name in pipeline.__all__:

@@ -1,7 +1,6 @@
 """A small share of what docs/reliability.md counts: damaged files, kills, races, memory."""
 
 import ast
-import os
 import random
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import NEEDS_PROC, ROOT, on_posix
 from tests.datasets.loopback import serving
 from tests.reliability.fuzz import Judge
 from tests.reliability.killed_commands import COMMANDS, prepare
@@ -63,7 +62,7 @@ def test_every_damage_is_repeatable_and_takes_any_file(damage):
         assert found[0] == found[1]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@on_posix("forks")
 def test_eight_processes_at_one_folder(tmp_path):
     code = (
         "import sys; from pathlib import Path; from tests.reliability.races import races\n"
@@ -74,7 +73,7 @@ def test_eight_processes_at_one_folder(tmp_path):
     assert sum(found.get(n, 0) for n in ("done", "told: busy", "told: there already")) == 48
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills by process group, forks")
+@on_posix("forks, and kills by process group")
 def test_some_kills_change_nothing(tmp_path):
     with serving() as server:
         prepare(tmp_path, server)
@@ -89,7 +88,7 @@ def test_some_kills_change_nothing(tmp_path):
         nursery.close()
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@NEEDS_PROC
 def test_memory_stays_flat_over_five_hundred_rounds(tmp_path):
     held, logged = sample(500, 50, tmp_path, head="low-rank")
     assert held[-1] - held[2] < 8e6, held

@@ -15,13 +15,13 @@ from cache.npz import read_npz
 from cache.store import write_table
 from pipeline import shortage
 from pipeline.shortage import BASE_KB
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_posix
 from tests.extraction.extraction import run
 
 PATIENCE = 300  # seconds, for a machine that does much else
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of a Unix shell")
+pytestmark = on_posix("sets limits in a shell")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_no_shared_memory_is_needed(tree, weights, tmp_path):
     if not shutil.which("unshare") or subprocess.run(
         ["unshare", "-m", "sh", "-c", mount], capture_output=True
     ).returncode:  # fmt: skip
-        pytest.skip("needs root, to have a /dev/shm of its own that cannot be written to")
+        pytest.skip("no /dev/shm can be mounted: run it as root, with CAP_SYS_ADMIN")
     own = [sys.executable, "-m", "pipeline", "extract", "--dataset", tree, "--model", weights,
            "--out", "x.h5", "--device", "cpu", "--workers", 2]  # fmt: skip
     inner = f"{mount} && ! touch /dev/shm/x 2>/dev/null && exec {' '.join(map(str, own))}"
@@ -141,9 +141,11 @@ AS_NOBODY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups",
 def nobody(cache):
     """A folder, with the cache, for a user without processes: root `ulimit -u` does not bind."""
     if os.geteuid() or not (shutil.which("setpriv") and shutil.which("bash")):
-        pytest.skip("needs root, setpriv and bash, to become another user")
+        pytest.skip("becomes another user: run it as root, with setpriv and bash")
+    if subprocess.run([*AS_NOBODY, "true"], capture_output=True).returncode:
+        pytest.skip("root cannot become another user here: run it with CAP_SETUID and CAP_SETGID")
     if subprocess.run([*AS_NOBODY, sys.executable, "-c", ""], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody become another user")
+        pytest.skip(f"other users cannot run {sys.executable}: use a Python open to all")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(cache, folder / "x.h5")

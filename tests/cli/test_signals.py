@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pipeline.signals import noted_signals
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_posix
 
 # The main thread waits as it would for a thread that writes to a disk which does not answer.
 WAITS = """
@@ -24,7 +24,7 @@ with signals.noted_signals():
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@on_posix("sends signals")
 @pytest.mark.parametrize("wait", ["threading.Event().wait()", "lock.acquire()", "time.sleep(1e6)"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_does_not_stop_is_ended(wait, number):

@@ -10,11 +10,11 @@ import pytest
 from cache.npz import write_npz
 from cache.store import write_table
 from tests.cli.in_streams import STATES
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_linux
 from tests.extraction.extraction import draw_tree
 from tests.runs.small_runs import config, run, small
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and writes to /dev/full")
+pytestmark = on_linux("forks, and writes to /dev/full")
 ODD = "Ünïcode 漢字"
 
 

@@ -11,7 +11,9 @@ import time
 import click
 import pytest
 
-pytest.importorskip("ray", reason="--ray needs requirements-ray.txt")
+from tests.packages import need
+
+need("ray")
 
 from cache.store import read_table, write_table  # noqa: E402
 from pipeline.cli.app import cli  # noqa: E402
@@ -80,7 +82,7 @@ def run(table, out, spec, pool=None, **options):
 @pytest.mark.parametrize("name", SPECS)
 def test_the_lines_are_those_of_one_process(table, tmp_path, kept, name):
     if "bayes" in name:
-        pytest.importorskip("optuna", reason="bayes needs requirements-sweep.txt")
+        need("optuna")
     told = [run(table, tmp_path / place, SPECS[name], pool)
             for place, pool in (("one", None), ("ray", kept))]  # fmt: skip
     assert ended(tmp_path / "ray") == ended(tmp_path / "one")

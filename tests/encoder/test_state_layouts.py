@@ -18,13 +18,12 @@ from pipeline.encoder.towers import UNNAMED, Towers
 from pipeline.encoder.weights import OPENAI_NAMES, find_weights
 from pipeline.errors import WeightsError
 from tests.conftest import logged
+from tests.packages import need
 
-try:
-    import_clip()  # repairs torchvision, which both import
-except WeightsError as error:  # no clip, no torchvision
-    pytest.skip(str(error), allow_module_level=True)
-transformers = pytest.importorskip("transformers")
-open_clip = pytest.importorskip("open_clip")
+need("clip", "torchvision", "transformers", "open_clip")
+import_clip()  # repairs torchvision, which both import
+import open_clip  # noqa: E402
+import transformers  # noqa: E402
 
 CPU = torch.device("cpu")
 PIXELS = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))

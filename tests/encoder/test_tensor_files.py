@@ -312,7 +312,7 @@ VALID = valid_files()
 
 @pytest.mark.parametrize("form", VALID)
 @hypothesis.given(data=st.data())
-@hypothesis.settings(max_examples=150, deadline=None, database=None)
+@hypothesis.settings(max_examples=150, database=None)
 def test_a_file_with_changed_bytes_is_read_or_refused(form, data, tmp_path_factory):
     content = bytearray(VALID[form])
     for _ in range(data.draw(st.integers(1, 4))):
@@ -330,7 +330,7 @@ def test_a_file_with_changed_bytes_is_read_or_refused(form, data, tmp_path_facto
 
 
 @hypothesis.given(st.binary(max_size=200))
-@hypothesis.settings(max_examples=300, deadline=None, database=None)
+@hypothesis.settings(max_examples=300, database=None)
 def test_any_bytes_are_a_value_or_refused(content):
     try:
         read_pickle(io.BytesIO(b"\x80\x02" + content))

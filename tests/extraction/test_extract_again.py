@@ -16,7 +16,7 @@ from cache.store import info, write_table
 from cache.table import CacheError, StaleCache
 from pipeline.extraction import cache_files
 from pipeline.extraction import rows as encode_rows
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_posix
 from tests.encoder import clips
 from tests.extraction.extraction import run
 
@@ -113,7 +113,7 @@ def test_two_extractors_on_one_file_are_refused(tree, weights, tmp_path, monkeyp
     assert seen and report.encoded == 23
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process group")
+@on_posix("sends signals to a process group")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(tree, weights, tmp_path, number):
     out = tmp_path / "x.h5"

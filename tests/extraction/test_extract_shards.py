@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.extraction import rows as encode_rows
 from pipeline.extraction.shards import merge
 from tests.cache import caches
-from tests.conftest import ROOT, logged
+from tests.conftest import NEEDS_PROC, ROOT, logged
 from tests.encoder import clips
 from tests.extraction.extraction import run
 from tests.extraction.test_extract_bad import spoil
@@ -220,7 +220,7 @@ def test_digests_belong_to_shards_and_shards_have_them(tmp_path):
             caches.make(tmp_path / f"{name}.h5", drawn, **changes)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@NEEDS_PROC
 def test_merging_takes_a_bounded_memory(tmp_path):
     """60 MB of features: what a shard of 30,000 rows takes of them is a block of 4,096."""
     script = """

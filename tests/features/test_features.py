@@ -18,6 +18,7 @@ from pipeline.features.read import Stated, read_features
 from pipeline.features.write import FORMS, write_features
 from tests.cli.test_cli import call, refused
 from tests.conftest import logged
+from tests.packages import need
 
 ROWS, WIDTH, CLASSES = 40, 6, 3
 NAMES = ["cat", "dog", "owl"]
@@ -226,7 +227,10 @@ def test_tip_adapters_cache_is_turned(tmp_path):
 
 
 def save_clip_retrieval(folder: Path, columns: dict[str, list]) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    need("pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
     (folder / "img_emb").mkdir(parents=True)
     (folder / "metadata").mkdir()
     sizes = [4] * 9 + [2, 2]  # eleven files: 10 comes after 9, not after 1

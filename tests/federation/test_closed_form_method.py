@@ -37,6 +37,7 @@ from pipeline.settings import RunConfig
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
 from tests.naive import closed_form as naive
+from tests.packages import need
 from tests.runs.small_runs import ALL, config, figures, run, small
 
 CPU = torch.device("cpu")
@@ -425,7 +426,7 @@ def test_clip_bounds_what_one_client_of_many_rows_weighs():
 
 
 def test_epsilon_with_clip_is_of_clients_and_says_so(tmp_path):
-    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
+    need("dp_accounting")
     settings = {"method": "closed-form", "noise": 2.0, "tune_on": "validation"}
     rows, clients = (
         run(small(), tmp_path / str(clip), config(**settings, clip=clip))["privacy"]
@@ -436,7 +437,7 @@ def test_epsilon_with_clip_is_of_clients_and_says_so(tmp_path):
 
 
 def test_epsilon_counts_one_release(tmp_path):
-    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
+    need("dp_accounting")
     document = run(small(), tmp_path, config(method="closed-form", noise=2.0, rounds=200))
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 

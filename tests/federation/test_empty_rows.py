@@ -140,7 +140,6 @@ CONFIGS = st.fixed_dictionaries(
 @settings(
     derandomize=True,
     max_examples=120,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(drawn=TABLES, chosen=CONFIGS)

@@ -15,6 +15,7 @@ from pipeline.flower import programs as flower_programs
 from pipeline.flower.run_config import DEFAULTS, OfRun, config_of, terms_of
 from pipeline.settings import RunConfig
 from tests.conftest import ROOT
+from tests.packages import need
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +66,13 @@ def test_others_are_reached_by_tls(keys):
     "name", ["a b.h5", "it's.h5", 'a "b".h5', "a=b c=d.h5", "\\n.h5", "é漢.h5"]
 )
 def test_paths_arrive_as_they_are(name):
-    config = pytest.importorskip("flwr.common.config", reason="flwr is not installed")
+    need("flwr")
+    from flwr.common.config import parse_config_args
+
     command = flower_programs.supernode("localhost:1", {"cache": f"/x/{name}", "domain": "d"}, 1,
                                         None, None)  # fmt: skip
     values = command[command.index("--node-config") + 1]
-    assert config.parse_config_args([values]) == {"cache": f"/x/{name}", "domain": "d"}
+    assert parse_config_args([values]) == {"cache": f"/x/{name}", "domain": "d"}
 
 
 @pytest.mark.parametrize("name", ["both ' and \"", "line\nbreak"])

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-pytest.importorskip("triton", reason="triton is not installed (it has no wheel for this system)")
+from tests.packages import need
+
+need("triton")
 
 from kernels.adapter import AdapterState  # noqa: E402
 from kernels.answers import gpu as top1_gpu  # noqa: E402

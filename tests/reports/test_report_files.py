@@ -14,6 +14,7 @@ from pipeline.cli.app import cli
 from pipeline.errors import ConfigError
 from pipeline.reports.data import read_run
 from pipeline.reports.page import read, report_html
+from tests.packages import need
 from tests.reports.report_folders import (
     copy,
     made_run,
@@ -53,7 +54,7 @@ def test_strange_files_end_as_one_line(run, tmp_path, name, text):
     assert line.startswith("Error: ") and name in line
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_mutated_files_are_refused_or_drawn_whole(run, tmp_path, data):
     target = tmp_path / "fuzzed"
@@ -108,16 +109,16 @@ def test_a_name_never_becomes_a_formula(tmp_path):
 
 
 def test_event_files_hold_every_number(run, tmp_path):
-    reader = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is missing"
-    )
+    need("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     result = CliRunner().invoke(
         cli, ["report", str(run), "--out", str(tmp_path / "r.html"), "--tensorboard", str(tmp_path)]
     )
     assert result.exit_code == 0, result.output
     folders = sorted((tmp_path / "run").iterdir())
     for fold, folder in zip(read_run(run).folds, folders, strict=True):
-        events = reader.EventAccumulator(str(folder)).Reload()
+        events = EventAccumulator(str(folder)).Reload()
         for name, curve in fold.validation.items():
             (tag,) = [t for t in events.Tags()["scalars"] if t == f"validation/{name}"]
             found = [(event.step, event.value) for event in events.Scalars(tag)]

@@ -52,7 +52,7 @@ def test_mean_and_std_are_their_equations(values):
         assert min(values) <= mean <= max(values)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(st.tuples(FRACTIONS, FRACTIONS), min_size=2, max_size=6))
 def test_the_interval_is_student_s(pairs):
     first, second = zip(*pairs, strict=True)

@@ -39,7 +39,7 @@ def looked(table, chosen, timed=False):
     return plan, look(table, plan, "torch", CPU, notes, dataset="small", timed=timed)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(["domain", "iid", "dirichlet", "pathological", "quantity"]),
     clients=st.integers(1, 5),

@@ -20,7 +20,7 @@ from pipeline.runs import federate as runner
 from pipeline.runs import folder as run_folder
 from pipeline.runs.folder import open_run
 from pipeline.sweeps.trials import open_sweep
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_posix
 from tests.runs.small_runs import FILES, config, run, small
 
 SMALL_DISK = """
@@ -53,7 +53,7 @@ def test_two_runs_in_one_folder_are_refused(table, tmp_path):
     assert run(table, tmp_path / "run")["results"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="limits the size of files")
+@on_posix("limits the size of files")
 def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(table, tmp_path):
     run(table, tmp_path / "calm", config(rounds=60))
     log = (tmp_path / "calm" / "rounds.jsonl").stat().st_size

@@ -26,6 +26,7 @@ from pipeline.sweeps.search import base_of
 from pipeline.sweeps.space import Range
 from pipeline.sweeps.spec import SweepSpec, from_options
 from tests.conftest import ROOT
+from tests.packages import need
 from tests.runs.small_runs import small
 
 runner = import_module("pipeline.sweeps.train")
@@ -101,7 +102,7 @@ def test_the_best_goes_on_at_each_rung(table, tmp_path):
 
 
 def test_bayes_cuts_every_batch_that_it_asks_for(table, tmp_path):
-    pytest.importorskip("optuna", reason="bayes needs requirements-sweep.txt")
+    need("optuna")
     rate = (("lr", Range(1e-4, 1e-1, log=True)),)
     spec = SweepSpec("bayes", rate, (0,), 16, Halving(2, 2, 1))
     sweep(table, spec, BASE, runs=tmp_path, out=tmp_path / "s", device="cpu")
