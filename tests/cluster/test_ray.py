@@ -216,7 +216,7 @@ def test_options_that_need_each_other_or_exclude_each_other():
 
 @pytest.mark.parametrize(
     ("words", "size"),
-    [(None, Size()), ("cpus=2", Size(2)), ("gpus=0.5", Size(None, 0.5)),
+    [(None, Size()), ("", Size()), ("cpus=2", Size(2)), ("gpus=0.5", Size(None, 0.5)),
      ("gpus=1, cpus=4", Size(4, 1)), ("cpus=0,gpus=1", Size(0, 1))],
 )  # fmt: skip
 def test_sizes_of_workers(words, size):
@@ -224,12 +224,11 @@ def test_sizes_of_workers(words, size):
 
 
 @pytest.mark.parametrize(
-    "words", ["", "2", "cpus", "cpus=", "cpus=-1", "cpus=1,cpus=2", "ram=4", "cpus=0", "cpus=nan"]
+    "words", ["2", "cpus", "cpus=", "cpus=-1", "cpus=1,cpus=2", "ram=4", "cpus=0", "cpus=nan"]
 )
 def test_other_words_are_no_size(words):
-    if words:
-        with pytest.raises(ConfigError, match="--ray-worker"):
-            parse_size(words)
+    with pytest.raises(ConfigError, match="--ray-worker"):
+        parse_size(words)
 
 
 def test_the_cache_travels_in_blocks(table, tmp_path, monkeypatch):

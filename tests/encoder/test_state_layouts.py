@@ -305,7 +305,9 @@ def test_other_preprocessing_is_said(tmp_path):
 def test_the_table_of_open_clips_names_is_open_clips():
     from open_clip.pretrained import _PRETRAINED
 
-    for name, repository in hub.open_clip_models().items():
+    found = hub.open_clip_models()
+    assert len(found) > 10
+    for name, repository in found.items():
         model, tag = name.split("/")
         assert _PRETRAINED[model][tag]["hf_hub"].rstrip("/") == repository
         assert open_clip.get_model_config(model)["text_cfg"]["vocab_size"] == 49408

@@ -117,7 +117,9 @@ def test_rows_are_scored_by_heads_they_are_left_out_of():
     text = table.text_features / np.linalg.norm(table.text_features, axis=1, keepdims=True)
     own, y = x[client.train], table.labels[client.train]
     by_key = {(t.shape, t.strength): t for t in folds[0].closed_form.tried}
-    for shape in sorted({t.shape for t in folds[0].closed_form.tried})[::4]:
+    shapes = sorted({t.shape for t in folds[0].closed_form.tried})
+    assert shapes == sorted(SHAPES["ridge"])
+    for shape in shapes[::4]:
         diagonal = naive.ridge(own, y, 3, shape, scale)[1]
         added = np.array([
             naive.ridge(*naive.without(i, own, y), 3, shape, scale, diagonal=diagonal)[0](own[i])
@@ -233,6 +235,7 @@ def test_a_run_a_sweep_and_its_adapter_agree(tmp_path):
     spec = from_options(["solver=gda,ridge", "method=closed-form"])
     sweep(table, spec, config(), runs=tmp_path, out=tmp_path / "sweep", device="cpu")
     trials = [json.loads(t) for t in (tmp_path / "sweep" / "trials.jsonl").read_text().splitlines()]
+    assert [trial["settings"]["solver"] for trial in trials] == ["gda", "ridge"]
     for trial in trials:
         alone = run(table, tmp_path / f"alone {trial['number']}",
                     config(method="closed-form", solver=trial["settings"]["solver"]))  # fmt: skip
@@ -345,8 +348,9 @@ def test_trials_that_train_on_share_heads_and_equal_single_runs(tmp_path):
     base = RunConfig(**{**ON, "held_out": ALL, "rounds": 2, "batch": 8})
     spec = from_options(["lr=0.01,0.1", "solver=gda,ridge"])
     sweep(table, spec, base, runs=tmp_path, out=tmp_path / "sweep", device="cpu")
-    for line in (tmp_path / "sweep" / "trials.jsonl").read_text().splitlines():
-        trial = json.loads(line)
+    found = (tmp_path / "sweep" / "trials.jsonl").read_text().splitlines()
+    assert len(found) == 4
+    for trial in map(json.loads, found):
         alone = run(table, tmp_path / trial["id"], dataclasses.replace(base, **trial["settings"]))
         assert mean_results(trial["results"]) == alone["mean"]
 
