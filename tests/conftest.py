@@ -17,6 +17,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import torch
 
+# Helpers beside the tests say what they compared, as tests do.
+FOLDERS = {f"tests.{each.parent.name}" for each in Path(__file__).parent.glob("*/__init__.py")}
+pytest.register_assert_rewrite(*FOLDERS - {*sys.modules})
+
 # By the clock a test fails where other programs run beside it.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -104,6 +108,23 @@ def made(tmp_path_factory) -> Path:
     from tests.runs.predictions import make_runs
 
     return make_runs(tmp_path_factory.mktemp("predict"))
+
+
+@pytest.fixture
+def table(tmp_path):
+    """The small table of tests/runs/small_runs.py, read from a cache file."""
+    from tests.runs.small_runs import stored
+
+    return stored(tmp_path)
+
+
+@pytest.fixture
+def one_thread():
+    """One thread of torch, whose others would only wait for each other on small data."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 import pipeline
 from pipeline.datasets.demo.draw import draw_dataset
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 from tests.conftest import ROOT
 from tests.packages import need
 

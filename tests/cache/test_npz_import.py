@@ -14,8 +14,8 @@ from cache.npz import read_npz, write_npz
 from cache.npz_keys import OPTIONAL, misnamed, nearest_key
 from cache.npz_values import distinct
 from cache.table import CacheError
-from tests.cache.test_npz import arrays, save
-from tests.cli.test_cli import call, refused
+from tests.cache.npz_files import arrays, save
+from tests.cli.commands import call, refused
 from tests.conftest import logged
 
 KNOWN = ("features", "labels", "text_features", *OPTIONAL)

@@ -22,7 +22,7 @@ from cache.table import CacheError
 from pipeline.errors import ConfigError
 from pipeline.files import locked
 from tests.cache import caches
-from tests.cache.test_npz import save
+from tests.cache.npz_files import save
 from tests.conftest import on_posix
 
 fcntl = pytest.importorskip("fcntl", reason="takes a flock: for Linux and macOS")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cache.store import write_table
 from pipeline.cli.app import cli
 from pipeline.cli.command import spelled_for_click
+from tests.cli.commands import call, refused
 from tests.conftest import ROOT
-from tests.runs.small_runs import small
+from tests.runs.small_runs import small, stored
 
 COMMANDS = (
     ["extract"],
@@ -31,23 +31,9 @@ COMMANDS = (
 )
 
 
-def call(*words: object, code: int = 0):
-    result = CliRunner().invoke(cli, [str(word) for word in words])
-    if result.exit_code != code:
-        raise AssertionError(f"{words}: {result.exit_code}\n{result.output}") from result.exception
-    return result
-
-
-def refused(*words: object, code: int, match: str) -> None:
-    result = call(*words, code=code)
-    lines = result.stderr.strip().splitlines()
-    assert lines[-1].startswith("Error: ") and re.search(match, lines[-1]), result.stderr
-    assert "Traceback" not in result.stderr
-
-
 @pytest.fixture
 def file(tmp_path):
-    write_table(tmp_path / "small.h5", small())
+    stored(tmp_path)
     return tmp_path / "small.h5"
 
 

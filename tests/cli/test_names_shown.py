@@ -19,7 +19,7 @@ from cache.store import write_table
 from pipeline import terminal
 from pipeline.cli.app import cli
 from pipeline.progress import Bar
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 from tests.cli.test_streams import ran
 from tests.conftest import ROOT, on_linux
 from tests.runs.small_runs import config, run, small

@@ -12,10 +12,10 @@ import click
 import pytest
 
 from tests.packages import need
+from tests.runs.small_runs import stored
 
 need("ray")
 
-from cache.store import read_table, write_table  # noqa: E402
 from pipeline.cli.app import cli  # noqa: E402
 from pipeline.cli.options import connection  # noqa: E402
 from pipeline.cluster import extract as ray_extract  # noqa: E402
@@ -35,7 +35,6 @@ from pipeline.sweeps.spec import SweepSpec, from_options  # noqa: E402
 from tests.cluster.clusters import Watched, add, busy, cluster_of, ended, slow  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
 from tests.extraction.extraction import draw_tree  # noqa: E402
-from tests.runs.small_runs import small  # noqa: E402
 
 BASE = RunConfig(held_out=(("a",), ("b",)), rounds=6, batch=8)
 GRID = ("lr=1e-3,1e-2,3e-2", "head=attention,low-rank", "method=fedavg,ditto,zero-shot")
@@ -55,9 +54,7 @@ SPECS = {
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    file = tmp_path_factory.mktemp("cache") / "small.h5"
-    write_table(file, small())
-    return read_table(file)
+    return stored(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

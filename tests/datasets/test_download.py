@@ -16,16 +16,10 @@ from pipeline.datasets.counts import KNOWN
 from pipeline.datasets.fetch import download_dataset
 from pipeline.errors import DataError
 from pipeline.transfer.download import download
-from tests.cli.test_cli import call
-from tests.datasets.loopback import Said, left, serving, zipped
+from tests.cli.commands import call
+from tests.datasets.loopback import left, zipped
+from tests.extraction.extraction import Said
 from tests.packages import need
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

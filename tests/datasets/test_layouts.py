@@ -17,7 +17,7 @@ from pipeline.datasets.stated import LAYOUTS, Stated
 from pipeline.datasets.tree import image_digests, scan
 from pipeline.errors import ConfigError, DataError, Doubtful
 from pipeline.extraction import cache_files
-from tests.cli.test_cli import call, refused
+from tests.cli.commands import call, refused
 from tests.conftest import ROOT
 from tests.datasets.folders import advised_folders, advised_words, fill
 from tests.extraction.extraction import Said, run

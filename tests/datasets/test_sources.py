@@ -18,7 +18,7 @@ from pipeline.datasets.tree import ImageTree, image_digests
 from pipeline.encoder.blocks import read_image
 from pipeline.encoder.pixels import IMAGE_LIMITS
 from pipeline.errors import DataError, Doubtful
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 from tests.conftest import logged
 from tests.packages import need
 

@@ -18,7 +18,8 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.transfer.connection import Patience
 from pipeline.transfer.download import download
-from tests.datasets.loopback import DATA, HASTY, ROOT, Said, chunk, head, left, replying
+from tests.datasets.loopback import DATA, HASTY, ROOT, chunk, head, left, replying
+from tests.extraction.extraction import Said
 from tests.packages import need
 
 QUICK = Patience(seconds=0.4, bytes_per_second=1000.0, retries=1, pause=0.01)

@@ -18,26 +18,9 @@ from pipeline.errors import ConfigError, DataError, WeightsError
 from pipeline.extraction import rows as encode_rows
 from pipeline.extraction.cache_files import cache_path
 from tests.conftest import NEEDS_PROC, ROOT
-from tests.extraction.extraction import run
+from tests.extraction.extraction import run, spoil
 
 extract = import_module("pipeline.extraction.extract")  # the module; the package's is the function
-
-
-def spoil(tree: Path) -> dict[str, str]:
-    """Put four bad images into the tree; {path: part of the reason}."""
-    jpeg = (tree / "photo" / "cat" / "01.jpg").read_bytes()
-    bad = {
-        "art/cat/empty.jpg": (b"", "0 bytes"),
-        "art/dog/text.png": (b"no image at all", "not an image"),
-        "photo/cat/half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "photo/dog/dead.png": (None, "No such file"),
-    }
-    for path, (content, _) in bad.items():
-        if content is None:
-            (tree / path).symlink_to(tree / "nowhere")
-        else:
-            (tree / path).write_bytes(content)
-    return {path: reason for path, (_, reason) in bad.items()}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -17,8 +17,7 @@ from pipeline.extraction.shards import merge
 from tests.cache import caches
 from tests.conftest import NEEDS_PROC, ROOT, logged
 from tests.encoder import clips
-from tests.extraction.extraction import run
-from tests.extraction.test_extract_bad import spoil
+from tests.extraction.extraction import run, spoil
 
 
 def cut(tree, weights, out, count, only=None, **settings) -> list[Path]:

@@ -16,7 +16,7 @@ from cache.table import CacheError
 from pipeline.errors import ConfigError
 from pipeline.features.read import Stated, read_features
 from pipeline.features.write import FORMS, write_features
-from tests.cli.test_cli import call, refused
+from tests.cli.commands import call, refused
 from tests.conftest import logged
 from tests.packages import need
 

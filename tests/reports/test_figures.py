@@ -15,7 +15,7 @@ from pipeline.reports.closed_form import maps_of
 from pipeline.reports.data import read_result
 from pipeline.reports.figure_data import collect
 from pipeline.reports.page import read
-from tests.cli.test_cli import call, refused
+from tests.cli.commands import call, refused
 from tests.packages import need
 from tests.reports.report_folders import HOSTILE, made_run, made_sweep
 from tests.reports.table_folders import made, result, swept

@@ -19,7 +19,7 @@ from pipeline.reports.tables import build_table, records, records_of
 from pipeline.runs.federate import federate
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
-from tests.cli.test_cli import call, refused
+from tests.cli.commands import call, refused
 from tests.naive import tables as twins
 from tests.reports.report_folders import HOSTILE, made_sweep
 from tests.reports.table_folders import facts, made, result, swept

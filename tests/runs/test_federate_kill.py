@@ -7,19 +7,9 @@ import subprocess
 import sys
 import time
 
-import pytest
-
-from cache.store import read_table, write_table
 from pipeline.runs.folder import read_adapters
 from tests.conftest import ROOT, on_posix
-from tests.runs.small_runs import FILES, figures, run, small
-
-
-@pytest.fixture
-def table(tmp_path):
-    write_table(tmp_path / "small.h5", small())
-    return read_table(tmp_path / "small.h5")
-
+from tests.runs.small_runs import FILES, figures, run
 
 CHILD = """
 import os, random, signal, sys, time

@@ -16,7 +16,7 @@ from pipeline.progress import Bar
 from pipeline.runs import loggers
 from pipeline.runs.federate import federate
 from pipeline.runs.loggers import LOGGERS, Logger, figures_of
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 from tests.packages import need
 from tests.reports.report_folders import HOSTILE
 from tests.runs.small_runs import config, small

@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import check_plain, open_plain, read_plain
 from pipeline.json_files import replace_file
 from pipeline.runs.folder import RunFolder, read_first_adapter
+from tests.cli.commands import call
 from tests.conftest import NEEDS_PROC, ROOT, on_posix
 from tests.reports.report_folders import made_bench
 from tests.runs.small_runs import FILES, KIND, config, run, small
@@ -115,8 +116,7 @@ def made(tmp_path_factory):
         run(table, place / name, config(rounds=2, held_out=(("a",),)))
     for name in ("done", "summary.json"):
         (place / "unfinished" / name).unlink()
-    ended = CliRunner().invoke(cli, [*swept(place), "--out", str(place / "sweep")])
-    assert ended.exit_code == 0, ended.output
+    call(*swept(place), "--out", place / "sweep")
     return place
 
 

@@ -5,12 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache.store import write_table
-from pipeline.cli.app import cli
 from pipeline.federation.plan import build_plan
 from pipeline.reports.partition import DRAWN, partition_html
 from pipeline.runs.federate import doubts
@@ -25,6 +23,7 @@ from pipeline.runs.partition import (
     size,
     text_of,
 )
+from tests.cli.commands import call
 from tests.reports.report_folders import HOSTILE
 from tests.reports.report_pages import harmless
 from tests.runs.small_runs import config, small
@@ -117,17 +116,15 @@ def test_a_dry_run_writes_its_page_alone_and_the_run_is_not_changed_by_it(tmp_pa
     write_table("c.h5", table)
     words = ["federate", "c.h5", "--rounds", "2", "--device", "cpu", "--partition", "iid",
              "--clients", "2"]  # fmt: skip
-    done = CliRunner().invoke(cli, [*words, "--dry-run", "--out", "run"])
-    assert done.exit_code == 0, done.output
+    done = call(*words, "--dry-run", "--out", "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["partition.html"]
     assert done.stdout.splitlines()[-1] == "run/partition.html" and "expected time" in done.stdout
     harmless((tmp_path / "run" / "partition.html").read_bytes())
-    plain = CliRunner().invoke(cli, [*words, "--out", "plain"])
-    after = CliRunner().invoke(cli, [*words, "--out", "run"])
-    assert plain.exit_code == after.exit_code == 0
+    call(*words, "--out", "plain")
+    call(*words, "--out", "run")
     for name in ("config.json", "rounds.jsonl", "adapter.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
-    said = CliRunner().invoke(cli, [*words, "--dry-run", "--out", "run", "--json"])
+    said = call(*words, "--dry-run", "--out", "run", "--json")
     found = json.loads(said.stdout)
     assert sum(c[use] for c in found["clients"] for use in USES) == len(table.labels)
 
