@@ -15,11 +15,7 @@ from pipeline.reports.data import read_run
 from pipeline.reports.page import read, report_html
 from tests.cli.commands import call
 from tests.packages import need
-from tests.reports.report_folders import (
-    copy,
-    made_run,
-    made_sweep,
-)
+from tests.reports.report_folders import copy, made_run, made_sweep
 from tests.reports.report_pages import harmless
 
 STRANGE = {

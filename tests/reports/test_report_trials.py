@@ -9,11 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.reports.page import write_report
 from pipeline.reports.trials import ranking, read_bench, read_sweep
 from tests.cli.commands import call
-from tests.reports.report_folders import (
-    made_bench,
-    made_sweep,
-    real_run,
-)
+from tests.reports.report_folders import made_bench, made_sweep, real_run
 from tests.reports.report_pages import harmless
 from tests.reports.table_folders import result, swept
 
