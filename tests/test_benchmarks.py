@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -31,6 +29,7 @@ from pipeline.federation.training import to_device
 from pipeline.runs.federate import federate
 from tests.conftest import MEASURES_PEAKS, ROOT
 from tests.packages import need
+from tests.processes import python
 from tests.runs.small_runs import config, small
 
 CPU = torch.device("cpu")
@@ -220,8 +219,7 @@ def test_importing_the_commands_loads_neither_numba_nor_torch():
         "import sys, pipeline.cli.app; "
         "print(sorted({'numba', 'llvmlite', 'torch'} & {*sys.modules}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert json.loads(done.stdout.replace("'", '"')) == [], done.stderr
+    assert python(code).strip() == "[]"
 
 
 def test_the_readme_has_words_for_every_benchmark():

@@ -16,15 +16,10 @@ from pipeline.datasets.demo.draw import draw_dataset
 from tests.cli.commands import call
 from tests.conftest import ROOT
 from tests.packages import need
+from tests.processes import python
 
 PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-
-
-def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_page_runs_and_gives_what_the_command_gives(tmp_path, monkeypatch, capsys):

@@ -3,14 +3,13 @@
 import ast
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import NEEDS_PROC, ROOT, on_posix
+from tests.conftest import NEEDS_PROC, on_posix
 from tests.datasets.loopback import serving
+from tests.processes import python
 from tests.reliability.fuzz import Judge
 from tests.reliability.killed_commands import COMMANDS, prepare
 from tests.reliability.kills import Killing, Nursery
@@ -98,12 +97,4 @@ def test_memory_stays_flat_over_five_hundred_rounds(tmp_path):
 
 
 def _apart(code: str, folder: Path) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return ast.literal_eval(done.stdout.splitlines()[-1])
+    return ast.literal_eval(python(code, folder).splitlines()[-1])

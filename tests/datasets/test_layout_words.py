@@ -1,8 +1,6 @@
 """Layouts that are stated, and what commands say of folders."""
 
 import shlex
-import subprocess
-import sys
 
 import pytest
 
@@ -13,9 +11,9 @@ from pipeline.datasets.tree import scan
 from pipeline.errors import ConfigError, DataError
 from pipeline.extraction import cache_files
 from tests.cli.commands import call, refused
-from tests.conftest import ROOT
 from tests.datasets.folders import advised_words, fill, trees
 from tests.extraction.extraction import Said, run
+from tests.processes import python
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -68,12 +66,9 @@ def test_a_dry_run_writes_nothing_and_loads_no_clip(tmp_path):
         "standalone_mode=False)\n"
         "sys.exit(f'imported torch' if 'torch' in sys.modules else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "split/class/image (8 images, 1 domain, 2 classes, 4 train, 4 test)" in done.stdout
-    assert "3,000 images, 4 domains, 7 classes" in done.stdout  # the built-in ones, not drawn
+    told = python(code)
+    assert "split/class/image (8 images, 1 domain, 2 classes, 4 train, 4 test)" in told
+    assert "3,000 images, 4 domains, 7 classes" in told  # the built-in ones, not drawn
     assert not (tmp_path / "data").exists()
 
 

@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -14,8 +12,9 @@ from PIL import Image, ImageFile, features
 
 from pipeline.encoder import pixels
 from pipeline.encoder.pixels import IMAGE_LIMITS, MIB, Limits, UnreadableImage, load_pixels
-from tests.conftest import MEASURES_PEAKS, ROOT
+from tests.conftest import MEASURES_PEAKS
 from tests.packages import need_codec
+from tests.processes import python
 
 SIZE = (1000, 780)
 ONE_STRIP = {"compression": "tiff_lzw", "strip_size": 1 << 30}
@@ -79,14 +78,10 @@ def peaks(tmp_path_factory) -> dict[str, tuple[Path, int]]:
         paths.append(folder / f"{mode.replace(';', '')}-{form}")
         save(paths[-1], form, mode, SIZE)
         save(paths[-1].with_name(f"small-{paths[-1].name}"), form, mode, (16, 16))
-    done = subprocess.run(
-        [sys.executable, "-c", PEAKS, *map(str, paths)], cwd=ROOT, capture_output=True, text=True,
-        # glibc returns every freed block of this size, so that a peak is only that image's.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0"},
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return {name: (folder / name, peak) for name, peak in map(json.loads, done.stdout.splitlines())}
+    # glibc returns every freed block of this size, so that a peak is only that image's.
+    own = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0"}
+    told = python(PEAKS, *paths, env={**os.environ, **own})
+    return {name: (folder / name, peak) for name, peak in map(json.loads, told.splitlines())}
 
 
 @MEASURES_PEAKS

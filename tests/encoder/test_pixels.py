@@ -4,8 +4,6 @@ import errno
 import io
 import os
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from pipeline.encoder.model import import_clip
 from pipeline.encoder.pixels import MEAN, STD, Limits, UnreadableImage, decode, load_pixels
 from tests.conftest import on_posix
 from tests.packages import need
+from tests.processes import python
 
 
 def draw(width: int, height: int, seed: int = 0, channels: int = 3) -> np.ndarray:
@@ -278,6 +277,4 @@ def test_workers_import_nothing_heavy():
         "import sys, pipeline.encoder.blocks; "
         "print({'torch', 'clip', 'torchvision'} & set(sys.modules))"
     )
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()", done.stderr
+    assert python(code).strip() == "set()"
