@@ -137,9 +137,18 @@ AS_NOBODY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups",
              "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    """A folder for what the first of all commands of that user compiles."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
 @pytest.fixture
-def nobody(cache):
+def nobody(cache, compiled, monkeypatch):
     """A folder, with the cache, for a user without processes: root `ulimit -u` does not bind."""
+    monkeypatch.setitem(ENVIRONMENT, "NUMBA_CACHE_DIR", str(compiled))
     if os.geteuid() or not (shutil.which("setpriv") and shutil.which("bash")):
         pytest.skip("becomes another user: run it as root, with setpriv and bash")
     if subprocess.run([*AS_NOBODY, "true"], capture_output=True).returncode:
@@ -158,7 +167,7 @@ def as_nobody(words: str, command: list, where: Path) -> subprocess.CompletedPro
     own = " ".join(map(str, ["exec", sys.executable, "-m", "pipeline", *command]))
     return subprocess.run(
         [*AS_NOBODY, "bash", "-c", f"{words} {own}"], cwd=where, capture_output=True, text=True,
-        env={**ENVIRONMENT, "NUMBA_CACHE_DIR": str(where / "kept")}, timeout=PATIENCE,
+        env=ENVIRONMENT, timeout=PATIENCE,
     )  # fmt: skip
 
 
