@@ -65,7 +65,7 @@ def test_every_damage_is_repeatable_and_takes_any_file(damage):
 def test_eight_processes_at_one_folder(tmp_path):
     code = (
         "import sys; from pathlib import Path; from tests.reliability.races import races\n"
-        "print(dict(races(2, Path(sys.argv[1]))))"
+        "print(dict(races(2, Path(sys.argv[1]), 'torch')))"  # numba takes a second to start
     )
     found = _apart(code, tmp_path)
     assert found["races"] == 6 and found["WRONG"] == 0 and found["done"] >= 6
