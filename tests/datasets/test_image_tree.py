@@ -292,13 +292,14 @@ def drawn_tree(root, count=200):
 
 
 HASHED = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from pipeline.datasets.tree import image_digests, scan
 tree = scan(Path(sys.argv[1]))
 for path in tree.paths[: int(sys.argv[2])]:  # as on a disk that does not answer any more
     os.unlink(tree.root / path)
     os.mkfifo(tree.root / path)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a script's background ignore it
 print("hashing", flush=True)
 image_digests(tree)
 """
@@ -313,7 +314,10 @@ def test_ctrl_c_ends_hashing_while_a_disk_does_not_answer(tmp_path, dead):
         assert one.stdout.readline() == b"hashing\n"
         time.sleep(0.5)
         one.send_signal(signal.SIGINT)
-        assert one.wait(60) != 0
+        try:
+            assert one.wait(60) != 0
+        finally:
+            one.kill()
         assert b"KeyboardInterrupt" in one.stderr.read()
 
 
