@@ -316,10 +316,11 @@ VALID = valid_files()
 def test_a_file_with_changed_bytes_is_read_or_refused(form, data, tmp_path_factory):
     content = bytearray(VALID[form])
     for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(content) - 1))
-        content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=8))
+        at, new = data.draw(st.integers(0, len(content) - 1)), data.draw(st.binary(max_size=8))
+        content[at : at + data.draw(st.just(len(new)) | st.integers(0, 3))] = new
+    cut = data.draw(st.just(len(content)) | st.integers(len(content) // 2, len(content)))
     path = tmp_path_factory.getbasetemp() / f"changed-{form}.pt"
-    path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
+    path.write_bytes(content[:cut])
     try:
         found = read_state_dict(path).state
     except WeightsError as error:
