@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -16,13 +17,38 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import torch
 
+# Helpers beside the tests say what they compared, as tests do.
+FOLDERS = {f"tests.{each.parent.name}" for each in Path(__file__).parent.glob("*/__init__.py")}
+pytest.register_assert_rewrite(*FOLDERS - {*sys.modules})
+
+# By the clock a test fails where other programs run beside it.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 ON_GPU = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device: for GPUs"),
 ]
+
+
+def on_posix(why: str) -> pytest.MarkDecorator:
+    """Leaves a test out on Windows, for what it does and Windows has not."""
+    return pytest.mark.skipif(os.name != "posix", reason=f"{why}: for Linux and macOS")
+
+
+def on_linux(why: str) -> pytest.MarkDecorator:
+    """Leaves a test out on other systems, for what it does and they have not."""
+    return pytest.mark.skipif(sys.platform != "linux", reason=f"{why}: for Linux")
+
+
+NEEDS_PROC = on_linux("looks at processes in /proc")
+MEASURES_PEAKS = pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="resets a process's peak of memory in /proc/self/clear_refs: for Linux",
+)
 
 
 @contextlib.contextmanager
@@ -85,6 +111,23 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def table(tmp_path):
+    """The small table of tests/runs/small_runs.py, read from a cache file."""
+    from tests.runs.small_runs import stored
+
+    return stored(tmp_path)
+
+
+@pytest.fixture
+def one_thread():
+    """One thread of torch, whose others would only wait for each other on small data."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def tree(tmp_path) -> Path:
     """A folder of 23 images in two domains of two classes."""
     from tests.extraction.extraction import draw_tree
@@ -93,7 +136,14 @@ def tree(tmp_path) -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Refuses names that differ from process to process: tests side by side must agree on them."""
+    """Refuses parameters without values, and names that differ from process to process.
+
+    pytest skips the first everywhere; tests side by side must agree on the second.
+    """
+    marks = [(item.nodeid, mark) for item in items for mark in item.iter_markers("skip")]
+    empty = [name for name, mark in marks if "empty parameter set" in mark.kwargs.get("reason", "")]
+    if empty:
+        raise pytest.UsageError(f"a test's parameter has no values: {empty[0]}")
     odd = [item.nodeid[:300] for item in items if " at 0x" in item.nodeid]
     if odd:
         raise pytest.UsageError(f"a test's name holds an address; give it ids: {odd[0]}")

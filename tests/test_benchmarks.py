@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -29,7 +27,9 @@ from benchmarks.measure import Times, peak_extra_bytes, take_turns
 from pipeline.federation.plan import build_plan
 from pipeline.federation.training import to_device
 from pipeline.runs.federate import federate
-from tests.conftest import ROOT
+from tests.conftest import MEASURES_PEAKS, ROOT
+from tests.packages import need
+from tests.processes import python
 from tests.runs.small_runs import config, small
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_rows_of_other_benchmarks_of_the_day_are_kept(tmp_path, monkeypatch):
 
 
 def test_one_picture_a_word_of_the_command(tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib comes with requirements-bench.txt")
+    need("matplotlib")
     file = tmp_path / "a-2026-01-02.jsonl"
     found = [row(), row(case="torch eager"), row(benchmark="round", times_baseline=None)]
     written = plots.plot_all(found, file)
@@ -183,7 +183,7 @@ def test_the_floor_is_products_and_what_they_do_not_hide(hidden, moved, wanted):
 @pytest.mark.parametrize("name", [name for name in peers.PEERS if "compile" not in name])
 def test_peers_train_the_same_weights(name, monkeypatch):
     if "JAX" in name:
-        pytest.importorskip("jax", reason="jax comes with requirements-bench.txt")
+        need("jax")
     for constant, value in (("WIDTH", 16), ("STEPS", 3), ("BATCH", 5), ("LANES", 2)):
         monkeypatch.setattr(peers, constant, value)
     lanes, given, batches = peers._problem()
@@ -197,7 +197,7 @@ def test_peers_train_the_same_weights(name, monkeypatch):
 @pytest.mark.parametrize("kind", ["torch", "jax"])
 def test_a_trial_of_a_peer_reaches_what_a_run_of_ours_does(kind, tmp_path):
     if kind == "jax":
-        pytest.importorskip("jax", reason="jax comes with requirements-bench.txt")
+        need("jax")
     table = small(rows=(41, 37, 50))  # the last batches are shorter
     asked = config(held_out=(("a",),), rounds=2, batch=8, weight_decay=0.2, eps=1e-6, lr=1e-2)
     document = federate(table, asked, runs=tmp_path, device="cpu", backend="torch")
@@ -208,10 +208,9 @@ def test_a_trial_of_a_peer_reaches_what_a_run_of_ours_does(kind, tmp_path):
     assert found != document["results"][0]["zero_shot"]["unseen"]
 
 
+@MEASURES_PEAKS
 def test_peak_memory_is_what_a_call_took_and_gave_back():
     found = peak_extra_bytes(lambda: torch.ones(8 << 20).sum(), CPU)
-    if found is None:
-        pytest.skip("no /proc/self/clear_refs here")
     assert 32e6 < found < 48e6
 
 
@@ -220,8 +219,7 @@ def test_importing_the_commands_loads_neither_numba_nor_torch():
         "import sys, pipeline.cli.app; "
         "print(sorted({'numba', 'llvmlite', 'torch'} & {*sys.modules}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert json.loads(done.stdout.replace("'", '"')) == [], done.stderr
+    assert python(code).strip() == "[]"
 
 
 def test_the_readme_has_words_for_every_benchmark():

@@ -1,6 +1,7 @@
 """The documentation: its commands are known and parse, its links lead somewhere."""
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import click
@@ -79,11 +80,18 @@ def test_docs_check_fails_where_one_command_does(capsys):
     assert told.endswith("1 ran, 0 parsed, 2 FAILED\n")
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.exists()], ids=lambda p: p.name)
+def targets(page: Path) -> list[str]:
+    """The files that a page links to or shows."""
+    found = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    return [target for target in found if "://" not in target]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_and_pictures_are_there(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for target in targets(page):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+    if page == ROOT / "README.md":
+        assert {"docs/report.png", "docs/design.md"} <= set(targets(page))
 
 
 def test_the_terminal_s_picture_is_what_was_printed_without_bars():

@@ -6,11 +6,12 @@ import pytest
 
 from pipeline.datasets.demo.draw import draw_dataset
 from tests.conftest import ROOT
+from tests.packages import need
 
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-for needed in ("ipykernel", "pandas", "matplotlib"):
-    pytest.importorskip(needed)
+need("nbformat", "nbclient", "ipykernel", "pandas", "matplotlib")
+
+import nbclient  # noqa: E402
+import nbformat  # noqa: E402
 
 SMALLER = {'extract("demo", root="data"': 'extract("images"', "rounds=20": "rounds=2"}
 

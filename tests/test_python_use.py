@@ -13,17 +13,13 @@ import pytest
 
 import pipeline
 from pipeline.datasets.demo.draw import draw_dataset
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 from tests.conftest import ROOT
+from tests.packages import need
+from tests.processes import python
 
 PAGE = (ROOT / "docs" / "python.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-
-
-def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_page_runs_and_gives_what_the_command_gives(tmp_path, monkeypatch, capsys):
@@ -81,15 +77,14 @@ def test_each_function_is_documented_and_typed(name):
 
 
 def test_a_typed_program_and_the_public_modules_pass_mypy_strict(tmp_path):
-    pytest.importorskip("mypy", reason="mypy is missing: pip install -r requirements-dev.txt")
+    need("mypy")
     (tmp_path / "example.py").write_text("\n".join(BLOCKS) + "\nreveal_type(federate)\n")
     public = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]["files"]
     for name in pipeline.__all__:
         home = Path(inspect.getsourcefile(getattr(pipeline, name))).relative_to(ROOT)
         assert {str(home), str(home.parent)} & set(public), f"{home} is not held to mypy --strict"
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", tmp_path / "cache", *public,
-         tmp_path / "example.py"],
+        [sys.executable, "-m", "mypy", *public, tmp_path / "example.py"],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"MYPYPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

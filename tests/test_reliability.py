@@ -1,17 +1,15 @@
 """A small share of what docs/reliability.md counts: damaged files, kills, races, memory."""
 
 import ast
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import NEEDS_PROC, on_posix
 from tests.datasets.loopback import serving
+from tests.processes import python
 from tests.reliability.fuzz import Judge
 from tests.reliability.killed_commands import COMMANDS, prepare
 from tests.reliability.kills import Killing, Nursery
@@ -63,18 +61,18 @@ def test_every_damage_is_repeatable_and_takes_any_file(damage):
         assert found[0] == found[1]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@on_posix("forks")
 def test_eight_processes_at_one_folder(tmp_path):
     code = (
         "import sys; from pathlib import Path; from tests.reliability.races import races\n"
-        "print(dict(races(2, Path(sys.argv[1]))))"
+        "print(dict(races(2, Path(sys.argv[1]), 'torch')))"  # numba takes a second to start
     )
     found = _apart(code, tmp_path)
     assert found["races"] == 6 and found["WRONG"] == 0 and found["done"] >= 6
     assert sum(found.get(n, 0) for n in ("done", "told: busy", "told: there already")) == 48
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills by process group, forks")
+@on_posix("forks, and kills by process group")
 def test_some_kills_change_nothing(tmp_path):
     with serving() as server:
         prepare(tmp_path, server)
@@ -89,7 +87,7 @@ def test_some_kills_change_nothing(tmp_path):
         nursery.close()
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@NEEDS_PROC
 def test_memory_stays_flat_over_five_hundred_rounds(tmp_path):
     held, logged = sample(500, 50, tmp_path, head="low-rank")
     assert held[-1] - held[2] < 8e6, held
@@ -99,12 +97,4 @@ def test_memory_stays_flat_over_five_hundred_rounds(tmp_path):
 
 
 def _apart(code: str, folder: Path) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return ast.literal_eval(done.stdout.splitlines()[-1])
+    return ast.literal_eval(python(code, folder).splitlines()[-1])

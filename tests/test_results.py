@@ -11,6 +11,7 @@ from pipeline.frames import frame
 from pipeline.reports.tables import records
 from pipeline.settings import RunConfig
 from pipeline.sweeps.spec import from_options
+from tests.packages import need
 from tests.runs.small_runs import small
 
 ON = {"device": "cpu", "backend": "torch"}
@@ -56,7 +57,7 @@ def test_a_sweep_has_types_and_is_its_json(swept):
 
 
 def test_frames_have_a_row_each(run, swept):
-    pytest.importorskip("pandas")
+    need("pandas")
     shown = run.to_frame()
     assert list(shown.held_out) == ["a", "b"] and set(shown.method) == {"fedavg"}
     assert list(shown.unseen) == [fold.accuracy.unseen for fold in run.folds]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cache.store import write_table
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_posix
 from tests.runs.small_runs import small
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="run.sh is for bash")
+pytestmark = on_posix("run.sh is for bash")
 
 
 def call(*words: object, script: Path = ROOT / "run.sh", cwd: Path = ROOT, **environment):

@@ -10,22 +10,7 @@ import pytest
 from cache import store
 from cache.npz import read_npz, write_npz
 from cache.table import CacheError, check_table
-
-
-def arrays(rows: int = 40, width: int = 5, classes: int = 3, dtype="float16") -> dict:
-    random = np.random.default_rng(0)
-    return {
-        "features": random.standard_normal((rows, width)).astype(dtype),
-        "labels": random.integers(0, classes, rows),
-        "text_features": random.standard_normal((classes, width)).astype(np.float32),
-    }
-
-
-def save(folder: Path, **changes) -> Path:
-    path = folder / "a.npz"
-    kept = {name: value for name, value in (arrays() | changes).items() if value is not None}
-    np.savez(path, **kept)
-    return path
+from tests.cache.npz_files import arrays, save
 
 
 def npz_files(shared: Path) -> list[Path]:

@@ -14,8 +14,8 @@ from cache.npz import read_npz, write_npz
 from cache.npz_keys import OPTIONAL, misnamed, nearest_key
 from cache.npz_values import distinct
 from cache.table import CacheError
-from tests.cache.test_npz import arrays, save
-from tests.cli.test_cli import call, refused
+from tests.cache.npz_files import arrays, save
+from tests.cli.commands import call, refused
 from tests.conftest import logged
 
 KNOWN = ("features", "labels", "text_features", *OPTIONAL)
@@ -52,7 +52,7 @@ def test_a_key_by_another_name_is_refused_with_the_right_one(tmp_path, known, ot
 
 
 @given(st.sampled_from(KNOWN), st.data())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_typing_errors_are_near_misses(known, data):
     kind = data.draw(st.sampled_from(["case", "sign", "plural", "missing", "doubled"]))
     at = data.draw(st.integers(1, len(known) - 1))
@@ -69,7 +69,7 @@ def test_typing_errors_are_near_misses(known, data):
 
 
 @given(st.text(max_size=30))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_any_key_is_ignored_or_near(key):
     assert nearest_key(key) in (None, *KNOWN)
 
@@ -106,7 +106,7 @@ def test_what_was_understood_is_said(tmp_path):
 
 
 @given(st.floats(1e-3, 10))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_logarithm_is_no_multiplier(tmp_path_factory, scale):
     path = save(tmp_path_factory.mktemp("log"), logit_scale=np.float64(scale))
     with pytest.raises(CacheError, match="a logarithm: its exponential is") as caught:
@@ -197,7 +197,6 @@ def test_splits_as_words(tmp_path):
 
 
 @given(st.lists(st.sampled_from(["a", "b", "a (2)", "a (3)", "a (2) (2)"]), min_size=1))
-@settings(deadline=None)
 def test_repeated_names_get_numbers(names):
     with logged() as said:
         found = distinct(names)
@@ -244,7 +243,7 @@ def unit_rows(dtype: str = "float16") -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @given(factor=st.floats(1e-2, 1e3))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_the_feature_scale(tmp_path_factory, dtype, factor):
     path = save(tmp_path_factory.mktemp("scale"), features=unit_rows(dtype))
     plain, scaled = read_npz(path), read_npz(path, feature_scale=factor)

@@ -33,9 +33,7 @@ def same(table, drawn, keep=slice(None)) -> None:
     assert table.identity == drawn["identity"] and table.logit_scale == drawn["logit_scale"]
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.sampled_from([1, 2, 3, 33, 4095, 4096, 4097, 9000]),
     width=st.sampled_from([1, 3, 32, 33]),

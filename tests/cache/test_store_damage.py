@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -19,6 +19,7 @@ from cache import store
 from cache.container import disk, userblock
 from cache.table import CacheError, check_table, unusable_rows
 from tests.cache import caches
+from tests.conftest import on_linux, on_posix
 
 PROGRAM = Path(caches.__file__)
 
@@ -107,7 +108,6 @@ def test_rows_without_a_direction_are_refused(tmp_path, dtype, value, message):
 
 
 @given(st.integers(-45, 38), st.integers(1, 5), st.sampled_from([np.float16, np.float32]))
-@settings(deadline=None)
 def test_what_is_let_through_has_a_length_in_float32(power, width, dtype):
     with np.errstate(over="ignore", under="ignore"):
         rows = np.full((1, width), float(f"1e{power}")).astype(dtype)
@@ -143,7 +143,7 @@ except CacheError as error:
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX's")
+@on_posix("limits the size of files")
 @pytest.mark.parametrize("limit", [100, 3000, 50_000, 2_000_000])
 def test_no_space_is_one_line_and_leaves_nothing(tmp_path, limit):
     words = [
@@ -160,11 +160,11 @@ def test_no_space_is_one_line_and_leaves_nothing(tmp_path, limit):
     assert not said.stderr and not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting needs root")
+@on_linux("mounts a tmpfs")
 def test_a_small_disk_is_full_at_the_beginning(tmp_path):
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no tmpfs can be mounted here")
+        pytest.skip("no tmpfs can be mounted: run it as root, with CAP_SYS_ADMIN")
     try:
         with pytest.raises(CacheError, match=r"no space left: it needs 3,\d\d\d,\d\d\d bytes, 1,0"):
             caches.make(tmp_path / "a.h5", caches.draw(20000, 64))
@@ -176,7 +176,7 @@ def test_a_small_disk_is_full_at_the_beginning(tmp_path):
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="folder permissions are POSIX's")
+@on_posix("takes a folder's permissions away")
 def test_a_read_only_folder_is_one_line():
     folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
     drawn, user = caches.draw(), os.geteuid()

@@ -22,9 +22,10 @@ from cache.table import CacheError
 from pipeline.errors import ConfigError
 from pipeline.files import locked
 from tests.cache import caches
-from tests.cache.test_npz import save
+from tests.cache.npz_files import save
+from tests.conftest import on_posix
 
-fcntl = pytest.importorskip("fcntl", reason="flock is POSIX's")
+fcntl = pytest.importorskip("fcntl", reason="takes a flock: for Linux and macOS")
 FLOCK = fcntl.flock
 OTHERS = (errno.EIO, errno.EPERM, errno.ENOMEM, errno.EBADF, errno.ESTALE)
 WRITING = (
@@ -64,7 +65,7 @@ def test_a_disk_without_locks_gets_a_lock_file(tmp_path, monkeypatch, caplog, nu
         pass
 
 
-@pytest.mark.skipif(os.name != "posix", reason="kills by SIGKILL")
+@on_posix("kills by SIGKILL")
 def test_a_killed_holder_on_a_disk_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_flock(errno.ENOLCK))
     code = (
@@ -230,7 +231,7 @@ def assert_said(error: CacheError, message: str) -> None:
 
 
 @given(st.integers(1, 200), st.integers(0, 1 << 40), st.integers(0, 1 << 40))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_every_error_of_a_disk_is_one_line(number, need, nbytes):
     with pytest.MonkeyPatch.context() as patch:
         free(patch, nbytes)

@@ -5,7 +5,6 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cache import store
@@ -14,22 +13,7 @@ from cache.container.contents import decode_paths
 from cache.container.disk import partial_of
 from cache.table import CacheError
 from tests.cache import caches
-
-READERS = (store.read_table, store.read_paths, store.info, store.verify)
-
-
-def refused(path: Path, message: str, readers: tuple = READERS) -> None:
-    for read in readers:
-        with pytest.raises(CacheError, match=message) as caught:
-            read(path)
-        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
-        assert caught.value.exit_code == 4
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("sound")
-    return caches.make(folder / "a.h5", caches.draw(5000, 4), split=np.zeros(5000, np.int8))
+from tests.cache.forging import refused
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cache.store import write_table
 from pipeline.cli.app import cli
 from pipeline.cli.command import spelled_for_click
+from tests.cli.commands import call, refused
 from tests.conftest import ROOT
-from tests.runs.small_runs import small
+from tests.processes import python
+from tests.runs.small_runs import small, stored
 
 COMMANDS = (
     ["extract"],
@@ -31,37 +32,35 @@ COMMANDS = (
 )
 
 
-def call(*words: object, code: int = 0):
-    result = CliRunner().invoke(cli, [str(word) for word in words])
-    if result.exit_code != code:
-        raise AssertionError(f"{words}: {result.exit_code}\n{result.output}") from result.exception
-    return result
-
-
-def refused(*words: object, code: int, match: str) -> None:
-    result = call(*words, code=code)
-    lines = result.stderr.strip().splitlines()
-    assert lines[-1].startswith("Error: ") and re.search(match, lines[-1]), result.stderr
-    assert "Traceback" not in result.stderr
-
-
 @pytest.fixture
 def file(tmp_path):
-    write_table(tmp_path / "small.h5", small())
+    stored(tmp_path)
     return tmp_path / "small.h5"
 
 
+@pytest.fixture(scope="module")
+def helps() -> dict[str, tuple[str, list[str]]]:
+    """What each command's --help prints, and which heavy packages it is the first to import."""
+    code = f"""
+import contextlib, io, json, sys
+from pipeline.cli.app import cli
+found, heavy = {{}}, {{"torch", "clip", "numba", "numpy", "h5py", "PIL"}}
+assert not heavy & set(sys.modules)
+for words in {COMMANDS!r}:
+    before, out = set(sys.modules), io.StringIO()
+    with contextlib.redirect_stdout(out):
+        cli([*words, "--help"], standalone_mode=False)
+    found[" ".join(words)] = out.getvalue(), sorted(heavy & (set(sys.modules) - before))
+print(json.dumps(found))
+"""
+    return json.loads(python(code))
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_help_answers_without_the_heavy_packages(command):
-    code = (
-        "import sys; from pipeline.cli.app import cli\n"
-        f"cli({[*command, '--help']!r}, standalone_mode=False)\n"
-        "heavy = {'torch', 'clip', 'numba', 'numpy', 'h5py', 'PIL'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Usage:" in done.stdout and len(done.stdout.splitlines()) > 4
+def test_help_answers_without_the_heavy_packages(helps, command):
+    shown, heavy = helps[" ".join(command)]
+    assert not heavy
+    assert "Usage:" in shown and len(shown.splitlines()) > 4
 
 
 def test_bare_run_sh_lists_the_commands_there_are():

@@ -12,6 +12,7 @@ from pipeline.cli.command import Command, Option
 from pipeline.cli.options import OTHERS, arranged, under
 from pipeline.settings import RunConfig
 from pipeline.settings_used import ways_of
+from tests.cli.commands import call
 
 
 def commands(group: click.Group = cli, names: tuple[str, ...] = ()):
@@ -29,9 +30,7 @@ TRAINING = pytest.mark.parametrize(
 
 
 def shown(*words: str) -> str:
-    result = CliRunner().invoke(cli, [*words, "--help"])
-    assert result.exit_code == 0, result.output
-    return result.output
+    return call(*words, "--help").output
 
 
 @EVERY

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import progress, terminal
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 from tests.conftest import ROOT
-from tests.runs.small_runs import config, run, small
+from tests.runs.small_runs import config, run, small, stored
 
 WORDS = ("--rounds", 2, "--batch", 8, "--device", "cpu", "--backend", "torch")
 
@@ -24,9 +24,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def file(tmp_path):
-    from cache.store import write_table
-
-    write_table(tmp_path / "small.h5", small())
+    stored(tmp_path)
     return tmp_path / "small.h5"
 
 

@@ -4,7 +4,6 @@ import ast
 import io
 import json
 import re
-import sys
 import zipfile
 
 import numpy as np
@@ -20,9 +19,9 @@ from cache.store import write_table
 from pipeline import terminal
 from pipeline.cli.app import cli
 from pipeline.progress import Bar
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 from tests.cli.test_streams import ran
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_linux
 from tests.runs.small_runs import config, run, small
 
 LINE = "\nError: all is well"
@@ -122,7 +121,7 @@ def test_option_values_and_arguments(words, tmp_path, monkeypatch):
     assert len(errors) == 1 and "all is well" not in result.stderr.splitlines()[-1][:20]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a terminal to look at")
+@on_linux("shows names on a terminal")
 def test_no_hostile_name_reaches_the_terminal_as_it_is(tmp_path, weights):
     mark = MARK.replace("\r", "")  # a terminal gives \r\n for our own \n
     home = tmp_path / f"home {mark}"

@@ -15,13 +15,13 @@ from cache.npz import read_npz
 from cache.store import write_table
 from pipeline import shortage
 from pipeline.shortage import BASE_KB
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_posix
 from tests.extraction.extraction import run
 
 PATIENCE = 300  # seconds, for a machine that does much else
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of a Unix shell")
+pytestmark = on_posix("sets limits in a shell")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_no_shared_memory_is_needed(tree, weights, tmp_path):
     if not shutil.which("unshare") or subprocess.run(
         ["unshare", "-m", "sh", "-c", mount], capture_output=True
     ).returncode:  # fmt: skip
-        pytest.skip("needs root, to have a /dev/shm of its own that cannot be written to")
+        pytest.skip("no /dev/shm can be mounted: run it as root, with CAP_SYS_ADMIN")
     own = [sys.executable, "-m", "pipeline", "extract", "--dataset", tree, "--model", weights,
            "--out", "x.h5", "--device", "cpu", "--workers", 2]  # fmt: skip
     inner = f"{mount} && ! touch /dev/shm/x 2>/dev/null && exec {' '.join(map(str, own))}"
@@ -137,13 +137,24 @@ AS_NOBODY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups",
              "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    """A folder for what the first of all commands of that user compiles."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
 @pytest.fixture
-def nobody(cache):
+def nobody(cache, compiled, monkeypatch):
     """A folder, with the cache, for a user without processes: root `ulimit -u` does not bind."""
+    monkeypatch.setitem(ENVIRONMENT, "NUMBA_CACHE_DIR", str(compiled))
     if os.geteuid() or not (shutil.which("setpriv") and shutil.which("bash")):
-        pytest.skip("needs root, setpriv and bash, to become another user")
+        pytest.skip("becomes another user: run it as root, with setpriv and bash")
+    if subprocess.run([*AS_NOBODY, "true"], capture_output=True).returncode:
+        pytest.skip("root cannot become another user here: run it with CAP_SETUID and CAP_SETGID")
     if subprocess.run([*AS_NOBODY, sys.executable, "-c", ""], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody become another user")
+        pytest.skip(f"other users cannot run {sys.executable}: use a Python open to all")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(cache, folder / "x.h5")
@@ -156,7 +167,7 @@ def as_nobody(words: str, command: list, where: Path) -> subprocess.CompletedPro
     own = " ".join(map(str, ["exec", sys.executable, "-m", "pipeline", *command]))
     return subprocess.run(
         [*AS_NOBODY, "bash", "-c", f"{words} {own}"], cwd=where, capture_output=True, text=True,
-        env={**ENVIRONMENT, "NUMBA_CACHE_DIR": str(where / "kept")}, timeout=PATIENCE,
+        env=ENVIRONMENT, timeout=PATIENCE,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Signals: noted, and after a while obeyed by a process that waits for something else."""
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from pipeline.signals import noted_signals
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_posix
 
 # The main thread waits as it would for a thread that writes to a disk which does not answer.
 WAITS = """
@@ -24,18 +25,34 @@ with signals.noted_signals():
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
-@pytest.mark.parametrize("wait", ["threading.Event().wait()", "lock.acquire()", "time.sleep(1e6)"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_process_that_does_not_stop_is_ended(wait, number):
-    with subprocess.Popen(
-        [sys.executable, "-c", WAITS.format(wait=wait)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
+WAITING = ("threading.Event().wait()", "lock.acquire()", "time.sleep(1e6)")
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def ended() -> dict[tuple[str, int], tuple[int, str]]:
+    """How each process ended and what it said; all wait out their two seconds together."""
+    started, found = {}, {}
+    for wait, number in itertools.product(WAITING, NUMBERS):
+        started[wait, number] = subprocess.Popen(
+            [sys.executable, "-c", WAITS.format(wait=wait)], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    for (_, number), process in started.items():
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        assert process.wait(60) == 128 + number
-        said = process.stderr.read()
+    for case, process in started.items():
+        said = process.communicate(timeout=60)[1]
+        found[case] = process.returncode, said
+    return found
+
+
+@on_posix("sends signals")
+@pytest.mark.parametrize("wait", WAITING)
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_process_that_does_not_stop_is_ended(ended, wait, number):
+    code, said = ended[wait, number]
+    assert code == 128 + number
     assert said.startswith(f"Error: did not stop within 2 s of {number.name}")
     assert said.count("\n") == 1
 

@@ -10,11 +10,12 @@ import pytest
 from cache.npz import write_npz
 from cache.store import write_table
 from tests.cli.in_streams import STATES
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_linux
 from tests.extraction.extraction import draw_tree
+from tests.processes import python
 from tests.runs.small_runs import config, run, small
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and writes to /dev/full")
+pytestmark = on_linux("forks, and writes to /dev/full")
 ODD = "Ünïcode 漢字"
 
 
@@ -26,11 +27,7 @@ def ran(cases: list[tuple[str, list[object]]]) -> list[tuple[int, str, str]]:
     )
     asked = json.dumps([(state, [str(word) for word in words]) for state, words in cases])
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as file:
-        done = subprocess.run(
-            [sys.executable, "-c", code, file.name],
-            input=asked, cwd=ROOT, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        python(code, file.name, input=asked)
         return [tuple(one) for one in json.load(file)]
 
 

@@ -11,9 +11,11 @@ import time
 import click
 import pytest
 
-pytest.importorskip("ray", reason="--ray needs requirements-ray.txt")
+from tests.packages import need
+from tests.runs.small_runs import stored
 
-from cache.store import read_table, write_table  # noqa: E402
+need("ray")
+
 from pipeline.cli.app import cli  # noqa: E402
 from pipeline.cli.options import connection  # noqa: E402
 from pipeline.cluster import extract as ray_extract  # noqa: E402
@@ -33,7 +35,6 @@ from pipeline.sweeps.spec import SweepSpec, from_options  # noqa: E402
 from tests.cluster.clusters import Watched, add, busy, cluster_of, ended, slow  # noqa: E402
 from tests.conftest import ROOT  # noqa: E402
 from tests.extraction.extraction import draw_tree  # noqa: E402
-from tests.runs.small_runs import small  # noqa: E402
 
 BASE = RunConfig(held_out=(("a",), ("b",)), rounds=6, batch=8)
 GRID = ("lr=1e-3,1e-2,3e-2", "head=attention,low-rank", "method=fedavg,ditto,zero-shot")
@@ -53,9 +54,7 @@ SPECS = {
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    file = tmp_path_factory.mktemp("cache") / "small.h5"
-    write_table(file, small())
-    return read_table(file)
+    return stored(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def run(table, out, spec, pool=None, **options):
 @pytest.mark.parametrize("name", SPECS)
 def test_the_lines_are_those_of_one_process(table, tmp_path, kept, name):
     if "bayes" in name:
-        pytest.importorskip("optuna", reason="bayes needs requirements-sweep.txt")
+        need("optuna")
     told = [run(table, tmp_path / place, SPECS[name], pool)
             for place, pool in (("one", None), ("ray", kept))]  # fmt: skip
     assert ended(tmp_path / "ray") == ended(tmp_path / "one")
@@ -214,7 +213,7 @@ def test_options_that_need_each_other_or_exclude_each_other():
 
 @pytest.mark.parametrize(
     ("words", "size"),
-    [(None, Size()), ("cpus=2", Size(2)), ("gpus=0.5", Size(None, 0.5)),
+    [(None, Size()), ("", Size()), ("cpus=2", Size(2)), ("gpus=0.5", Size(None, 0.5)),
      ("gpus=1, cpus=4", Size(4, 1)), ("cpus=0,gpus=1", Size(0, 1))],
 )  # fmt: skip
 def test_sizes_of_workers(words, size):
@@ -222,12 +221,11 @@ def test_sizes_of_workers(words, size):
 
 
 @pytest.mark.parametrize(
-    "words", ["", "2", "cpus", "cpus=", "cpus=-1", "cpus=1,cpus=2", "ram=4", "cpus=0", "cpus=nan"]
+    "words", ["2", "cpus", "cpus=", "cpus=-1", "cpus=1,cpus=2", "ram=4", "cpus=0", "cpus=nan"]
 )
 def test_other_words_are_no_size(words):
-    if words:
-        with pytest.raises(ConfigError, match="--ray-worker"):
-            parse_size(words)
+    with pytest.raises(ConfigError, match="--ray-worker"):
+        parse_size(words)
 
 
 def test_the_cache_travels_in_blocks(table, tmp_path, monkeypatch):

@@ -57,3 +57,10 @@ def _expanded(path: str) -> list[str]:
         return [path]
     numbers = range(int(found[1]), int(found[2]) + 1)
     return [one for n in numbers for one in _expanded(path.replace(found[0], str(n), 1))]
+
+
+CLASSES = ("dog", "cat")
+
+
+def trees(*names: str, classes=CLASSES, images="{1..2}.jpg") -> list[str]:
+    return [f"{name}/{one}/{images}" for name in names for one in classes]

@@ -75,9 +75,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving():
-    """A Server that answers while the block runs."""
-    server = Server()
+def answering(server):
+    """A server that answers while the block runs."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -88,10 +87,8 @@ def serving():
         server.server_close()
 
 
-class Said(list):
-    def __call__(self, line):
-        assert "\n" not in line
-        self.append(line)
+def serving():
+    return answering(Server())
 
 
 def left(folder):
@@ -158,18 +155,8 @@ class RawHandler(socketserver.StreamRequestHandler):
             self.server.sent += len(part)
 
 
-@contextlib.contextmanager
 def replying(reply, context=None):
-    """A Raw that answers while the block runs."""
-    server = Raw(reply, context)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return answering(Raw(reply, context))
 
 
 def head(status="200 OK", **headers):

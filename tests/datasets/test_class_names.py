@@ -11,7 +11,7 @@ from pipeline.datasets.find import find_images
 from pipeline.datasets.stated import Stated
 from pipeline.datasets.tree import scan
 from pipeline.errors import DataError
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 from tests.datasets.folders import fill
 from tests.extraction.extraction import Said, run
 

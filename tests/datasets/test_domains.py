@@ -14,7 +14,7 @@ from pipeline.datasets.known import compare_counts, find_dataset, known_dataset
 from pipeline.datasets.stated import Stated
 from pipeline.datasets.tree import image_digests, scan
 from pipeline.errors import DataError
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 
 
 def published(key):

@@ -16,15 +16,10 @@ from pipeline.datasets.counts import KNOWN
 from pipeline.datasets.fetch import download_dataset
 from pipeline.errors import DataError
 from pipeline.transfer.download import download
-from tests.cli.test_cli import call
-from tests.datasets.loopback import Said, left, serving, zipped
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serving() as server:
-        yield server
+from tests.cli.commands import call
+from tests.datasets.loopback import left, zipped
+from tests.extraction.extraction import Said
+from tests.packages import need
 
 
 @pytest.fixture(autouse=True)
@@ -187,8 +182,12 @@ def test_a_copy_elsewhere_is_not_downloaded_again(in_parts, tmp_path):
 @pytest.fixture
 def hub(monkeypatch):
     """snapshot_download of PACS's small counts; content["lost"] rows are left out."""
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    huggingface_hub, content = pytest.importorskip("huggingface_hub"), {"lost": 0}
+    need("pyarrow", "huggingface_hub")
+    import huggingface_hub
+    import pyarrow
+    from pyarrow import parquet
+
+    content = {"lost": 0}
 
     def snapshot(repository, *, repo_type, allow_patterns, local_dir):
         assert (repository, repo_type, allow_patterns) == (
@@ -225,7 +224,9 @@ def test_the_hubs_copy_is_counted_and_extract_is_named(hub, tmp_path, small_pacs
 
 
 def test_what_the_hub_lacks_is_said(monkeypatch, tmp_path):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    need("huggingface_hub")
+    import huggingface_hub
+
     with pytest.raises(DataError, match="no repository of VLCS is known; there are pacs, office"):
         fetch.download_from_hub("vlcs", tmp_path, Said())
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)

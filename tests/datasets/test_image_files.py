@@ -1,11 +1,9 @@
 """One walker and one list of extensions: what extract and predict take of a folder is the same."""
 
 import os
-import sys
 
 import numpy as np
 import pytest
-from PIL import features
 
 from pipeline.datasets.find import find_images
 from pipeline.datasets.image_files import (
@@ -19,8 +17,10 @@ from pipeline.datasets.tree import scan
 from pipeline.encoder.pixels import load_pixels
 from pipeline.errors import DataError
 from pipeline.runs.predict import find_pictures
+from tests.conftest import on_posix
 from tests.datasets.folders import fill, picture
 from tests.extraction.extraction import Said
+from tests.packages import need_codec
 
 ENCODERS = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".apng": "PNG",
@@ -32,8 +32,8 @@ ENCODERS = {
 
 @pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
 def test_what_is_taken_by_its_name_can_be_decoded(tmp_path, extension):
-    if extension == ".avif" and not features.check("avif"):
-        pytest.skip("Pillow here has no AVIF")
+    if extension == ".avif":
+        need_codec("avif")
     for name in (f"x{extension}", f"x{extension.upper()}"):
         file = tmp_path / "photo" / "cat" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def test_junk_is_left_out_and_counted_by_kind(tmp_path, path):
     assert not lost
 
 
-needs_links = pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a right")
+needs_links = on_posix("makes symbolic links, which needs a right on Windows")
 
 
 @needs_links

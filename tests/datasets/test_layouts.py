@@ -1,33 +1,21 @@
 """Folders as people have them: read right, or refused with the words that state what is meant."""
 
 import json
-import shlex
-import subprocess
-import sys
 import unicodedata
 
 import numpy as np
 import pytest
 
 from cache.store import info, merge_shards, read_paths, read_table
-from pipeline.datasets.doubts import copies
 from pipeline.datasets.find import find_images
 from pipeline.datasets.layouts import split_of
-from pipeline.datasets.stated import LAYOUTS, Stated
-from pipeline.datasets.tree import image_digests, scan
-from pipeline.errors import ConfigError, DataError, Doubtful
-from pipeline.extraction import cache_files
-from tests.cli.test_cli import call, refused
-from tests.conftest import ROOT
-from tests.datasets.folders import advised_folders, advised_words, fill
+from pipeline.datasets.stated import Stated
+from pipeline.errors import DataError, Doubtful
+from tests.cli.commands import call
+from tests.datasets.folders import CLASSES, advised_folders, advised_words, fill, trees
 from tests.extraction.extraction import Said, run
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-CLASSES = ("dog", "cat")
-
-
-def trees(*names: str, classes=CLASSES, images="{1..2}.jpg") -> list[str]:
-    return [f"{name}/{one}/{images}" for name in names for one in classes]
 
 
 READ = {  # paths, layout, domains, classes, images by split
@@ -241,77 +229,6 @@ def test_one_domain_of_several_is_said(tmp_path):
     assert "beside" not in said[-1]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_stated_layout_is_taken_at_its_word(tmp_path, layout):
-    levels = {"domain": ("A", "1"), "split": ("dev", "Train"), "class": ("x", "test", "train")}
-    names = [""]
-    for level in layout.split("/"):
-        names = [f"{above}/{name}" if above else name for above in names for name in levels[level]]
-    fill(tmp_path / "mine", [f"{name}/{{1..2}}.jpg" for name in names])
-    tree = find_images(str(tmp_path / "mine"), tmp_path, Said(), stated=Stated(layout))
-    assert tree.layout == layout and len(tree.paths) == 2 * len(names) and not tree.ignored
-    assert tree.class_names == ("test", "train", "x")
-    if "split" in layout:
-        assert set(tree.split.tolist()) == {0, 1}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_that_does_not_fit_is_refused(tmp_path, layout):
-    fill(tmp_path / "mine", ["1.jpg"])
-    with pytest.raises(DataError, match="has no image in the layout"):
-        scan(tmp_path / "mine", layout)
-
-
-def test_words_that_cannot_be_are_refused(tmp_path, tree):
-    for words in (["--layout", "class/domain"], ["--accept", "all"]):
-        call("extract", "--dataset", tree, *words, code=2)
-    for stated in ({"layout": "x"}, {"accept": ("x",)}):
-        with pytest.raises(ConfigError, match="choose from"):
-            Stated(**stated)
-    refused("extract", "--dry-run", "--check", 3, code=1, match="only one of them")
-
-
-def test_copies_in_another_domain_split_or_class_are_refused(tmp_path):
-    root = fill(tmp_path / "mine", trees("art/train", "art/test", "real/train", "real/test"))
-    inner = root / "art/train"
-    for kind, target in (
-        ("domain", root / "real/train/dog/9.jpg"),
-        ("split", root / "art/test/dog/9.jpg"),
-    ):
-        target.write_bytes((inner / "dog/1.jpg").read_bytes())
-        result = call("extract", "--dataset", root, "--dry-run", code=6)
-        assert f"2 images have a copy in another {kind} (art/t" in result.stderr
-        assert advised_words(result.stderr) == [["--accept", "duplicates"]]
-        told = call("extract", "--dataset", root, "--dry-run", "--accept", "duplicates")
-        assert f"in another {kind}" in told.stdout
-        target.unlink()
-    (inner / "dog/9.jpg").write_bytes((inner / "dog/1.jpg").read_bytes())  # where it is harmless
-    (inner / "cat/9.jpg").write_bytes((inner / "dog/1.jpg").read_bytes())  # and is said
-    for name in ("art/train/dog/e.jpg", "real/test/cat/e.jpg"):
-        (root / name).touch()  # empty files are alike, and no images
-    told = call("extract", "--dataset", root, "--dry-run")
-    assert "3 images have a copy in another class" in told.stdout
-
-
-def test_copies_equal_a_comparison_of_all_pairs(tmp_path):
-    random = np.random.default_rng(0)
-    root = fill(tmp_path / "mine", trees("art", "real", images="{1..4}.jpg"))
-    files = sorted(root.rglob("*.jpg"))
-    for _ in range(20):
-        one, other = random.choice(len(files), 2, replace=False)
-        files[one].write_bytes(files[other].read_bytes())
-        tree = scan(root)
-        content = [(root / path).read_bytes() for path in tree.paths]
-        found = " ".join(doubt.what for doubt in copies(tree, image_digests(tree)))
-        for level, values in (("domain", tree.domains), ("class", tree.labels)):
-            groups = {
-                c: [v for v, other in zip(values, content, strict=True) if other == c]
-                for c in content
-            }
-            apart = sum(len(group) for group in groups.values() if len(set(group)) > 1)
-            assert (f"{apart:,} images have a copy in another {level}" in found) == (apart > 0)
-
-
 @pytest.mark.parametrize("name", ["ImageFolder", "Dassl", "splits above"])
 def test_splits_on_disk_are_the_caches_also_in_shards(name, tmp_path, weights):
     root, whole = fill(tmp_path / "mine", READ[name][0]), tmp_path / "whole.h5"
@@ -326,87 +243,3 @@ def test_splits_on_disk_are_the_caches_also_in_shards(name, tmp_path, weights):
     again, said = run(root, weights, whole, batch=3)
     assert not again.encoded and any("up to date" in line for line in said)
     call("extract", "--dataset", root, "--model", weights, "--out", whole, "--check", 5)
-
-
-def test_a_plain_folder_has_the_identity_of_older_releases(tree, weights, tmp_path):
-    run(tree, weights, tmp_path / "x.h5")
-    run(tree, weights, tmp_path / "y.h5", layout="domain/class", class_names="folder")
-    assert set(info(tmp_path / "x.h5")["identity"]) == {
-        "schema", "dataset", "model", "templates", "weights_sha256", "architecture",
-        "preprocessing", "compute", "store_dtype", "layer", "normalised", "class_names",
-        "domain_names", "manifest_sha256",
-    }  # fmt: skip
-    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
-
-
-def test_a_dry_run_writes_nothing_and_loads_no_clip(tmp_path):
-    root = fill(tmp_path / "mine", trees("train", "test"))
-    code = (
-        "import sys; from pipeline.cli.app import cli\n"
-        f"cli(['extract', '--dataset', {str(root)!r}, '--dry-run'], standalone_mode=False)\n"
-        f"cli(['extract', '--root', {str(tmp_path / 'data')!r}, '--dry-run'], "
-        "standalone_mode=False)\n"
-        "sys.exit(f'imported torch' if 'torch' in sys.modules else 0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "split/class/image (8 images, 1 domain, 2 classes, 4 train, 4 test)" in done.stdout
-    assert "3,000 images, 4 domains, 7 classes" in done.stdout  # the built-in ones, not drawn
-    assert not (tmp_path / "data").exists()
-
-
-def test_what_is_said_is_short_for_many_classes_and_escaped(tmp_path):
-    names = [f"kind {number:04} of thing" for number in range(1000)]
-    for domain in range(3):
-        for name in names:
-            folder = tmp_path / "mine" / f"domain {domain}" / name
-            folder.mkdir(parents=True)
-            (folder / "1.jpg").touch()
-    for number in range(200):
-        (tmp_path / "mine" / f"site {number}" / names[0]).mkdir(parents=True)
-        (tmp_path / "mine" / f"site {number}" / names[0] / "1.jpg").touch()
-    said = Said()
-    find_images(str(tmp_path / "mine"), tmp_path, said)
-    assert len(said) < 10 and all(len(line) < 600 for line in said)
-    assert any("and 195 more domains (1 each)" in line for line in said)
-    root = fill(tmp_path / "odd", [*trees("photo", "art"), "photo/.\x1b[2J.jpg", "photo/\x1b.txt"])
-    said.clear()
-    find_images(str(root), tmp_path, said)
-    assert said and all(line.isprintable() for line in said)
-
-
-@pytest.mark.parametrize("path", ["photo/\x1b[2Jdog/1.jpg", "ph\x1boto/dog/1.jpg"])
-def test_folders_whose_names_steer_a_terminal_are_refused_in_escapes(tmp_path, path):
-    root = fill(tmp_path / "mine", [*trees("photo", "art"), path])
-    result = call("extract", "--dataset", root, "--dry-run", code=6)
-    assert "\x1b" not in result.output and r"\x1b" in result.stderr
-
-
-def test_federate_says_the_extraction_that_comes_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_files, "CACHES", tmp_path / "files")
-    root = fill(tmp_path / "mine", trees("train", "test", "sketch", images="{1..8}.jpg"))
-    words = [
-        "federate",
-        "--dataset",
-        root,
-        "--model",
-        "demo",
-        "--rounds",
-        1,
-        "--out",
-        tmp_path / "r",
-    ]
-    error = call(*words, code=6).stderr.strip().splitlines()[-1]
-    command = shlex.split(error[error.index("./run.sh extract") :])
-    call(*command[1:])
-    call(*words)
-
-
-def test_reproduce_takes_the_words_that_it_advises(tmp_path):
-    root = fill(tmp_path / "mine", trees("A", "C", images="{1..10}.jpg"))
-    words = ["reproduce", root, "--model", "demo", "--seeds", 1, "--rounds", 1, "--workers", 0,
-             "--cache", tmp_path / "c.h5", "--out", tmp_path / "s"]  # fmt: skip
-    error = call(*words, code=6).stderr.strip().splitlines()[-1]
-    call(*words, *advised_words(error)[0])

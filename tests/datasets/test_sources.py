@@ -18,8 +18,9 @@ from pipeline.datasets.tree import ImageTree, image_digests
 from pipeline.encoder.blocks import read_image
 from pipeline.encoder.pixels import IMAGE_LIMITS
 from pipeline.errors import DataError, Doubtful
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 from tests.conftest import logged
+from tests.packages import need
 
 DOMAINS, CLASSES = ("photo", "sketch"), ("cat", "dog")
 
@@ -277,7 +278,10 @@ def test_tars_that_cannot_be_are_refused(tmp_path):
 
 
 def tables(folder: Path, splits: tuple[str, ...] = ("train", "test"), **columns: object) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    need("pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
     folder.mkdir(parents=True)
     features = {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
@@ -306,7 +310,10 @@ def test_hugging_faces_tables_are_read_where_they_lie(splits, inner, folder, tmp
 
 
 def test_tables_that_cannot_be_are_refused(tmp_path):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    need("pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
     for columns, said in (
         ({"image": [b"x"], "text": ["x"]}, "no column of labels among image, text"),
         ({"label": [1], "text": ["x"]}, "no column of images among label"),

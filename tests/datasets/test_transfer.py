@@ -12,14 +12,8 @@ from pipeline.errors import DataError
 from pipeline.transfer import download as download_module
 from pipeline.transfer.connection import Patience
 from pipeline.transfer.download import download
-from tests.datasets.loopback import DATA, HASTY, Said, kill, left, serving, start_killable
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serving() as server:
-        yield server
+from tests.datasets.loopback import DATA, HASTY, kill, left, start_killable
+from tests.extraction.extraction import Said
 
 
 def refused(url, target, *words):

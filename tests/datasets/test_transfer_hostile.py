@@ -18,7 +18,9 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.transfer.connection import Patience
 from pipeline.transfer.download import download
-from tests.datasets.loopback import DATA, HASTY, ROOT, Said, chunk, head, left, replying
+from tests.datasets.loopback import DATA, HASTY, ROOT, chunk, head, left, replying
+from tests.extraction.extraction import Said
+from tests.packages import need
 
 QUICK = Patience(seconds=0.4, bytes_per_second=1000.0, retries=1, pause=0.01)
 ROOM = 3_000_000  # bytes that are free on the disk, over those that are to stay free
@@ -107,10 +109,10 @@ def test_http_may_lead_to_http(tmp_path):
 
 
 def test_https_never_leads_to_http(tmp_path, monkeypatch):
-    certificates = pytest.importorskip(
-        "tests.flower.certificates", reason="cryptography is missing"
-    )
-    folder = certificates.make(tmp_path / "keys")
+    need("cryptography")
+    from pipeline.flower import certificates
+
+    folder = certificates.make(tmp_path / "keys", (), 0)
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.crt"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem", folder / "server.key")

@@ -129,7 +129,7 @@ def test_damaged_archives_are_refused(tmp_path, damage):
     assert_refused(archive, tmp_path / "out", words)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_damage_is_refused_or_harmless(tmp_path_factory, data):
     """Bytes changed, cut and repeated anywhere: DataError and nothing left, or the members."""

@@ -2,11 +2,14 @@
 
 import pytest
 
+from tests.packages import need
+
 
 @pytest.fixture
 def fake_hub(tmp_path, monkeypatch):
     """hf_hub_download of a folder ORG/NAME/file, as its fetched() lists the calls."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    need("huggingface_hub")
+    import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
     calls = []

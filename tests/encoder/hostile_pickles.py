@@ -163,3 +163,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {  # name -> the pickle, the expected me
     "nothing to stop at": (b"\x80\x02.", "malformed"),
     "an unknown instruction": (b"\x80\x02\xfe.", "malformed"),
 }
+
+
+class Trap:
+    """Code that runs on unpickling."""
+
+    def __reduce__(self):
+        return (print, ("unpickled",))

@@ -17,19 +17,13 @@ from pipeline.encoder.sizes import sizes_of
 from pipeline.encoder.weights import MODEL_NAMES, OPENAI_NAMES, find_weights
 from pipeline.errors import WeightsError
 from tests.encoder import clips
+from tests.encoder.hostile_pickles import Trap
 
 CPU = torch.device("cpu")
 
 
 def saved(module: torch.nn.Module, form: str, folder: Path) -> bytes:
     return clips.save(module, folder / "sound", form).read_bytes()
-
-
-class Trap:
-    """Code that runs on unpickling."""
-
-    def __reduce__(self):
-        return (print, ("unpickled",))
 
 
 def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:

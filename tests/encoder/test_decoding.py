@@ -18,10 +18,10 @@ from pipeline.encoder import decoding
 from pipeline.encoder.decoding import decoded_images
 from pipeline.encoder.pixels import IMAGE_LIMITS, Limits, load_pixels
 from pipeline.errors import ConfigError, DataError, Interrupted
-from tests.conftest import ROOT, logged
+from tests.conftest import ROOT, logged, on_posix
 from tests.extraction.extraction import Said
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops and kills processes")
+pytestmark = on_posix("stops and kills processes")
 
 SIZE, IMAGES = 8, 40
 SOON = Limits(seconds=3.0)

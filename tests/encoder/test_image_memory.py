@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -14,7 +12,9 @@ from PIL import Image, ImageFile, features
 
 from pipeline.encoder import pixels
 from pipeline.encoder.pixels import IMAGE_LIMITS, MIB, Limits, UnreadableImage, load_pixels
-from tests.conftest import ROOT
+from tests.conftest import MEASURES_PEAKS
+from tests.packages import need_codec
+from tests.processes import python
 
 SIZE = (1000, 780)
 ONE_STRIP = {"compression": "tiff_lzw", "strip_size": 1 << 30}
@@ -71,8 +71,6 @@ def save(path: Path, form: str, mode: str, size: tuple[int, int]) -> None:
 @pytest.fixture(scope="module")
 def peaks(tmp_path_factory) -> dict[str, tuple[Path, int]]:
     """{file name: (path, peak bytes added by decoding)}."""
-    if not os.access("/proc/self/clear_refs", os.W_OK):
-        pytest.skip("this system does not measure peak memory of a process")
     folder, paths = tmp_path_factory.mktemp("images"), []
     for form, mode in CASES:
         if form.endswith("avif") and not features.check("avif"):
@@ -80,20 +78,17 @@ def peaks(tmp_path_factory) -> dict[str, tuple[Path, int]]:
         paths.append(folder / f"{mode.replace(';', '')}-{form}")
         save(paths[-1], form, mode, SIZE)
         save(paths[-1].with_name(f"small-{paths[-1].name}"), form, mode, (16, 16))
-    done = subprocess.run(
-        [sys.executable, "-c", PEAKS, *map(str, paths)], cwd=ROOT, capture_output=True, text=True,
-        # glibc returns every freed block of this size, so that a peak is only that image's.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0"},
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return {name: (folder / name, peak) for name, peak in map(json.loads, done.stdout.splitlines())}
+    # glibc returns every freed block of this size, so that a peak is only that image's.
+    own = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0"}
+    told = python(PEAKS, *paths, env={**os.environ, **own})
+    return {name: (folder / name, peak) for name, peak in map(json.loads, told.splitlines())}
 
 
+@MEASURES_PEAKS
 @pytest.mark.parametrize(("form", "mode"), CASES)
 def test_the_bound_by_the_header_holds_and_is_near(peaks, form, mode):
-    if f"{mode.replace(';', '')}-{form}" not in peaks:
-        pytest.skip("Pillow was built without this codec")
+    if form.endswith("avif"):
+        need_codec("avif")
     path, peak = peaks[f"{mode.replace(';', '')}-{form}"]
     asked: list[int] = []
 
@@ -112,8 +107,8 @@ def test_the_bound_by_the_header_holds_and_is_near(peaks, form, mode):
 
 @pytest.mark.parametrize(("form", "mode"), CASES)
 def test_more_memory_than_allowed_is_named_and_not_taken(tmp_path, form, mode, monkeypatch):
-    if form.endswith("avif") and not features.check("avif"):
-        pytest.skip("Pillow was built without this codec")
+    if form.endswith("avif"):
+        need_codec("avif")
     save(tmp_path / form, form, mode, (640, 480))
     load_pixels(tmp_path / form, 8)
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # whoever decodes calls None

@@ -4,12 +4,9 @@ import errno
 import io
 import os
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,9 @@ from PIL import Image, ImageFile
 from pipeline.encoder import pixels
 from pipeline.encoder.model import import_clip
 from pipeline.encoder.pixels import MEAN, STD, Limits, UnreadableImage, decode, load_pixels
+from tests.conftest import on_posix
+from tests.packages import need
+from tests.processes import python
 
 
 def draw(width: int, height: int, seed: int = 0, channels: int = 3) -> np.ndarray:
@@ -30,8 +30,7 @@ def draw(width: int, height: int, seed: int = 0, channels: int = 3) -> np.ndarra
 
 @pytest.fixture(scope="module")
 def torchvision_pixels() -> Callable[[Path, int], np.ndarray]:
-    if find_spec("clip") is None:
-        pytest.skip("clip is not installed: pip install -r requirements.txt")
+    need("clip", "torchvision")
     import_clip()  # torchvision may need the repair before it can be imported
     from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
@@ -67,9 +66,7 @@ def test_equals_torchvision_bit_for_bit(tmp_path, size, resolution, torchvision_
     assert np.array_equal(comp, torchvision_pixels(tmp_path / "image.png", resolution))
 
 
-@settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([7, 32, 64, 75]))
 def test_equals_torchvision_at_any_size(tmp_path, torchvision_pixels, width, height, resolution):
     Image.fromarray(draw(width, height)).save(tmp_path / "image.bmp")
@@ -248,7 +245,7 @@ def test_a_file_larger_than_its_pixels_could_be_is_not_read(tmp_path, start):
         load_pixels(tmp_path / "x.webp", 8)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes pipes")
+@on_posix("makes pipes")
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_a_pipe_or_device_is_not_opened(tmp_path, make):
     make(tmp_path / "x.png")
@@ -280,6 +277,4 @@ def test_workers_import_nothing_heavy():
         "import sys, pipeline.encoder.blocks; "
         "print({'torch', 'clip', 'torchvision'} & set(sys.modules))"
     )
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()", done.stderr
+    assert python(code).strip() == "set()"

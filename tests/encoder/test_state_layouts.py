@@ -18,13 +18,12 @@ from pipeline.encoder.towers import UNNAMED, Towers
 from pipeline.encoder.weights import OPENAI_NAMES, find_weights
 from pipeline.errors import WeightsError
 from tests.conftest import logged
+from tests.packages import need
 
-try:
-    import_clip()  # repairs torchvision, which both import
-except WeightsError as error:  # no clip, no torchvision
-    pytest.skip(str(error), allow_module_level=True)
-transformers = pytest.importorskip("transformers")
-open_clip = pytest.importorskip("open_clip")
+need("clip", "torchvision", "transformers", "open_clip")
+import_clip()  # repairs torchvision, which both import
+import open_clip  # noqa: E402
+import transformers  # noqa: E402
 
 CPU = torch.device("cpu")
 PIXELS = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
@@ -308,7 +307,9 @@ def test_other_preprocessing_is_said(tmp_path):
 def test_the_table_of_open_clips_names_is_open_clips():
     from open_clip.pretrained import _PRETRAINED
 
-    for name, repository in hub.open_clip_models().items():
+    found = hub.open_clip_models()
+    assert len(found) > 10
+    for name, repository in found.items():
         model, tag = name.split("/")
         assert _PRETRAINED[model][tag]["hf_hub"].rstrip("/") == repository
         assert open_clip.get_model_config(model)["text_cfg"]["vocab_size"] == 49408

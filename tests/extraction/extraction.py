@@ -37,3 +37,20 @@ def run(dataset: Path, model: Path, out: Path, **settings) -> tuple[ExtractRepor
         report = extract(str(dataset), model=str(model), out=out, **settings)
     assert not any("\n" in line for line in said)
     return report, said
+
+
+def spoil(tree: Path) -> dict[str, str]:
+    """Put four bad images into the tree; {path: part of the reason}."""
+    jpeg = (tree / "photo" / "cat" / "01.jpg").read_bytes()
+    bad = {
+        "art/cat/empty.jpg": (b"", "0 bytes"),
+        "art/dog/text.png": (b"no image at all", "not an image"),
+        "photo/cat/half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "photo/dog/dead.png": (None, "No such file"),
+    }
+    for path, (content, _) in bad.items():
+        if content is None:
+            (tree / path).symlink_to(tree / "nowhere")
+        else:
+            (tree / path).write_bytes(content)
+    return {path: reason for path, (_, reason) in bad.items()}

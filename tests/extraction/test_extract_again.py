@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -16,9 +14,10 @@ from cache.store import info, write_table
 from cache.table import CacheError, StaleCache
 from pipeline.extraction import cache_files
 from pipeline.extraction import rows as encode_rows
-from tests.conftest import ROOT
+from tests.conftest import on_posix
 from tests.encoder import clips
-from tests.extraction.extraction import run
+from tests.extraction.extraction import draw_tree, run
+from tests.processes import python
 
 extract = import_module("pipeline.extraction.extract")  # the module; the package's is the function
 
@@ -113,37 +112,62 @@ def test_two_extractors_on_one_file_are_refused(tree, weights, tmp_path, monkeyp
     assert seen and report.encoded == 23
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process group")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(tree, weights, tmp_path, number):
-    out = tmp_path / "x.h5"
-    code = f"""
+# Every extraction is forked from a process that has imported all, and ends as a program ends.
+SIGNALLED = """
 import os, sys
-from pathlib import Path
-from pipeline.extraction import cache_files
-from pipeline.extraction import rows as encode_rows
+from pipeline.encoder.model import import_clip
+from pipeline.extraction import extract, rows
 from pipeline.cli.app import cli
-plain, calls = encode_rows.encode_images, []
-def encode(clip, pixels):
-    calls.append(1)
-    if len(calls) == 8:
-        os.killpg(0, {int(number)})
-    return plain(clip, pixels)
-encode_rows.encode_images = encode
-cli(["extract", "--dataset", {str(tree)!r}, "--model", {str(weights)!r}, "--out", {str(out)!r},
-    "--batch", "2", "--workers", "2", "--device", "cpu"])
+import_clip()
+tree, weights, *asked = sys.argv[1:]
+plain, calls, children = rows.encode_images, [], {}
+for number, out in zip(asked[::2], asked[1::2]):
+    children[number] = os.fork()
+    if children[number]:
+        continue
+    os.setsid()
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{out}.{name}", os.O_CREAT | os.O_WRONLY), stream)
+    def encode(clip, pixels):
+        calls.append(1)
+        if len(calls) == 8:
+            os.killpg(0, int(number))
+        return plain(clip, pixels)
+    rows.encode_images = encode
+    cli(["extract", "--dataset", tree, "--model", weights, "--out", out,
+        "--batch", "2", "--workers", "2", "--device", "cpu"])
+for number, child in children.items():
+    print(number, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-        timeout=120, start_new_session=True,
-    )  # fmt: skip
-    assert done.returncode == 128 + number, done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert (
-        last.startswith("Error: stopped; run the same command to resume") and "x.h5.partial" in last
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def signalled(tmp_path_factory, weights) -> tuple[Path, dict[int, tuple[int, Path]]]:
+    """The images, and by signal how an extraction ended that was sent it, and what it wrote."""
+    folder = tmp_path_factory.mktemp("signalled")
+    tree, outs = draw_tree(folder), {number: folder / f"{number.name}.h5" for number in NUMBERS}
+    asked = [word for number, out in outs.items() for word in (int(number), out)]
+    codes = dict(map(str.split, python(SIGNALLED, tree, weights, *asked).splitlines()))
+    return tree, {number: (int(codes[str(int(number))]), outs[number]) for number in NUMBERS}
+
+
+@on_posix("sends signals to a process group")
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(signalled, weights, tmp_path, number):
+    tree, ended = signalled
+    code, out = ended[number]
+    said, printed = (
+        out.with_name(f"{out.name}.{name}").read_text() for name in ("stderr", "stdout")
     )
-    assert "Traceback" not in done.stderr and not done.stdout
-    found = info(out.with_name("x.h5.partial"))
+    assert code == 128 + number, said
+    last = said.splitlines()[-1]
+    assert (
+        last.startswith("Error: stopped; run the same command to resume")
+        and f"{out.name}.partial" in last
+    )
+    assert "Traceback" not in said and not printed
+    found = info(out.with_name(f"{out.name}.partial"))
     assert 2 <= found["rows_done"] < 23
     report, said = run(tree, weights, out, batch=2)
     assert report.resumed == found["rows_done"]

@@ -17,27 +17,10 @@ from kernels.backends import BackendUnavailable
 from pipeline.errors import ConfigError, DataError, WeightsError
 from pipeline.extraction import rows as encode_rows
 from pipeline.extraction.cache_files import cache_path
-from tests.conftest import ROOT
-from tests.extraction.extraction import run
+from tests.conftest import NEEDS_PROC, ROOT
+from tests.extraction.extraction import run, spoil
 
 extract = import_module("pipeline.extraction.extract")  # the module; the package's is the function
-
-
-def spoil(tree: Path) -> dict[str, str]:
-    """Put four bad images into the tree; {path: part of the reason}."""
-    jpeg = (tree / "photo" / "cat" / "01.jpg").read_bytes()
-    bad = {
-        "art/cat/empty.jpg": (b"", "0 bytes"),
-        "art/dog/text.png": (b"no image at all", "not an image"),
-        "photo/cat/half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "photo/dog/dead.png": (None, "No such file"),
-    }
-    for path, (content, _) in bad.items():
-        if content is None:
-            (tree / path).symlink_to(tree / "nowhere")
-        else:
-            (tree / path).write_bytes(content)
-    return {path: reason for path, (_, reason) in bad.items()}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -86,6 +69,7 @@ def test_stray_files_are_said_and_a_class_may_lack_in_a_domain(tree, weights, tm
     assert read_table(tmp_path / "x.h5").class_names == ("cat", "dog")
 
 
+@NEEDS_PROC
 def test_a_killed_decoder_is_replaced_and_changes_no_byte(tree, weights, tmp_path, monkeypatch):
     plain, parent, calls = encode_rows.encode_images, os.getpid(), []
 
@@ -93,8 +77,6 @@ def test_a_killed_decoder_is_replaced_and_changes_no_byte(tree, weights, tmp_pat
         calls.append(1)
         if len(calls) == 2:
             children = Path(f"/proc/{parent}/task/{parent}/children")
-            if not children.exists():
-                pytest.skip("needs /proc to find the worker")
             os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
         return plain(clip, pixels)
 

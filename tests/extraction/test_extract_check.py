@@ -14,7 +14,7 @@ from pipeline.datasets.demo.draw import draw_dataset
 from pipeline.errors import DataError
 from pipeline.extraction.check import check_cache
 from tests.cache.caches import make
-from tests.cli.test_cli import call, refused
+from tests.cli.commands import call, refused
 from tests.encoder import clips
 from tests.extraction.extraction import draw_tree, run
 

@@ -17,13 +17,13 @@ from PIL import Image
 from cache.container.disk import partial_of
 from cache.store import info
 from cache.table import CacheError
-from tests.conftest import ROOT
+from tests.conftest import NEEDS_PROC, ROOT, on_posix
 from tests.encoder import clips
 
 KILLS = 16  # half of them kill only the parent
 IMAGES, BATCH = 120, 2
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills by process group, forks")
+pytestmark = on_posix("forks, and kills by process group")
 
 # Imports once and forks an extraction for each line it reads, since importing torch and clip takes
 # longer than the extraction. Flushes often, so that kills meet every state a file goes through.
@@ -172,7 +172,7 @@ def test_random_kills_lose_nothing_and_end_with_the_same_bytes(
         assert nursery.end() == 0 and out.read_bytes() == whole
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+@NEEDS_PROC
 def test_no_worker_outlives_its_parent(nursery, undisturbed, tmp_path):
     group = nursery.begin(tmp_path / "x.h5")
     while not members(group) - {group} and rows_done(tmp_path / "x.h5") == 0:

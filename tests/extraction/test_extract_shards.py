@@ -1,8 +1,6 @@
 """Extraction in shards: merged, they equal the file of one piece; mismatches are named."""
 
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,10 +13,10 @@ from pipeline.errors import DataError
 from pipeline.extraction import rows as encode_rows
 from pipeline.extraction.shards import merge
 from tests.cache import caches
-from tests.conftest import ROOT, logged
+from tests.conftest import NEEDS_PROC, logged
 from tests.encoder import clips
-from tests.extraction.extraction import run
-from tests.extraction.test_extract_bad import spoil
+from tests.extraction.extraction import run, spoil
+from tests.processes import python
 
 
 def cut(tree, weights, out, count, only=None, **settings) -> list[Path]:
@@ -220,7 +218,7 @@ def test_digests_belong_to_shards_and_shards_have_them(tmp_path):
             caches.make(tmp_path / f"{name}.h5", drawn, **changes)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@NEEDS_PROC
 def test_merging_takes_a_bounded_memory(tmp_path):
     """60 MB of features: what a shard of 30,000 rows takes of them is a block of 4,096."""
     script = """
@@ -256,12 +254,9 @@ before = peak()
 merge_shards(files)
 print(peak() - before)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    taken = int(python(script, tmp_path))
     assert (tmp_path / "x.h5").stat().st_size > 61_000_000
-    assert int(done.stdout) < 30 << 10  # KiB
+    assert taken < 30 << 10  # KiB
 
 
 @pytest.mark.parametrize("levels", [("art", "photo"), ("train/art", "test/art")])

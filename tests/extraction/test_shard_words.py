@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.extraction.shards import launched_task, parse_shard, pick_card
-from tests.cli.test_cli import call, refused
+from tests.cli.commands import call, refused
 from tests.conftest import ROOT, logged
 from tests.extraction.extraction import run
 

@@ -15,9 +15,9 @@ from kernels.contrastive import gpu as contrastive_gpu
 from pipeline.extraction.extract import extract
 from pipeline.runs.federate import federate
 from pipeline.runs.folder import read_adapters
-from tests.cli.test_cli import call
+from tests.cli.commands import call
 from tests.fake_gpu.pretended_cuda import DEVICE, Graph, Refused
-from tests.kernels.test_adapter_step import draw, on
+from tests.kernels.steps import draw, on
 from tests.runs.small_runs import config, small
 
 SGD = {"optimizer": "sgd", "momentum": 0.0}

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.packages import need
 
 FILES = {
     "fake_gpu/on_pretended_cuda.py": "on_pretended_cuda or test",  # all of it
@@ -21,9 +22,9 @@ FILES = {
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a real one: tests/kernels/test_gpu.py")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed; it builds 30 lines")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed: apt install g++")
 def test_the_gpu_s_code_runs_on_a_pretended_device():
-    pytest.importorskip("triton", reason="triton is not installed")
+    need("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.fake_gpu.pretended_cuda",
                "-p", "no:cacheprovider"]  # fmt: skip
     running = [

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import zipfile
 from pathlib import Path
 
 import h5py
@@ -10,53 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from cache.npz import as_table
-from cache.store import read_table
 from cache.table import CacheError
 from pipeline.errors import ConfigError
-from pipeline.features.read import Stated, read_features
-from pipeline.features.write import FORMS, write_features
-from tests.cli.test_cli import call, refused
-from tests.conftest import logged
-
-ROWS, WIDTH, CLASSES = 40, 6, 3
-NAMES = ["cat", "dog", "owl"]
-
-
-def parts() -> dict[str, np.ndarray]:
-    random = np.random.default_rng(3)
-    return {
-        "features": random.standard_normal((ROWS, WIDTH)).astype(np.float32),
-        "labels": np.arange(ROWS) % CLASSES,
-        "text_features": random.standard_normal((CLASSES, WIDTH)).astype(np.float32),
-        "class_names": np.array(NAMES),
-    }
-
-
-PARTS = parts()
-SPLITS = {"train": slice(0, 20), "val": slice(20, 28), "test": slice(28, ROWS)}
-
-
-def expected(**changes: object):
-    return as_table(Path("x"), {**PARTS, **changes}, dataset="x")
-
-
-def read(source: Path, stated: Stated | None = None, **settings: object):
-    with logged() as said:
-        return read_features(source, stated, dataset="x", **settings), "\n".join(said)
-
-
-def named(folder: Path, **others: object) -> Stated:
-    """Text features and names in separate files, beside a source without them."""
-    np.save(folder / "t_e_x_t.npy", PARTS["text_features"])
-    (folder / "n_a_m_e_s.txt").write_text("\n".join(NAMES) + "\n")
-    files = {"text_features": folder / "t_e_x_t.npy", "class_names": folder / "n_a_m_e_s.txt"}
-    return Stated(files={**files, **others.pop("files", {})}, **others)
-
+from pipeline.features.read import Stated
+from tests.features.parts import NAMES, ONE_HOT, PARTS, ROWS, SPLITS, expected, named, read, written
+from tests.packages import need
 
 # --- labels, in every form, beside a .npy --------------------------------------------------------
 
-ONE_HOT = np.eye(CLASSES, dtype=np.float16)[PARTS["labels"]]
 LABELS = {
     "int64.npy": PARTS["labels"],
     "uint8.npy": PARTS["labels"].astype(np.uint8),
@@ -72,16 +32,6 @@ LABELS = {
     "words.txt": "\r\n".join(NAMES[label] for label in PARTS["labels"]),
     "words.json": json.dumps([NAMES[label] for label in PARTS["labels"]]),
 }
-
-
-def written(file: Path, content: object) -> Path:
-    if isinstance(content, str):
-        file.write_text(content)
-    elif file.suffix == ".pt":
-        torch.save(content, file)
-    else:
-        np.save(file, content)
-    return file
 
 
 @pytest.mark.parametrize("form", LABELS)
@@ -226,7 +176,10 @@ def test_tip_adapters_cache_is_turned(tmp_path):
 
 
 def save_clip_retrieval(folder: Path, columns: dict[str, list]) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    need("pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
     (folder / "img_emb").mkdir(parents=True)
     (folder / "metadata").mkdir()
     sizes = [4] * 9 + [2, 2]  # eleven files: 10 comes after 9, not after 1
@@ -287,133 +240,3 @@ def test_text_features_are_made_by_the_model(tmp_path):
     np.save(tmp_path / "f.npy", PARTS["features"])
     with pytest.raises(CacheError, match="6 wide, those of --model demo 128"):
         read(tmp_path / "f.npy", by_words)
-
-
-# --- what is missing, and what is hostile --------------------------------------------------------
-
-
-def test_what_is_missing_is_said_with_its_option(tmp_path):
-    np.save(tmp_path / "f.npy", PARTS["features"])
-    np.save(tmp_path / "labels.npy", PARTS["labels"])
-    with pytest.raises(CacheError, match=r"has no labels; pass --labels FILE.*labels\.npy"):
-        read(tmp_path / "f.npy")
-    only = Stated(files={"labels": tmp_path / "labels.npy"})
-    with pytest.raises(CacheError, match="--text-features FILE.*--model NAME"):
-        read(tmp_path / "f.npy", only)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CacheError, match="no features in it"):
-        read(tmp_path / "empty")
-    (tmp_path / "up" / "inner").mkdir(parents=True)
-    np.save(tmp_path / "up" / "inner" / "features.npy", PARTS["features"])
-    with pytest.raises(CacheError, match="the folder inner in it has them"):
-        read(tmp_path / "up")
-    for file in ("a.csv", "nothing.npy"):
-        (tmp_path / "a.csv").write_text("1,2")
-        with pytest.raises(CacheError, match=file):
-            read(tmp_path / file)
-
-
-class Trap:
-    def __reduce__(self):
-        return (print, ("unpickled",))
-
-
-def endless_npy(file: Path) -> None:
-    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 512), }"
-    file.write_bytes(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + bytes(64))
-
-
-def endless_h5(file: Path) -> None:
-    with h5py.File(file, "w") as opened:
-        opened.create_dataset(
-            "features", (1 << 40, 512), "f4", chunks=(1024, 512), compression="gzip"
-        )
-
-
-def linked_h5(file: Path) -> None:
-    with h5py.File(file, "w") as opened:
-        opened["features"] = h5py.ExternalLink("/etc/hostname", "/")
-
-
-def outside_h5(file: Path) -> None:
-    with h5py.File(file, "w") as opened:
-        opened.create_dataset("features", (2, 4), "u1", external=[("/etc/hostname", 0, 8)])
-
-
-def nested_h5(file: Path) -> None:
-    with h5py.File(file, "w") as opened:
-        opened.create_group("a")["loop"] = opened["/"]
-
-
-def renamed(file: Path) -> None:
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("a/data.pkl", b"\x80\x02cos\nsystem\nq\x00.")
-
-
-HOSTILE = {
-    "pickle.npy": lambda file: np.save(file, np.array([Trap()], object), allow_pickle=True),
-    "trap.pt": lambda file: torch.save(Trap(), file),
-    "dict.pt": lambda file: torch.save({"features": Trap()}, file),
-    "module.pt": lambda file: torch.save(torch.nn.Linear(2, 2), file),
-    "system.pt": renamed,
-    "endless.npy": endless_npy,
-    "endless.h5": endless_h5,
-    "linked.h5": linked_h5,
-    "outside.h5": outside_h5,
-    "nested.h5": nested_h5,
-    "noise.npy": lambda file: file.write_bytes(bytes(range(256)) * 8),
-    "noise.pt": lambda file: file.write_bytes(bytes(range(256)) * 8),
-    "noise.h5": lambda file: file.write_bytes(bytes(range(256)) * 8),
-    "noise.safetensors": lambda file: file.write_bytes(bytes(range(256)) * 8),
-    "empty.npy": lambda file: file.write_bytes(b""),
-    "empty.pt": lambda file: file.write_bytes(b""),
-    "nan.npy": lambda file: np.save(file, np.full((ROWS, WIDTH), np.nan)),
-    "none.npy": lambda file: np.save(file, np.zeros((0, WIDTH))),
-    "flat.npy": lambda file: np.save(file, np.zeros(ROWS)),
-    "whole.npy": lambda file: np.save(file, np.ones((ROWS, WIDTH), int)),
-    "mixed.pt": lambda file: torch.save({"features": [1, "a"]}, file),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_not_to_be_trusted_is_refused_in_one_line(name, tmp_path, capfd):
-    file = tmp_path / name
-    HOSTILE[name](file)
-    np.save(tmp_path / "y.npy", PARTS["labels"])
-    with pytest.raises(CacheError) as caught:
-        read(file, named(tmp_path, files={"labels": tmp_path / "y.npy"}))
-    assert name in str(caught.value) and "\n" not in str(caught.value)
-    assert "unpickled" not in "".join(capfd.readouterr())
-
-
-# --- export --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("split", [None, np.repeat([0, 1, 2], [20, 8, 12])])
-def test_what_is_exported_is_imported_again(form, split, tmp_path):
-    table = expected(**({} if split is None else {"split": split}), model=np.array("ViT-B/32"))
-    out = write_features(table, tmp_path / f"a{form}")
-    assert read(out)[0].fingerprint == table.fingerprint
-    with pytest.raises(CacheError, match="--force"):
-        write_features(table, tmp_path / f"a{form}")
-    write_features(table, tmp_path / f"a{form}", force=True)
-    with pytest.raises(CacheError, match="written as .xyz"):
-        write_features(table, tmp_path / "a.xyz")
-
-
-def test_the_commands(tmp_path):
-    np.save(tmp_path / "f.npy", PARTS["features"])
-    np.save(tmp_path / "y.npy", PARTS["labels"] + 1)
-    named(tmp_path)
-    words = ("cache", "import", tmp_path / "f.npy", "--out", tmp_path / "c.h5",
-             "--labels", tmp_path / "y.npy", "--class-names", tmp_path / "n_a_m_e_s.txt",
-             "--text-features", tmp_path / "t_e_x_t.npy", "--dataset-name", "x")  # fmt: skip
-    refused(*words, code=4, match="--labels-from 1")
-    call(*words, "--labels-from", 1)
-    assert read_table(tmp_path / "c.h5").fingerprint == expected().fingerprint
-    call("cache", "export", tmp_path / "c.h5", "--out", tmp_path / "again.pt")
-    call("cache", "import", tmp_path / "again.pt", "--out", tmp_path / "d.h5")
-    assert read_table(tmp_path / "d.h5").fingerprint == expected().fingerprint
-    refused("cache", "import", tmp_path / "f.npy", "--key", "features", code=2, match="KEY=NAME")
-    refused("cache", "import", tmp_path / "c.h5", "--out", tmp_path / "e.h5", code=4, match="c.h5")

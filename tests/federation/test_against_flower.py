@@ -1,7 +1,5 @@
 """Our server arithmetic against Flower's own strategies, called without a network."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +8,10 @@ from pipeline.federation.methods.mean import mean, shares_of
 from pipeline.federation.methods.robust import krum, median, trimmed_mean
 from pipeline.federation.methods.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 from pipeline.settings import RunConfig
+from tests.flower.conftest import outside_of_runs
+from tests.packages import need
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # flwr reads it when it is imported
-pytest.importorskip("flwr", reason="flwr is not installed: pip install -r requirements-dev.txt")
+need("flwr")
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.serverapp import strategy as flower  # noqa: E402
@@ -23,10 +22,7 @@ ROWS = np.arange(1, K + 1)
 
 @pytest.fixture(autouse=True)
 def identity(monkeypatch):
-    """A message wants to know in which run it is made; outside of one there is no number."""
-    task = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
-    for name in ("_run_id", "_task_id", "_node_id"):
-        monkeypatch.setattr(task, name, 1)
+    outside_of_runs(monkeypatch)
 
 
 def draw(seed):
@@ -126,7 +122,8 @@ def test_server_optimizers(name):
 
 
 def test_clipping():
-    differential_privacy = pytest.importorskip("flwr.supercore.differential_privacy")
+    from flwr.supercore.differential_privacy import compute_clip_model_update
+
     from pipeline.federation.methods.privacy import clipped_updates
 
     server, clients = draw(0)[0], draw(1)
@@ -134,5 +131,5 @@ def test_clipping():
         comp = clipped_updates(torch.from_numpy(clients), torch.from_numpy(server), clip)
         for client, ours in zip(clients, comp, strict=True):
             theirs = [client.copy()]
-            differential_privacy.compute_clip_model_update(theirs, [server], clip)
+            compute_clip_model_update(theirs, [server], clip)
             np.testing.assert_allclose(ours, theirs[0] - server, atol=2e-6)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from pipeline.settings import PRESETS, RunConfig, as_json, from_json
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
 from tests.naive import heads as naive_heads
-from tests.runs.small_runs import config, run, small
+from tests.runs.small_runs import config, run, small, stopped_after
 
 CPU = torch.device("cpu")
 RULES = ("accuracy", "loss", "last")
@@ -140,21 +139,11 @@ def test_ties_stay_with_the_earlier_and_nan_never_wins(rule, values, kept):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("method", ["fedavg", "ditto"])
-def test_a_stopped_run_of_each_rule_ends_with_the_same_bytes(tmp_path, monkeypatch, rule, method):
+def test_a_stopped_run_of_each_rule_ends_with_the_same_bytes(tmp_path, rule, method):
     settings = config(choose=rule, method=method, lr=1e-2, rounds=5)
     run(small(), tmp_path / "calm", settings)
-    module, calls = import_module("pipeline.federation.training"), []
-
-    def broken(engine, progress):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return advance(engine, progress)
-
-    monkeypatch.setattr(module, "advance", broken)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(3), pytest.raises(KeyboardInterrupt):
         run(small(), tmp_path / "cut", settings)
-    monkeypatch.setattr(module, "advance", advance)
     run(small(), tmp_path / "cut", settings)
     for name in ("config.json", "rounds.jsonl", "adapter.safetensors"):
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()

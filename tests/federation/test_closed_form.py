@@ -1,5 +1,7 @@
 """Closed-form heads: against twins, scikit-learn, rows left out by hand, and any partition."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from pipeline.federation.methods.closed_form import (
     unpacked,
 )
 from tests.naive import closed_form as naive
+from tests.packages import need
 
 SCALE = 100.0
 SOLVERS = {
@@ -39,8 +42,8 @@ SHAPES = {  # rows, width, classes: more rows than columns and fewer, odd ones, 
 
 
 def sklearn_module(name):
-    why = "scikit-learn is not installed: pip install -r requirements-dev.txt"
-    return pytest.importorskip(f"sklearn.{name}", reason=why)
+    need("sklearn")
+    return importlib.import_module(f"sklearn.{name}")
 
 
 def draw(rows, width, classes, seed=0):
@@ -130,7 +133,7 @@ def test_ridge_is_scikit_learns():
     np.testing.assert_allclose(comp, SCALE * theirs.predict(unit(x)), atol=1e-8)
 
 
-@settings(derandomize=True, deadline=None, max_examples=30)
+@settings(derandomize=True, max_examples=30)
 @given(st.data())
 def test_any_partition_gives_the_central_head(data):
     x, y = draw(50, 12, 5)

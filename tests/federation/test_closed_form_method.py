@@ -1,4 +1,4 @@
-"""Method closed-form and start closed-form: the federated head, how it is chosen, training on."""
+"""Method closed-form: the federated head is the central one, and how it is chosen."""
 
 import dataclasses
 import json
@@ -8,17 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from kernels.heads.plain import Kind, named
 from pipeline.errors import ConfigError
 from pipeline.federation.closed_form import tuned_on, with_closed_form
-from pipeline.federation.local import Engine
 from pipeline.federation.methods import closed_form_choice
-from pipeline.federation.methods.closed_form import (
-    SENSITIVITY,
-    clipped_sums,
-    released,
-    sums_of,
-)
+from pipeline.federation.methods.closed_form import sums_of
 from pipeline.federation.methods.closed_form_choice import (
     SHAPES,
     STRENGTHS,
@@ -29,38 +22,21 @@ from pipeline.federation.methods.closed_form_choice import (
     scored,
 )
 from pipeline.federation.plan import build_plan
-from pipeline.federation.training import advance, begin, to_device
+from pipeline.federation.training import to_device
 from pipeline.runs.folder import read_adapters
 from pipeline.runs.results import mean_results
-from pipeline.runs.results import table as results_table
-from pipeline.settings import RunConfig
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
+from tests.federation.closed_form_folds import CPU, ON, folds_of, parts_of
 from tests.naive import closed_form as naive
 from tests.runs.small_runs import ALL, config, figures, run, small
 
-CPU = torch.device("cpu")
-SOLVED = {"method": "closed-form", "held_out": ((),)}
-ON = {"start": "closed-form", "head": "classifier", "mode": "FedAtTxt", "loss": "class",
-      "optimizer": "sgd", "lr": 0.05, "weight_decay": 0.0, "weighting": "rows"}  # fmt: skip
 PARTITIONS = {
     "iid": {"partition": "iid", "clients": 5},
     "dirichlet": {"partition": "dirichlet", "alpha": 0.05, "clients": 4},
     "one class a client": {"partition": "pathological", "classes_per_client": 1, "clients": 4},
     "many clients": {"partition": "iid", "clients": 30},
 }
-
-
-def folds_of(table, **changed):
-    plan = build_plan(table, config(**{**SOLVED, **changed}))
-    cached = to_device(table, CPU)
-    return plan, cached, with_closed_form(plan, cached).folds
-
-
-def parts_of(row, table):
-    width, classes = table.features.shape[1], len(table.class_names)
-    parts = named(Kind("FedAtTxt", "classifier", width, classes), row)
-    return parts["text_w"].numpy(), parts["text_b"].numpy()
 
 
 @pytest.mark.parametrize("solver", ["gda", "ridge", "prototype", "auto"])
@@ -116,7 +92,9 @@ def test_rows_are_scored_by_heads_they_are_left_out_of():
     text = table.text_features / np.linalg.norm(table.text_features, axis=1, keepdims=True)
     own, y = x[client.train], table.labels[client.train]
     by_key = {(t.shape, t.strength): t for t in folds[0].closed_form.tried}
-    for shape in sorted({t.shape for t in folds[0].closed_form.tried})[::4]:
+    shapes = sorted({t.shape for t in folds[0].closed_form.tried})
+    assert shapes == sorted(SHAPES["ridge"])
+    for shape in shapes[::4]:
         diagonal = naive.ridge(own, y, 3, shape, scale)[1]
         added = np.array([
             naive.ridge(*naive.without(i, own, y), 3, shape, scale, diagonal=diagonal)[0](own[i])
@@ -232,6 +210,7 @@ def test_a_run_a_sweep_and_its_adapter_agree(tmp_path):
     spec = from_options(["solver=gda,ridge", "method=closed-form"])
     sweep(table, spec, config(), runs=tmp_path, out=tmp_path / "sweep", device="cpu")
     trials = [json.loads(t) for t in (tmp_path / "sweep" / "trials.jsonl").read_text().splitlines()]
+    assert [trial["settings"]["solver"] for trial in trials] == ["gda", "ridge"]
     for trial in trials:
         alone = run(table, tmp_path / f"alone {trial['number']}",
                     config(method="closed-form", solver=trial["settings"]["solver"]))  # fmt: skip
@@ -254,102 +233,6 @@ def test_refit_adds_the_validation_rows_after_all_choices():
     )
 
 
-def test_refit_trains_on_validation_rows_where_nothing_is_chosen_by_them(tmp_path):
-    table = small()
-    plain = {**ON, "choose": "last", "rounds": 2, "held_out": (("a",),)}
-    plan = build_plan(table, config(**plain, refit="yes"))
-    for lane in plan.lanes:
-        client = plan.folds[0].clients[lane.client]
-        assert sorted(lane.train) == sorted([*client.train, *client.val])
-    first = run(table, tmp_path / "no", config(**plain))
-    second = run(table, tmp_path / "yes", config(**plain, refit="yes"))
-    assert first["results"] != second["results"]
-    assert "validation figures include them" in results_table(second)
-    assert "validation figures include" not in results_table(first)
-    with pytest.raises(ConfigError, match="choose last"):
-        config(refit="yes")
-    for grid in (["lr=0.1,0.2"], ["refit=no,yes"]):
-        base = config(**plain, refit="yes" if grid[0].startswith("lr") else "no")
-        with pytest.raises(ConfigError, match="that a sweep compares its trials by"):
-            sweep(table, from_options(grid), base, runs=tmp_path, out=tmp_path / "s", device="cpu")
-    sweep(table, from_options(["seed=0,1"]), config(**plain, refit="yes"), runs=tmp_path,
-          out=tmp_path / "seeds", device="cpu")  # fmt: skip
-
-
-# --- training on from the head
-
-
-def test_a_step_is_a_step_in_whitened_features():
-    """One step of SGD against the gradient worked out in float64 and turned by the metric P."""
-    table = small(rows=(40,), width=6, classes=3)
-    plan, cached, folds = folds_of(table, method="fedavg", **ON, batch=64, rounds=1)
-    plan = dataclasses.replace(plan, folds=folds)
-    after, _ = advance(Engine(plan, cached, "torch"), begin(plan, cached))
-    metric, scale = folds[0].closed_form.metric, table.logit_scale
-    w, b = (each.astype(float) for each in parts_of(folds[0].closed_form.row, table))
-    own = plan.lanes[0].train
-    x, y = table.features[own].astype(float), table.labels[own]
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    root, mean = metric.root.double().numpy(), metric.mean.double().numpy()
-    z = (x - mean) @ root
-    logits = scale * (x @ w.T + b)
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    p[np.arange(len(y)), y] -= 1
-    step_v, step_c = -0.05 * p.T @ z / len(y), -0.05 * p.mean(0)
-    expected_w = w + step_v @ root.T / scale
-    expected_b = b + step_c / scale - (step_v @ root.T / scale) @ mean
-    comp_w, comp_b = parts_of(after.state["server"][0], table)
-    assert abs(expected_w - w).max() > 1e-4  # it moved
-    np.testing.assert_allclose(comp_w, expected_w, atol=2e-6)
-    np.testing.assert_allclose(comp_b, expected_b, atol=2e-6)
-
-
-def test_the_metric_is_gda_s_precision_and_turns_back():
-    table = small(rows=(50,))
-    _, cached, folds = folds_of(table, method="fedavg", **ON)
-    metric = folds[0].closed_form.metric
-    found = (metric.root @ metric.root.T).double()
-    assert abs(float(torch.linalg.eigvalsh(found).mean()) - 12) < 1e-3
-    torch.testing.assert_close(metric.root @ metric.inverse.T, torch.eye(12), atol=1e-5, rtol=0)
-    w, b = torch.randn(4, 12), torch.randn(4)
-    back = metric.plain(*metric.whitened(w, b))
-    torch.testing.assert_close(back[0], w, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(back[1], b, atol=1e-5, rtol=1e-5)
-    rows = (metric.place >= 0).nonzero()[:, 0]
-    x = normalize(cached.features[rows], dim=1)
-    v, c = metric.whitened(w, b)
-    torch.testing.assert_close(
-        metric.features[metric.place[rows]] @ v.T + c, x @ w.T + b, atol=1e-4, rtol=1e-4
-    )
-
-
-@pytest.mark.parametrize("method", ["fedavg", "fedavgm", "fedprox", "scaffold", "median", "ditto"])
-def test_any_method_trains_on_and_resumes_with_the_same_bytes(tmp_path, method, monkeypatch):
-    table = small()
-    extra = {"momentum": 0.0} if method == "scaffold" else {}
-    settings = config(method=method, **{**ON, **extra}, rounds=3, held_out=(("a",), ("b",)))
-    whole = run(table, tmp_path / "whole", settings)
-    run(table, tmp_path / "cut", dataclasses.replace(settings, rounds=3))
-    for name in ("rounds.jsonl", "adapter.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert all(r["closed_form"]["tuned_on"] for r in whole["results"])
-    losses = [json.loads(line)["folds"][0]["train_loss"] for line in
-              (tmp_path / "whole" / "rounds.jsonl").read_text().splitlines()]  # fmt: skip
-    assert np.mean(list(losses[-1].values())) < np.mean(list(losses[0].values()))
-
-
-def test_trials_that_train_on_share_heads_and_equal_single_runs(tmp_path):
-    table = small()
-    base = RunConfig(**{**ON, "held_out": ALL, "rounds": 2, "batch": 8})
-    spec = from_options(["lr=0.01,0.1", "solver=gda,ridge"])
-    sweep(table, spec, base, runs=tmp_path, out=tmp_path / "sweep", device="cpu")
-    for line in (tmp_path / "sweep" / "trials.jsonl").read_text().splitlines():
-        trial = json.loads(line)
-        alone = run(table, tmp_path / trial["id"], dataclasses.replace(base, **trial["settings"]))
-        assert mean_results(trial["results"]) == alone["mean"]
-
-
 @pytest.mark.parametrize(("settings", "words"), [
     ({"start": "closed-form"}, "head classifier"),
     ({"head": "classifier"}, "mode FedAtTxt"),
@@ -360,85 +243,3 @@ def test_trials_that_train_on_share_heads_and_equal_single_runs(tmp_path):
 def test_what_cannot_be_is_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         config(**settings)
-
-
-# --- privacy
-
-
-def test_noise_has_the_stated_size_and_the_sums_stay_possible():
-    rng = np.random.default_rng(0)
-    x, y = torch.from_numpy(rng.normal(size=(3000, 40))), torch.from_numpy(rng.integers(0, 5, 3000))
-    sums = sums_of(x, y, 5)
-    sigma = 0.5 * SENSITIVITY
-    noisy = [released(sums, sigma, seed) for seed in range(40)]
-    gram = torch.stack([n.gram - sums.gram for n in noisy])
-    above = torch.triu_indices(40, 40, 1)
-    assert abs(float(gram[:, above[0], above[1]].std()) / (sigma / 2**0.5) - 1) < 0.05
-    assert abs(float(gram.diagonal(dim1=1, dim2=2).std()) / sigma - 1) < 0.1
-    assert abs(float(torch.stack([n.count - sums.count for n in noisy]).std()) / sigma - 1) < 0.25
-    large = released(sums, 900.0, 0)
-    assert torch.linalg.eigvalsh(large.gram).min() > -1e-6 * abs(large.gram).max()
-    assert (large.count >= 0).all()
-    assert (large.by_class.norm(dim=1) <= large.count + 1e-9).all()
-    assert torch.equal(released(sums, 0.5, 3).gram, released(sums, 0.5, 3).gram)
-
-
-def test_one_row_moves_the_sums_by_no_more_than_the_sensitivity():
-    x, y = torch.randn(20, 7), torch.arange(20) % 3
-    whole, less = sums_of(x, y, 3), sums_of(x[1:], y[1:], 3)
-    gone = whole - less
-    moved = (gone.count**2).sum() + (gone.by_class**2).sum() + (gone.gram**2).sum()
-    assert float(moved) ** 0.5 <= SENSITIVITY + 1e-9
-
-
-@pytest.mark.parametrize("clip", [1e-3, 1.0, 30.0, 1e9])
-def test_clipped_sums_are_no_longer_than_clip_and_keep_their_means(clip):
-    sums = sums_of(torch.randn(60, 9), torch.arange(60) % 4, 5)
-    short = clipped_sums(sums, clip)
-    length = float((short.count**2).sum() + (short.by_class**2).sum() + (short.gram**2).sum())
-    assert length**0.5 <= clip * (1 + 1e-12)
-    scale = float(short.count.sum() / sums.count.sum())
-    assert (scale == 1) == (clip == 1e9)
-    for name in ("count", "by_class", "gram"):
-        torch.testing.assert_close(getattr(short, name), scale * getattr(sums, name))
-
-
-def test_clip_bounds_what_one_client_of_many_rows_weighs():
-    """As a twin with scaled rows: row weights min(1, clip / length) of their client."""
-    table = small(rows=(200, 40, 40))
-    plan, cached, folds = folds_of(
-        table, solver="ridge", shape=0.1, strength=1.0, clip=20.0, tune_on="validation"
-    )
-    x = normalize(cached.features.double(), dim=1).numpy()
-    gram, by_class = 0.0, 0.0
-    for client in plan.folds[0].clients:
-        own, y = x[client.train], np.eye(4)[table.labels[client.train]]
-        parts = y.sum(0), y.T @ own, own.T @ own
-        weight = min(1.0, 20.0 / np.sqrt(sum((part**2).sum() for part in parts)))
-        by_class, gram = by_class + weight * parts[1], gram + weight * parts[2]
-    width = len(gram)
-    added = np.linalg.solve(gram + 0.1 * np.trace(gram) / width * np.eye(width), by_class.T).T
-    ref = cached.unit_text.double().numpy() + added
-    row = folds[0].closed_form.row.numpy()[: ref.size].reshape(ref.shape)
-    cosines = (row * ref).sum(1) / np.linalg.norm(row, axis=1) / np.linalg.norm(ref, axis=1)
-    np.testing.assert_allclose(cosines, 1, atol=1e-6)
-
-
-def test_epsilon_with_clip_is_of_clients_and_says_so(tmp_path):
-    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
-    settings = {"method": "closed-form", "noise": 2.0, "tune_on": "validation"}
-    rows, clients = (
-        run(small(), tmp_path / str(clip), config(**settings, clip=clip))["privacy"]
-        for clip in (0.0, 5.0)
-    )
-    assert rows["epsilon"] == clients["epsilon"]
-    assert "one row more" in rows["note"] and "one client more" in clients["note"]
-
-
-def test_epsilon_counts_one_release(tmp_path):
-    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
-    document = run(small(), tmp_path, config(method="closed-form", noise=2.0, rounds=200))
-    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
-
-    expected = from_gaussian_mechanism(2.0).get_epsilon_for_delta(1e-5)
-    assert abs(document["privacy"]["epsilon"] / expected - 1) < 0.02

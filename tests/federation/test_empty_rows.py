@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -54,13 +53,7 @@ def check_cures(table, config, message):
         build_plan(table, with_options(table, config, words))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tables of a hundred rows: threads of torch would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("missing", MISSING)
@@ -140,7 +133,6 @@ CONFIGS = st.fixed_dictionaries(
 @settings(
     derandomize=True,
     max_examples=120,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(drawn=TABLES, chosen=CONFIGS)

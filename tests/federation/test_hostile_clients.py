@@ -1,7 +1,6 @@
 """Clients that send what nobody should: left out by name, and the round goes on without them."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 
 from pipeline.federation import local as local_round
 from pipeline.federation import round as rounds
-from pipeline.federation.cuda_graph import capture_rounds
 from pipeline.federation.joint import join_plans
 from pipeline.federation.local import Engine
 from pipeline.federation.methods.guard import MOST, outsized, unsound, update_lengths
@@ -117,25 +115,6 @@ def test_a_clipped_client_is_judged_by_itself(tmp_path, monkeypatch):
     run(small(), tmp_path, config(held_out=((),), clip=0.1, noise=0.01, rounds=2))
     for line in (tmp_path / "rounds.jsonl").read_text().splitlines():
         assert json.loads(line)["folds"][0]["rejected"] == {}
-
-
-def assert_captured_round_names_the_outsized(device: torch.device) -> None:
-    """For tests/kernels: test_gpu.py, and triton_interpreted.py, whose rounds have no graph."""
-    table, settings = small(), config(held_out=((),), lr=1e-7)
-    plan = build_plan(table, settings)
-    lanes = list(plan.lanes)
-    lanes[1] = replace(lanes[1], config=replace(settings, lr=1e-2))  # Adam's update grows with lr
-    cached = to_device(table, device)
-    for lanes_now, wrong in ((plan.lanes, 0), (tuple(lanes), 1)):
-        plan = replace(plan, lanes=lanes_now)
-        graph = capture_rounds(plan, cached, "triton")
-        state = first_state(plan, cached.text, None)
-        engine = Engine(plan, cached, "triton", graph=graph)
-        after, (told,) = run_round(state, engine, 0)
-        assert graph.latest.sound == (wrong == 0)
-        assert len(told.rejected) == wrong and told.diverged is None
-        plain, (also,) = run_round(state, Engine(plan, cached, "triton"), 0)
-        assert torch.equal(after["server"], plain["server"]) and told == also
 
 
 def naive_outsized(lengths: list[float]) -> list[bool]:

@@ -1,7 +1,6 @@
 """Partitions, cohorts, memories and what results tell of every method, end to end."""
 
 import json
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -17,10 +16,10 @@ from pipeline.federation.training import advance, begin
 from pipeline.runs.folder import RunFolder
 from pipeline.runs.outcomes import outcomes
 from pipeline.settings import PRESETS, RunConfig
-from tests.federation.test_methods import SGD, Twin, close, config
+from tests.federation.twins import SGD, Twin, close, config
 from tests.naive import heads as naive_heads
 from tests.naive import server as naive_server
-from tests.runs.small_runs import run, small
+from tests.runs.small_runs import run, small, stopped_after
 
 
 @pytest.mark.parametrize(
@@ -96,21 +95,9 @@ def test_a_stopped_run_of_every_memory_goes_on_with_the_same_bytes(
     settings = config(**plain, method=method, rounds=4, payload="int8")
     table = small()
     run(table, tmp_path / "calm", settings)
-    module = import_module("pipeline.federation.training")
-
-    calls, original = [], module.advance
-
-    def broken(engine, progress):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(engine, progress)
-
-    monkeypatch.setattr(module, "advance", broken)
     monkeypatch.setattr(RunFolder, "due", lambda folder: True)  # a checkpoint every round
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(2), pytest.raises(KeyboardInterrupt):
         run(table, tmp_path / "cut", settings)
-    monkeypatch.setattr(module, "advance", original)
     heard.clear()
     run(table, tmp_path / "cut", settings)
     assert "resuming after round" in heard[0]

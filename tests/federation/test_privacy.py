@@ -16,6 +16,7 @@ from pipeline.reports.run import run_part
 from pipeline.runs.results import table
 from tests.naive import privacy as naive
 from tests.naive.server import clipped
+from tests.packages import need
 from tests.runs.small_runs import config, run, small
 
 
@@ -25,8 +26,10 @@ def draw(*shape, seed=0):
 
 @pytest.fixture
 def accountant():
-    why = "dp-accounting is not installed: pip install -r requirements-dp.txt"
-    return pytest.importorskip("dp_accounting", reason=why)
+    need("dp_accounting")
+    import dp_accounting
+
+    return dp_accounting
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 33), (0, 5)])

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,6 +18,7 @@ from pipeline.settings import RunConfig
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
 from tests.conftest import ROOT
+from tests.processes import python
 from tests.runs.small_runs import run, small
 
 FIELDS = {each.name: each for each in dataclasses.fields(RunConfig)}
@@ -112,7 +111,5 @@ def test_a_file_in_the_folder_is_all_that_a_method_and_a_head_need(tmp_path):
         "assert not {'torch', 'numpy'} & set(sys.modules)\n"
         "cli(['federate', '--help'], standalone_mode=False)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=copied, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    shown = done.stdout.replace("\n", "").replace(" ", "")
+    shown = python(code, cwd=copied).replace("\n", "").replace(" ", "")
     assert "stranger" in shown and "odd" in shown

@@ -12,7 +12,7 @@ from pipeline.flower.run_config import refuse_what_cannot_travel
 from pipeline.settings import RunConfig
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
-from tests.federation.test_methods import SGD, Twin, close, config
+from tests.federation.twins import SGD, Twin, close, config
 from tests.runs.small_runs import run, small
 
 

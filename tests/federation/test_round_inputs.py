@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.local import Settings
@@ -65,7 +65,6 @@ LANES = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(lanes=LANES, round=st.integers(0, 3), epochs=st.sampled_from([None, 1, 4]))
 def test_rows_are_those_of_each_lane_by_itself(lanes, round, epochs):
     """Lanes that agree in some of seed, stream, batch, epochs and rows, and not in others."""

@@ -21,7 +21,7 @@ def engine(**changed) -> Engine:
     return Engine(build_plan(table, config(**changed)), to_device(table, CPU), "torch")
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4))
 def test_stopped_and_taken_up_anywhere_it_makes_the_same_rounds(stops):
     made = engine(rounds=5)

@@ -23,7 +23,7 @@ import pytest
 from cache.store import read_table, write_table
 from pipeline.flower import programs
 from pipeline.runs.federate import federate
-from tests.conftest import ROOT
+from tests.conftest import NEEDS_PROC, ROOT
 from tests.flower import certificates
 from tests.flower.processes import OURS, PATIENCE, Programs, free_port, same_adapters
 from tests.flower.sites import config, cut, lines
@@ -35,8 +35,8 @@ NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 PACKAGES = sysconfig.get_paths()["purelib"]
 USER = 61_729  # of site b's app: nobody's on this machine
 
-pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+pytestmark = NEEDS_PROC
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt install nginx")
 
 
 def as_user(env: dict[str, str], *command: str) -> list[str]:
@@ -53,7 +53,13 @@ def programs_for_users(folder: Path) -> str:
     A user may not be able to run this Python, if it lies in somebody's home, but the system's.
     """
     if os.geteuid() or not shutil.which("setpriv"):
-        return "only root can start a program as another user, with setpriv"
+        return "starts a program as another user: run it as root, with setpriv"
+    plain = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "true"]
+    if subprocess.run(plain, capture_output=True, check=False).returncode:
+        return "root cannot become another user here: run it with CAP_SETUID and CAP_SETGID"
+    subprocess.run(
+        as_user({}, "/bin/true"), check=True
+    )  # where that can be, the page's command works
     system = f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
     for python in (sys.executable, system):
         imports = as_user({"PYTHONPATH": PACKAGES}, python, "-c", "import torch, flwr")

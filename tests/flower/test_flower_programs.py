@@ -6,15 +6,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from pipeline.cli import flower as cli_flower
-from pipeline.cli.app import cli
 from pipeline.errors import ConfigError
 from pipeline.flower import programs as flower_programs
 from pipeline.flower.run_config import DEFAULTS, OfRun, config_of, terms_of
 from pipeline.settings import RunConfig
+from tests.cli.commands import call
 from tests.conftest import ROOT
+from tests.packages import need
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +65,13 @@ def test_others_are_reached_by_tls(keys):
     "name", ["a b.h5", "it's.h5", 'a "b".h5', "a=b c=d.h5", "\\n.h5", "é漢.h5"]
 )
 def test_paths_arrive_as_they_are(name):
-    config = pytest.importorskip("flwr.common.config", reason="flwr is not installed")
+    need("flwr")
+    from flwr.common.config import parse_config_args
+
     command = flower_programs.supernode("localhost:1", {"cache": f"/x/{name}", "domain": "d"}, 1,
                                         None, None)  # fmt: skip
     values = command[command.index("--node-config") + 1]
-    assert config.parse_config_args([values]) == {"cache": f"/x/{name}", "domain": "d"}
+    assert parse_config_args([values]) == {"cache": f"/x/{name}", "domain": "d"}
 
 
 @pytest.mark.parametrize("name", ["both ' and \"", "line\nbreak"])
@@ -128,27 +130,26 @@ def test_commands_hand_on_what_was_said(monkeypatch, tmp_path):
     cache = tmp_path / "site.h5"
     cache.touch()
     words = ["--domain", "photo", "--superlink", "h:1", "--", "--max-retries", "3"]
-    invoked = CliRunner().invoke(cli, ["flower", "supernode", str(cache), *words])
-    assert invoked.exit_code == 0, invoked.output
+    call("flower", "supernode", cache, *words)
     (command,) = ran
     assert f"cache='{cache}' domain='photo' device='auto' backend='auto'" in command
     assert command[-2:] == ["--max-retries", "3"] and "--insecure" not in command
-    told = CliRunner().invoke(cli, ["flower", "supernode", str(tmp_path / "none.h5")])
-    assert told.exit_code == 1 and "no such cache" in told.output
+    told = call("flower", "supernode", tmp_path / "none.h5", code=1)
+    assert "no such cache" in told.output
 
 
 def test_what_cannot_go_to_sites_is_told_before_anything_starts(monkeypatch):
     monkeypatch.setattr(cli_flower, "_followed", lambda *_: pytest.fail("a run was started"))
     words = ["flower", "run", "--sites", "2", "--method", "ditto"]
-    told = CliRunner().invoke(cli, words)
-    assert told.exit_code == 1 and "method ditto cannot go to sites" in told.output
+    told = call(*words, code=1)
+    assert "method ditto cannot go to sites" in told.output
 
 
 def test_a_missing_flower_says_what_to_install(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    told = CliRunner().invoke(cli, ["flower", "superlink"])
-    assert told.exit_code == 1 and told.output.count("\n") == 1
+    told = call("flower", "superlink", code=1)
+    assert told.output.count("\n") == 1
     assert "Flower is not installed" in told.output
     assert Path(told.output.split()[-1]).name == "requirements-flower.txt"
 
@@ -169,7 +170,7 @@ def test_sites_are_not_averaged_unless_asked(monkeypatch, words, method):
         flower_programs, "write_config", lambda folder, link, what: asked.append(what) or folder
     )
     monkeypatch.setattr(cli_flower, "_followed", lambda *_: 0)
-    told = CliRunner().invoke(cli, ["flower", "run", "--sites", "2", *words])
-    assert told.exit_code == 0 and asked[0]["method"] == method
+    told = call("flower", "run", "--sites", "2", *words)
+    assert asked[0]["method"] == method
     said = "sites are not trusted, so the method is median; pass --method fedavg to average"
     assert (said in told.output) == (method == "median")

@@ -7,9 +7,10 @@ import pytest
 from cache.store import read_table, write_table
 from pipeline.flower import programs
 from pipeline.runs.federate import federate
-from tests.conftest import ROOT
+from tests.conftest import NEEDS_PROC, ROOT
 from tests.flower.processes import Programs, free_port, same_adapters
 from tests.flower.sites import Network, config, lines, run, sites, whole
+from tests.packages import need
 from tests.runs.small_runs import small
 
 NODES = "num-supernodes=10 client-resources-num-cpus=1 init-args-num-cpus=1"
@@ -54,10 +55,10 @@ class Local(Programs):
         return {**super().env(name), **self.ports}
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+@NEEDS_PROC
 def test_a_simulation_of_many_clients_ends_with_the_adapter_of_one_process(tmp_path):
     """`flwr run . local-simulation`, as docs/flower.md shows it."""
-    pytest.importorskip("ray", reason="Flower's simulation needs requirements-ray.txt")
+    need("ray")
     cache, flower = tmp_path / "whole.h5", Local(tmp_path)
     write_table(cache, small(rows=(200, 160, 180, 30)))
     home = tmp_path / "home-run"

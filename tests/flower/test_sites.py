@@ -15,17 +15,7 @@ from pipeline.runs.adapters import read_trained
 from pipeline.runs.federate import federate
 from pipeline.runs.folder import read_adapters
 from pipeline.settings import PRESETS
-from tests.flower.sites import Network, config, copied, cut, lines, run, sites, whole
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return whole(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture(scope="module")
-def files(table, tmp_path_factory):
-    return cut(table, tmp_path_factory.mktemp("sites"), ("a",), ("b",), ("c",), ("d",))
+from tests.flower.sites import Network, config, copied, cut, lines, run, sites
 
 
 def both(table, files, tmp_path, settings):

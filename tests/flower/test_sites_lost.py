@@ -23,24 +23,12 @@ from tests.flower.sites import (
     changed,
     config,
     context,
-    cut,
     lines,
     of_domains,
     run,
     run_config,
     sites,
-    whole,
 )
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return whole(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture(scope="module")
-def files(table, tmp_path_factory):
-    return cut(table, tmp_path_factory.mktemp("sites"), ("a",), ("b",), ("c",), ("d",))
 
 
 class Losing(Network):

@@ -9,7 +9,7 @@ from kernels.adapter import AdapterState
 from kernels.answers.top1 import adapter_top1
 from kernels.step import adapter_steps
 from kernels.step import plain as adapter_step_torch
-from tests.kernels.test_adapter_step import BACKENDS, batches_of, draw, plain_torch, settings
+from tests.kernels.steps import BACKENDS, batches_of, draw, plain_torch, settings
 from tests.naive import steps as naive
 
 SIZES = [  # batch, width, classes: 2 of 3 classes are drawn, so some are absent

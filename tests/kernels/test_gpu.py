@@ -23,20 +23,9 @@ from pipeline.runs.federate import federate
 from pipeline.runs.folder import read_adapters
 from pipeline.settings import RunConfig
 from tests.conftest import ON_GPU
-from tests.federation.test_hostile_clients import assert_captured_round_names_the_outsized
-from tests.kernels.test_adapter_step import (
-    SHAPES,
-    assert_as_exact_as_plain_torch,
-    draw,
-    on,
-    settings,
-)
-from tests.kernels.test_contrastive import (
-    COUNTS,
-    assert_exact,
-    assert_fast_as_exact_as_bfloat16,
-    pairs,
-)
+from tests.federation.outsized import assert_captured_round_names_the_outsized
+from tests.kernels.pairs import COUNTS, assert_exact, assert_fast_as_exact_as_bfloat16, pairs
+from tests.kernels.steps import SHAPES, assert_as_exact_as_plain_torch, draw, on, settings
 from tests.naive import steps as naive
 from tests.runs.small_runs import small
 

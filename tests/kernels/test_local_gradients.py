@@ -23,15 +23,6 @@ CASES = [  # width, classes, batch, scale, draws: the error of one is that of a 
 ONE_STEP = settings(LANES, lr=1.0, weight_decay=0.0, momentum=0.0)
 
 
-@pytest.fixture
-def one_thread():
-    """One scratch serves lane after lane; and torch's threads do not wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def draw(mode, head, width, classes, batch, *, rows=200, seed=0):
     """Adapters near training's start, features near their class's text, all float32.
 

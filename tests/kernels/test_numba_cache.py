@@ -1,10 +1,8 @@
 """Kernels compiled just now and kernels from the cache compute the same bytes."""
 
 import os
-import subprocess
-import sys
 
-from tests.conftest import ROOT
+from tests.processes import python
 
 RUN = """
 import sys
@@ -26,11 +24,7 @@ def test_the_run_that_compiles_ends_with_the_bytes_of_later_ones(tmp_path):
     """A run killed before its kernels were kept goes on with others than it began with."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "compiled")}
     for name in ("cold", "warm"):
-        command = [sys.executable, "-c", RUN, str(tmp_path / name)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        python(RUN, tmp_path / name, env=environment)
     for width in (f"{w}{name}" for w in (12, 130) for name in ("", "/both", "/cosine", "/linear")):
         for file in ("rounds.jsonl", "adapter.safetensors"):
             cold, warm = (tmp_path / name / width / file for name in ("cold", "warm"))

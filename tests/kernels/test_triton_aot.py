@@ -11,7 +11,9 @@ from unittest import mock
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is not installed (it has no wheel for this system)")
+from tests.packages import need
+
+need("triton")
 
 from kernels.adapter import AdamSettings, AdapterState  # noqa: E402
 from kernels.answers import gpu as adapter_top1_triton  # noqa: E402

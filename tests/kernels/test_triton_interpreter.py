@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from tests.conftest import ROOT
+from tests.packages import need
 
 TESTS = ROOT / "tests" / "kernels"
 
@@ -24,9 +23,7 @@ GROUPS = (("test_adapter_step.py", "test_contrastive.py"), ("triton_interpreted.
 
 
 def test_triton_kernels_pass_the_tests_of_all_backends():
-    pytest.importorskip(
-        "triton", reason="triton is not installed (it has no wheel for this system)"
-    )
+    need("triton")
     running = [
         subprocess.Popen(
             [sys.executable, "-m", "pytest", *OPTIONS, *(str(TESTS / name) for name in group)],

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-pytest.importorskip("triton", reason="triton is not installed (it has no wheel for this system)")
+from tests.packages import need
+
+need("triton")
 
 from kernels.adapter import AdapterState  # noqa: E402
 from kernels.answers import gpu as top1_gpu  # noqa: E402
@@ -22,8 +24,8 @@ from pipeline.federation.joint import join_plans  # noqa: E402
 from pipeline.federation.plan import build_plan  # noqa: E402
 from pipeline.federation.training import to_device  # noqa: E402
 from pipeline.settings import RunConfig  # noqa: E402
+from tests.kernels.steps import draw, settings  # noqa: E402
 from tests.kernels.stub_driver import stub_driver  # noqa: E402
-from tests.kernels.test_adapter_step import draw, settings  # noqa: E402
 from tests.runs.small_runs import small  # noqa: E402
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter has no launch path")

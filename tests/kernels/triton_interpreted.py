@@ -19,9 +19,9 @@ from pipeline.federation.local import Engine
 from pipeline.federation.plan import build_plan, seeded_order
 from pipeline.federation.training import advance, begin, to_device
 from pipeline.settings import RunConfig
-from tests.federation.test_hostile_clients import assert_captured_round_names_the_outsized
-from tests.kernels.test_adapter_step import assert_as_exact_as_plain_torch, draw, settings
-from tests.kernels.test_contrastive import assert_fast_as_exact_as_bfloat16, pairs, plain
+from tests.federation.outsized import assert_captured_round_names_the_outsized
+from tests.kernels.pairs import assert_fast_as_exact_as_bfloat16, pairs, plain
+from tests.kernels.steps import assert_as_exact_as_plain_torch, draw, settings
 from tests.runs.small_runs import small
 
 STEPS = [  # lanes, steps, batch, width, classes

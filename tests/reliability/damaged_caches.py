@@ -11,7 +11,7 @@ from cache import store
 from cache.container.disk import partial_of
 from cache.npz import read_npz
 from tests.cache import caches
-from tests.cache.test_store_forged import seal
+from tests.cache.forging import seal
 from tests.reliability.taken import taken
 
 DRAWN = caches.draw(60, 6)

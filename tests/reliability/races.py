@@ -8,6 +8,7 @@ what is left must be what one process alone leaves. Exit code 1 where it is not.
 """
 
 import argparse
+import functools
 import hashlib
 import os
 import sys
@@ -32,35 +33,34 @@ WORDS = {BUSY: ("another process", "another extraction"), OTHER: ("holds a", "ex
 """What those that may not work are told: somebody is at it, or it is there already."""
 
 
-def federated(folder: Path, seed: int) -> None:
+def federated(folder: Path, seed: int, backend: str) -> None:
     """A run."""
-    run(small(), folder, config(seed=seed))
+    run(small(), folder, config(seed=seed), backend=backend)
 
 
-def swept(folder: Path, seed: int) -> None:
+def swept(folder: Path, seed: int, backend: str) -> None:
     """A sweep of two trials."""
     spec = from_options(["lr=1e-3,1e-2"])
     base = config(seed=seed, held_out=(("a",),))
-    sweep(small(), spec, base, runs=folder, out=folder, device="cpu")
+    sweep(small(), spec, base, runs=folder, out=folder, device="cpu", backend=backend)
 
 
-def cached(folder: Path, seed: int) -> None:
+def cached(folder: Path, seed: int, backend: str) -> None:
     """A cache file."""
     folder.mkdir(exist_ok=True)
     write_table(folder / "x.h5", small(seed=seed))
     verify(folder / "x.h5")
 
 
-JOBS: dict[str, tuple[Callable[[Path, int], None], tuple[str, ...]]] = {
+Job = Callable[[Path, int], None]
+JOBS: dict[str, tuple[Callable[[Path, int, str], None], tuple[str, ...]]] = {
     "federate": (federated, FILES),
     "sweep": (swept, ("spec.json",)),
     "cache": (cached, ("x.h5",)),
 }
 
 
-def race(
-    job: Callable[[Path, int], None], folder: Path, seeds: list[int], apart: float
-) -> list[int]:
+def race(job: Job, folder: Path, seeds: list[int], apart: float) -> list[int]:
     """Lets one process a seed loose on the folder, some seconds apart; returns how each ended."""
     ready, go = os.pipe(), os.pipe()
     children = []
@@ -80,7 +80,7 @@ def race(
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def _ended(job: Callable[[Path, int], None], folder: Path, seed: int) -> int:
+def _ended(job: Job, folder: Path, seed: int) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # eight progress bars
     try:
         job(folder, seed)
@@ -97,12 +97,12 @@ def contents(folder: Path, names: tuple[str, ...]) -> list[str]:
     return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
 
 
-def races(count: int, base: Path) -> Counter[str]:
+def races(count: int, base: Path, backend: str = "auto") -> Counter[str]:
     """Races of every job, with equal and with unlike seeds, and what came out."""
     found: Counter[str] = Counter()
     torch.set_num_threads(1)  # no thread may live when it forks
-    for name, (job, names) in JOBS.items():
-        wanted = []
+    for name, (work, names) in JOBS.items():
+        job, wanted = functools.partial(work, backend=backend), []
         for seed in (0, 1):
             (base / f"{name} {seed}").mkdir()
             if os.fork() == 0:

@@ -56,3 +56,20 @@ def swept(folder: Path, trials: list[dict], cache: dict | None = None, **base) -
         lines.append(json.dumps(sealed(whole)) + "\n")
     (folder / "trials.jsonl").write_text("".join(lines))
     return folder
+
+
+def cells(found, **wanted) -> list[dict]:
+    return [one for one in found if all(one[name] == value for name, value in wanted.items())]
+
+
+def cell(found, **wanted) -> dict:
+    (one,) = cells(found, **wanted)
+    return one
+
+
+ACCURACIES = {
+    ("fedavg", 0): {"photo": 0.61, "sketch": 0.50}, ("fedavg", 1): {"photo": 0.63, "sketch": 0.56},
+    ("fedavg", 2): {"photo": 0.62, "sketch": 0.55}, ("krum", 0): {"photo": 0.70, "sketch": 0.50},
+    ("krum", 1): {"photo": 0.72, "sketch": 0.52},
+}  # fmt: skip
+ZERO = {"photo": 0.6, "sketch": 0.4}

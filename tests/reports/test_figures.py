@@ -15,7 +15,8 @@ from pipeline.reports.closed_form import maps_of
 from pipeline.reports.data import read_result
 from pipeline.reports.figure_data import collect
 from pipeline.reports.page import read
-from tests.cli.test_cli import call, refused
+from tests.cli.commands import call, refused
+from tests.packages import need
 from tests.reports.report_folders import HOSTILE, made_run, made_sweep
 from tests.reports.table_folders import made, result, swept
 
@@ -145,7 +146,7 @@ NAMES = [*HOSTILE, "$\\frac{1}{0}$", "a\nb\x1b[31m", "x" * 300, "../up", ""]
 
 
 def test_files_have_their_size_and_fonts(tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is missing: requirements-figures.txt")
+    need("matplotlib")
     run = made(tmp_path / "r", [solved()], method="closed-form")
     words = ("report", methods(tmp_path / "s"), run, "--out", tmp_path / "r.html", "--figures")
     files = [tmp_path / line for line in call(*words, tmp_path / "f").stdout.split()]
@@ -163,7 +164,7 @@ def test_files_have_their_size_and_fonts(tmp_path):
 
 
 def test_strange_names_are_drawn_as_they_are(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib", reason="matplotlib is missing: requirements-figures.txt")
+    need("matplotlib")
     monkeypatch.setattr(figures, "WIDTHS", {"one-column": 3.3})
     monkeypatch.setattr(figures, "FORMATS", {"svg": {"Date": None}})
     bands = [figures.Band(name, (0, 1), (0.5, 0.6), (None, None)) for name in NAMES]

@@ -5,17 +5,16 @@ import os
 import re
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cli.app import cli
 from pipeline.cli.runs import ORDERS
 from pipeline.reports import listing
 from pipeline.reports.data import Curve, read_run
 from pipeline.reports.listing import Listed, list_records, matches, ordered, read_listed
 from pipeline.reports.page import FOLDED, MOST, index_html
 from pipeline.runs.labels import label_of, write_label
+from tests.cli.commands import call
 from tests.reports.report_folders import HOSTILE, made_run, made_sweep
 from tests.reports.report_pages import harmless
 
@@ -41,12 +40,8 @@ def folder(tmp_path_factory):
     return top
 
 
-def ran(*words: object) -> object:
-    return CliRunner().invoke(cli, ["runs", *map(str, words)])
-
-
 def test_everything_is_listed_newest_first_and_damage_said(folder):
-    done = ran(folder, "--json")
+    done = call("runs", folder, "--json")
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert [one["folder"].rsplit(os.sep, 1)[1] for one in found] == [
@@ -59,7 +54,7 @@ def test_everything_is_listed_newest_first_and_damage_said(folder):
     assert by["run0"]["zero_shot_unseen"] == pytest.approx(0.6)
     assert by["run0"]["dataset"] == "made" and by["run0"]["settings"]["method"] == "fedavg"
     assert by["sweep"]["kind"] == "sweep" and by["sweep"]["val_accuracy"] > 0.5
-    text = ran(folder).stdout
+    text = call("runs", folder).stdout
     assert text.splitlines()[-1] == str(folder / "index.html")
     assert "damaged" in text and "rounds.jsonl" in text
 
@@ -128,24 +123,23 @@ def test_the_page_is_harmless_and_links_to_what_is_there(folder, tmp_path):
 
 
 def test_nothing_to_list_is_said(tmp_path):
-    done = ran(tmp_path)
+    done = call("runs", tmp_path)
     assert done.exit_code == 0 and "none yet" in done.stderr and not done.stdout
-    assert ran(tmp_path / "none").exit_code == 1
+    call("runs", tmp_path / "none", code=1)
     made_run(tmp_path / "run", 1, 1, 1)
-    assert "none matches" in ran(tmp_path, "--filter", "nothing of that name").stderr
+    assert "none matches" in call("runs", tmp_path, "--filter", "nothing of that name").stderr
 
 
 def test_a_report_takes_a_folder_of_runs_and_folds_many(folder, tmp_path):
     def report(*words: object) -> str:
-        done = CliRunner().invoke(cli, ["report", *map(str, words)])
-        assert done.exit_code == 0, done.output
+        call("report", *words)
         return (tmp_path / "r.html").read_text()
 
     text = report(folder, "--out", tmp_path / "r.html")
     assert text.count('<details class="part">') == 4 > FOLDED and "damaged" in text
     assert report(folder / "run0", folder / "run1", "--out", tmp_path / "r.html").count(
         '<details class="part">') == 0  # fmt: skip
-    assert CliRunner().invoke(cli, ["report", str(folder / "bad")]).exit_code == 1
+    call("report", folder / "bad", code=1)
     for at in range(MOST + 1):
         made_run(tmp_path / "many" / f"r{at}", 1, 1, 1)
     text = report(tmp_path / "many", "--out", tmp_path / "r.html")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,11 +20,6 @@ from tests.reports.report_folders import HOSTILE, copy, made_run, real_run, weig
 from tests.reports.report_pages import Page, harmless
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return real_run(tmp_path_factory.mktemp("report"))
 
 
 def test_a_run_is_read_as_its_files_say(run):

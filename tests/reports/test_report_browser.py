@@ -27,7 +27,7 @@ CUT = """[...document.querySelectorAll("svg.chart text")].filter((e) => {
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if chromium.find() is None:
-        pytest.skip(f"no browser is installed: none of {', '.join(chromium.NAMES)}")
+        pytest.skip(f"no browser is installed: install one of {', '.join(chromium.NAMES)}")
     with chromium.Browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
 

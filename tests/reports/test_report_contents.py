@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cli.app import cli
 from pipeline.federation.evaluate import mean
 from pipeline.reports import predictions
 from pipeline.reports.charts.svg import printable
@@ -23,6 +21,7 @@ from pipeline.reports.render import render
 from pipeline.runs.federate import federate
 from pipeline.sweeps.run import sweep
 from pipeline.sweeps.spec import from_options
+from tests.cli.commands import call
 from tests.reports.report_folders import HOSTILE, made_run, made_sweep, real_run
 from tests.reports.report_pages import Page, harmless
 from tests.runs.small_runs import config, small
@@ -57,8 +56,7 @@ def test_every_jump_link_has_one_place_to_go_to(run, tmp_path):
 def test_the_command_of_a_run_trains_it_again(run, tmp_path):
     words = command_of(write_report(run).read_bytes())
     assert words[:2] == ["./run.sh", "federate"] and "--lr" in words
-    done = CliRunner().invoke(cli, [*words[1:], "--out", str(tmp_path / "again")])
-    assert done.exit_code == 0, done.output
+    call(*words[1:], "--out", tmp_path / "again")
     for name in ("rounds.jsonl", "adapter.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
 
@@ -123,7 +121,7 @@ def test_one_training_leaves_no_card_alone_in_its_row(tmp_path):
     alone = tmp_path / "alone"
     name = described["held_out"][1][0]
     words = ["federate", str(tmp_path / "cache.h5"), "--held-out", name, "--rounds", "2"]
-    assert CliRunner().invoke(cli, [*words, "--out", str(alone)]).exit_code == 0
+    call(*words, "--out", alone)
     content = write_report(alone, cache=tmp_path / "cache.h5").read_bytes().decode()
     assert f"{html.escape(name)} held out".split("&")[0] in content
     rows = re.findall(r'<div class="cards .*?</div>', content, re.DOTALL)

@@ -3,7 +3,6 @@
 import csv
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -14,19 +13,10 @@ from pipeline.cli.app import cli
 from pipeline.errors import ConfigError
 from pipeline.reports.data import read_run
 from pipeline.reports.page import read, report_html
-from tests.reports.report_folders import (
-    copy,
-    made_run,
-    made_sweep,
-    real_run,
-)
+from tests.cli.commands import call
+from tests.packages import need
+from tests.reports.report_folders import copy, made_run, made_sweep
 from tests.reports.report_pages import harmless
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return real_run(tmp_path_factory.mktemp("report"))
-
 
 STRANGE = {
     "config.json": ['[]', '{', '{}', '{"settings": {"held_out": 3}, "cache": {}}', '"\xff'],
@@ -53,7 +43,7 @@ def test_strange_files_end_as_one_line(run, tmp_path, name, text):
     assert line.startswith("Error: ") and name in line
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_mutated_files_are_refused_or_drawn_whole(run, tmp_path, data):
     target = tmp_path / "fuzzed"
@@ -79,7 +69,7 @@ def test_tables_for_spreadsheets(run, tmp_path):
     target = tmp_path / "here"
     target.mkdir()
     words = ["report", str(run), "--out", str(target / "r.html"), "--csv"]
-    result = CliRunner().invoke(cli, words)
+    result = call(*words)
     files = result.stdout.split()
     assert files == [
         str(target / n) for n in ("results.csv", "domains.csv", "rounds.csv", "r.html")
@@ -90,7 +80,7 @@ def test_tables_for_spreadsheets(run, tmp_path):
     wanted = [v for f in data.folds for c in f.loss.values() for v in c.values]
     assert [float(r["value"]) for r in rows if r["number"] == "loss"] == wanted
     trials = made_sweep(tmp_path / "=sweep")
-    CliRunner().invoke(cli, ["report", str(trials), "--csv"])
+    call("report", trials, "--csv")
     with (trials / "trials.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 60 and {r["lr"] for r in rows} <= {"5e-05", "0.0003", "0.001", "0.01"}
@@ -101,23 +91,20 @@ def test_a_name_never_becomes_a_formula(tmp_path):
     for name in ("config.json", "rounds.jsonl", "summary.json"):
         text = (run / name).read_text().replace("domain 0", "=1+1").replace("domain 1", "@x")
         (run / name).write_text(text)
-    CliRunner().invoke(cli, ["report", str(run), "--csv"])
+    call("report", run, "--csv")
     text = (run / "domains.csv").read_text("utf-8")
     assert "'=1+1" in text and "'@x" in text
     assert not re.search(r"(^|,)[=@]", text, re.MULTILINE)
 
 
 def test_event_files_hold_every_number(run, tmp_path):
-    reader = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is missing"
-    )
-    result = CliRunner().invoke(
-        cli, ["report", str(run), "--out", str(tmp_path / "r.html"), "--tensorboard", str(tmp_path)]
-    )
-    assert result.exit_code == 0, result.output
+    need("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    call("report", run, "--out", tmp_path / "r.html", "--tensorboard", tmp_path)
     folders = sorted((tmp_path / "run").iterdir())
     for fold, folder in zip(read_run(run).folds, folders, strict=True):
-        events = reader.EventAccumulator(str(folder)).Reload()
+        events = EventAccumulator(str(folder)).Reload()
         for name, curve in fold.validation.items():
             (tag,) = [t for t in events.Tags()["scalars"] if t == f"validation/{name}"]
             found = [(event.step, event.value) for event in events.Scalars(tag)]
@@ -130,6 +117,5 @@ def test_missing_tensorboard_is_one_line(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     words = ["report", str(run), "--tensorboard", str(tmp_path), "--out", str(tmp_path / "r.html")]
-    result = CliRunner().invoke(cli, words)
-    assert result.exit_code == 1
+    result = call(*words, code=1)
     assert "requirements-tensorboard.txt" in result.stderr.strip().splitlines()[-1]

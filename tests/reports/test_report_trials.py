@@ -1,29 +1,18 @@
 """Reports of sweeps and benchmarks, and of several at once."""
 
 import json
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from pipeline.cli.app import cli
 from pipeline.digests import sealed
 from pipeline.errors import ConfigError
 from pipeline.reports.bench import read_bench
 from pipeline.reports.page import write_report
 from pipeline.reports.trials import ranking, read_sweep
-from tests.reports.report_folders import (
-    made_bench,
-    made_sweep,
-    real_run,
-)
+from tests.cli.commands import call
+from tests.reports.report_folders import made_bench, made_sweep, real_run
 from tests.reports.report_pages import harmless
 from tests.reports.table_folders import result, swept
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return real_run(tmp_path_factory.mktemp("report"))
 
 
 def test_a_sweep_is_chosen_by_validation_alone(tmp_path):
@@ -86,7 +75,7 @@ def test_benchmarks_show_their_floor(tmp_path):
     file = made_bench(tmp_path / "made.jsonl")
     first, second = read_bench(file).cases
     assert (first.floor, second.floor) == (0.25 * 3e-3, None)
-    result = CliRunner().invoke(cli, ["report", str(file)])
+    result = call("report", file)
     assert result.stdout.strip() == str(tmp_path / "made.html")
     page = harmless((tmp_path / "made.html").read_bytes())
     assert "750 µs" in page.text and "4.00x" in page.text and "3.00x" in page.text
@@ -99,8 +88,7 @@ def test_several_are_compared_on_one_page(run, tmp_path):
     other = real_run(tmp_path, lr=3e-3)
     page = tmp_path / "all.html"
     words = [str(run), str(other), str(made_sweep(tmp_path / "sweep")), "--out", str(page)]
-    result = CliRunner().invoke(cli, ["report", *words])
-    assert result.exit_code == 0, result.output
+    result = call("report", *words)
     assert result.stdout.strip() == str(page)
     text = harmless(page.read_bytes()).text
     assert "Runs compared" in text and "0.003" in text and "Sweep sweep" in text
@@ -113,8 +101,8 @@ def test_what_a_person_may_name_wrongly(run, tmp_path):
         ([run, "--cache", tmp_path / "none.h5"], "no such file"),
         ([run, "--out", tmp_path / "no folder" / "r.html"], "cannot be written"),
     ):
-        result = CliRunner().invoke(cli, ["report", *map(str, words)])
-        assert result.exit_code == 1 and said in result.stderr.strip().splitlines()[-1], words
+        result = call("report", *words, code=1)
+        assert said in result.stderr.strip().splitlines()[-1], words
 
 
 def test_own_adapters_have_a_best_of_their_own(tmp_path):

@@ -6,16 +6,15 @@ import json
 import multiprocessing
 
 import pytest
-from click.testing import CliRunner
 
 from cache.store import write_table
-from pipeline.cli.app import cli
 from pipeline.errors import ConfigError
 from pipeline.reports.csv_tables import safe_cell
 from pipeline.reports.data import read_run
 from pipeline.reports.results_file import HEADS, KEY, grow
 from pipeline.reports.trials import read_sweep
 from pipeline.settings import RunConfig
+from tests.cli.commands import call
 from tests.reports.report_folders import made_run, made_sweep
 from tests.runs.small_runs import small
 
@@ -82,18 +81,16 @@ def test_federate_and_sweep_grow_it_and_none_is_the_word(tmp_path, monkeypatch):
     write_table(tmp_path / "c.h5", small())
     monkeypatch.chdir(tmp_path)
     words = ["c.h5", "--held-out", "none", "--rounds", "1", "--device", "cpu", "--csv", "r.csv"]
-    runner = CliRunner()
-    done = runner.invoke(cli, ["federate", *words, "--out", "run", "--name", "=x", "--json"])
-    assert done.exit_code == 0, done.output
+    done = call("federate", *words, "--out", "run", "--name", "=x", "--json")
     json.loads(done.stdout)
-    done = runner.invoke(cli, ["sweep", *words, "--grid", "lr=1e-3,1e-2", "--out", "sweep"])
-    assert done.exit_code == 0 and "r.csv" in done.stdout, done.output
+    done = call("sweep", *words, "--grid", "lr=1e-3,1e-2", "--out", "sweep")
+    assert "r.csv" in done.stdout, done.output
     with open("r.csv", newline="") as file:
         found = list(csv.DictReader(file))
     for kind in ("run", "sweep"):
-        runner.invoke(cli, ["report", kind, "--csv"])
-    listed = json.loads(runner.invoke(cli, ["runs", ".", "--json"]).stdout)
-    text = runner.invoke(cli, ["table", "run"]).stdout
+        call("report", kind, "--csv")
+    listed = json.loads(call("runs", ".", "--json").stdout)
+    text = call("table", "run").stdout
     with open("run/domains.csv", newline="") as file:
         domains = {row["held_out"] for row in csv.DictReader(file)}
     assert [(row["held_out"], row["name"]) for row in found] == [("none", "'=x")] + 2 * [

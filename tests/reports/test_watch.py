@@ -3,10 +3,8 @@
 import threading
 import time
 
-from click.testing import CliRunner
-
 from pipeline.cli import report
-from pipeline.cli.app import cli
+from tests.cli.commands import call
 from tests.reports.report_folders import made_run
 from tests.reports.report_pages import harmless
 
@@ -33,6 +31,5 @@ def test_the_page_reloads_until_the_run_is_finished(tmp_path, monkeypatch):
     thread.join(60)
     assert not thread.is_alive()
     made_run(run, 3, 4, 2)  # the line that was begun is gone
-    done = CliRunner().invoke(cli, ["report", str(run), "--watch", "--out", str(page)])
-    assert done.exit_code == 0, done.output
+    call("report", run, "--watch", "--out", page)
     assert b'http-equiv="refresh"' not in page.read_bytes()

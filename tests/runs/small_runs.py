@@ -1,10 +1,16 @@
 """A small table of three domains, and runs on it: what many tests begin with."""
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from cache.container.checksums import content_sha256, row_blocks
 from cache.identity import fingerprint
+from cache.store import read_table, write_table
 from cache.table import FeatureTable
 from kernels.heads.plain import Kind, first_row
 from pipeline.runs.federate import federate
@@ -42,12 +48,36 @@ def small(rows=(60, 45, 80), width=12, classes=4, seed=0, split=None):
     )
 
 
+def stored(folder: Path) -> FeatureTable:
+    """small() as a cache file in the folder, read from there."""
+    write_table(folder / "small.h5", small())
+    return read_table(folder / "small.h5")
+
+
 def config(**changed) -> RunConfig:
     return RunConfig(**({"held_out": ALL, "rounds": 4, "batch": 8, "lr": 1e-3} | changed))
 
 
 def run(table, out, settings=None, **options) -> dict:
     return federate(table, settings or config(), runs=out, out=out, device="cpu", **options)
+
+
+@contextlib.contextmanager
+def stopped_after(rounds: int) -> Iterator[None]:
+    """Within it training ends by KeyboardInterrupt when it begins the round after so many."""
+    from pipeline.federation import training
+
+    left, advance = [rounds], training.advance
+
+    def counted(engine, progress):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return advance(engine, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "advance", counted)
+        yield
 
 
 def seeded_start() -> torch.Tensor:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from cache.store import read_table, write_table
 from kernels.heads.plain import Kind, as_rows, named
 from pipeline.errors import ConfigError
 from pipeline.federation.clients import split_domain
@@ -15,12 +14,6 @@ from pipeline.runs.advice import beyond_noise, said_of_worse
 from pipeline.runs.folder import read_adapters, read_first_adapter, write_adapters
 from tests.naive import steps as naive
 from tests.runs.small_runs import ALL, FILES, KIND, PARTS, config, figures, run, seeded_start, small
-
-
-@pytest.fixture
-def table(tmp_path):
-    write_table(tmp_path / "small.h5", small())
-    return read_table(tmp_path / "small.h5")
 
 
 def test_same_seed_same_bytes_and_another_seed_others(table, tmp_path):

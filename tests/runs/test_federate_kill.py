@@ -1,26 +1,15 @@
 """Runs that are killed or get a signal go on where they were, and end with the same bytes."""
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
 
-import pytest
-
-from cache.store import read_table, write_table
 from pipeline.runs.folder import read_adapters
-from tests.conftest import ROOT
-from tests.runs.small_runs import FILES, figures, run, small
-
-
-@pytest.fixture
-def table(tmp_path):
-    write_table(tmp_path / "small.h5", small())
-    return read_table(tmp_path / "small.h5")
-
+from tests.conftest import ROOT, on_posix
+from tests.runs.small_runs import FILES, figures, run
 
 CHILD = """
 import os, random, signal, sys, time
@@ -65,7 +54,7 @@ def test_a_log_without_a_checkpoint_is_not_gone_on_with(table, tmp_path):
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
+@on_posix("forks, and kills")
 def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path, table):
     rounds, kills = 500, 12
 
@@ -85,7 +74,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path, table
     assert figures(summaries[0]) == figures(summaries[1])
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@on_posix("sends signals")
 def test_a_signal_finishes_the_round_and_says_how_to_go_on(tmp_path, table):
     command = [sys.executable, "-m", "pipeline", "federate", table.source, "--rounds", "100000",
                "--batch", "8", "--out", str(tmp_path / "run"), "--device", "cpu"]  # fmt: skip

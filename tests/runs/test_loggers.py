@@ -16,7 +16,8 @@ from pipeline.progress import Bar
 from pipeline.runs import loggers
 from pipeline.runs.federate import federate
 from pipeline.runs.loggers import LOGGERS, Logger, figures_of
-from tests.cli.test_cli import call
+from tests.cli.commands import call
+from tests.packages import need
 from tests.reports.report_folders import HOSTILE
 from tests.runs.small_runs import config, small
 
@@ -100,9 +101,10 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch, name):
 
 
 def test_the_real_ones_have_every_round(tmp_path):
-    wandb, mlflow = pytest.importorskip("wandb"), pytest.importorskip("mlflow")
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    assert wandb
+    need("wandb", "mlflow", "tensorboard")
+    import mlflow
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     write_table(tmp_path / "c.h5", small())
     words = [word for name in LOGGERS for word in ("--log-to", name)]
     given = {"WANDB_MODE": "offline", "WANDB_DISABLE_GIT": "true"}
@@ -116,7 +118,7 @@ def test_the_real_ones_have_every_round(tmp_path):
             os.environ.pop(name) if value is None else os.environ.update({name: value})
     lines = [json.loads(e) for e in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
     wanted = [np.mean(list(line["folds"][0]["val_accuracy"].values())) for line in lines]
-    found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [e.value for e in found.Scalars("validation/none")] == pytest.approx(wanted)
     client = mlflow.MlflowClient((tmp_path / "run" / "mlflow").resolve().as_uri())
     experiment = client.get_experiment_by_name("fedclip")

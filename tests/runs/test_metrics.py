@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.runs.metrics import accuracy_by, calibration_error, macro_f1, spread
 from tests.naive import metrics as naive
+from tests.packages import need
 
 CASES = [(1, 1), (2, 3), (33, 2), (200, 7), (500, 65)]
 NONE = np.empty(0, np.int64)
@@ -55,14 +56,15 @@ def test_macro_f1(rows, classes):
 
 @pytest.mark.parametrize(("rows", "classes"), CASES)
 def test_accuracy_and_macro_f1_are_scikit_learns(rows, classes):
-    why = "scikit-learn is not installed: pip install -r requirements-dev.txt"
-    sklearn = pytest.importorskip("sklearn.metrics", reason=why)
+    need("sklearn")
+    from sklearn import metrics
+
     for seed in range(5):
         labels, predictions, _ = draw(rows, classes, seed)
-        ref = sklearn.f1_score(labels, predictions, average="macro", zero_division=0.0)
+        ref = metrics.f1_score(labels, predictions, average="macro", zero_division=0.0)
         assert macro_f1(labels, predictions) == pytest.approx(ref, rel=1e-12)
         (comp,) = accuracy_by(labels == predictions, np.zeros_like(labels)).values()
-        assert comp == pytest.approx(sklearn.accuracy_score(labels, predictions), rel=1e-12)
+        assert comp == pytest.approx(metrics.accuracy_score(labels, predictions), rel=1e-12)
 
 
 @pytest.mark.parametrize(("rows", "bins"), [(1, 15), (7, 1), (200, 15), (1000, 10)])
@@ -76,12 +78,13 @@ def test_calibration_error(rows, bins):
 
 
 def test_calibration_error_from_scikit_learns_curve():
-    why = "scikit-learn is not installed: pip install -r requirements-dev.txt"
-    sklearn = pytest.importorskip("sklearn.calibration", reason=why)
+    need("sklearn")
+    from sklearn.calibration import calibration_curve
+
     random = np.random.RandomState(0)
     confidences = random.uniform(size=2000)
     right = random.uniform(size=2000) < confidences**2
-    true, said = sklearn.calibration_curve(right, confidences, n_bins=15)  # no bin is empty
+    true, said = calibration_curve(right, confidences, n_bins=15)  # no bin is empty
     share = np.histogram(confidences, np.linspace(0, 1, 16))[0] / 2000
     ref = (share * np.abs(true - said)).sum()
     assert calibration_error(right, confidences) == pytest.approx(ref, rel=1e-12)

@@ -23,11 +23,12 @@ from pipeline.errors import ConfigError
 from pipeline.files import check_plain, open_plain, read_plain
 from pipeline.json_files import replace_file
 from pipeline.runs.folder import RunFolder, read_first_adapter
-from tests.conftest import ROOT
+from tests.cli.commands import call
+from tests.conftest import NEEDS_PROC, ROOT, on_posix
 from tests.reports.report_folders import made_bench
 from tests.runs.small_runs import FILES, KIND, config, run, small
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="makes pipes and links")
+pytestmark = on_posix("makes pipes and links")
 TERABYTE = 10**12
 
 
@@ -115,8 +116,7 @@ def made(tmp_path_factory):
         run(table, place / name, config(rounds=2, held_out=(("a",),)))
     for name in ("done", "summary.json"):
         (place / "unfinished" / name).unlink()
-    ended = CliRunner().invoke(cli, [*swept(place), "--out", str(place / "sweep")])
-    assert ended.exit_code == 0, ended.output
+    call(*swept(place), "--out", place / "sweep")
     return place
 
 
@@ -307,6 +307,7 @@ def test_what_killed_processes_left_is_removed_by_the_next_start(tmp_path):
     }  # fmt: skip
 
 
+@NEEDS_PROC
 def test_a_folder_that_cannot_be_synced_is_written_all_the_same(tmp_path, monkeypatch):
     """Some shares answer EINVAL to a sync of a folder; other errors count."""
     real = os.fsync
@@ -319,8 +320,6 @@ def test_a_folder_that_cannot_be_synced_is_written_all_the_same(tmp_path, monkey
 
         return fsync
 
-    if not os.path.exists("/proc/self/fd"):
-        pytest.skip("needs /proc")
     monkeypatch.setattr(os, "fsync", refuse(errno.EINVAL))
     locked_folder.replace_whole(tmp_path / "a", b"1")
     monkeypatch.setattr(os, "fsync", refuse(errno.EIO))

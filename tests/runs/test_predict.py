@@ -17,7 +17,7 @@ from pipeline.runs.adapters import load_its_model, read_trained
 from pipeline.runs.federate import federate
 from pipeline.runs.predict import choose_classes, find_pictures, predict
 from pipeline.settings import RunConfig
-from tests.cli.test_cli import call, refused
+from tests.cli.commands import call, refused
 from tests.encoder import clips
 from tests.extraction.extraction import draw_tree, run
 from tests.naive import heads as naive_heads

@@ -10,18 +10,16 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from click.testing import CliRunner
 
-from cache.store import read_table, write_table
 from pipeline import files as locked_folder
-from pipeline.cli.app import cli
 from pipeline.errors import ConfigError
 from pipeline.runs import federate as runner
 from pipeline.runs import folder as run_folder
 from pipeline.runs.folder import open_run
 from pipeline.sweeps.trials import open_sweep
-from tests.conftest import ROOT
-from tests.runs.small_runs import FILES, config, run, small
+from tests.cli.commands import call
+from tests.conftest import ROOT, on_posix
+from tests.runs.small_runs import FILES, config, run
 
 SMALL_DISK = """
 import resource, signal, sys
@@ -40,12 +38,6 @@ for limit in map(int, sys.argv[3:]):
 """
 
 
-@pytest.fixture
-def table(tmp_path):
-    write_table(tmp_path / "small.h5", small())
-    return read_table(tmp_path / "small.h5")
-
-
 def test_two_runs_in_one_folder_are_refused(table, tmp_path):
     with open_run(tmp_path / "run"):
         with pytest.raises(ConfigError, match="another process is training in this folder"):
@@ -53,7 +45,7 @@ def test_two_runs_in_one_folder_are_refused(table, tmp_path):
     assert run(table, tmp_path / "run")["results"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="limits the size of files")
+@on_posix("limits the size of files")
 def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on(table, tmp_path):
     run(table, tmp_path / "calm", config(rounds=60))
     log = (tmp_path / "calm" / "rounds.jsonl").stat().st_size
@@ -165,8 +157,8 @@ def test_a_command_says_what_was_refused(table, tmp_path, monkeypatch, named):
         raise OSError(errno.ENOSPC, "No space left on device", *([named] if named else []))
 
     monkeypatch.setattr("pipeline.runs.federate.capture_rounds", refuse_to_train)
-    done = CliRunner().invoke(cli, ["federate", str(table.source), "--out", str(tmp_path / "out")])
-    assert done.exit_code == 1 and done.output.splitlines()[-1].startswith("Error: ")
+    done = call("federate", table.source, "--out", tmp_path / "out", code=1)
+    assert done.output.splitlines()[-1].startswith("Error: ")
     assert (named or "refuse_to_train") in done.output and "cannot write here" not in done.output
 
 

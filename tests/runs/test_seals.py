@@ -8,18 +8,17 @@ import shutil
 
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 from safetensors.torch import save as torch_save
 
-from pipeline.cli.app import cli
 from pipeline.digests import KEY, check_done, sealed, unsealed
 from pipeline.errors import ConfigError, DamagedDone
 from pipeline.reports.data import read_run
 from pipeline.reports.maps import answers_of
 from pipeline.runs.folder import check_facts, read_adapters, write_adapters
+from tests.cli.commands import call
 from tests.reports.report_folders import real_run
 from tests.runs.small_runs import FILES, config, figures, run, small
 
@@ -40,8 +39,8 @@ def test_a_changed_byte_of_a_finished_run_is_told_by_every_reader(whole, tmp_pat
         (folder / name).write_bytes(raw)
         with pytest.raises(ConfigError, match=rf"{name} has changed since the run ended"):
             check_done(folder)
-        done = CliRunner().invoke(cli, ["report", str(folder)])
-        assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1, done.output
+        done = call("report", folder, code=1)
+        assert len(done.stderr.splitlines()) == 1, done.output
         if name == "adapter.safetensors":
             with pytest.raises(ConfigError, match="adapter.safetensors"):
                 read_adapters(folder / name)
@@ -111,8 +110,8 @@ def test_an_empty_done_is_an_older_versions_or_a_power_cuts(whole, tmp_path):
         (folder / "done").write_bytes(content)
         with pytest.raises(DamagedDone, match="done is damaged"):
             check_done(folder)
-        report = CliRunner().invoke(cli, ["report", str(folder)])
-        assert report.exit_code == 1 and "done is damaged" in report.stderr
+        report = call("report", folder, code=1)
+        assert "done is damaged" in report.stderr
     (folder / "done").write_bytes(b"")
     tensors, facts = read_adapters(folder / "adapter.safetensors")
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -213,8 +212,7 @@ def test_facts_that_no_training_writes_are_one_line(unfinished, tmp_path, name):
         with pytest.raises(ConfigError) as error:
             run(small(), folder)
         assert "\n" not in str(error.value) and "restore" in str(error.value)
-        done = CliRunner().invoke(cli, ["report", str(folder)])
-        assert done.exit_code == 0, done.output
+        call("report", folder)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),

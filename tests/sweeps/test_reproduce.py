@@ -16,7 +16,7 @@ from pipeline.runs.results import RELEASED_PACS
 from pipeline.settings import RunConfig
 from pipeline.sweeps.reproduce import reproduce
 from pipeline.sweeps.reproduced import FIGURES, compared, doubts, table_of
-from tests.cli.test_cli import call, refused
+from tests.cli.commands import call, refused
 
 SEEDS, ROUNDS = 2, 2
 WILD = ("optimizer=sgd", "momentum=0", "lr=1e6", "weight_decay=1000", "head=linear")

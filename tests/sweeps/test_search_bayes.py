@@ -6,14 +6,16 @@ import time
 
 import pytest
 
-pytest.importorskip("optuna", reason="Optuna is not installed (requirements-sweep.txt)")
+from tests.packages import need
 
-from pipeline.errors import ConfigError
-from pipeline.settings import RunConfig
-from pipeline.sweeps.search import check_search, listed_trials, open_search
-from pipeline.sweeps.space import Choices, Normal, Range, Steps
-from pipeline.sweeps.spec import SweepSpec
-from pipeline.sweeps.trials import record
+need("optuna")
+
+from pipeline.errors import ConfigError  # noqa: E402
+from pipeline.settings import RunConfig  # noqa: E402
+from pipeline.sweeps.search import check_search, listed_trials, open_search  # noqa: E402
+from pipeline.sweeps.space import Choices, Normal, Range, Steps  # noqa: E402
+from pipeline.sweeps.spec import SweepSpec  # noqa: E402
+from pipeline.sweeps.trials import record  # noqa: E402
 
 BASE = RunConfig()
 SPACE = (

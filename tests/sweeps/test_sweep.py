@@ -13,7 +13,6 @@ from importlib import import_module
 
 import pytest
 
-from cache.store import read_table, write_table
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
 from pipeline.federation import training
@@ -26,18 +25,13 @@ from pipeline.sweeps.search import base_of
 from pipeline.sweeps.space import Range
 from pipeline.sweeps.spec import SweepSpec, from_options
 from tests.conftest import ROOT
-from tests.runs.small_runs import small
+from tests.packages import need
+from tests.runs.small_runs import stopped_after
 
 runner = import_module("pipeline.sweeps.train")
 
 BASE = RunConfig(held_out=(("a",), ("b",)), rounds=6, batch=8)
 GRID = ["lr=1e-3,1e-2", "head=attention,low-rank", "method=fedavg,ditto", "batch=8,16"]
-
-
-@pytest.fixture
-def table(tmp_path):
-    write_table(tmp_path / "small.h5", small())
-    return read_table(tmp_path / "small.h5")
 
 
 def run(table, out, grid=GRID, base=BASE, seeds=1, halving=None, draws=None, **options) -> dict:
@@ -101,7 +95,7 @@ def test_the_best_goes_on_at_each_rung(table, tmp_path):
 
 
 def test_bayes_cuts_every_batch_that_it_asks_for(table, tmp_path):
-    pytest.importorskip("optuna", reason="bayes needs requirements-sweep.txt")
+    need("optuna")
     rate = (("lr", Range(1e-4, 1e-1, log=True)),)
     spec = SweepSpec("bayes", rate, (0,), 16, Halving(2, 2, 1))
     sweep(table, spec, BASE, runs=tmp_path, out=tmp_path / "s", device="cpu")
@@ -196,22 +190,14 @@ def test_a_budget_ends_it_between_rounds_and_the_same_command_goes_on(table, tmp
 
 
 @pytest.mark.parametrize("halving", [None, 2])
-def test_stopped_anywhere_it_goes_on_to_the_same_records(table, tmp_path, monkeypatch, halving):
+def test_stopped_anywhere_it_goes_on_to_the_same_records(table, tmp_path, halving):
     run(table, tmp_path / "calm", halving=halving, seeds=2)
-    original, draw = training.advance, random.Random(0)
-    stops = 0
+    stops, draw = 0, random.Random(0)
     for _ in range(40):
-        left = [draw.randint(1, 25)]
-
-        def advance(engine, progress, left=left):
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-            return original(engine, progress)
-
-        monkeypatch.setattr(training, "advance", advance)
+        rounds, memory = draw.randint(1, 25), draw.choice([0, 10**6])
         try:
-            run(table, tmp_path / "cut", halving=halving, seeds=2, memory=draw.choice([0, 10**6]))
+            with stopped_after(rounds):
+                run(table, tmp_path / "cut", halving=halving, seeds=2, memory=memory)
             break
         except KeyboardInterrupt:
             stops += 1

@@ -14,7 +14,7 @@ import pytest
 from pipeline.digests import unsealed
 from pipeline.errors import ConfigError
 from pipeline.sweeps.trials import Record, make_trial, open_sweep, read_trials, record
-from tests.conftest import ROOT
+from tests.conftest import ROOT, on_linux
 
 SPEC = {"sweep": {"parameters": {"lr": {"values": [1e-4, 1e-3]}}, "seeds": [0]}, "backend": "torch"}
 
@@ -204,7 +204,7 @@ def test_one_process_at_a_time_and_none_after_a_kill(tmp_path):
     assert time.perf_counter() - started < 5
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@on_linux("writes to /dev/full")
 def test_a_full_disk_is_told(tmp_path):
     write(tmp_path)
     (tmp_path / "trials.jsonl").unlink()
