@@ -161,7 +161,11 @@ def test_a_read_before_the_wait_is_seen():
     x, rows = torch.zeros(64 * 64 * 4, dtype=torch.float16), torch.zeros(1, dtype=torch.int32)
     y = torch.zeros(64 * 64)
     (launch,) = launched(lambda: hasty[(1,)](x, rows, y, num_warps=4))
-    assert compile_for(launch, 90).early == {"x", "rows"}
+    found = compile_for(launch, 90)
+    assert found.early == {"x", "rows"} and found.moved == 0
+    *_, read, moved = faults(launch, replace(found, moved=2), 90)
+    assert read.endswith("accesses x before it waits")
+    assert moved.endswith("2 accesses moved across its wait")
     (launch,) = launched(lambda: repeated[(1,)](x, y, 4, 64, num_warps=4, num_stages=3))
     assert compile_for(launch, 90).early - CONSTANTS
 
