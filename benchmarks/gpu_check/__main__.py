@@ -46,7 +46,7 @@ STAGES = (
     Stage("round", 30, 20, "a captured round: replay and host time, time per kernel"),
     Stage("lanes", 40, 15, "1,200 lanes, 5 rounds"),
     Stage("contrastive", 60, 20, "contrastive at 8k and 32k pairs, fast and exact, against eager"),
-    Stage("variants", 60, 0, "other tile sizes"),
+    Stage("variants", 60, 0, "other tile sizes, overlapping launches"),
     Stage("extraction", 60, 20, "images/s for a ViT-B/32 with random weights"),
     Stage("sanitizer", 60, 0, "compute-sanitizer on small steps"),
 )

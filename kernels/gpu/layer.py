@@ -39,10 +39,24 @@ def add_product(sums, a, b):
 
 
 @triton.jit
+def wait_for_previous(OVERLAP: tl.constexpr):
+    """Wait until the previous launch has ended and its writes are visible; let the next one start.
+
+    Every program of every launch calls this before it reads or writes what another launch writes.
+    The next launch then starts early but waits here too, so launches write in their order. Never in
+    a loop: the compiler prefetches a loop's loads, past the wait (triton issue 11905).
+    """
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def layer(
     inputs, rows, owners, weight, bias, out, tops,
     WEIGHT_STRIDE: tl.constexpr, BIAS_STRIDE: tl.constexpr, D: tl.constexpr,
     PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):  # fmt: skip
     """One layer of the adapters on blocks of BM rows; each program computes BM x BN outputs.
 
@@ -68,6 +82,7 @@ def layer(
         row = tl.load(rows + block * BM + i)
         x_rows = inputs + tl.maximum(row, 0).to(tl.int64)[None, :] * D
         there = row[None, :] >= 0
+    wait_for_previous(OVERLAP)
     w_rows = weight + lane * WEIGHT_STRIDE + n[:, None] * D
     sums = tl.zeros((BN, BM), tl.float32)
     for start in range(0, D, BK):

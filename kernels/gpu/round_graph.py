@@ -99,7 +99,7 @@ class RoundGraph:
         self.sound = torch.ones((), dtype=torch.bool, device=device)
         self.paces = _pace_table(layout).to(device)
         self.settings: AdamSettings | None = None  # those in the workspace
-        self.graph = self._capture() if device.type == "cuda" else None
+        self.graph = capture(self._round) if device.type == "cuda" else None
         self.latest: Round | None = None
         self.ahead: dict[int, Any] = {}
         """For the caller: what it prepared for later rounds while one ran."""
@@ -165,18 +165,22 @@ class RoundGraph:
         features, _, unit_text = self.data
         answer(attention_state(kind, self.following), features, unit_text, self.asked)
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        # First run outside the capture, on a side stream: kernels cannot be compiled or loaded
-        # during capture.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._round()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._round()
-        return graph
+
+def capture(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """The device work of a call as a graph; the call runs once.
+
+    That run is outside the capture, during which no kernel can be compiled or loaded, and on a side
+    stream.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
 
 
 def _groups(layout: Layout, device: torch.device) -> list[Group]:

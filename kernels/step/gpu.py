@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kernels.adapter import AdamSettings, AdapterState
+from kernels.backends import INTERPRETED
 from kernels.gpu.layer import layer
 from kernels.step.gpu_kernels import (
     hidden_gradients,
@@ -58,8 +59,9 @@ def adapter_steps(
     rows: Tensor,
     settings: AdamSettings,
     logit_scale: float,
+    overlap: bool = False,
 ) -> Tensor:
-    """See kernels.step.adapter_steps; arguments are checked there."""
+    """See kernels.step.adapter_steps; arguments are checked there. overlap: see take_steps."""
     steps, lanes, batch = rows.shape
     features, unit_text = features.contiguous(), unit_text.contiguous()
     live = live_lanes(rows)
@@ -67,8 +69,9 @@ def adapter_steps(
     set_rows(work, rows)
     set_settings(work, settings)
     work.losses.zero_()
+    labels = labels.contiguous()
     with torch.cuda.device_of(features):  # Triton launches on the current device, not the tensors'
-        take_steps(adapters, features, labels.contiguous(), unit_text, work, live, logit_scale)
+        take_steps(adapters, features, labels, unit_text, work, live, logit_scale, overlap)
     return work.losses.sum(dim=2)
 
 
@@ -138,20 +141,29 @@ def take_steps(
     work: Workspace,
     live: Sequence[int],
     logit_scale: float,
+    overlap: bool = False,
 ) -> None:
     """Launch the steps, without allocating or synchronizing.
 
-    live  for each step, the number of lanes that have rows; the losses of others are not written
+    live     for each step, the number of lanes that have rows; the losses of others are not written
+    overlap  start each launch's programs before the previous launch has ended (programmatic
+             dependent launch; compute capability 9 or newer); the interpreter ignores it
     """
+    overlap = overlap and not INTERPRETED
     for step, lanes in enumerate(live):
         if lanes:
-            _take_step(adapters, features, labels, unit_text, work, step, lanes, logit_scale)
+            _take_step(
+                adapters, features, labels, unit_text, work, step, lanes, logit_scale, overlap
+            )
 
 
 def _take_step(
     adapters: AdapterState, features: Tensor, labels: Tensor, unit_text: Tensor, work: Workspace,
-    step: int, lanes: int, logit_scale: float,
+    step: int, lanes: int, logit_scale: float, overlap: bool,
 ) -> None:  # fmt: skip
+    early = {"OVERLAP": overlap, "launch_pdl": overlap}
+    # What precedes the first launch is not ours: it may be a copy, or still be writing the rows.
+    first = early | {"launch_pdl": overlap and step > 0}
     w1, b1, w2, b2 = adapters
     for name, weight in zip(AdapterState._fields, adapters, strict=True):
         assert weight[0].is_contiguous(), f"{name}: each lane must be contiguous"
@@ -161,29 +173,29 @@ def _take_step(
     parts, wide = size // tall, triton.cdiv(width, SCORES["BN"])
     layer[(lanes * parts * columns,)](
         features, rows, None, w1, b1, work.hidden, None,
-        w1.stride(0), b1.stride(0), width, parts, tall, **LAYER,
+        w1.stride(0), b1.stride(0), width, parts, tall, **LAYER, **first,
     )  # fmt: skip
     layer[(lanes * parts * columns,)](
         work.hidden, None, None, w2, b2, work.scores, work.tops,
-        w2.stride(0), b2.stride(0), width, parts, tall, **LAYER,
+        w2.stride(0), b2.stride(0), width, parts, tall, **LAYER, **early,
     )  # fmt: skip
     of_logits = (work.z, *work.by_row, *work.by_column, work.inverses)
     padded = triton.next_power_of_2(columns)
     logits[(lanes * (size // LOGITS["BM"]) * parts,)](
         features, rows, labels, unit_text, work.scores, work.tops, *of_logits, logit_scale,
-        width, size, columns, padded, BC=tall, **LOGITS,
+        width, size, columns, padded, BC=tall, **LOGITS, **early,
     )  # fmt: skip
     score_gradients[(lanes * parts * wide,)](
         features, rows, labels, unit_text, work.scores, work.tops, *of_logits, losses, logit_scale,
-        width, size, columns, padded, size // LOGITS["BM"], BM=tall, BC=tall, **SCORES,
+        width, size, columns, padded, size // LOGITS["BM"], BM=tall, BC=tall, **SCORES, **early,
     )  # fmt: skip
     hidden_gradients[(lanes * parts * columns,)](
         work.scores, w2, work.hidden, work.d_hidden,
-        w2.stride(0), width, parts, tall, **HIDDEN,
+        w2.stride(0), width, parts, tall, **HIDDEN, **early,
     )  # fmt: skip
     tiles = triton.cdiv(width, UPDATE["BM"]) * triton.cdiv(width, UPDATE["BN"])
     update[(lanes * 2 * tiles,)](
         work.scores, work.hidden, work.d_hidden, features, rows, optimizer,
         *adapters, *work.moments, *(weight.stride(0) for weight in (w1, b1, w2, b2)),
-        width, size, step == 0, BB=tall, **UPDATE,
+        width, size, step == 0, BB=tall, **UPDATE, **early,
     )  # fmt: skip

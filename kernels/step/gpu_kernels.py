@@ -9,7 +9,7 @@ fixed order.
 import triton
 import triton.language as tl
 
-from kernels.gpu.layer import LEAST, PRECISION, add_product, row_tops
+from kernels.gpu.layer import LEAST, PRECISION, add_product, row_tops, wait_for_previous
 
 ONCE = tl.constexpr("evict_first")
 """For m and v, which a step reads once and writes once: evicting them first frees L2 for weights,
@@ -21,7 +21,7 @@ def logits(
     features, rows, labels, text, scores, tops, z, row_peaks, row_sums, column_peaks, column_sums,
     inverses, scale,
     D: tl.constexpr, BATCH: tl.constexpr, COLUMNS: tl.constexpr, PADDED: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """A BM x BC tile of Z = scale * u @ text[labels].T, u = normalize(exp(scores - top) * x).
 
@@ -42,6 +42,7 @@ def logits(
     x_rows = features + tl.maximum(row, 0).to(tl.int64)[:, None] * D
     s_rows = scores + first * D + i[:, None] * D
     t_rows = text + label[None, :] * D
+    wait_for_previous(OVERLAP)
     top = row_tops(tops, first + part * BM, COLUMNS, BM, PADDED)
     products = tl.zeros((BM, BC), tl.float32)
     squares = tl.zeros((BM, BK), tl.float32)
@@ -89,6 +90,7 @@ def score_gradients(
     inverses, losses, scale,
     D: tl.constexpr, BATCH: tl.constexpr, COLUMNS: tl.constexpr, PADDED: tl.constexpr,
     PARTS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """scores become d loss / d scores = u * (d_u - u <u, d_u>), BM x BN of them per program.
 
@@ -108,6 +110,7 @@ def score_gradients(
     first = lane * BATCH
     row = tl.load(rows + first + i)
     size = tl.sum((tl.load(rows + first + tl.arange(0, BATCH)) >= 0).to(tl.float32), 0)
+    wait_for_previous(OVERLAP)
     by_row = log_sums(row_peaks, row_sums, lane, i, BATCH, ACROSS)
     d_u = tl.zeros((BM, BN), tl.float32)
     products = tl.zeros((BM, BC), tl.float32)
@@ -144,7 +147,7 @@ def score_gradients(
 def hidden_gradients(
     d_scores, weight, hidden, out,
     WEIGHT_STRIDE: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """out = (d_scores @ weight) * (1 - hidden^2), BM x BN per program, transposed as in `layer`."""
     COLUMNS: tl.constexpr = (D + BN - 1) // BN
@@ -153,6 +156,7 @@ def hidden_gradients(
     i = tl.arange(0, BM)
     d_rows = d_scores + block * BM * D + i[None, :] * D
     w_columns = weight + block // PARTS * WEIGHT_STRIDE + n[:, None]
+    wait_for_previous(OVERLAP)
     sums = tl.zeros((BN, BM), tl.float32)
     for start in range(0, D, BK):
         k = start + tl.arange(0, BK)
@@ -169,7 +173,7 @@ def update(
     d_scores, hidden, d_hidden, features, rows, optimizer, w1, b1, w2, b2, m, v,
     W1_STRIDE: tl.constexpr, B1_STRIDE: tl.constexpr, W2_STRIDE: tl.constexpr,
     B2_STRIDE: tl.constexpr, D: tl.constexpr, BATCH: tl.constexpr, FIRST: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BB: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BB: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Adam on all four arrays; the weights' gradients never reach memory.
 
@@ -181,6 +185,7 @@ def update(
     lane = (tl.program_id(0) // (2 * TILES)).to(tl.int64)
     tile = tl.program_id(0) % (2 * TILES)
     moments = lane * (2 * D * (D + 1))
+    wait_for_previous(OVERLAP)
     if tile < TILES:
         _update_tile(
             d_scores + lane * BATCH * D, hidden + lane * BATCH * D, None, optimizer + lane * 8,

@@ -141,7 +141,7 @@ def test_what_a_person_may_get_wrong_in_federate(file, tmp_path):
             match="choose from demo, pacs")  # fmt: skip
     refused("extract", "--dataset", "dmo", "--out", tmp_path / "no.h5", code=6,
             match="Did you mean demo")  # fmt: skip
-    refused("federate", file, "--backend", "fortran", *out, code=5, match="there is")
+    refused("federate", file, "--backend", "fortran", *out, code=5, match="choose from")
     refused("federate", file, "--init-adapter", tmp_path / "no", *out, code=1, match="no such file")
     (tmp_path / "page.h5").write_text("<!DOCTYPE html><html>")
     refused("federate", tmp_path / "page.h5", *out, code=4, match="HTML")

@@ -20,7 +20,7 @@ from pipeline.transfer.connection import Patience
 from pipeline.transfer.download import download
 from tests.datasets.loopback import DATA, HASTY, ROOT, chunk, head, left, replying
 from tests.extraction.extraction import Said
-from tests.packages import need
+from tests.flower import certificates
 
 QUICK = Patience(seconds=0.4, bytes_per_second=1000.0, retries=1, pause=0.01)
 ROOM = 3_000_000  # bytes that are free on the disk, over those that are to stay free
@@ -109,10 +109,7 @@ def test_http_may_lead_to_http(tmp_path):
 
 
 def test_https_never_leads_to_http(tmp_path, monkeypatch):
-    need("cryptography")
-    from pipeline.flower import certificates
-
-    folder = certificates.make(tmp_path / "keys", (), 0)
+    folder = certificates.make(tmp_path / "keys", sites=0)
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.crt"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem", folder / "server.key")

@@ -27,6 +27,9 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+WAIT = "griddepcontrol.wait", "ACQBULK"
+"""Waits for the previous launch: in PTX, in machine code."""
+ACCESS = r"\b(?:ld\.global|st\.global|atom|red|cp\.async|LDG|STG|LDGSTS|ATOMG?|REDG?|UBLKCP)\b"
 INSTRUCTION = r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]*) (R\d+)(.*?);"
 TENSOR_CORE = r"\b(HMMA|HGMMA|UTC\w*MMA)\b"
 
@@ -60,6 +63,10 @@ class Compiled:
     wgmma: int  # of those, the ones of compute capability 9 for 64 rows and more
     evicted: int  # loads and stores that mark their lines as the first to leave L2
     fused_exponents: int  # exponentials of what a fused multiply-add made
+    waits: int = 0  # WAIT instructions
+    signals: int = 0  # instructions that let the next launch start
+    early: frozenset[str] = frozenset()  # arguments whose memory is accessed before the first
+    moved: int = 0  # accesses that the assembler moved across it
 
 
 @contextmanager
@@ -88,7 +95,7 @@ def _describe(kernel: JITFunction, args: tuple, named: dict) -> Launch:
     values |= {name: named.pop(name) for name in kernel.arg_names if name in named}
     types, constants, aligned = [], [], []
     for parameter in kernel.params:
-        name, value = parameter.name, values[parameter.name]
+        name, value = parameter.name, values.get(parameter.name, parameter.default)
         if isinstance(value, torch.Tensor):
             types.append((name, TYPES[value.dtype]))
             even = not parameter.do_not_specialize_on_alignment and value.data_ptr() % 16 == 0
@@ -134,7 +141,34 @@ def compile_for(launch: Launch, architecture: int) -> Compiled:
         wgmma=len(re.findall(r"\bHGMMA\b", code)),
         evicted=len(re.findall(r"\b(?:ld|st)\.global\S*evict_first", compiled.asm["ptx"])),
         fused_exponents=_fused_exponents(code),
+        waits=code.count(WAIT[1]),
+        signals=code.count("PREEXIT"),
+        early=_early(compiled.asm["ptx"], [name for name, _ in launch.types]),
+        moved=_accesses_before(WAIT[1], code) - _accesses_before(WAIT[0], compiled.asm["ptx"]),
     )
+
+
+def _accesses_before(wait: str, code: str) -> int:
+    return len(re.findall(ACCESS, code.partition(wait)[0])) if wait in code else 0
+
+
+def _early(ptx: str, arguments: list[str]) -> frozenset[str]:
+    """The arguments that addresses before the wait are computed from; "?" for one from none."""
+    code, wait, _ = ptx.partition(WAIT[0])
+    made_of: dict[str, set[str]] = {}  # by register
+    early: set[str] = set()
+    for name, operands in re.findall(r"^\s*(?:@!?%\w+ )?([a-z][\w.:]+)\s+(.*?);", code, re.M):
+        target, _, sources = re.fullmatch(r"(\{.*?\}|[^,]*)(,?)(.*)", operands).groups()
+        if "[" in target:  # a store
+            target, sources = "", target
+        found = {arguments[int(n)] for n in re.findall(r"_param_(\d+)\]", sources)}
+        for register in re.findall(r"%\w+", sources):
+            found |= made_of.get(register, set())
+        for register in re.findall(r"%\w+", target):
+            made_of[register] = found
+        if re.match(ACCESS, name):
+            early |= found or {"?"}
+    return frozenset(early) if wait else frozenset()
 
 
 def _fused_exponents(code: str) -> int:

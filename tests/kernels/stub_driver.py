@@ -29,6 +29,7 @@ class StubDriver:
         self.device = next(DEVICES)
         self.loaded: Counter[str] = Counter()  # binaries, by kernel
         self.launched: Counter[str] = Counter()
+        self.overlapped: Counter[str] = Counter()  # launches that do not await the previous one
         self.utils = self
 
     def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple:
@@ -41,6 +42,7 @@ class StubDriver:
         def launch(x: int, y: int, z: int, stream: int, function: str, *_: object) -> None:
             assert 0 < x <= MOST_PROGRAMS and y == z == 1, f"{metadata.name}: grid {x}, {y}, {z}"
             self.launched[metadata.name] += 1
+            self.overlapped[metadata.name] += metadata.launch_pdl
 
         return launch
 

@@ -14,7 +14,9 @@ from benchmarks.rounds import pacs_shaped
 from kernels.adapter import AdapterState
 from kernels.answers.top1 import adapter_top1
 from kernels.contrastive import contrastive
+from kernels.gpu.round_graph import capture
 from kernels.step import adapter_steps
+from kernels.step import gpu as step_gpu
 from pipeline.federation.cuda_graph import capture_rounds
 from pipeline.federation.local import Engine
 from pipeline.federation.plan import build_plan
@@ -69,6 +71,31 @@ def test_steps_give_the_same_bytes_again():
         losses = adapter_steps(state, *data, rows, settings(12), logit_scale=100, backend="triton")
         first = first or (*state, losses)
         assert all(torch.equal(a, b) for a, b in zip(first, (*state, losses), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 5, 16, 3), (12, 8, 32, 512, 7)], ids=["small", "large"])
+def test_overlapping_launches_in_a_graph_give_the_same_bytes(shape):
+    if torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("programmatic dependent launch needs compute capability 9")
+    lanes, steps, batch, *_ = shape
+    *drawn, rows = draw(*shape)
+    adapters, *data = on(DEVICE, *drawn)
+    work = step_gpu.workspace(steps, lanes, batch, data[0])
+    step_gpu.set_rows(work, rows)
+    step_gpu.set_settings(work, settings(lanes))
+    state = AdapterState(*(w.clone() for w in adapters))
+
+    def train(overlap):
+        for weight, start in zip(state, adapters, strict=True):
+            weight.copy_(start)
+        step_gpu.take_steps(state, *data, work, step_gpu.live_lanes(rows), 100.0, overlap)
+
+    train(False)
+    plain = [w.clone() for w in state]
+    graph = capture(lambda: train(True))
+    for _ in range(AGAIN):
+        graph.replay()
+        assert all(map(torch.equal, plain, state))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,9 +3,10 @@
 A kernel that spills registers or asks for more shared memory than there is fails here and not at
 a user's; so does one that lost its tensor-core instructions, and one whose compiler fused a logit
 with the log-sum that is subtracted from it (kernels/contrastive/gpu.py, UNFUSED). `python -m
-tests.kernels.test_triton_aot` prints the table of docs/kernels-gpu.md.
+tests.kernels.test_triton_aot` prints the tables of docs/kernels-gpu.md.
 """
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -14,10 +15,13 @@ import torch
 from tests.packages import need
 
 need("triton")
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
 
 from kernels.adapter import AdamSettings, AdapterState  # noqa: E402
 from kernels.answers import gpu as adapter_top1_triton  # noqa: E402
 from kernels.contrastive import gpu as contrastive_triton  # noqa: E402
+from kernels.gpu.layer import wait_for_previous  # noqa: E402
 from kernels.step import gpu as adapter_step_triton  # noqa: E402
 from tests.kernels.aot import Compiled, Launch, compile_for, launched  # noqa: E402
 
@@ -27,8 +31,11 @@ WITHOUT_PRODUCTS = {"combine"}
 TURNED = {"layer", "hidden_gradients"}
 """Kernels that give the weights' 64 rows, and not the batch's 16 or 32, to the tensor cores."""
 
+CONSTANTS = {"features", "rows", "labels", "text"}
+"""What no launch of a round writes."""
 
-def step(batch: int, width: int) -> list[Launch]:
+
+def step(batch: int, width: int, overlap: bool = False) -> list[Launch]:
     """All kernels of two training steps; adapters as views of one row a lane."""
     lanes, square = 2, width * width
     flat = torch.zeros(lanes, 2 * (square + width))
@@ -40,6 +47,7 @@ def step(batch: int, width: int) -> list[Launch]:
         lambda: adapter_step_triton.adapter_steps(
             adapters, torch.zeros(9, width), torch.zeros(9, dtype=torch.int64),
             torch.zeros(7, width), torch.zeros(2, lanes, batch, dtype=torch.int32), settings, 100.0,
+            overlap,
         )
     )  # fmt: skip
 
@@ -102,6 +110,10 @@ def faults(launch: Launch, found: Compiled, architecture: int) -> list[str]:
         wrong.append("m and v stay in L2 in the place of weights")
     if found.fused_exponents:
         wrong.append(f"{found.fused_exponents} exponentials of a fused multiply-add")
+    if found.early - CONSTANTS:
+        wrong.append(f"accesses {', '.join(sorted(found.early - CONSTANTS))} before it waits")
+    if found.moved:
+        wrong.append(f"{found.moved} accesses moved across its wait")
     return [f"sm_{architecture} {launch}: {fault}" for fault in wrong]
 
 
@@ -113,6 +125,50 @@ def test_shipped_kernels_fit_the_hardware(architecture, op, shape):
     for launch in launches:
         wrong += faults(launch, compile_for(launch, architecture), architecture)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape"), [(90, (32, 512)), (90, (70, 33)), (100, (32, 512))], ids=str
+)
+def test_overlapping_launches_wait_before_they_read_what_others_write(architecture, shape):
+    launches = step(*shape, overlap=True)
+    assert len(launches) == 8  # the first step's layer and update differ from the others'
+    for launch in launches:
+        found = compile_for(launch, architecture)
+        assert found.waits == found.signals == 1 and not faults(launch, found, architecture)
+
+
+@triton.jit
+def hasty(x, rows, y):
+    row = tl.load(rows)
+    value = tl.load(x + row)
+    wait_for_previous(True)
+    tl.store(y, value + tl.load(x))
+
+
+@triton.jit
+def repeated(x, y, n, B: tl.constexpr):
+    i = tl.arange(0, B)[:, None] * B + tl.arange(0, B)[None, :]
+    sums = tl.zeros((B, B), tl.float32)
+    for start in range(n):
+        wait_for_previous(True)
+        a = tl.load(x + start * B * B + i)
+        sums = tl.dot(a, a, sums)
+    tl.store(y + i, sums)
+
+
+def test_a_read_before_the_wait_is_seen():
+    """By hand, and by the compiler, which prefetches a loop's loads past a wait in the loop."""
+    x, rows = torch.zeros(64 * 64 * 4, dtype=torch.float16), torch.zeros(1, dtype=torch.int32)
+    y = torch.zeros(64 * 64)
+    (launch,) = launched(lambda: hasty[(1,)](x, rows, y, num_warps=4))
+    found = compile_for(launch, 90)
+    assert found.early == {"x", "rows"} and found.moved == 0
+    *_, read, moved = faults(launch, replace(found, moved=2), 90)
+    assert read.endswith("accesses x before it waits")
+    assert moved.endswith("2 accesses moved across its wait")
+    (launch,) = launched(lambda: repeated[(1,)](x, y, 4, 64, num_warps=4, num_stages=3))
+    assert compile_for(launch, 90).early - CONSTANTS
 
 
 def test_a_kernel_that_does_not_fit_is_seen():
@@ -147,8 +203,14 @@ def test_logits_fused_with_their_log_sums_are_seen(monkeypatch):
     assert fault.endswith("exponentials of a fused multiply-add")
 
 
+def programs(found: Compiled, warps: int) -> int:
+    """How many programs fit on a multiprocessor of compute capability 9.0."""
+    registers = 32 * warps * (-found.registers // 8 * -8)
+    return min(65536 // registers, 228 * 1024 // (found.shared + 1024), 64 // warps)
+
+
 def main() -> None:
-    """The table of docs/kernels-gpu.md, as Markdown."""
+    """The tables of docs/kernels-gpu.md, as Markdown."""
     rows: dict[tuple[str, str], dict[int, str]] = {}
     for architecture, op, shape in SHIPPED:
         for nth, launch in enumerate(launches_of(architecture, op, shape)):
@@ -164,6 +226,17 @@ def main() -> None:
     print("|---|---|" + "---|" * len(SHARED_MEMORY))
     for (case, name), cells in rows.items():
         print(f"| {case} | {name} | " + " | ".join(cells.get(a, "") for a in SHARED_MEMORY) + " |")
+    print("\n| kernel | in turn | overlapping | spills, waits | loads before the wait |")
+    print("|---|---|---|---|---|")
+    for nth, launch in enumerate(step(32, 512, overlap=True)):
+        constants = tuple((n, v if n != "OVERLAP" else False) for n, v in launch.constants)
+        options = {**dict(launch.options), "launch_pdl": False}
+        plain = replace(launch, constants=constants, options=tuple(options.items()))
+        found = [compile_for(x, 90) for x in (plain, launch)]
+        used = [f"{x.registers}, {programs(x, options['num_warps'])}" for x in found]
+        name = f"{nth + 1}. {launch.kernel.fn.__name__}"
+        early = ", ".join(sorted(found[1].early)) or "none"
+        print("|", " | ".join((name, *used, f"{found[1].spills}, {found[1].waits}", early)), "|")
 
 
 if __name__ == "__main__":

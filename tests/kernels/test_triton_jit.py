@@ -25,7 +25,7 @@ from pipeline.federation.plan import build_plan  # noqa: E402
 from pipeline.federation.training import to_device  # noqa: E402
 from pipeline.settings import RunConfig  # noqa: E402
 from tests.kernels.steps import draw, settings  # noqa: E402
-from tests.kernels.stub_driver import stub_driver  # noqa: E402
+from tests.kernels.stub_driver import StubDriver, stub_driver  # noqa: E402
 from tests.runs.small_runs import small  # noqa: E402
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter has no launch path")
@@ -38,7 +38,7 @@ SHAPES = [  # lanes, steps, batch, width, classes
 ]
 
 
-def assert_launches(call, kernels: set[str]) -> None:
+def assert_launches(call, kernels: set[str]) -> StubDriver:
     """`call` launches these kernels, and done again it compiles and loads nothing more."""
     with stub_driver() as stub:
         call()
@@ -47,17 +47,23 @@ def assert_launches(call, kernels: set[str]) -> None:
         call()
         assert stub.loaded == loaded
         assert stub.launched == launched + launched
+    return stub
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlap"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_steps_launch(shape):
+def test_steps_launch(shape, overlap):
+    """With overlap, only the first launch awaits what precedes it."""
     adapters, *data, rows = draw(*shape)
 
     def call():
         state = AdapterState(*(w.clone() for w in adapters))
-        step_gpu.adapter_steps(state, *data, rows, settings(shape[0]), 100.0)
+        step_gpu.adapter_steps(state, *data, rows, settings(shape[0]), 100.0, overlap)
 
-    assert_launches(call, STEP)
+    stub = assert_launches(call, STEP)
+    calls, launches = 2, 6 * shape[1]
+    assert stub.launched.total() == calls * launches
+    assert stub.overlapped.total() == (calls * (launches - 1) if overlap else 0)
 
 
 @pytest.mark.parametrize(("width", "classes"), [(33, 65), (33, 1)])

@@ -135,7 +135,9 @@ def test_combinations_that_conflict_fail_with_the_reason_and_are_counted(table, 
         assert (each["settings"]["mode"], each["settings"]["head"]) == ("FedAtImg", "cosine")
         assert "pass --mode FedAtTxt" in each["error"] and not each["results"]
     assert document["trials"] == {"done": 6, "diverged": 0, "failed": 2, "pruned": 0}
-    assert "8 trials: 6 done, 2 failed: head cosine is a classifier" in sweep_table(document)
+    assert "8 trials: 6 done, 2 failed: head cosine replaces the text features" in sweep_table(
+        document
+    )
     before = (tmp_path / "s" / "trials.jsonl").read_bytes()
     run(table, tmp_path / "s", grid, seeds=2)  # what cannot be fails again, and adds no line
     assert (tmp_path / "s" / "trials.jsonl").read_bytes() == before
