@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from benchmarks.rows import RESULTS, Row, markdown, read, time
+from kernels.backends import BF16
 
 ROOT = RESULTS.parent.parent
 BEGIN = "<!-- made by ./run.sh bench --readme: begin -->"
@@ -96,7 +97,7 @@ def _chief(device: str, file: Path | None) -> str:
 def _beside_peers(rows: list[Row]) -> str:
     """A sentence: floor, ours and best peer for a training step on one core; "" if not measured."""
     ours = next((row for row in rows if row.case in OURS), None)
-    others = [row for row in rows if row.case not in OURS and row.cpu]
+    others = [row for row in rows if row.case not in (*OURS, BF16) and row.cpu]
     if ours is None or not (ours.cpu and ours.floor and others):
         return ""
     best = min(others, key=lambda row: row.cpu or 0.0)
