@@ -14,9 +14,7 @@ from benchmarks.rounds import pacs_shaped
 from kernels.adapter import AdapterState
 from kernels.answers.top1 import adapter_top1
 from kernels.contrastive import contrastive
-from kernels.gpu.round_graph import capture
 from kernels.step import adapter_steps
-from kernels.step import gpu as step_gpu
 from pipeline.federation.cuda_graph import capture_rounds
 from pipeline.federation.local import Engine
 from pipeline.federation.plan import build_plan
@@ -29,6 +27,7 @@ from tests.federation.outsized import assert_captured_round_names_the_outsized
 from tests.kernels.pairs import COUNTS, assert_exact, assert_fast_as_exact_as_bfloat16, pairs
 from tests.kernels.steps import SHAPES, assert_as_exact_as_plain_torch, draw, on, settings
 from tests.naive import steps as naive
+from tests.packages import need
 from tests.runs.small_runs import small
 
 pytestmark = ON_GPU
@@ -77,6 +76,10 @@ def test_steps_give_the_same_bytes_again():
 def test_overlapping_launches_in_a_graph_give_the_same_bytes(shape):
     if torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("programmatic dependent launch needs compute capability 9")
+    need("triton")
+    from kernels.gpu.round_graph import capture
+    from kernels.step import gpu as step_gpu
+
     lanes, steps, batch, *_ = shape
     *drawn, rows = draw(*shape)
     adapters, *data = on(DEVICE, *drawn)
