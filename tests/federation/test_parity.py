@@ -1,7 +1,7 @@
 """The released FedCLIP's recorded runs, replayed through the path that every run takes.
 
-Recordings are *.npz in the folder that FEDCLIP_ORACLES names (default: shared/oracle); their keys
-are explained in docs/method.md. Nothing here knows how large they are.
+Recordings are *.npz in the folder that FEDCLIP_ORACLES names (default: oracle in that of
+FEDCLIP_SHARED); their keys are explained in docs/method.md. Nothing here knows how large they are.
 """
 
 import json
@@ -32,13 +32,14 @@ BACKENDS = [
 
 
 def recordings() -> list[Path]:
-    folder = Path(os.environ.get("FEDCLIP_ORACLES", ROOT.parent / "shared" / "oracle"))
+    shared = ROOT / os.environ.get("FEDCLIP_SHARED", "../shared")
+    folder = Path(os.environ.get("FEDCLIP_ORACLES", shared / "oracle"))
     return sorted(folder.glob("*.npz"))
 
 
 @pytest.fixture(params=recordings() or [None], ids=lambda path: path.stem if path else "none")
 def recording(request, shared):
-    assert request.param is not None, "no *.npz in FEDCLIP_ORACLES or shared/oracle"
+    assert request.param is not None, "no *.npz in FEDCLIP_ORACLES, or in oracle of FEDCLIP_SHARED"
     return request.param
 
 
