@@ -13,23 +13,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks import kernels, kernels_cuda, machine, rounds, rounds_cuda
-from benchmarks.compare import Fault, distance
-from benchmarks.measure import take_turns
+from benchmarks.compare import Fault
+from benchmarks.gpu_check.sizes import CUDA, SIZES, Lines, Size
+from benchmarks.gpu_check.variants import variants  # noqa: F401  main finds it by its name
 from benchmarks.rows import time as in_words
 from cache.table import FeatureTable
-from kernels.adapter import AdamSettings, AdapterState
+from kernels.adapter import AdamSettings
 from kernels.backends import pick_backend
 from kernels.step import adapter_steps
 from pipeline.federation.cuda_graph import capture_rounds
@@ -38,39 +36,6 @@ from pipeline.federation.plan import build_plan, steps_a_round
 from pipeline.federation.training import Progress, advance, begin, to_device
 
 ROOT = Path(__file__).resolve().parents[2]
-CUDA = torch.device("cuda")
-Lines = Iterator[dict[str, Any]]
-Call = Callable[[], tuple[Tensor, ...]]
-Made = TypeVar("Made")
-SHIPPED = "shipped"
-OVERLAP = "overlapping launches"
-
-
-class Size(NamedTuple):
-    """The sizes of the stages' work."""
-
-    ceiling: tuple[int, int]  # side of a product, numbers in a copy
-    shards: int  # test processes
-    tests: str  # pytest -k
-    width: int  # of features; 512 is CLIP ViT-B/32's
-    rows: int | None  # of the table; None: PACS's
-    rounds: int
-    replays: int
-    trials: int  # of 12 lanes
-    pairs: tuple[int, ...]
-    steps: tuple[int, int, int, int]  # lanes, steps, batch, classes
-    images: int
-    batch: int
-
-
-SIZES = {
-    "full": Size((4096, 1 << 28), 6, "", 512, None, 5, 20, 100, (8192, 32768), (12, 20, 32, 7),
-                 8192, 256),
-    "quick": Size((4096, 1 << 28), 6, "14.3 or graph or again", 512, None, 2, 10, 20, (8192,),
-                  (12, 20, 32, 7), 2048, 256),
-    "pretend": Size((64, 1 << 12), 1, "graph and outsized", 16, 60, 1, 2, 2, (40,), (2, 2, 5, 3),
-                    4, 2),
-}  # fmt: skip
 
 
 def main(name: str, size: str) -> int:
@@ -239,75 +204,6 @@ def contrastive(size: Size) -> Lines:
     )
 
 
-def variants(size: Size) -> Lines:
-    """Training steps, in graphs, and contrastive with other tile sizes, against those shipped.
-
-    Last, steps whose launches overlap (kernels/step/gpu.py: take_steps): the bytes must be equal.
-    """
-    from kernels.contrastive import gpu as contrastive_gpu
-    from kernels.gpu.round_graph import capture
-    from kernels.step import gpu as step_gpu
-
-    lanes, steps, batch, classes = size.steps
-    adapters, *data = kernels.problem(lanes, size.width, classes, 200, CUDA)
-    draw = torch.Generator().manual_seed(1)
-    rows = torch.randint(200, (steps, lanes, batch), generator=draw, dtype=torch.int32)
-    settings = AdamSettings(
-        *(torch.full((lanes,), kernels.RELEASED[n], dtype=torch.float64)
-          for n in AdamSettings._fields)
-    )  # fmt: skip
-    state = AdapterState(*(w.clone() for w in adapters))
-    work = step_gpu.workspace(steps, lanes, batch, data[0])
-    step_gpu.set_rows(work, rows)
-    step_gpu.set_settings(work, settings)
-
-    def steps_in_graph(overlap: bool = False) -> Call:
-        def train() -> None:
-            for weight, start in zip(state, adapters, strict=True):
-                weight.copy_(start)
-            step_gpu.take_steps(state, *data, work, [lanes] * steps, 100.0, overlap)
-
-        graph = capture(train)
-
-        def replay() -> tuple[Tensor, ...]:
-            graph.replay()
-            return state
-
-        return replay
-
-    ways = {SHIPPED: steps_in_graph}
-    for name, change in (
-        ("UPDATE", {"BM": 32, "BN": 32}),
-        ("UPDATE", {"BM": 16, "BN": 64}),
-        ("LAYER", {"BK": 64, "num_stages": 3}),
-        ("HIDDEN", {"BK": 32, "num_stages": 4}),
-        ("SCORES", {"BN": 32, "num_warps": 4}),
-    ):
-        ways[f"{name} {change}"] = partial(_with, step_gpu, name, change, steps_in_graph)
-    case = f"{lanes} lanes, {steps} steps"
-    yield from _variants(case, ways)
-    image, other = kernels_cuda.pairs(size.pairs[0], CUDA)
-
-    def gradients() -> tuple[Tensor, ...]:
-        _, *sums = contrastive_gpu.forward(image, other, 100.0, "fast")
-        return contrastive_gpu.backward(image, other, 100.0, *sums, "fast")
-
-    wide = contrastive_gpu.WIDE["fast"]
-    ways = {SHIPPED: lambda: gradients}
-    for name, change in (
-        ("WIDE", {"fast": wide | {"BN": 256}}),
-        ("WIDE", {"fast": wide | {"BN": 64, "num_warps": 4}}),
-        ("WIDE", {"fast": wide | {"num_stages": 4}}),
-        ("CHUNK", 8192),
-    ):
-        changed = partial(_with, contrastive_gpu, name, change, gradients)
-        ways[f"{name} {change}"] = lambda changed=changed: changed
-    yield from _variants(f"contrastive fast, N {size.pairs[0]}", ways)
-    if torch.cuda.get_device_capability()[0] >= 9:
-        ways = {SHIPPED: steps_in_graph, OVERLAP: partial(steps_in_graph, overlap=True)}
-        yield from _variants(case, ways)
-
-
 def extraction(size: Size) -> Lines:
     """Images/s of encode_images for a ViT-B/32 with random weights, from pixels on the CPU."""
     from safetensors.torch import save_file
@@ -378,46 +274,6 @@ def small_steps(size: Size) -> Lines:
         loss(x[0], x[1], 10.0, precision=precision, backend="triton").backward()
     torch.cuda.synchronize()
     yield {"summary": "steps, answers and contrastive ran"}
-
-
-def _variants(case: str, ways: dict[str, Callable[[], Call]]) -> Lines:
-    """Make each way's call, check its results against the shipped one's, and time them in turn."""
-    shipped: list[Tensor] = []
-    calls: dict[str, Call] = {}
-    for name, make in ways.items():
-        try:
-            call = make()
-            found = [value.clone() for value in call()]
-        except Exception as error:  # the compiler or driver may raise anything
-            if name == SHIPPED:
-                raise
-            yield {"case": name, "summary": f"{name}: {type(error).__name__}"}
-            continue
-        shipped = shipped or found
-        error = distance(tuple(found), tuple(shipped))
-        equal = all(map(torch.equal, found, shipped))
-        if not (equal if name == OVERLAP else error < 1e-3):
-            yield {"case": name, "error": f"differs by {error:.1e} from what is shipped"}
-            continue
-        calls[name] = call
-    times = {n: t.quantiles()["p50"] for n, t in
-             take_turns(calls, repeats=5, device=CUDA).items()}  # fmt: skip
-    for name, seconds in times.items():
-        yield {
-            "case": name, "seconds": seconds,
-            "summary": f"{case}, {name}: {in_words(seconds)}, "
-                       f"{times[SHIPPED] / seconds:.2f} times as fast",
-        }  # fmt: skip
-
-
-def _with(module: ModuleType, name: str, change: Any, call: Callable[[], Made]) -> Made:
-    """What `call` returns while the module's constant is changed."""
-    before = getattr(module, name)
-    setattr(module, name, before | change if isinstance(before, dict) else change)
-    try:
-        return call()
-    finally:
-        setattr(module, name, before)
 
 
 def _by_kernel(call: Callable[[], object]) -> Lines:

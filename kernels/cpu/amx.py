@@ -30,7 +30,7 @@ _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA = 158, 0x1023, 18
 
 @functools.cache
 def why_not() -> str:
-    """Why this process cannot use the unit; "" when it can. Linux wants to be asked once."""
+    """Why this process cannot use the unit, "" if it can; Linux grants it to processes that ask."""
     features = config.CPU_FEATURES
     if features is None:
         features = binding.get_host_cpu_features().flatten()
@@ -48,7 +48,7 @@ def _granted() -> bool:
 
 
 def palette() -> np.ndarray:
-    """What `configure` loads: palette 1, eight tiles of 16 rows of 64 bytes."""
+    """The tile configuration: palette 1, eight tiles of 16 rows of 64 bytes."""
     found = np.zeros(64, np.uint8)
     found[0] = 1
     found[16:32].view(np.uint16)[:] = 64
@@ -74,7 +74,7 @@ def configure(typing, address):
 
 @intrinsic
 def release(typing):
-    """Empties this thread's tiles, so that the processor may rest them."""
+    """Resets this thread's tiles to their initial state, so that they need not be saved."""
 
     def emit(context, code, signature, arguments):
         _call(code, "tilerelease")

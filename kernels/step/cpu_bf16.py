@@ -44,7 +44,10 @@ def adapter_steps(
     """
     width, batch = features.shape[1], rows.shape[2]
     if width % SIDE:
-        raise BackendUnavailable(f"bfloat16 products take widths in multiples of {SIDE}: {width}")
+        raise BackendUnavailable(
+            "backend 'numba-bf16' needs features whose width is a multiple of "
+            f"{SIDE}, not {width}; pass --backend auto"
+        )
     return run_lanes(
         _train_lane, lambda: _scratch(width, batch), _spare(width, batch),
         adapters, features, labels, unit_text, rows, settings, logit_scale,

@@ -170,7 +170,7 @@ device_option = option(
 backend_option = option(
     "--backend", default="auto", show_default=True, metavar="NAME", section=HARDWARE,
     help="Kernels to compute with: auto, torch, numba or triton; numba-bf16 trains with bfloat16 "
-    "products on processors with AMX, faster and not quite equal.",
+    "products on processors with AMX: faster, with slightly different results.",
 )  # fmt: skip
 workers_option = option(
     "--workers", type=click.IntRange(0), section=HARDWARE, note="one for each CPU",
